@@ -1,0 +1,231 @@
+//! The parameters and buffers of a network, by name, in the order in which they were declared.
+
+use std::{cell::RefCell, collections::BTreeMap, fmt::Display, rc::Rc};
+
+use anyhow::{Result, bail};
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::random::{Purpose, stream};
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy)]
+pub enum Init {
+    Constant(f64),
+    /// Uniform in ±bound.
+    Uniform(f64),
+    /// Normal with this mean and standard deviation.
+    Normal(f64, f64),
+}
+
+impl Init {
+    pub const ZEROS: Init = Init::Constant(0.0);
+    pub const ONES: Init = Init::Constant(1.0);
+
+    /// PyTorch's default for convolutions and linear layers, weight and bias: uniform in ±1/√fan_in.
+    pub fn fan_in(fan_in: i64) -> Init {
+        Init::Uniform(1.0 / (fan_in as f64).sqrt())
+    }
+}
+
+/// One tensor of a network.
+pub struct Entry {
+    /// The name in a checkpoint: the released LVDM's own, without its prefix.
+    pub name: String,
+    /// A second name under which released checkpoints list the same tensor.
+    pub alias: Option<String>,
+    pub tensor: Tensor,
+    /// False for buffers (running statistics).
+    pub trainable: bool,
+}
+
+/// All tensors of a network. Cloning shares them.
+#[derive(Clone)]
+pub struct Parameters {
+    entries: Rc<RefCell<Vec<Entry>>>,
+    device: Device,
+    seed: u64,
+    shapes_only: bool,
+}
+
+impl Parameters {
+    /// An empty set; what is declared in it starts as a function of (seed, name) alone.
+    pub fn new(device: Device, seed: u64) -> Self {
+        Parameters { entries: Rc::default(), device, seed, shapes_only: false }
+    }
+
+    /// A set whose tensors have shapes but share one element of memory: for counting and checking
+    /// names of networks that would not fit.
+    pub fn shapes_only() -> Self {
+        Parameters { shapes_only: true, ..Parameters::new(Device::Cpu, 0) }
+    }
+
+    /// The place from which a network declares its parameters.
+    pub fn root(&self) -> Scope {
+        Scope { parameters: self.clone(), prefix: String::new() }
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// (name, tensor) of all parameters and buffers, in order of declaration.
+    pub fn named(&self) -> Vec<(String, Tensor)> {
+        self.entries.borrow().iter().map(|e| (e.name.clone(), e.tensor.shallow_clone())).collect()
+    }
+
+    /// (name, tensor) of what an optimizer moves, in order of declaration.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        let entries = self.entries.borrow();
+        entries.iter().filter(|e| e.trainable).map(|e| (e.name.clone(), e.tensor.shallow_clone())).collect()
+    }
+
+    /// (alias, name) of tensors that released checkpoints list twice.
+    pub fn aliases(&self) -> Vec<(String, String)> {
+        let entries = self.entries.borrow();
+        entries.iter().filter_map(|e| e.alias.clone().map(|alias| (alias, e.name.clone()))).collect()
+    }
+
+    /// Number of trainable numbers.
+    pub fn count(&self) -> i64 {
+        self.trainable().iter().map(|(_, t)| t.numel() as i64).sum()
+    }
+
+    /// Stops gradients for all of them (evaluation, frozen networks).
+    pub fn freeze(&self) {
+        for entry in self.entries.borrow_mut().iter_mut() {
+            let _ = entry.tensor.requires_grad_(false);
+            entry.trainable = false;
+        }
+    }
+
+    /// Casts all floating-point tensors, keeping their identity for the layers that hold them.
+    pub fn to_kind(&self, kind: Kind) {
+        for entry in self.entries.borrow().iter() {
+            if entry.tensor.is_floating_point() {
+                let mut tensor = entry.tensor.shallow_clone();
+                no_grad(|| tensor.set_data(&tensor.to_kind(kind)));
+            }
+        }
+    }
+
+    /// Clears the gradients.
+    pub fn zero_grad(&self) {
+        for (_, mut tensor) in self.trainable() {
+            tensor.zero_grad();
+        }
+    }
+
+    /// Copies values in by name, aliases accepted.
+    ///
+    /// # Errors
+    /// Names everything that is missing, unknown or of another shape; then nothing is copied.
+    pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let entries = self.entries.borrow();
+        let mut wrong = Vec::new();
+        let mut known = Vec::new();
+        for entry in entries.iter() {
+            known.push(entry.name.as_str());
+            known.extend(entry.alias.as_deref());
+            let found = tensors.get(&entry.name).or_else(|| entry.alias.as_ref().and_then(|a| tensors.get(a)));
+            match found {
+                None => wrong.push(format!("`{}` is missing", entry.name)),
+                Some(t) if t.size() != entry.tensor.size() => wrong.push(format!(
+                    "`{}` has shape {:?}, the network needs {:?}",
+                    entry.name,
+                    t.size(),
+                    entry.tensor.size()
+                )),
+                Some(_) => {}
+            }
+        }
+        let known: std::collections::BTreeSet<&str> = known.into_iter().collect();
+        wrong.extend(tensors.keys().filter(|n| !known.contains(n.as_str())).map(|n| format!("`{n}` is unknown")));
+        if !wrong.is_empty() {
+            let shown = wrong.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
+            let more = if wrong.len() > 3 { format!("; and {} more", wrong.len() - 3) } else { String::new() };
+            bail!("these weights belong to another architecture: {shown}{more}");
+        }
+        no_grad(|| {
+            for entry in entries.iter() {
+                let value = tensors.get(&entry.name).or_else(|| tensors.get(entry.alias.as_ref()?));
+                let mut tensor = entry.tensor.shallow_clone();
+                tensor.copy_(value.expect("checked above"));
+            }
+        });
+        Ok(())
+    }
+
+    fn declare(&self, name: String, alias: Option<String>, shape: &[i64], init: Init, trainable: bool) -> Tensor {
+        let mut entries = self.entries.borrow_mut();
+        assert!(entries.iter().all(|e| e.name != name), "parameter `{name}` is declared twice");
+        let tensor = if self.shapes_only {
+            Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
+        } else {
+            initial(self.seed, &name, shape, init).to_device(self.device).set_requires_grad(trainable)
+        };
+        entries.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable });
+        tensor
+    }
+}
+
+fn initial(seed: u64, name: &str, shape: &[i64], init: Init) -> Tensor {
+    let count = shape.iter().product::<i64>() as usize;
+    let mut generator = stream(seed, Purpose::Weights, fnv1a64(name), 0);
+    let values: Vec<f32> = match init {
+        Init::Constant(value) => return Tensor::full(shape, value, (Kind::Float, Device::Cpu)),
+        Init::Uniform(bound) => {
+            let bound = bound as f32;
+            (0..count).map(|_| bound * (2.0 * generator.random::<f32>() - 1.0)).collect()
+        }
+        Init::Normal(mean, std) => (0..count)
+            .map(|_| {
+                let z: f32 = StandardNormal.sample(&mut generator);
+                mean as f32 + std as f32 * z
+            })
+            .collect(),
+    };
+    Tensor::from_slice(&values).reshape(shape)
+}
+
+/// The 64-bit FNV-1a hash of a name.
+pub fn fnv1a64(name: &str) -> u64 {
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ b as u64).wrapping_mul(0x0000_0100_0000_01B3))
+}
+
+/// A place in the tree of names: `scope.sub("decoder").sub(0)` declares under `decoder.0.`.
+#[derive(Clone)]
+pub struct Scope {
+    parameters: Parameters,
+    prefix: String,
+}
+
+impl Scope {
+    pub fn sub(&self, name: impl Display) -> Scope {
+        Scope { parameters: self.parameters.clone(), prefix: self.full(name) }
+    }
+
+    /// A trainable parameter.
+    pub fn parameter(&self, name: impl Display, shape: &[i64], init: Init) -> Tensor {
+        self.parameters.declare(self.full(name), None, shape, init, true)
+    }
+
+    /// A trainable parameter that released checkpoints list under a second name too.
+    pub fn aliased(&self, name: impl Display, alias: impl Display, shape: &[i64], init: Init) -> Tensor {
+        self.parameters.declare(self.full(name), Some(self.full(alias)), shape, init, true)
+    }
+
+    /// A tensor that is stored but not trained.
+    pub fn buffer(&self, name: impl Display, shape: &[i64], init: Init) -> Tensor {
+        self.parameters.declare(self.full(name), None, shape, init, false)
+    }
+
+    pub fn device(&self) -> Device {
+        self.parameters.device
+    }
+
+    fn full(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}

@@ -1,0 +1,39 @@
+//! Automatic mixed precision: matrix products and convolutions in bfloat16, the rest in float32.
+
+use std::{ffi::c_int, marker::PhantomData};
+
+use tch::Device;
+
+unsafe extern "C" {
+    fn lvdm_autocast_set(device_type: c_int, enabled: bool, bfloat16: bool);
+    fn lvdm_autocast_get(device_type: c_int) -> bool;
+}
+
+/// While it lives, this thread's LibTorch calls on the device run in mixed precision.
+pub struct Autocast {
+    device_type: c_int,
+    before: bool,
+    // the state belongs to the thread
+    _not_send: PhantomData<*const ()>,
+}
+
+impl Autocast {
+    /// Mixed precision with bfloat16 on this device, or, where `enabled` is false, full precision.
+    pub fn bfloat16(device: Device, enabled: bool) -> Self {
+        let device_type = if device.is_cuda() { 1 } else { 0 };
+        // SAFETY: sets a thread-local flag of LibTorch; 0 and 1 are its CPU and CUDA.
+        let before = unsafe {
+            let before = lvdm_autocast_get(device_type);
+            lvdm_autocast_set(device_type, enabled, enabled);
+            before
+        };
+        Autocast { device_type, before, _not_send: PhantomData }
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { lvdm_autocast_set(self.device_type, self.before, false) }
+    }
+}

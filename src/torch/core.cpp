@@ -1,0 +1,219 @@
+// What LibTorch has and tch does not expose. Every function returns nullptr, or an error's text
+// that the caller frees with `free`. Tensors cross as `at::Tensor *`, owned by the caller.
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstring>
+
+namespace {
+
+template <typename F>
+char *guarded(F body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error &error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception &error) {
+    return strdup(error.what());
+  }
+}
+
+std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t count) {
+  std::vector<at::Tensor> result;
+  result.reserve(count);
+  for (int64_t i = 0; i < count; i++) result.push_back(*tensors[i]);
+  return result;
+}
+
+}  // namespace
+
+// ---- optimizer: one call for all parameters --------------------------------------------------
+
+extern "C" char *lvdm_fused_adam(
+    at::Tensor *const *parameters, at::Tensor *const *gradients, at::Tensor *const *first_moments,
+    at::Tensor *const *second_moments, at::Tensor *const *steps, int64_t count, bool decoupled,
+    double learning_rate, double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    auto p = list(parameters, count), g = list(gradients, count), m = list(first_moments, count),
+         v = list(second_moments, count), s = list(steps, count);
+    if (decoupled)
+      at::_fused_adamw_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false);
+    else
+      at::_fused_adam_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false);
+  });
+}
+
+// a <- a + weight * (b - a), all tensors at once
+extern "C" char *lvdm_foreach_lerp(at::Tensor *const *a, at::Tensor *const *b, int64_t count, double weight) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::_foreach_lerp_(list(a, count), list(b, count), weight);
+  });
+}
+
+extern "C" char *lvdm_foreach_mul(at::Tensor *const *a, int64_t count, const at::Tensor *factor) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    at::_foreach_mul_(list(a, count), *factor);
+  });
+}
+
+// *norm <- the L2 norm over the elements of all tensors, a scalar on their device
+extern "C" char *lvdm_global_norm(at::Tensor *const *a, int64_t count, at::Tensor **norm) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    *norm = new at::Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list(a, count))), 2));
+  });
+}
+
+// ---- autocast ---------------------------------------------------------------------------------
+
+extern "C" void lvdm_autocast_set(int device_type, bool enabled, bool bfloat16) {
+  auto device = static_cast<at::DeviceType>(device_type);
+  at::autocast::set_autocast_enabled(device, enabled);
+  if (bfloat16) at::autocast::set_autocast_dtype(device, at::kBFloat16);
+  if (!enabled) at::autocast::clear_cache();
+}
+
+extern "C" bool lvdm_autocast_get(int device_type) {
+  return at::autocast::is_autocast_enabled(static_cast<at::DeviceType>(device_type));
+}
+
+// ---- recomputation of activations ---------------------------------------------------------------
+
+namespace {
+
+// A Rust closure from tensors to one tensor. `call` returns nullptr when the closure panicked.
+struct Body {
+  void *data;
+  at::Tensor *(*call)(void *data, at::Tensor *const *inputs, int64_t count);
+  void (*drop)(void *data);
+  Body(void *data, at::Tensor *(*call)(void *, at::Tensor *const *, int64_t), void (*drop)(void *))
+      : data(data), call(call), drop(drop) {}
+  Body(const Body &) = delete;
+  ~Body() { drop(data); }
+
+  at::Tensor operator()(const std::vector<at::Tensor> &inputs) const {
+    std::vector<at::Tensor *> pointers;
+    for (auto &input : inputs) pointers.push_back(new at::Tensor(input));
+    at::Tensor *output = call(data, pointers.data(), pointers.size());
+    TORCH_CHECK(output != nullptr, "a recomputed block panicked");
+    at::Tensor result = *output;
+    delete output;
+    return result;
+  }
+};
+
+struct AutocastState {
+  static constexpr at::DeviceType devices[2] = {at::kCPU, at::kCUDA};
+  bool enabled[2];
+  AutocastState() {
+    for (int i = 0; i < 2; i++) enabled[i] = at::autocast::is_autocast_enabled(devices[i]);
+  }
+  void apply() const {
+    for (int i = 0; i < 2; i++) at::autocast::set_autocast_enabled(devices[i], enabled[i]);
+  }
+};
+
+// Runs `body` without keeping its activations, and once more in the backward pass. Gradients of
+// the parameters that `body` uses are accumulated there, as in an ordinary backward pass.
+struct Recompute : torch::autograd::Function<Recompute> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, std::shared_ptr<Body> body,
+                            torch::autograd::variable_list inputs) {
+    context->save_for_backward(inputs);
+    context->saved_data["body"] =
+        c10::make_intrusive<Held>(std::move(body), AutocastState());
+    auto held = context->saved_data["body"].toCapsule();
+    return (*static_cast<Held *>(held.get())->body)({inputs.begin() + 1, inputs.end()});
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    auto capsule = context->saved_data["body"].toCapsule();
+    auto *held = static_cast<Held *>(capsule.get());
+    std::vector<at::Tensor> inputs;
+    at::Tensor output;
+    AutocastState outside;
+    {
+      at::AutoGradMode with_grad(true);
+      held->autocast.apply();
+      for (size_t i = 1; i < saved.size(); i++)
+        inputs.push_back(saved[i].detach().set_requires_grad(saved[i].requires_grad()));
+      output = (*held->body)(inputs);
+      outside.apply();
+    }
+    torch::autograd::backward({output}, {gradients[0]});
+    torch::autograd::variable_list result = {at::Tensor(), at::Tensor()};
+    for (auto &input : inputs) result.push_back(input.grad());
+    return result;
+  }
+
+  struct Held : torch::CustomClassHolder {
+    std::shared_ptr<Body> body;
+    AutocastState autocast;
+    Held(std::shared_ptr<Body> body, AutocastState autocast)
+        : body(std::move(body)), autocast(autocast) {}
+  };
+};
+
+}  // namespace
+
+extern "C" char *lvdm_recompute(void *data, at::Tensor *(*call)(void *, at::Tensor *const *, int64_t),
+                                void (*drop)(void *), at::Tensor *const *inputs, int64_t count,
+                                at::Tensor **output) {
+  auto body = std::make_shared<Body>(data, call, drop);
+  return guarded([&] {
+    // the first input only makes autograd record the block when no other input needs a gradient
+    torch::autograd::variable_list all = {at::zeros({}).set_requires_grad(true)};
+    for (int64_t i = 0; i < count; i++) all.push_back(*inputs[i]);
+    *output = new at::Tensor(Recompute::apply(body, all));
+  });
+}
+
+// ---- memory: what tensors of this thread hold on the host -----------------------------------------
+
+namespace {
+struct HostMemory : c10::MemoryReportingInfoBase {
+  int64_t now = 0, peak = 0;
+  void reportMemoryUsage(void *, int64_t size, size_t, size_t, c10::Device device) override {
+    if (!device.is_cpu()) return;
+    now += size;
+    peak = std::max(peak, now);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+};
+}  // namespace
+
+// Runs `call(data)`; *peak is the most bytes of host tensors that it held at a time, beyond those before.
+extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t *peak) {
+  return guarded([&] {
+    auto memory = std::make_shared<HostMemory>();
+    {
+      c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
+      call(data);
+    }
+    *peak = memory->peak;
+  });
+}
+
+// ---- what the machine can do ------------------------------------------------------------------------
+
+extern "C" void lvdm_attention_kernels(bool *flash, bool *memory_efficient, bool *math, bool *cudnn) {
+  auto &context = at::globalContext();
+  *flash = context.userEnabledFlashSDP();
+  *memory_efficient = context.userEnabledMemEfficientSDP();
+  *math = context.userEnabledMathSDP();
+  *cudnn = context.userEnabledCuDNNSDP();
+}
+
+extern "C" void lvdm_allow_tf32(bool allow) {
+  at::globalContext().setAllowTF32CuBLAS(allow);
+  at::globalContext().setAllowTF32CuDNN(allow);
+}

@@ -1,0 +1,40 @@
+//! How much memory tensors need.
+
+use std::{
+    ffi::{c_char, c_void},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
+
+use super::check;
+
+unsafe extern "C" {
+    fn lvdm_peak_host_memory(data: *mut c_void, call: unsafe extern "C" fn(*mut c_void), peak: *mut i64)
+    -> *mut c_char;
+}
+
+/// Runs `body` and says how many bytes of host tensors this thread held at most, beyond those before.
+pub fn peak_host_memory<T>(body: impl FnOnce() -> T) -> (T, i64) {
+    struct Call<F, T> {
+        body: Option<F>,
+        result: Option<std::thread::Result<T>>,
+    }
+    unsafe extern "C" fn run<F: FnOnce() -> T, T>(data: *mut c_void) {
+        // SAFETY: `data` is the `Call` below, borrowed for the length of the C++ call.
+        let call = unsafe { &mut *data.cast::<Call<F, T>>() };
+        let body = call.body.take().expect("called once");
+        call.result = Some(catch_unwind(AssertUnwindSafe(body)));
+    }
+    fn of<F: FnOnce() -> T, T>(_: &Call<F, T>) -> unsafe extern "C" fn(*mut c_void) {
+        run::<F, T>
+    }
+    let mut call = Call { body: Some(body), result: None };
+    let entry = of(&call);
+    let mut peak = 0;
+    // SAFETY: `entry` matches the type behind `data`.
+    check(unsafe { lvdm_peak_host_memory((&raw mut call).cast(), entry, &mut peak) })
+        .expect("installing a memory observer does not fail");
+    match call.result.expect("the body was run") {
+        Ok(value) => (value, peak),
+        Err(panic) => resume_unwind(panic),
+    }
+}

@@ -1,0 +1,43 @@
+//! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
+//!
+//! One C++ file (`core.cpp`), one small safe Rust file a subject.
+
+mod autocast;
+mod backend;
+mod memory;
+mod multi_tensor;
+mod recompute;
+
+pub use autocast::Autocast;
+pub use backend::{AttentionKernels, allow_tf32, attention_kernels, load_cuda};
+pub use memory::peak_host_memory;
+pub use multi_tensor::{Adam, clip_global_norm, lerp_all};
+pub use recompute::recompute;
+
+use std::ffi::{CStr, c_char, c_void};
+
+use anyhow::{Result, anyhow};
+use tch::Tensor;
+
+unsafe extern "C" {
+    fn free(pointer: *mut c_void);
+}
+
+/// A C++ function's error text as a Rust error: its first line.
+fn check(error: *mut c_char) -> Result<()> {
+    if error.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a non-null answer is a string from strdup, ours to free.
+    let text = unsafe {
+        let text = CStr::from_ptr(error).to_string_lossy().into_owned();
+        free(error.cast());
+        text
+    };
+    Err(anyhow!("{}", text.lines().next().unwrap_or("an error of LibTorch without a text")))
+}
+
+/// The C++ tensors behind Rust ones, borrowed as long as they live.
+fn pointers(tensors: &[Tensor]) -> Vec<*mut c_void> {
+    tensors.iter().map(|t| t.as_ptr().cast_mut().cast()).collect()
+}

@@ -1,0 +1,111 @@
+//! Arithmetic on all parameters of a network in one call.
+
+use std::ffi::{c_char, c_void};
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
+
+use super::{check, pointers};
+
+unsafe extern "C" {
+    fn lvdm_fused_adam(
+        parameters: *const *mut c_void,
+        gradients: *const *mut c_void,
+        first_moments: *const *mut c_void,
+        second_moments: *const *mut c_void,
+        steps: *const *mut c_void,
+        count: i64,
+        decoupled: bool,
+        learning_rate: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+    ) -> *mut c_char;
+    fn lvdm_foreach_lerp(a: *const *mut c_void, b: *const *mut c_void, count: i64, weight: f64) -> *mut c_char;
+    fn lvdm_foreach_mul(a: *const *mut c_void, count: i64, factor: *const c_void) -> *mut c_char;
+    fn lvdm_global_norm(a: *const *mut c_void, count: i64, norm: *mut *mut c_void) -> *mut c_char;
+}
+
+/// Constants of Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019).
+#[derive(Debug, Clone, Copy)]
+pub struct Adam {
+    pub learning_rate: f64,
+    pub betas: (f64, f64),
+    pub weight_decay: f64,
+    pub eps: f64,
+    /// True for AdamW: the decay acts on the weights, not on the gradients.
+    pub decoupled: bool,
+}
+
+impl Adam {
+    /// One step for all parameters in one call. `steps` are float32 scalars that count the steps.
+    ///
+    /// # Errors
+    /// LibTorch's own, for tensors that do not fit together.
+    pub fn step(
+        &self,
+        parameters: &[Tensor],
+        gradients: &[Tensor],
+        moments: [&[Tensor]; 2],
+        steps: &[Tensor],
+    ) -> Result<()> {
+        if parameters.is_empty() {
+            return Ok(());
+        }
+        let [first, second] = moments;
+        // SAFETY: five lists of `count` live tensors.
+        check(unsafe {
+            lvdm_fused_adam(
+                pointers(parameters).as_ptr(),
+                pointers(gradients).as_ptr(),
+                pointers(first).as_ptr(),
+                pointers(second).as_ptr(),
+                pointers(steps).as_ptr(),
+                parameters.len() as i64,
+                self.decoupled,
+                self.learning_rate,
+                self.betas.0,
+                self.betas.1,
+                self.weight_decay,
+                self.eps,
+            )
+        })
+    }
+}
+
+/// a ← a + weight·(b − a) for every pair.
+///
+/// # Errors
+/// LibTorch's own, for tensors that do not fit together.
+pub fn lerp_all(a: &[Tensor], b: &[Tensor], weight: f64) -> Result<()> {
+    if a.is_empty() {
+        return Ok(());
+    }
+    assert_eq!(a.len(), b.len());
+    // SAFETY: two lists of the same length of live tensors.
+    check(unsafe { lvdm_foreach_lerp(pointers(a).as_ptr(), pointers(b).as_ptr(), a.len() as i64, weight) })
+}
+
+/// The L2 norm over all gradients (a scalar on their device); with `max_norm` they are scaled down to it.
+///
+/// # Errors
+/// LibTorch's own.
+pub fn clip_global_norm(gradients: &[Tensor], max_norm: Option<f64>) -> Result<Tensor> {
+    if gradients.is_empty() {
+        return Ok(Tensor::zeros([], (Kind::Float, Device::Cpu)));
+    }
+    let list = pointers(gradients);
+    let mut norm = std::ptr::null_mut();
+    // SAFETY: a list of live tensors; `norm` receives an owned tensor when there is no error.
+    let norm = unsafe {
+        check(lvdm_global_norm(list.as_ptr(), gradients.len() as i64, &mut norm))?;
+        Tensor::from_ptr(norm.cast())
+    };
+    if let Some(max_norm) = max_norm {
+        let factor = (max_norm / (&norm + 1e-6)).clamp_max(1.0);
+        // SAFETY: a list of live tensors and a live scalar.
+        check(unsafe { lvdm_foreach_mul(list.as_ptr(), gradients.len() as i64, factor.as_ptr().cast()) })?;
+    }
+    Ok(norm)
+}

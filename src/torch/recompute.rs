@@ -1,0 +1,66 @@
+//! Activations that are computed again in the backward pass instead of being kept.
+
+use std::{
+    ffi::{c_char, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use tch::Tensor;
+
+use super::{check, pointers};
+
+type Body = Box<dyn Fn(&[Tensor]) -> Tensor>;
+
+unsafe extern "C" {
+    fn lvdm_recompute(
+        data: *mut c_void,
+        call: unsafe extern "C" fn(*mut c_void, *const *mut c_void, i64) -> *mut c_void,
+        drop: unsafe extern "C" fn(*mut c_void),
+        inputs: *const *mut c_void,
+        count: i64,
+        output: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+unsafe extern "C" fn call(data: *mut c_void, inputs: *const *mut c_void, count: i64) -> *mut c_void {
+    // SAFETY: `data` is the boxed body; `inputs` are `count` tensors handed over to us.
+    let (body, inputs) = unsafe {
+        let inputs: Vec<Tensor> =
+            std::slice::from_raw_parts(inputs, count as usize).iter().map(|&p| Tensor::from_ptr(p.cast())).collect();
+        (&*data.cast::<Body>(), inputs)
+    };
+    match catch_unwind(AssertUnwindSafe(|| body(&inputs))) {
+        Ok(output) => {
+            let pointer = output.as_ptr().cast_mut().cast();
+            std::mem::forget(output); // C++ owns it now
+            pointer
+        }
+        Err(_) => std::ptr::null_mut(),
+    }
+}
+
+unsafe extern "C" fn drop_body(data: *mut c_void) {
+    // SAFETY: made by `Box::into_raw` below; C++ calls this once.
+    drop(unsafe { Box::from_raw(data.cast::<Body>()) });
+}
+
+/// `body(inputs)`, keeping only the inputs: `body` runs once more in the backward pass, where the
+/// gradients of the parameters it uses are accumulated. It must be a pure function of its inputs.
+///
+/// On a GPU the second run happens on LibTorch's backward thread while this one waits.
+///
+/// # Panics
+/// Where `body` panics or LibTorch refuses an operation, as ordinary `tch` calls do.
+pub fn recompute(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor + 'static) -> Tensor {
+    let body: Body = Box::new(body);
+    let data: *mut Body = Box::into_raw(Box::new(body));
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.shallow_clone()).collect();
+    let mut output = std::ptr::null_mut();
+    // SAFETY: C++ takes over `data` and calls `drop_body` at its end; `output` is ours where there is no error.
+    unsafe {
+        let error =
+            lvdm_recompute(data.cast(), call, drop_body, pointers(&inputs).as_ptr(), inputs.len() as i64, &mut output);
+        check(error).unwrap_or_else(|error| panic!("{error}"));
+        Tensor::from_ptr(output.cast())
+    }
+}
