@@ -26,8 +26,6 @@ pub enum Purpose {
     DiffusionTime = 6,
     /// Noise of a training sample.
     DiffusionNoise = 7,
-    /// Dropout; the sample is the layer.
-    Dropout = 8,
     /// Where sampling starts, z_T.
     SampleStart = 9,
     /// Noise drawn at a sampling step.

@@ -100,6 +100,13 @@ impl Parameters {
         }
     }
 
+    /// Switches gradients of what is trainable on or off.
+    pub fn require_grad(&self, required: bool) {
+        for entry in self.entries.borrow_mut().iter_mut().filter(|e| e.trainable) {
+            let _ = entry.tensor.requires_grad_(required);
+        }
+    }
+
     /// Casts all floating-point tensors, keeping their identity for the layers that hold them.
     pub fn to_kind(&self, kind: Kind) {
         for entry in self.entries.borrow().iter() {
@@ -158,15 +165,19 @@ impl Parameters {
     }
 
     fn declare(&self, name: String, alias: Option<String>, shape: &[i64], init: Init, trainable: bool) -> Tensor {
-        let mut entries = self.entries.borrow_mut();
-        assert!(entries.iter().all(|e| e.name != name), "parameter `{name}` is declared twice");
         let tensor = if self.shapes_only {
             Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
         } else {
             initial(self.seed, &name, shape, init).to_device(self.device).set_requires_grad(trainable)
         };
-        entries.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable });
+        self.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable });
         tensor
+    }
+
+    fn push(&self, entry: Entry) {
+        let mut entries = self.entries.borrow_mut();
+        assert!(entries.iter().all(|e| e.name != entry.name), "parameter `{}` is declared twice", entry.name);
+        entries.push(entry);
     }
 }
 
@@ -219,6 +230,14 @@ impl Scope {
     /// A tensor that is stored but not trained.
     pub fn buffer(&self, name: impl Display, shape: &[i64], init: Init) -> Tensor {
         self.parameters.declare(self.full(name), None, shape, init, false)
+    }
+
+    /// An integer that counts, not trained.
+    pub fn counter(&self, name: impl Display) -> Tensor {
+        let tensor = Tensor::zeros([], (Kind::Int64, self.parameters.device));
+        let name = self.full(name);
+        self.parameters.push(Entry { name, alias: None, tensor: tensor.shallow_clone(), trainable: false });
+        tensor
     }
 
     pub fn device(&self) -> Device {

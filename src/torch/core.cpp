@@ -42,6 +42,7 @@ extern "C" char *lvdm_fused_adam(
     at::NoGradGuard no_grad;
     auto p = list(parameters, count), g = list(gradients, count), m = list(first_moments, count),
          v = list(second_moments, count), s = list(steps, count);
+    at::_foreach_add_(s, 1);  // the kernels expect the count after this step
     if (decoupled)
       at::_fused_adamw_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false);
     else

@@ -1,0 +1,55 @@
+use std::{fmt, str::FromStr};
+
+use anyhow::{Result, bail};
+use tch::{Cuda, Device};
+
+/// A device as the command line and experiments name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The GPU if there is one, else the CPU.
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+impl FromStr for DeviceName {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(match name {
+            "auto" => DeviceName::Auto,
+            "cpu" => DeviceName::Cpu,
+            "cuda" => DeviceName::Cuda(0),
+            other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                Some(index) => DeviceName::Cuda(index),
+                None => bail!("`{other}` is not a device: use auto, cpu, cuda or cuda:N"),
+            },
+        })
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceName::Auto => f.write_str("auto"),
+            DeviceName::Cpu => f.write_str("cpu"),
+            DeviceName::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl DeviceName {
+    /// # Errors
+    /// Where a GPU is asked for that is not there.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            DeviceName::Auto => Ok(Device::cuda_if_available()),
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda(index) if (index as i64) < Cuda::device_count() => Ok(Device::Cuda(index)),
+            DeviceName::Cuda(index) => bail!(
+                "device cuda:{index} is not there: LibTorch sees {} GPUs (`lvdm doctor` says why)",
+                Cuda::device_count()
+            ),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One case: a safetensors file of inputs and of what a reference made of them.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use safetensors::SafeTensors;
+use serde::de::DeserializeOwned;
+use tch::{Device, Kind, Tensor};
+
+use crate::safetensors::read_safetensors;
+
+/// The contents of a case.
+pub struct Case {
+    pub component: String,
+    config: String,
+    /// A checkpoint that the parameters come from; without one they are synthetic.
+    pub weights: Option<String>,
+    tensors: BTreeMap<String, Tensor>,
+    device: Device,
+    /// Mixed precision in bfloat16.
+    pub half: bool,
+}
+
+impl Case {
+    /// # Errors
+    /// Where the file is not a case.
+    pub fn read(path: &Path, device: Device, half: bool) -> Result<Self> {
+        let (tensors, _) = read_safetensors(path)?;
+        let bytes = fs::read(path)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let entries = header.metadata().clone().unwrap_or_default();
+        let text = |key: &str| {
+            entries.get(key).cloned().with_context(|| format!("not a parity case: its metadata has no `{key}`"))
+        };
+        Ok(Case {
+            component: text("component")?,
+            config: text("config")?,
+            weights: entries.get("weights").cloned(),
+            tensors,
+            device,
+            half,
+        })
+    }
+
+    /// The configuration, in the reference's words.
+    pub fn config<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_json::from_str(&self.config).context("the case's configuration")
+    }
+
+    /// The input `in.name` on the device.
+    pub fn input(&self, name: &str) -> Result<Tensor> {
+        match self.optional(name) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("the case has no input `in.{name}`"),
+        }
+    }
+
+    /// The input `in.name`, if there is one.
+    pub fn optional(&self, name: &str) -> Option<Tensor> {
+        Some(self.tensors.get(&format!("in.{name}"))?.to_device(self.device))
+    }
+
+    /// What the reference made: names without `out.`.
+    pub fn expected(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("out.")?, tensor)))
+    }
+
+    pub fn device(&self) -> Device {
+        self.device
+    }
+}
+
+/// Distance of a result from the reference.
+#[derive(Debug, Clone, Copy)]
+pub struct Distance {
+    pub absolute: f64,
+    /// ‖result − reference‖ / ‖reference‖; where the reference is zero, ‖result‖.
+    pub relative: f64,
+}
+
+/// # Errors
+/// Where the shapes differ.
+pub fn distance(result: &Tensor, reference: &Tensor) -> Result<Distance> {
+    let result = result.detach().to_device(Device::Cpu).to_kind(Kind::Double);
+    let reference = reference.to_kind(Kind::Double);
+    if result.size() != reference.size() {
+        bail!("shape {:?}, the reference has {:?}", result.size(), reference.size());
+    }
+    if reference.numel() == 0 {
+        return Ok(Distance { absolute: 0.0, relative: 0.0 });
+    }
+    let difference: Tensor = &result - &reference;
+    let norm = |x: &Tensor| x.square().sum(None).sqrt().double_value(&[]);
+    let scale = norm(&reference);
+    let relative = if scale == 0.0 { norm(&result) } else { norm(&difference) / scale };
+    Ok(Distance { absolute: difference.abs().max().double_value(&[]), relative })
+}

@@ -1,0 +1,181 @@
+//! `lvdm verify`: runs cases that independent implementations computed, and compares.
+
+mod autoencoder;
+mod case;
+mod diffusion;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Tensor};
+
+use case::{Case, Distance, distance};
+
+/// What a component computed, by the names of the case's `out.*`.
+type Outputs = Vec<(&'static str, Tensor)>;
+
+/// One line of the table.
+struct Row {
+    component: String,
+    worst: Distance,
+    bound: f64,
+}
+
+/// Compare this build with what reference implementations computed
+#[derive(Debug, clap::Args)]
+pub struct Verify {
+    /// Case files (safetensors)
+    #[arg(required = true)]
+    cases: Vec<PathBuf>,
+    /// Checkpoint for cases that name one (default: the named file beside the case)
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, default_value = "cpu")]
+    device: super::DeviceName,
+    /// Precision of networks, losses and samplers
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: Dtype,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Dtype {
+    F32,
+    /// bfloat16 products and convolutions, float32 weights
+    Bf16,
+}
+
+impl Verify {
+    /// Prints a row a case.
+    ///
+    /// # Errors
+    /// [`super::Usage`] where a file is not a case or names an unknown component; another error where a case fails.
+    pub fn run(self) -> Result<()> {
+        let device = self.device.open()?;
+        let width = self.cases.iter().map(|c| file_name(c).len()).max().unwrap_or(0).max(4);
+        println!("{:width$}  {:18} {:>9} {:>9} {:>7}  ", "case", "component", "abs", "rel", "bound");
+        let (mut failed, mut unusable) = (0, 0);
+        for path in &self.cases {
+            let name = file_name(path);
+            let case = Case::read(path, device, self.dtype == Dtype::Bf16);
+            let row = case.and_then(|case| match components(&case.component) {
+                None => bail!("unknown component `{}`", case.component),
+                Some(component) => Ok((case, component)),
+            });
+            let (case, component) = match row {
+                Ok(found) => found,
+                Err(error) => {
+                    unusable += 1;
+                    println!("{name:width$}  not a case: {error:#}");
+                    continue;
+                }
+            };
+            match run_case(&case, component, path, self.weights.as_deref()) {
+                Ok(Row { component, worst: Distance { absolute, relative }, bound }) => {
+                    let ok = relative <= bound; // false for NaN
+                    failed += usize::from(!ok);
+                    let verdict = if ok { "ok" } else { "FAIL" };
+                    println!("{name:width$}  {component:18} {absolute:9.2e} {relative:9.2e} {bound:7.0e}  {verdict}");
+                }
+                Err(error) => {
+                    failed += 1;
+                    println!("{name:width$}  {:18} FAIL: {error:#}", case.component);
+                }
+            }
+        }
+        if unusable > 0 {
+            return Err(super::Usage(format!("{unusable} of {} files cannot be verified", self.cases.len())).into());
+        }
+        if failed > 0 {
+            bail!("{failed} of {} cases failed", self.cases.len());
+        }
+        Ok(())
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// How a component is computed, and how close it must come in float32 and in bfloat16.
+struct Component {
+    run: fn(&Case) -> Result<Outputs>,
+    bound: f64,
+    half_bound: f64,
+}
+
+fn components(name: &str) -> Option<Component> {
+    let exact = |run, bound| Component { run, bound, half_bound: bound };
+    let network = |run| Component { run, bound: 1e-4, half_bound: 2e-2 };
+    Some(match name {
+        "autoencoder" => network(autoencoder::autoencoder),
+        "patch_discriminator" => network(autoencoder::patch_discriminator),
+        "autoencoder_loss" => network(autoencoder::loss),
+        "autoencoder_trace" => exact(autoencoder::trace, 1e-4),
+        "unet3d" => network(diffusion::unet),
+        "diffusion_loss" => network(diffusion::loss),
+        "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },
+        "schedule" => exact(diffusion::schedule, 1e-6),
+        "diffusion_trace" => exact(diffusion::trace, 1e-4),
+        _ => return None,
+    })
+}
+
+fn run_case(case: &Case, component: Component, path: &Path, weights: Option<&Path>) -> Result<Row> {
+    if let Some(named) = &case.weights {
+        let beside = path.with_file_name(named);
+        let file = weights.unwrap_or(&beside);
+        bail!("needs the checkpoint {}, and importing checkpoints is not there yet", file.display());
+    }
+    let results = (component.run)(case)?;
+    let mut worst = Distance { absolute: 0.0, relative: 0.0 };
+    let mut compared = 0;
+    for (name, reference) in case.expected() {
+        let (_, result) = results
+            .iter()
+            .find(|(n, _)| *n == name)
+            .with_context(|| format!("nothing computes the expected `out.{name}`"))?;
+        let found = distance(result, reference).with_context(|| format!("out.{name}"))?;
+        compared += 1;
+        // NaN is the worst
+        if !(found.relative <= worst.relative) {
+            worst = found;
+        }
+    }
+    if compared == 0 {
+        bail!("the case expects nothing (no `out.*`)");
+    }
+    let bound = if case.half { component.half_bound } else { component.bound };
+    Ok(Row { component: case.component.clone(), worst, bound })
+}
+
+/// A scalar result.
+fn scalar(value: f64) -> Tensor {
+    Tensor::from(value).to_device(Device::Cpu)
+}
+
+/// L2 norm over the gradients of all parameters.
+fn gradient_norm(parameters: &crate::nn::Parameters) -> Tensor {
+    let square = |p: &Tensor| {
+        let gradient = p.grad();
+        if gradient.defined() { gradient.to_kind(tch::Kind::Double).square().sum(None).double_value(&[]) } else { 0.0 }
+    };
+    scalar(parameters.trainable().iter().map(|(_, p)| square(p)).sum::<f64>().sqrt())
+}
+
+/// How far each named parameter went from where it was, in the order of `names` (aliases accepted).
+fn moved(parameters: &crate::nn::Parameters, before: &[(String, Tensor)], now: &[(String, Tensor)], names: &[String]) -> Result<Tensor> {
+    let aliases = parameters.aliases();
+    let distances: Result<Vec<f64>> = names
+        .iter()
+        .map(|name| {
+            let own = aliases.iter().find(|(alias, _)| alias == name).map_or(name, |(_, own)| own);
+            let of = |list: &[(String, Tensor)]| list.iter().find(|(n, _)| n == own).map(|(_, t)| t.shallow_clone());
+            match (of(before), of(now)) {
+                (Some(a), Some(b)) => Ok((a - b).square().sum(None).sqrt().double_value(&[])),
+                _ => bail!("the case names a parameter `{name}` that the network does not have"),
+            }
+        })
+        .collect();
+    Ok(Tensor::from_slice(&distances?))
+}

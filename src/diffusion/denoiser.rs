@@ -1,0 +1,115 @@
+//! Everything that predicts noise: the network, the network given some frames, guidance.
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::NoiseSchedule;
+use crate::models::{UNet3d, UNetCondition};
+
+/// What the network was trained to predict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Predict {
+    Noise,
+    Z0,
+}
+
+/// A denoiser's answer; all `[B, C, F, h, w]`.
+pub struct Prediction {
+    /// What the network saw: z_t with the given frames written into it.
+    pub z_t: Tensor,
+    pub z_0: Tensor,
+    pub noise: Tensor,
+}
+
+/// Anything that tells signal from noise.
+pub trait Denoiser {
+    /// z_t `[B, C, F, h, w]` at diffusion time t.
+    fn predict(&self, z_t: &Tensor, t: i64) -> Prediction;
+}
+
+/// A network and what it was trained to predict.
+pub struct UNetDenoiser<'a> {
+    pub unet: &'a UNet3d,
+    pub schedule: &'a NoiseSchedule,
+    pub predict: Predict,
+    /// The mask channel `[B, 1, F, 1, 1]` of a network that has one.
+    pub mask: Option<Tensor>,
+    pub given: UNetCondition,
+}
+
+impl Denoiser for UNetDenoiser<'_> {
+    fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+        let (b, _, f, h, w) = z_t.size5().expect("latents [B, C, F, h, w]");
+        let time = Tensor::full([b], t, (Kind::Int64, z_t.device()));
+        let output = match &self.mask {
+            None => self.unet.forward(z_t, &time, &self.given),
+            Some(mask) => {
+                let mask = mask.to_kind(z_t.kind()).expand([b, 1, f, h, w], false);
+                self.unet.forward(&Tensor::cat(&[z_t, &mask], 1), &time, &self.given)
+            }
+        };
+        let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
+        let alpha_bar = self.schedule.alpha_bar[t as usize];
+        match self.predict {
+            Predict::Noise => from_noise(z_t, output, alpha_bar),
+            Predict::Z0 => {
+                let noise = (&z_t - &output * alpha_bar.sqrt()) / (1.0 - alpha_bar).sqrt();
+                Prediction { z_t, z_0: output, noise }
+            }
+        }
+    }
+}
+
+fn from_noise(z_t: Tensor, noise: Tensor, alpha_bar: f64) -> Prediction {
+    let z_0 = (&z_t - &noise * (1.0 - alpha_bar).sqrt()) / alpha_bar.sqrt();
+    Prediction { z_t, z_0, noise }
+}
+
+/// Writes given frames into z_t before every call (paper, equation 6).
+pub struct FrameConditioned<D> {
+    pub inner: D,
+    /// `[B, C, F, h, w]`: the given frames, perturbed once; other frames are not read.
+    pub frames: Tensor,
+    /// `[B, 1, F, 1, 1]`: one where a frame is given.
+    pub mask: Tensor,
+}
+
+impl<D: Denoiser> Denoiser for FrameConditioned<D> {
+    fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+        let mask = self.mask.to_kind(z_t.kind());
+        self.inner.predict(&(z_t * (1.0 - &mask) + &self.frames * &mask), t)
+    }
+}
+
+/// How the conditional and the unconditional prediction are mixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guidance {
+    /// ε_u + w (ε_c − ε_u)
+    Interpolate,
+    /// ε_c + w (ε_c − ε_u): the paper's (1 + w) ε_c − w ε_u (equation 8).
+    CfgOriginal,
+}
+
+/// Guidance by the unconditional prediction.
+pub struct Guided<'a, C, U> {
+    pub conditional: C,
+    pub unconditional: U,
+    pub weight: f64,
+    pub form: Guidance,
+    pub schedule: &'a NoiseSchedule,
+}
+
+impl<C: Denoiser, U: Denoiser> Denoiser for Guided<'_, C, U> {
+    fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+        let conditional = self.conditional.predict(z_t, t).noise;
+        let unconditional = self.unconditional.predict(z_t, t).noise;
+        let step = (&conditional - &unconditional) * self.weight;
+        let noise = match self.form {
+            Guidance::Interpolate => unconditional + step,
+            Guidance::CfgOriginal => conditional + step,
+        };
+        from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+    }
+}

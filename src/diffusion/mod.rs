@@ -1,0 +1,12 @@
+//! Diffusion in latent space: noise schedule, denoisers, samplers, training objective.
+//! Pixels never enter here.
+
+mod denoiser;
+mod objective;
+mod sampler;
+mod schedule;
+
+pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
+pub use objective::{GivenFrames, Loss, Objective};
+pub use sampler::{Ddim, Ddpm, Sampler, SamplerConfig, SamplerRun, Variance, sample};
+pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleKind};

@@ -1,0 +1,81 @@
+//! What the denoiser is trained on (paper, equation 5; with given frames, equation 6).
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Reduction, Tensor};
+
+use super::{NoiseSchedule, Predict};
+use crate::models::{UNet3d, UNetCondition};
+
+/// How a prediction is compared with its target, averaged over all elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    L1,
+    /// The mean square.
+    L2,
+}
+
+/// The released setting is noise and L1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Objective {
+    pub predict: Predict,
+    pub loss: Loss,
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Objective { predict: Predict::Noise, loss: Loss::L1 }
+    }
+}
+
+/// Frames that a training sample is given.
+pub struct GivenFrames {
+    /// `[B, 1, F, h, w]` or anything that expands to it: one where a frame is given.
+    pub mask: Tensor,
+    /// `[B]` int64: the noise level s that given frames carry, and the row of the class embedding; none for clean ones.
+    pub level: Option<Tensor>,
+    /// The noise at that level, `[B, C, F, h, w]`.
+    pub noise: Tensor,
+}
+
+impl Objective {
+    /// The loss of one batch: z_0 and noise `[B, C, F, h, w]`, t `[B]` int64.
+    pub fn loss(
+        &self,
+        unet: &UNet3d,
+        schedule: &NoiseSchedule,
+        z_0: &Tensor,
+        t: &Tensor,
+        noise: &Tensor,
+        given: Option<&GivenFrames>,
+    ) -> Tensor {
+        let z_t = schedule.add_noise(z_0, t, noise);
+        let (prediction, given_noise) = match given {
+            None => (unet.forward(&z_t, t, &UNetCondition::default()), None),
+            Some(given) => {
+                let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
+                let mask = given.mask.to_kind(z_0.kind()).expand([b, 1, f, h, w], false);
+                let frames = match &given.level {
+                    Some(s) => schedule.add_noise(z_0, s, &given.noise),
+                    None => z_0.shallow_clone(),
+                };
+                let z = z_t * (1.0 - &mask) + frames * &mask;
+                let condition = UNetCondition { level: given.level.as_ref().map(Tensor::shallow_clone), context: None };
+                let output = unet.forward(&Tensor::cat(&[z, mask.shallow_clone()], 1), t, &condition);
+                (output, Some((mask, &given.noise)))
+            }
+        };
+        let target = match (self.predict, given_noise) {
+            (Predict::Z0, _) => z_0.shallow_clone(),
+            (Predict::Noise, None) => noise.shallow_clone(),
+            // on given frames: the noise that was put on them
+            (Predict::Noise, Some((mask, put))) => noise * (1.0 - &mask) + put * &mask,
+        };
+        let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
+        match self.loss {
+            Loss::L1 => prediction.l1_loss(&target, Reduction::Mean),
+            Loss::L2 => prediction.mse_loss(&target, Reduction::Mean),
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The 3D video autoencoder (paper, section 3.1): a light convolutional encoder and decoder whose
+//! replicate padding makes latents move in time as the video does.
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d};
+
+/// What the autoencoder looks like. The default is the paper's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AutoencoderConfig {
+    /// Channels after the first convolution (n); block i has n·2^(i+1).
+    pub channels: i64,
+    /// Downsampling of time, height and width: powers of two.
+    pub factors: [i64; 3],
+    /// Channels of the encoder's output (half of its moments).
+    pub z_channels: i64,
+    /// Channels of a latent.
+    pub latent_channels: i64,
+    pub norm_groups: i64,
+    pub padding: Padding,
+}
+
+impl Default for AutoencoderConfig {
+    fn default() -> Self {
+        AutoencoderConfig {
+            channels: 32,
+            factors: [4, 8, 8],
+            z_channels: 4,
+            latent_channels: 4,
+            norm_groups: 32,
+            padding: Padding::Replicate,
+        }
+    }
+}
+
+impl AutoencoderConfig {
+    /// # Errors
+    /// Names the number that does not fit and the rule.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.channels > 0 && self.z_channels > 0 && self.latent_channels > 0, "channels must be positive");
+        for factor in self.factors {
+            ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
+        }
+        ensure!(self.factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
+        if self.norm_groups < 1 || (2 * self.channels) % self.norm_groups != 0 {
+            bail!("norm_groups = {} does not divide 2·channels = {}", self.norm_groups, 2 * self.channels);
+        }
+        Ok(())
+    }
+
+    /// The stride of each block: two on every axis that has a factor of two left.
+    fn strides(&self) -> Vec<[i64; 3]> {
+        let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
+        (0..blocks).map(|i| self.factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
+    }
+
+    /// The latent's shape `[C, F/ft, H/fs, W/fs]` of a clip.
+    ///
+    /// # Errors
+    /// Where the clip's size is not a multiple of the factors.
+    pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
+        let [ft, fh, fw] = self.factors;
+        ensure!(
+            frames % ft == 0 && height % fh == 0 && width % fw == 0,
+            "a clip of {frames} frames of {height}x{width} does not divide by the autoencoder's factors {:?}",
+            self.factors
+        );
+        Ok([self.latent_channels, frames / ft, height / fh, width / fw])
+    }
+}
+
+/// GroupNorm → SiLU → 3×3×3, twice, plus x.
+struct ResidualBlock {
+    norm1: GroupNorm,
+    conv1: Conv3d,
+    norm2: GroupNorm,
+    conv2: Conv3d,
+}
+
+impl ResidualBlock {
+    fn new(scope: &Scope, channels: i64, config: &AutoencoderConfig) -> Self {
+        let norm = |name: &str| GroupNorm::new(&scope.sub(name), config.norm_groups, channels, 1e-6);
+        let conv = |name: &str| Conv3d::new(&scope.sub(name), channels, channels, 3, [1; 3], config.padding);
+        ResidualBlock { norm1: norm("norm1"), conv1: conv("conv1"), norm2: norm("norm2"), conv2: conv("conv2") }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let h = self.conv1.forward(&self.norm1.forward(x).silu());
+        x + self.conv2.forward(&self.norm2.forward(&h).silu())
+    }
+}
+
+/// Clip → moments.
+struct Encoder {
+    conv_first: Conv3d,
+    blocks: Vec<(Conv3d, ResidualBlock)>,
+    final_norm: GroupNorm,
+    final_conv: Conv3d,
+}
+
+impl Encoder {
+    fn new(scope: &Scope, config: &AutoencoderConfig) -> Self {
+        let n = config.channels;
+        let conv_first = Conv3d::new(&scope.sub("conv_first"), 3, n, 3, [1; 3], config.padding);
+        let blocks: Vec<_> = config
+            .strides()
+            .into_iter()
+            .enumerate()
+            .map(|(i, stride)| {
+                let scope = scope.sub("conv_blocks").sub(i);
+                let (inputs, outputs) = (n << i, n << (i + 1));
+                let down = Conv3d::new(&scope.sub("down"), inputs, outputs, 4, stride, config.padding);
+                (down, ResidualBlock::new(&scope.sub("res"), outputs, config))
+            })
+            .collect();
+        let last = n << blocks.len();
+        let scope = scope.sub("final_block");
+        Encoder {
+            conv_first,
+            blocks,
+            final_norm: GroupNorm::new(&scope.sub(0), config.norm_groups, last, 1e-6),
+            final_conv: Conv3d::new(&scope.sub(2), last, 2 * config.z_channels, 3, [1; 3], config.padding),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let mut h = self.conv_first.forward(x);
+        for (down, res) in &self.blocks {
+            h = res.forward(&down.forward(&h));
+        }
+        self.final_conv.forward(&self.final_norm.forward(&h).silu())
+    }
+}
+
+/// Latent → clip.
+struct Decoder {
+    blocks: Vec<(TransposedConv3d, ResidualBlock, ResidualBlock)>,
+    conv_out: Conv3d,
+}
+
+impl Decoder {
+    fn new(scope: &Scope, config: &AutoencoderConfig) -> Self {
+        let strides = config.strides();
+        let width = |i: usize| config.channels << (strides.len() - i); // block i's output
+        let blocks = strides
+            .iter()
+            .enumerate()
+            .map(|(i, &stride)| {
+                let scope = scope.sub("conv_blocks").sub(i);
+                let inputs = if i == 0 { config.z_channels } else { width(i - 1) };
+                let up = TransposedConv3d::new(&scope.sub("up"), inputs, width(i), 4, stride, config.padding);
+                let res = |name: &str| ResidualBlock::new(&scope.sub(name), width(i), config);
+                (up, res("res1"), res("res2"))
+            })
+            .collect();
+        let last = width(strides.len() - 1);
+        Decoder { blocks, conv_out: Conv3d::new(&scope.sub("conv_out"), last, 3, 3, [1; 3], config.padding) }
+    }
+
+    fn forward(&self, z: &Tensor) -> Tensor {
+        let mut h = z.shallow_clone();
+        for (up, res1, res2) in &self.blocks {
+            h = res2.forward(&res1.forward(&up.forward(&h)));
+        }
+        self.conv_out.forward(&h)
+    }
+}
+
+/// The Gaussian that the encoder makes of a clip; both tensors `[B, C, F/ft, H/fs, W/fs]`.
+pub struct Posterior {
+    pub mean: Tensor,
+    /// Clamped to [−30, 20].
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// mean + exp(logvar/2)·noise
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
+        &self.mean + (&self.logvar * 0.5).exp() * noise
+    }
+
+    /// KL divergence from N(0, I), summed over a latent: `[B]`.
+    pub fn kl(&self) -> Tensor {
+        let terms: Tensor = (self.mean.square() + self.logvar.exp() - 1.0 - &self.logvar) * 0.5;
+        terms.flatten(1, -1).sum_dim_intlist([-1i64].as_slice(), false, None)
+    }
+}
+
+/// The video autoencoder.
+pub struct VideoAutoencoder {
+    encoder: Encoder,
+    decoder: Decoder,
+    quant_conv: Conv3d,
+    post_quant_conv: Conv3d,
+}
+
+impl VideoAutoencoder {
+    pub fn new(scope: &Scope, config: &AutoencoderConfig) -> Self {
+        let (z, latent) = (config.z_channels, config.latent_channels);
+        let pointwise = |name: &str, i, o| Conv3d::new(&scope.sub(name), i, o, 1, [1; 3], config.padding);
+        VideoAutoencoder {
+            encoder: Encoder::new(&scope.sub("encoder"), config),
+            decoder: Decoder::new(&scope.sub("decoder"), config),
+            quant_conv: pointwise("quant_conv", 2 * z, 2 * latent),
+            post_quant_conv: pointwise("post_quant_conv", latent, z),
+        }
+    }
+
+    /// x `[B, 3, F, H, W]` in [−1, 1] → the posterior of its latent.
+    pub fn encode(&self, x: &Tensor) -> Posterior {
+        let moments = self.quant_conv.forward(&self.encoder.forward(x));
+        let halves = moments.chunk(2, 1);
+        Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].clamp(-30.0, 20.0) }
+    }
+
+    /// z `[B, C, F/ft, H/fs, W/fs]` → x `[B, 3, F, H, W]`, nominally in [−1, 1], not clamped.
+    pub fn decode(&self, z: &Tensor) -> Tensor {
+        self.decoder.forward(&self.post_quant_conv.forward(z))
+    }
+
+    /// The kernel of the decoder's last convolution: where the adaptive GAN weight is measured.
+    pub fn last_kernel(&self) -> &Tensor {
+        self.decoder.conv_out.weight()
+    }
+}

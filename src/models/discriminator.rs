@@ -1,0 +1,56 @@
+//! PatchGAN (Isola et al. 2017) on single frames: which patches look real.
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::nn::{BatchNorm2d, Conv2d, Scope};
+
+/// The released setting: three strided layers, 64 filters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DiscriminatorConfig {
+    pub channels: i64,
+    pub layers: i64,
+}
+
+impl Default for DiscriminatorConfig {
+    fn default() -> Self {
+        DiscriminatorConfig { channels: 64, layers: 3 }
+    }
+}
+
+/// 4×4 convolutions, batch norm, LeakyReLU 0.2; the names count the released `Sequential`'s places.
+pub struct PatchDiscriminator {
+    first: Conv2d,
+    middle: Vec<(Conv2d, BatchNorm2d)>,
+    last: Conv2d,
+}
+
+impl PatchDiscriminator {
+    /// For images of `inputs` channels.
+    pub fn new(scope: &Scope, inputs: i64, config: &DiscriminatorConfig) -> Self {
+        let scope = scope.sub("main");
+        let width = |layer: i64| config.channels * (1 << layer.min(3));
+        let first = Conv2d::new(&scope.sub(0), inputs, config.channels, 4, 2, 1, true);
+        let middle = (1..=config.layers)
+            .map(|layer| {
+                let stride = if layer < config.layers { 2 } else { 1 };
+                let place = 3 * layer - 1;
+                let conv = Conv2d::new(&scope.sub(place), width(layer - 1), width(layer), 4, stride, 1, false);
+                (conv, BatchNorm2d::new(&scope.sub(place + 1), width(layer)))
+            })
+            .collect();
+        let last = Conv2d::new(&scope.sub(3 * config.layers + 2), width(config.layers), 1, 4, 1, 1, true);
+        PatchDiscriminator { first, middle, last }
+    }
+
+    /// `[N, C, H, W]` → logits `[N, 1, h, w]`, one a patch; batch norm by the batch's own statistics.
+    pub fn forward(&self, images: &Tensor) -> Tensor {
+        let leaky = |x: Tensor| x.maximum(&(&x * 0.2));
+        let mut h = leaky(self.first.forward(images));
+        for (conv, norm) in &self.middle {
+            h = leaky(norm.forward(&conv.forward(&h)));
+        }
+        self.last.forward(&h)
+    }
+}

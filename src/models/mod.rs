@@ -1,0 +1,13 @@
+//! Networks, one a file. Each reads bottom-up: configuration, blocks, network.
+
+mod autoencoder;
+mod discriminator;
+pub mod i3d;
+pub mod lpips;
+mod unet3d;
+
+pub use autoencoder::{AutoencoderConfig, Posterior, VideoAutoencoder};
+pub use discriminator::{DiscriminatorConfig, PatchDiscriminator};
+pub use i3d::I3d;
+pub use lpips::Lpips;
+pub use unet3d::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts};

@@ -1,0 +1,593 @@
+//! The denoising U-Net on video latents (paper, section 3.2): space-only convolutions, and in some
+//! levels attention over the positions of a frame, then over the frames of a position.
+
+use std::rc::Rc;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::{
+    nn::{
+        Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, RelativePosition, Scope, SpatialConv, attention,
+        timestep_embedding,
+    },
+    torch::recompute,
+};
+
+/// How positions and frames attend to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionKind {
+    /// Over the positions of each frame, then over the frames of each position (the paper's choice).
+    Factorized,
+    /// Over all positions of all frames at once (the paper's ablation).
+    Joint,
+    /// Transformer blocks with attention to a text, as in Stable Diffusion, inflated by temporal layers.
+    Text,
+}
+
+/// What the U-Net looks like. The default is the paper's for 16×256×256 clips.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UNetConfig {
+    pub channels: i64,
+    /// Width of each level, in units of `channels`.
+    pub multipliers: Vec<i64>,
+    /// Residual blocks a level.
+    pub blocks_per_level: i64,
+    /// Downsampling factors (not sizes) at which there is attention.
+    pub attention_factors: Vec<i64>,
+    pub heads: i64,
+    pub attention: AttentionKind,
+    /// Learned relative positions of frames.
+    pub relative_position: bool,
+    /// Time enters as scale and shift of the group norms (else it is added).
+    pub adaptive_norm: bool,
+    /// Group norms see each frame alone (a fresh start from an image model) instead of the whole clip.
+    pub norm_per_frame: bool,
+    /// Width of a text token; only for `attention: text`.
+    pub context_width: i64,
+    /// Compute activations again in the backward pass instead of keeping them.
+    pub recompute: bool,
+}
+
+impl Default for UNetConfig {
+    fn default() -> Self {
+        UNetConfig {
+            channels: 256,
+            multipliers: vec![1, 2, 3, 4],
+            blocks_per_level: 3,
+            attention_factors: vec![2, 4, 8],
+            heads: 4,
+            attention: AttentionKind::Factorized,
+            relative_position: true,
+            adaptive_norm: true,
+            norm_per_frame: false,
+            context_width: 768,
+            recompute: false,
+        }
+    }
+}
+
+/// Groups of every norm.
+const GROUPS: i64 = 32;
+
+impl UNetConfig {
+    /// # Errors
+    /// Names the number that does not fit and the rule.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(!self.multipliers.is_empty(), "multipliers: at least one level is needed");
+        ensure!(
+            self.channels > 0 && self.channels % GROUPS == 0,
+            "channels = {} is not a multiple of the {GROUPS} norm groups",
+            self.channels
+        );
+        ensure!(self.blocks_per_level > 0, "blocks_per_level must be at least 1");
+        for (level, &multiplier) in self.multipliers.iter().enumerate() {
+            ensure!(multiplier > 0, "multipliers must be positive, not {multiplier}");
+            let width = self.channels * multiplier;
+            if self.attention_factors.contains(&(1 << level)) {
+                ensure!(self.heads > 0 && width % self.heads == 0, "{width} channels do not divide into {} heads", self.heads);
+            }
+        }
+        for factor in &self.attention_factors {
+            let deepest = 1 << (self.multipliers.len() - 1);
+            ensure!(
+                (0..self.multipliers.len()).any(|level| 1 << level == *factor),
+                "attention_factors: {factor} is not one of this network's downsampling factors 1 … {deepest}"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// What enters and leaves the network besides its own configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UNetPorts {
+    /// Latent channels, plus one where there is a mask of given frames.
+    pub inputs: i64,
+    pub outputs: i64,
+    /// Largest distance of frames that relative positions tell apart: the trained length.
+    pub temporal_length: i64,
+    /// Rows of the class embedding: noise levels of given frames.
+    pub classes: Option<i64>,
+}
+
+/// What a forward pass is given besides z_t and t.
+#[derive(Default)]
+pub struct UNetCondition {
+    /// `[B]` int64: row of the class embedding.
+    pub level: Option<Tensor>,
+    /// `[B, S, context_width]`: an encoded text.
+    pub context: Option<Tensor>,
+}
+
+/// norm → SiLU → conv → (time) → SiLU → conv, plus a skip.
+struct ResBlock {
+    in_norm: GroupNorm,
+    in_conv: SpatialConv,
+    time: Linear,
+    out_norm: GroupNorm,
+    out_conv: SpatialConv,
+    skip: Option<Linear>,
+    adaptive: bool,
+    per_frame: bool,
+}
+
+impl ResBlock {
+    fn new(scope: &Scope, inputs: i64, outputs: i64, config: &UNetConfig) -> Self {
+        let time_outputs = if config.adaptive_norm { 2 * outputs } else { outputs };
+        let (in_layers, out_layers) = (scope.sub("in_layers"), scope.sub("out_layers"));
+        ResBlock {
+            in_norm: GroupNorm::new(&in_layers.sub(0), GROUPS, inputs, 1e-5),
+            in_conv: SpatialConv::new(&in_layers.sub(2), inputs, outputs, 3, 1),
+            time: Linear::new(&scope.sub("emb_layers").sub(1), 4 * config.channels, time_outputs),
+            out_norm: GroupNorm::new(&out_layers.sub(0), GROUPS, outputs, 1e-5),
+            out_conv: SpatialConv::zero(&out_layers.sub(3), outputs, outputs, 3),
+            skip: (inputs != outputs)
+                .then(|| Linear::pointwise(&scope.sub("skip_connection"), inputs, outputs, 3, Init::fan_in(inputs))),
+            adaptive: config.adaptive_norm,
+            per_frame: config.norm_per_frame,
+        }
+    }
+
+    /// x, and the time embedding `[B, 4·channels]`.
+    fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
+        let h = self.in_conv.forward(&silu(&group_norm(&self.in_norm, x, self.per_frame)));
+        // [B, ·] → [B·F, ·, 1, 1]
+        let time = self.time.forward(&embedding.silu()).repeat_interleave_self_int(x.frames, 0, None);
+        let time = time.unsqueeze(-1).unsqueeze(-1);
+        let h = if self.adaptive {
+            let halves = time.chunk(2, 1);
+            let normed = group_norm(&self.out_norm, &h, self.per_frame);
+            h.with(normed.x * (&halves[0] + 1.0) + &halves[1])
+        } else {
+            group_norm(&self.out_norm, &h.with(&h.x + time), self.per_frame)
+        };
+        let h = self.out_conv.forward(&silu(&h));
+        match &self.skip {
+            Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &h,
+            None => x + &h,
+        }
+    }
+}
+
+fn silu(x: &Frames) -> Frames {
+    x.with(x.x.silu())
+}
+
+/// Statistics over a whole clip (F, H, W), or over each frame alone.
+fn group_norm(norm: &GroupNorm, x: &Frames, per_frame: bool) -> Frames {
+    if per_frame { x.with(norm.forward(&x.x)) } else { Frames::fold(&norm.forward(&x.video())) }
+}
+
+/// Group norm, multi-head self-attention, a projection that starts at zero, and the residual, over `[N, T, C]`.
+pub struct SelfAttention {
+    norm: GroupNorm,
+    qkv: Linear,
+    proj_out: Linear,
+    heads: i64,
+}
+
+impl SelfAttention {
+    /// Parameters `norm_…`, `qkv_…`, `proj_out_…` with the given ending (`s` for space, `t` for time).
+    pub fn new(scope: &Scope, ending: &str, channels: i64, heads: i64) -> Self {
+        SelfAttention {
+            norm: GroupNorm::new(&scope.sub(format!("norm_{ending}")), GROUPS, channels, 1e-5),
+            qkv: Linear::pointwise(&scope.sub(format!("qkv_{ending}")), channels, 3 * channels, 1, Init::fan_in(channels)),
+            proj_out: Linear::pointwise(&scope.sub(format!("proj_out_{ending}")), channels, channels, 1, Init::ZEROS),
+            heads,
+        }
+    }
+
+    /// `attend(q, k, v)` over tokens `[N, T, C]`; the norm pools over T.
+    fn with(&self, tokens: &Tensor, attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) -> Tensor {
+        // [N, C, 1, T]: channels last in memory, which the norm reads as it lies
+        let normed = self.norm.forward(&tokens.transpose(1, 2).unsqueeze(2)).squeeze_dim(2).transpose(1, 2);
+        let qkv = self.qkv.forward(&normed).chunk(3, -1);
+        tokens + self.proj_out.forward(&attend(&qkv[0], &qkv[1], &qkv[2]))
+    }
+
+    /// Without positions.
+    pub fn forward(&self, tokens: &Tensor) -> Tensor {
+        self.with(tokens, |q, k, v| attention(q, k, v, self.heads))
+    }
+}
+
+/// Attention over the positions of each frame, then over the frames of each position.
+struct FactorizedAttention {
+    spatial: SelfAttention,
+    temporal: SelfAttention,
+    relative: Option<RelativePosition>,
+}
+
+impl FactorizedAttention {
+    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+        FactorizedAttention {
+            spatial: SelfAttention::new(scope, "s", channels, config.heads),
+            temporal: SelfAttention::new(scope, "t", channels, config.heads),
+            relative: config
+                .relative_position
+                .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads)),
+        }
+    }
+
+    fn forward(&self, x: &Frames) -> Frames {
+        let x = x.from_positions(&self.spatial.forward(&x.positions()));
+        let tracks = x.tracks();
+        let tracks = match &self.relative {
+            None => self.temporal.forward(&tracks),
+            Some(relative) => self.temporal.with(&tracks, |q, k, v| {
+                relative.attention(q, k, v, self.temporal.heads, KeyTerm::Transposed)
+            }),
+        };
+        x.from_tracks(&tracks)
+    }
+}
+
+/// Attention over all positions of all frames. With one frame it is spatial attention.
+pub struct JointAttention {
+    attention: SelfAttention,
+    relative: Option<RelativePosition>,
+}
+
+impl JointAttention {
+    /// `max_distance` of frames for relative positions, or none.
+    pub fn new(scope: &Scope, channels: i64, heads: i64, max_distance: Option<i64>) -> Self {
+        JointAttention {
+            attention: SelfAttention::new(scope, "s", channels, heads),
+            relative: max_distance.map(|l| RelativePosition::new(scope, l, channels / heads)),
+        }
+    }
+
+    /// x → the same shape.
+    pub fn forward(&self, x: &Frames) -> Frames {
+        let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
+        let tokens = x.positions().reshape([bf / x.frames, x.frames * h * w, c]); // [B, F·H·W, C]
+        let tokens = match &self.relative {
+            None => self.attention.forward(&tokens),
+            Some(relative) => self.attention.with(&tokens, |q, k, v| {
+                relative.joint_attention(q, k, v, self.attention.heads, x.frames)
+            }),
+        };
+        x.from_positions(&tokens)
+    }
+}
+
+/// Queries from one sequence, keys and values from another; Stable Diffusion's layer.
+struct CrossAttention {
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    relative: Option<RelativePosition>,
+    heads: i64,
+}
+
+impl CrossAttention {
+    fn new(scope: &Scope, channels: i64, context: i64, heads: i64) -> Self {
+        CrossAttention {
+            to_q: Linear::without_bias(&scope.sub("to_q"), channels, channels),
+            to_k: Linear::without_bias(&scope.sub("to_k"), context, channels),
+            to_v: Linear::without_bias(&scope.sub("to_v"), context, channels),
+            to_out: Linear::new(&scope.sub("to_out").sub(0), channels, channels),
+            relative: None,
+            heads,
+        }
+    }
+
+    /// Over frames: all four maps start at zero, so the layer starts as the identity of its residual;
+    /// the value table of the relative positions is what lets a gradient in.
+    fn temporal(scope: &Scope, channels: i64, heads: i64, max_distance: Option<i64>) -> Self {
+        let zero = |name: &str| Linear::with_init(&scope.sub(name), channels, channels, Init::ZEROS, false);
+        CrossAttention {
+            to_q: zero("to_q"),
+            to_k: zero("to_k"),
+            to_v: zero("to_v"),
+            to_out: Linear::with_init(&scope.sub("to_out").sub(0), channels, channels, Init::ZEROS, true),
+            relative: max_distance.map(|l| RelativePosition::new(scope, l, channels / heads)),
+            heads,
+        }
+    }
+
+    /// x `[N, T, C]`, context `[N, S, context]` → `[N, T, C]`
+    fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
+        let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context), self.to_v.forward(context));
+        self.to_out.forward(&match &self.relative {
+            None => attention(&q, &k, &v, self.heads),
+            Some(relative) => relative.attention(&q, &k, &v, self.heads, KeyTerm::Scaled),
+        })
+    }
+}
+
+/// Linear → (first half · GELU of the second) → linear.
+struct FeedForward {
+    proj: Linear,
+    out: Linear,
+}
+
+impl FeedForward {
+    fn new(scope: &Scope, channels: i64) -> Self {
+        let net = scope.sub("net");
+        FeedForward {
+            proj: Linear::new(&net.sub(0).sub("proj"), channels, 8 * channels),
+            out: Linear::new(&net.sub(2), 4 * channels, channels),
+        }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let halves = self.proj.forward(x).chunk(2, -1);
+        self.out.forward(&(&halves[0] * halves[1].gelu("none")))
+    }
+}
+
+/// One block of Stable Diffusion's transformer with two temporal layers (reference: the text model).
+struct TransformerBlock {
+    attn1: CrossAttention,
+    attn1_tmp: CrossAttention,
+    attn2: CrossAttention,
+    attn2_tmp: CrossAttention,
+    ff: FeedForward,
+    norms: [LayerNorm; 5],
+}
+
+impl TransformerBlock {
+    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+        let distance = config.relative_position.then_some(ports.temporal_length);
+        let temporal = |name: &str| CrossAttention::temporal(&scope.sub(name), channels, config.heads, distance);
+        let attn1 = CrossAttention::new(&scope.sub("attn1"), channels, channels, config.heads);
+        let attn2 = CrossAttention::new(&scope.sub("attn2"), channels, config.context_width, config.heads);
+        TransformerBlock {
+            attn1,
+            attn2,
+            ff: FeedForward::new(&scope.sub("ff"), channels),
+            norms: [1, 2, 3, 4, 5].map(|i| LayerNorm::new(&scope.sub(format!("norm{i}")), channels)),
+            attn1_tmp: temporal("attn1_tmp"),
+            attn2_tmp: temporal("attn2_tmp"),
+        }
+    }
+
+    /// context `[B·F, S, context]`
+    fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+        let [norm1, norm2, norm3, norm4, norm5] = &self.norms;
+        let spatial = |x: &Frames, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
+            let positions = x.positions();
+            x.from_positions(&(&positions + layer(&norm.forward(&positions))))
+        };
+        let temporal = |x: &Frames, norm: &LayerNorm, attention: &CrossAttention| {
+            let tracks = x.tracks();
+            let normed = norm.forward(&tracks);
+            x.from_tracks(&(&tracks + attention.forward(&normed, &normed)))
+        };
+        let x = spatial(x, norm1, &|h| self.attn1.forward(h, h));
+        let x = temporal(&x, norm4, &self.attn1_tmp);
+        let x = spatial(&x, norm2, &|h| self.attn2.forward(h, context));
+        let x = temporal(&x, norm5, &self.attn2_tmp);
+        spatial(&x, norm3, &|h| self.ff.forward(h))
+    }
+}
+
+/// Norm, projection, one transformer block, projection, and the residual.
+struct Transformer {
+    norm: GroupNorm,
+    proj_in: Linear,
+    block: TransformerBlock,
+    proj_out: Linear,
+    per_frame: bool,
+}
+
+impl Transformer {
+    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+        let project = |name: &str, init| Linear::pointwise(&scope.sub(name), channels, channels, 3, init);
+        Transformer {
+            norm: GroupNorm::new(&scope.sub("norm"), GROUPS, channels, 1e-6),
+            proj_in: project("proj_in", Init::fan_in(channels)),
+            block: TransformerBlock::new(&scope.sub("transformer_blocks").sub(0), channels, config, ports),
+            proj_out: project("proj_out", Init::ZEROS),
+            per_frame: config.norm_per_frame,
+        }
+    }
+
+    fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+        let h = group_norm(&self.norm, x, self.per_frame);
+        let h = h.from_positions(&self.proj_in.forward(&h.positions()));
+        let h = self.block.forward(&h, context);
+        x + &h.from_positions(&self.proj_out.forward(&h.positions()))
+    }
+}
+
+/// One place of a block of the U-Net.
+enum Layer {
+    Conv(SpatialConv),
+    Res(ResBlock),
+    Factorized(FactorizedAttention),
+    Joint(JointAttention),
+    Text(Transformer),
+    Down(SpatialConv),
+    /// Nearest ×2, then a convolution.
+    Up(SpatialConv),
+}
+
+impl Layer {
+    fn attention(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Layer {
+        match config.attention {
+            AttentionKind::Factorized => Layer::Factorized(FactorizedAttention::new(scope, channels, config, ports)),
+            AttentionKind::Joint => {
+                let distance = config.relative_position.then_some(ports.temporal_length);
+                Layer::Joint(JointAttention::new(scope, channels, config.heads, distance))
+            }
+            AttentionKind::Text => Layer::Text(Transformer::new(scope, channels, config, ports)),
+        }
+    }
+
+    fn forward(&self, x: &Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+        match self {
+            Layer::Conv(conv) | Layer::Down(conv) => conv.forward(x),
+            Layer::Res(block) => block.forward(x, embedding),
+            Layer::Factorized(block) => block.forward(x),
+            Layer::Joint(block) => block.forward(x),
+            Layer::Text(block) => block.forward(x, context.expect("a text network needs UNetCondition::context")),
+            Layer::Up(conv) => {
+                let (_, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
+                conv.forward(&x.with(x.x.upsample_nearest2d([2 * h, 2 * w], None, None)))
+            }
+        }
+    }
+}
+
+/// Layers in a row.
+type Block = Vec<Rc<Layer>>;
+
+/// The denoising U-Net.
+pub struct UNet3d {
+    time_embed: [Linear; 2],
+    label_emb: Option<Tensor>,
+    input_blocks: Vec<Block>,
+    middle_block: Block,
+    output_blocks: Vec<Block>,
+    out_norm: GroupNorm,
+    out_conv: SpatialConv,
+    channels: i64,
+    recompute: bool,
+    per_frame: bool,
+}
+
+impl UNet3d {
+    pub fn new(scope: &Scope, config: &UNetConfig, ports: &UNetPorts) -> Self {
+        let width = 4 * config.channels;
+        let time = scope.sub("time_embed");
+        let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
+        let label_emb =
+            ports.classes.map(|rows| scope.sub("label_emb").parameter("weight", &[rows, width], Init::Normal(0.0, 1.0)));
+
+        let attends = |level: usize| config.attention_factors.contains(&(1 << level));
+        let levels = config.multipliers.len();
+
+        // the way down; `widths` is the stack of skips
+        let inputs = scope.sub("input_blocks");
+        let mut channels = config.channels;
+        let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs, channels, 3, 1);
+        let mut input_blocks: Vec<Block> = vec![vec![Rc::new(Layer::Conv(first))]];
+        let mut widths = vec![channels];
+        for (level, &multiplier) in config.multipliers.iter().enumerate() {
+            for _ in 0..config.blocks_per_level {
+                let scope = inputs.sub(input_blocks.len());
+                let outputs = multiplier * config.channels;
+                let mut block = vec![Rc::new(Layer::Res(ResBlock::new(&scope.sub(0), channels, outputs, config)))];
+                channels = outputs;
+                if attends(level) {
+                    block.push(Rc::new(Layer::attention(&scope.sub(1), channels, config, ports)));
+                }
+                input_blocks.push(block);
+                widths.push(channels);
+            }
+            if level + 1 < levels {
+                let scope = inputs.sub(input_blocks.len()).sub(0).sub("op");
+                input_blocks.push(vec![Rc::new(Layer::Down(SpatialConv::new(&scope, channels, channels, 3, 2)))]);
+                widths.push(channels);
+            }
+        }
+
+        let middle = scope.sub("middle_block");
+        let res = |i: i64| Rc::new(Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config)));
+        let middle_block =
+            vec![res(0), Rc::new(Layer::attention(&middle.sub(1), channels, config, ports)), res(2)];
+
+        // the way up: each block takes a skip more
+        let outputs = scope.sub("output_blocks");
+        let mut output_blocks: Vec<Block> = Vec::new();
+        for (level, &multiplier) in config.multipliers.iter().enumerate().rev() {
+            for i in 0..=config.blocks_per_level {
+                let scope = outputs.sub(output_blocks.len());
+                let skip = widths.pop().expect("as many skips as output blocks");
+                let width = multiplier * config.channels;
+                let mut block = vec![Rc::new(Layer::Res(ResBlock::new(&scope.sub(0), channels + skip, width, config)))];
+                channels = width;
+                if attends(level) {
+                    block.push(Rc::new(Layer::attention(&scope.sub(1), channels, config, ports)));
+                }
+                if level > 0 && i == config.blocks_per_level {
+                    let scope = scope.sub(block.len()).sub("conv");
+                    block.push(Rc::new(Layer::Up(SpatialConv::new(&scope, channels, channels, 3, 1))));
+                }
+                output_blocks.push(block);
+            }
+        }
+
+        let out = scope.sub("out");
+        UNet3d {
+            time_embed,
+            label_emb,
+            input_blocks,
+            middle_block,
+            output_blocks,
+            out_norm: GroupNorm::new(&out.sub(0), GROUPS, channels, 1e-5),
+            out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
+            channels: config.channels,
+            recompute: config.recompute,
+            per_frame: config.norm_per_frame,
+        }
+    }
+
+    /// z_t `[B, C, F, h, w]` and diffusion time t `[B]` → the prediction, `[B, outputs, F, h, w]`.
+    pub fn forward(&self, z_t: &Tensor, t: &Tensor, given: &UNetCondition) -> Tensor {
+        let kind = if z_t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+        let [first, second] = &self.time_embed;
+        let mut embedding = second.forward(&first.forward(&timestep_embedding(t, self.channels, kind)).silu());
+        if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
+            embedding = embedding + table.index_select(0, level);
+        }
+        let x = Frames::fold(z_t);
+        // a frame's text is its clip's
+        let context = given.context.as_ref().map(|c| c.repeat_interleave_self_int(x.frames, 0, None));
+
+        let mut skips: Vec<Frames> = Vec::new();
+        let mut h = x;
+        for block in &self.input_blocks {
+            h = self.run(block, h, &embedding, context.as_ref());
+            skips.push(h.with(h.x.shallow_clone()));
+        }
+        h = self.run(&self.middle_block, h, &embedding, context.as_ref());
+        for block in &self.output_blocks {
+            let skip = skips.pop().expect("as many skips as output blocks");
+            h = self.run(block, h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context.as_ref());
+        }
+        self.out_conv.forward(&silu(&group_norm(&self.out_norm, &h, self.per_frame))).video().contiguous()
+    }
+
+    fn run(&self, block: &Block, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+        block.iter().fold(x, |x, layer| {
+            if !self.recompute {
+                return layer.forward(&x, embedding, context);
+            }
+            let (layer, frames) = (Rc::clone(layer), x.frames);
+            let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
+            let output = recompute(&inputs, move |inputs| {
+                let x = Frames { x: inputs[0].shallow_clone(), frames };
+                layer.forward(&x, &inputs[1], inputs.get(2)).x
+            });
+            x.with(output)
+        })
+    }
+}

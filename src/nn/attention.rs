@@ -1,0 +1,98 @@
+use tch::{Kind, Tensor};
+
+use super::{Init, Scope};
+
+/// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
+    let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+    join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false))
+}
+
+/// `[N, T, C]` → `[N, heads, T, d]`
+fn split_heads(x: &Tensor, heads: i64) -> Tensor {
+    let (n, t, c) = x.size3().expect("tokens [N, T, C]");
+    x.reshape([n, t, heads, c / heads]).transpose(1, 2)
+}
+
+/// `[N, heads, T, d]` → `[N, T, C]`
+fn join_heads(x: &Tensor) -> Tensor {
+    x.transpose(1, 2).flatten(2, 3)
+}
+
+/// Learned relative positions of frames (Shaw et al. 2018): one table for keys and one for values,
+/// 2L+1 rows for distances clamped to ±L, shared by the heads.
+pub struct RelativePosition {
+    keys: Tensor,
+    values: Tensor,
+    max_distance: i64,
+}
+
+impl RelativePosition {
+    /// Tables `[2L+1, d]` under `relative_position_k` and `relative_position_v`, Xavier uniform.
+    pub fn new(scope: &Scope, max_distance: i64, head_width: i64) -> Self {
+        let rows = 2 * max_distance + 1;
+        let xavier = Init::Uniform((6.0 / (rows + head_width) as f64).sqrt());
+        let table = |name: &str| scope.sub(name).parameter("embeddings_table", &[rows, head_width], xavier);
+        RelativePosition { keys: table("relative_position_k"), values: table("relative_position_v"), max_distance }
+    }
+
+    /// `[T, T, d]`: row (t, s) is the table's row of the distance s − t.
+    fn rows(&self, table: &Tensor, length: i64) -> Tensor {
+        let i = Tensor::arange(length, (Kind::Int64, table.device()));
+        let distance = i.unsqueeze(0) - i.unsqueeze(1);
+        let index = distance.clamp(-self.max_distance, self.max_distance) + self.max_distance;
+        table.index_select(0, &index.flatten(0, 1)).reshape([length, length, -1])
+    }
+
+    /// Attention over all positions of all frames, `[B, F·P, C]` each; the score of two positions gains
+    /// the key term q·R of their frames' distance (no value term).
+    pub fn joint_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, frames: i64) -> Tensor {
+        let (b, tokens, _) = q.size3().expect("tokens [B, F·P, C]");
+        let places = tokens / frames;
+        let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+        let width = q.size()[3];
+        let by_frame = q.reshape([b, heads, frames, places, width]) * (width as f64).powf(-0.5);
+        let key_rows = self.rows(&self.keys, frames);
+        let bias = Tensor::einsum("bhtpd,tsd->bhtps", &[&by_frame, &key_rows], None::<i64>)
+            .reshape([b, heads, tokens, frames])
+            .repeat_interleave_self_int(places, 3, None); // [B, heads, F·P, F·P]
+        join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, Some(bias), 0.0, false, None, false))
+    }
+
+    /// Attention over frames, `[N, F, C]` each → `[N, F, C]`.
+    ///
+    /// The released unconditional network adds the key term *transposed* and without the second
+    /// d^(−1/4) (`KeyTerm::Transposed`), its text network as Shaw et al. do (`KeyTerm::Scaled`).
+    pub fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, key_term: KeyTerm) -> Tensor {
+        let length = q.size()[1];
+        let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+        let width = q.size()[3] as f64;
+        let key_rows = self.rows(&self.keys, length);
+        let scores = match key_term {
+            KeyTerm::Transposed => {
+                let scale = width.powf(-0.25);
+                let q = q * scale;
+                // weight[query t, key s] receives q_s · R[s, t]
+                let positions = Tensor::einsum("nhsd,std->nhts", &[&q, &key_rows], None::<i64>);
+                q.matmul(&(k * scale).transpose(2, 3)) + positions
+            }
+            KeyTerm::Scaled => {
+                let positions = Tensor::einsum("nhtd,tsd->nhts", &[&q, &key_rows], None::<i64>);
+                (q.matmul(&k.transpose(2, 3)) + positions) * width.powf(-0.5)
+            }
+        };
+        let weights = scores.softmax(-1, None);
+        let value_rows = self.rows(&self.values, length);
+        let positions = Tensor::einsum("nhts,tsd->nhtd", &[&weights, &value_rows], None::<i64>);
+        join_heads(&(weights.matmul(&v) + positions))
+    }
+}
+
+/// Where the keys' relative positions enter the scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyTerm {
+    /// score[t, s] = d^(−1/2) q_t·k_s + d^(−1/4) q_s·R[s, t]
+    Transposed,
+    /// score[t, s] = d^(−1/2) (q_t·k_s + q_t·R[t, s])
+    Scaled,
+}

@@ -1,0 +1,164 @@
+use tch::Tensor;
+
+use super::{Frames, Init, Scope};
+
+/// What stands beyond the edge of a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Padding {
+    /// The edge repeated (the paper's): a shifted video gives shifted latents.
+    Replicate,
+    Zeros,
+}
+
+impl Padding {
+    /// Pads F, H, W of `[B, C, F, H, W]` by k − stride each, the larger half in front.
+    fn apply(self, x: &Tensor, kernel: i64, stride: [i64; 3]) -> Tensor {
+        let front = |s: i64| (kernel - s + 1) / 2;
+        let back = |s: i64| (kernel - s) / 2;
+        match self {
+            Padding::Zeros => {
+                let [f, h, w] = stride;
+                x.constant_pad_nd([front(w), back(w), front(h), back(h), front(f), back(f)])
+            }
+            // The native kernel has no deterministic backward pass on CUDA: there, by copies.
+            Padding::Replicate if x.device().is_cuda() => {
+                (0..3).fold(x.shallow_clone(), |x, axis| repeat_edges(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis])))
+            }
+            Padding::Replicate => {
+                let [f, h, w] = stride;
+                x.replication_pad3d([front(w), back(w), front(h), back(h), front(f), back(f)])
+            }
+        }
+    }
+}
+
+fn repeat_edges(x: &Tensor, axis: i64, front: i64, back: i64) -> Tensor {
+    let edge = |at: i64, count: i64| {
+        let mut shape = x.size();
+        shape[axis as usize] = count;
+        x.narrow(axis, at, 1).expand(&shape, false)
+    };
+    let last = x.size()[axis as usize] - 1;
+    Tensor::cat(&[edge(0, front), x.shallow_clone(), edge(last, back)], axis)
+}
+
+/// A 3D convolution that keeps the size (divided by its stride).
+pub struct Conv3d {
+    weight: Tensor,
+    bias: Tensor,
+    kernel: i64,
+    stride: [i64; 3],
+    padding: Padding,
+}
+
+impl Conv3d {
+    /// `[B, inputs, F, H, W]` → `[B, outputs, F/s, H/s, W/s]`
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: [i64; 3], padding: Padding) -> Self {
+        let fan_in = inputs * kernel.pow(3);
+        Conv3d {
+            weight: scope.aliased("conv.weight", "weight", &[outputs, inputs, kernel, kernel, kernel], Init::fan_in(fan_in)),
+            bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)),
+            kernel,
+            stride,
+            padding,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = if self.kernel == 1 { x.shallow_clone() } else { self.padding.apply(x, self.kernel, self.stride) };
+        x.conv3d(&self.weight, Some(&self.bias), self.stride, [0, 0, 0], [1, 1, 1], 1)
+    }
+
+    /// The kernel, `[outputs, inputs, k, k, k]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+}
+
+/// The mirror of a strided [`Conv3d`]: multiplies the size by its stride.
+pub struct TransposedConv3d {
+    weight: Tensor,
+    bias: Tensor,
+    kernel: i64,
+    stride: [i64; 3],
+    padding: Padding,
+}
+
+impl TransposedConv3d {
+    /// `[B, inputs, F, H, W]` → `[B, outputs, F·s, H·s, W·s]`
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: [i64; 3], padding: Padding) -> Self {
+        // PyTorch takes the fan-in of a transposed kernel from its second axis
+        let init = Init::fan_in(outputs * kernel.pow(3));
+        TransposedConv3d {
+            weight: scope.parameter("convt.weight", &[inputs, outputs, kernel, kernel, kernel], init),
+            bias: scope.parameter("convt.bias", &[outputs], init),
+            kernel,
+            stride,
+            padding,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x = self.padding.apply(x, self.kernel, self.stride);
+        let crop = [self.kernel - 1; 3];
+        x.conv_transpose3d(&self.weight, Some(&self.bias), self.stride, crop, [0, 0, 0], 1, [1, 1, 1])
+    }
+}
+
+/// A space-only convolution of videos, 1×k×k in a checkpoint, run as a 2D convolution of all frames.
+pub struct SpatialConv {
+    weight: Tensor,
+    bias: Tensor,
+    stride: i64,
+}
+
+impl SpatialConv {
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
+        Self::with_init(scope, inputs, outputs, kernel, stride, Init::fan_in(inputs * kernel * kernel))
+    }
+
+    /// Starts as a map to zero, so that a residual block starts as the identity.
+    pub fn zero(scope: &Scope, inputs: i64, outputs: i64, kernel: i64) -> Self {
+        Self::with_init(scope, inputs, outputs, kernel, 1, Init::ZEROS)
+    }
+
+    fn with_init(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, init: Init) -> Self {
+        SpatialConv {
+            weight: scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init),
+            bias: scope.parameter("bias", &[outputs], init),
+            stride,
+        }
+    }
+
+    pub fn forward(&self, x: &Frames) -> Frames {
+        let weight = self.weight.squeeze_dim(2);
+        let padding = weight.size()[2] / 2;
+        x.with(x.x.conv2d(&weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1))
+    }
+}
+
+/// A 2D convolution with zero padding.
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    stride: i64,
+    padding: i64,
+}
+
+impl Conv2d {
+    /// Weights start as N(0, 0.02) (the PatchGAN's initialisation), the bias as PyTorch's default.
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64, bias: bool) -> Self {
+        Conv2d {
+            weight: scope.parameter("weight", &[outputs, inputs, kernel, kernel], Init::Normal(0.0, 0.02)),
+            bias: bias.then(|| scope.parameter("bias", &[outputs], Init::fan_in(inputs * kernel * kernel))),
+            stride,
+            padding,
+        }
+    }
+
+    /// `[N, inputs, H, W]` → `[N, outputs, …]`
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+}

@@ -1,0 +1,96 @@
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
+
+use crate::{
+    nn::Parameters,
+    torch::{Adam, clip_global_norm},
+};
+
+/// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
+pub struct Optimizer {
+    adam: Adam,
+    names: Vec<String>,
+    parameters: Vec<Tensor>,
+    first_moments: Vec<Tensor>,
+    second_moments: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+impl Optimizer {
+    pub fn new(adam: Adam, parameters: &Parameters) -> Self {
+        let (names, parameters): (Vec<_>, Vec<_>) = parameters.trainable().into_iter().unzip();
+        let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
+        let steps = parameters.iter().map(|p| Tensor::zeros([], (Kind::Float, p.device()))).collect();
+        Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters }
+    }
+
+    /// Gradients become zero, those that are not there yet too.
+    pub fn zero_grad(&mut self) {
+        for parameter in &mut self.parameters {
+            parameter.zero_grad();
+        }
+    }
+
+    pub fn set_learning_rate(&mut self, learning_rate: f64) {
+        self.adam.learning_rate = learning_rate;
+    }
+
+    fn gradients(&self) -> Vec<Tensor> {
+        // a parameter that took no part has a gradient of zero
+        let gradient = |p: &Tensor| {
+            let g = p.grad();
+            if g.defined() { g } else { no_grad(|| p.zeros_like()) }
+        };
+        self.parameters.iter().map(gradient).collect()
+    }
+
+    /// The L2 norm over all gradients; with `max_norm` they are scaled down to it.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn clip_gradients(&self, max_norm: Option<f64>) -> Result<Tensor> {
+        clip_global_norm(&self.gradients(), max_norm)
+    }
+
+    /// Moves the parameters.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn step(&mut self) -> Result<()> {
+        let moments = [self.first_moments.as_slice(), &self.second_moments];
+        self.adam.step(&self.parameters, &self.gradients(), moments, &self.steps)
+    }
+
+    /// What a checkpoint stores: `exp_avg.…`, `exp_avg_sq.…` of each parameter, and `step`.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state = Vec::new();
+        for (i, name) in self.names.iter().enumerate() {
+            state.push((format!("exp_avg.{name}"), self.first_moments[i].shallow_clone()));
+            state.push((format!("exp_avg_sq.{name}"), self.second_moments[i].shallow_clone()));
+        }
+        // all parameters step together
+        if let Some(step) = self.steps.first() {
+            state.push(("step".to_string(), step.shallow_clone()));
+        }
+        state
+    }
+
+    /// # Errors
+    /// Names what is missing or of another shape.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let find = |name: &str| state.get(name).with_context(|| format!("the optimizer's state has no `{name}`"));
+        for (own, (name, value)) in self.state().iter_mut().map(|(n, t)| (t.shallow_clone(), (n.clone(), find(n)))) {
+            let (mut own, value) = (own, value?);
+            ensure!(own.size() == value.size(), "`{name}`: shape {:?}, needed {:?}", value.size(), own.size());
+            no_grad(|| own.copy_(value));
+        }
+        if let Some(step) = self.steps.first().map(|s| s.to_device(Device::Cpu).double_value(&[])) {
+            for other in &mut self.steps {
+                let _ = other.fill_(step);
+            }
+        }
+        Ok(())
+    }
+}
