@@ -5,7 +5,17 @@ use super::{Init, Scope};
 /// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
     let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+    if q.kind() == Kind::Double {
+        let scores = q.matmul(&k.transpose(2, 3)) * (q.size()[3] as f64).powf(-0.5);
+        return join_heads(&softmax(&scores).matmul(&v));
+    }
     join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false))
+}
+
+/// Attention weights are rounded to float32, whatever the precision around them: in float64 the
+/// released code does so too, and a training run depends on it (Adam makes 1e-9 of a gradient visible).
+fn softmax(scores: &Tensor) -> Tensor {
+    scores.to_kind(Kind::Float).softmax(-1, None).to_kind(scores.kind())
 }
 
 /// `[N, T, C]` → `[N, heads, T, d]`
@@ -81,7 +91,7 @@ impl RelativePosition {
                 (q.matmul(&k.transpose(2, 3)) + positions) * width.powf(-0.5)
             }
         };
-        let weights = scores.softmax(-1, None);
+        let weights = softmax(&scores);
         let value_rows = self.rows(&self.values, length);
         let positions = Tensor::einsum("nhts,tsd->nhtd", &[&weights, &value_rows], None::<i64>);
         join_heads(&(weights.matmul(&v) + positions))

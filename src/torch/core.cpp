@@ -128,26 +128,24 @@ struct Recompute : torch::autograd::Function<Recompute> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, std::shared_ptr<Body> body,
                             torch::autograd::variable_list inputs) {
     context->save_for_backward(inputs);
-    context->saved_data["body"] =
-        c10::make_intrusive<Held>(std::move(body), AutocastState());
-    auto held = context->saved_data["body"].toCapsule();
-    return (*static_cast<Held *>(held.get())->body)({inputs.begin() + 1, inputs.end()});
+    context->saved_data["body"] = c10::IValue::make_capsule(
+        c10::make_intrusive<Held>(std::move(body), AutocastState()));
+    return held(context)->body->operator()({inputs.begin() + 1, inputs.end()});
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
                                                  torch::autograd::variable_list gradients) {
     auto saved = context->get_saved_variables();
-    auto capsule = context->saved_data["body"].toCapsule();
-    auto *held = static_cast<Held *>(capsule.get());
+    auto kept = held(context);
     std::vector<at::Tensor> inputs;
     at::Tensor output;
     AutocastState outside;
     {
       at::AutoGradMode with_grad(true);
-      held->autocast.apply();
+      kept->autocast.apply();
       for (size_t i = 1; i < saved.size(); i++)
         inputs.push_back(saved[i].detach().set_requires_grad(saved[i].requires_grad()));
-      output = (*held->body)(inputs);
+      output = (*kept->body)(inputs);
       outside.apply();
     }
     torch::autograd::backward({output}, {gradients[0]});
@@ -162,6 +160,10 @@ struct Recompute : torch::autograd::Function<Recompute> {
     Held(std::shared_ptr<Body> body, AutocastState autocast)
         : body(std::move(body)), autocast(autocast) {}
   };
+
+  static c10::intrusive_ptr<Held> held(torch::autograd::AutogradContext *context) {
+    return c10::static_intrusive_pointer_cast<Held>(context->saved_data["body"].toCapsule());
+  }
 };
 
 }  // namespace
