@@ -37,13 +37,9 @@ impl Progress {
     /// counts the steps since.
     pub fn new(label: &str, total: u64, start: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let style =
-                ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len}  {per_sec}, {eta} left  {wide_msg}")
-                    .expect("the template is right");
+            let style = ProgressStyle::with_template("{prefix} {bar:30} {wide_msg}").expect("the template is right");
             let bar = ProgressBar::new(total).with_style(style).with_prefix(label.to_string()).with_position(start);
-            let bar = bars().add(bar);
-            bar.reset_eta();
-            bar
+            bars().add(bar)
         });
         let now = Instant::now();
         Progress { label: label.to_string(), total, start, done: start, began: now, shown: now, bar }
@@ -52,15 +48,13 @@ impl Progress {
     /// `n` steps are done now, counted from the very start of the work; `message` says how it stands.
     pub fn step(&mut self, n: u64, message: &str) {
         self.done = n;
+        let standing = || standing(n, self.total, n.saturating_sub(self.start), self.began.elapsed(), message);
         if let Some(bar) = &self.bar {
-            bar.set_message(message.to_string());
+            bar.set_message(standing());
             bar.set_position(n);
         } else if self.shown.elapsed() >= LINE_EVERY {
+            eprintln!("{}: {}", self.label, standing());
             self.shown = Instant::now();
-            eprintln!(
-                "{}",
-                line(&self.label, n, self.total, n.saturating_sub(self.start), self.began.elapsed(), message)
-            );
         }
     }
 
@@ -69,14 +63,15 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        beside_bars(|| eprintln!("{}: {} of {} in {}", self.label, self.done, self.total, clock(self.began.elapsed())));
+        beside_bars(|| eprintln!("{}: {}/{} in {}", self.label, self.done, self.total, clock(self.began.elapsed())));
     }
 }
 
-/// A line as a log file gets it.
-fn line(label: &str, n: u64, total: u64, since_start: u64, elapsed: Duration, message: &str) -> String {
+/// Steps done, rate and time left, by the steps since this start (indicatif's own rate would count
+/// those of an earlier one).
+fn standing(n: u64, total: u64, since_start: u64, elapsed: Duration, message: &str) -> String {
     let rate = since_start as f64 / elapsed.as_secs_f64().max(1e-9);
-    let mut text = format!("{label}: {n}/{total}");
+    let mut text = format!("{n}/{total}");
     if since_start > 0 {
         let left = Duration::from_secs_f64((total.saturating_sub(n) as f64 / rate).min(1e9));
         text += &format!("  {}, {} left", per_second(rate), clock(left));
@@ -104,12 +99,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_counts_from_where_the_run_went_on() {
-        let text = line("train", 60, 100, 10, Duration::from_secs(5), "loss 0.5");
-        assert_eq!(text, "train: 60/100  2.0/s, 20 s left  loss 0.5");
-        let text = line("train", 60, 100, 10, Duration::from_secs(50), "");
-        assert_eq!(text, "train: 60/100  5.0 s each, 3 min 20 s left");
-        assert_eq!(line("train", 50, 100, 0, Duration::ZERO, ""), "train: 50/100");
+    fn the_rate_counts_from_where_the_run_went_on() {
+        let text = standing(60, 100, 10, Duration::from_secs(5), "loss 0.5");
+        assert_eq!(text, "60/100  2.0/s, 20 s left  loss 0.5");
+        let text = standing(60, 100, 10, Duration::from_secs(50), "");
+        assert_eq!(text, "60/100  5.0 s each, 3 min 20 s left");
+        assert_eq!(standing(50, 100, 0, Duration::ZERO, ""), "50/100");
     }
 
     #[test]
