@@ -21,7 +21,9 @@ fn main() {
             libtorch.display()
         ));
     }
-    match version(&libtorch) {
+    let found = version(&libtorch);
+    println!("cargo:rustc-env=LVDM_LIBTORCH_VERSION={}", found.as_deref().unwrap_or("of unknown version"));
+    match found {
         Some(found) if found.split('+').next() == Some(LIBTORCH_VERSION) => {}
         Some(found) => fail(&format!(
             "LIBTORCH `{}` is version {found}, this crate needs {LIBTORCH_VERSION}: unset LIBTORCH and run `make setup`, or point it at that release",

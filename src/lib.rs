@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod commands;
+pub mod data;
 pub mod diffusion;
 pub mod metrics;
 pub mod models;

@@ -1,6 +1,11 @@
 //! Which parts of LibTorch are there and how they are set.
 
-use anyhow::{Result, anyhow};
+use std::{
+    error::Error,
+    ffi::{CStr, c_char, c_int, c_uint},
+    sync::OnceLock,
+};
+
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 unsafe extern "C" {
@@ -8,22 +13,74 @@ unsafe extern "C" {
     fn lvdm_allow_tf32(allow: bool);
 }
 
-/// Loads LibTorch's CUDA half, which the linker drops because nothing refers to it by name.
+/// Loads LibTorch's CUDA half, which the linker drops because nothing refers to it by name, and says
+/// why it is not there. Later calls repeat the first one's answer.
 ///
 /// Must run before anything asks about CUDA, since LibTorch keeps the first answer.
 ///
 /// # Errors
-/// The loader's own words, where this LibTorch has no CUDA half or the driver's libraries are missing.
-pub fn load_cuda() -> Result<()> {
-    // SAFETY: the initialisers of libtorch_cuda register kernels and do nothing else.
-    let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
-    match library {
-        Ok(library) => {
-            std::mem::forget(library);
-            Ok(())
-        }
-        Err(error) => Err(anyhow!("{error}")),
-    }
+/// The loader's own words, where this LibTorch has no CUDA half or libraries of it are missing.
+pub fn load_cuda() -> Result<(), &'static str> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    let loaded = LOADED.get_or_init(|| {
+        // SAFETY: the initialisers of libtorch_cuda register kernels and do nothing else.
+        let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) };
+        library.map(std::mem::forget).map_err(|error| match error.source() {
+            Some(words) => words.to_string(),
+            None => error.to_string(),
+        })
+    });
+    loaded.as_ref().copied().map_err(String::as_str)
+}
+
+/// A GPU as the driver describes it.
+#[derive(Debug, Clone)]
+pub struct Gpu {
+    pub name: String,
+    /// In bytes.
+    pub memory: usize,
+}
+
+/// The GPUs of the NVIDIA driver that this process may use; none where there is no driver.
+pub fn gpus() -> Vec<Gpu> {
+    type Init = unsafe extern "C" fn(c_uint) -> c_int;
+    type Count = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+    type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    // SAFETY: functions of the CUDA driver by the signatures it documents; 0 is its success.
+    let list = unsafe {
+        let Ok(driver) = Library::open(Some("libcuda.so.1"), RTLD_NOW) else { return Vec::new() };
+        let list = || -> Option<Vec<Gpu>> {
+            let init = driver.get::<Init>(b"cuInit").ok()?;
+            let count = driver.get::<Count>(b"cuDeviceGetCount").ok()?;
+            let get = driver.get::<Get>(b"cuDeviceGet").ok()?;
+            let name = driver.get::<Name>(b"cuDeviceGetName").ok()?;
+            let memory = driver.get::<Memory>(b"cuDeviceTotalMem_v2").ok()?;
+            let mut devices = 0;
+            if init(0) != 0 || count(&mut devices) != 0 {
+                return None;
+            }
+            let one = |index| {
+                let (mut device, mut text, mut bytes) = (0, [0u8; 128], 0);
+                let known = get(&mut device, index) == 0
+                    && name(text.as_mut_ptr().cast(), text.len() as c_int, device) == 0
+                    && memory(&mut bytes, device) == 0;
+                let name = CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().into_owned();
+                known.then_some(Gpu { name, memory: bytes })
+            };
+            (0..devices).map(one).collect()
+        };
+        let list = list();
+        std::mem::forget(driver); // LibTorch uses it too
+        list
+    };
+    list.unwrap_or_default()
+}
+
+/// The LibTorch this was built against, such as `2.11.0`.
+pub fn libtorch_version() -> &'static str {
+    env!("LVDM_LIBTORCH_VERSION")
 }
 
 /// Kernels that `scaled_dot_product_attention` may choose from on a GPU.

@@ -9,7 +9,7 @@ mod multi_tensor;
 mod recompute;
 
 pub use autocast::Autocast;
-pub use backend::{AttentionKernels, allow_tf32, attention_kernels, load_cuda};
+pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, gpus, libtorch_version, load_cuda};
 pub use memory::peak_host_memory;
 pub use multi_tensor::{Adam, clip_global_norm, lerp_all};
 pub use recompute::recompute;

@@ -1,0 +1,118 @@
+#!/bin/sh
+# Installs what building and testing need and the machine lacks; `make setup` calls it.
+#
+#   apt packages    compilers, FFmpeg, OpenCV
+#   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
+#   .python/        TensorBoard's reader, for one test
+#
+# What is there already is left alone, so a second call only looks.
+set -eu
+cd "$(dirname "$0")"
+
+export PIP_ROOT_USER_ACTION=ignore
+TORCH=2.11.0
+PACKAGES="g++ pkg-config clang libclang-dev libavutil-dev libavcodec-dev libavformat-dev libavfilter-dev
+    libavdevice-dev libswscale-dev libswresample-dev libopencv-dev"
+
+say() { echo "setup: $*"; }
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+# Packages of the arguments that dpkg does not know as installed.
+missing() {
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s ' "$package"
+    done
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif [ -t 0 ]; then
+        sudo "$@"
+    else
+        sudo -n "$@" # nobody is there to type a password
+    fi
+}
+
+system_packages() {
+    needed=$PACKAGES
+    python3 -m pip --version >/dev/null 2>&1 || needed="$needed python3-pip"
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        for tool in g++ clang pkg-config python3; do
+            command -v $tool >/dev/null || fail "no apt here; install by hand what these Debian packages hold:" $needed
+        done
+        pkg-config --exists libavcodec libavformat libavfilter libavdevice libswscale libswresample opencv4 ||
+            fail "no apt here; install by hand what these Debian packages hold:" $needed
+        return
+    fi
+    needed=$(missing $needed)
+    [ -n "$needed" ] || return 0
+    by_hand="install by hand, as root: apt-get install --no-install-recommends $needed"
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || fail "neither root nor sudo; $by_hand"
+    say "apt packages: $needed"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update || fail "apt-get update failed; $by_hand"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $needed ||
+        fail "apt-get failed; $by_hand"
+}
+
+has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi >/dev/null 2>&1; }
+
+# Wheels for one fixed Python (the libraries in them are the same for all), whatever runs here.
+pip_libtorch() {
+    platforms="--platform manylinux2014_x86_64 --platform linux_x86_64"
+    for minor in $(seq 5 28); do
+        platforms="$platforms --platform manylinux_2_${minor}_x86_64"
+    done
+    python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .libtorch.partial \
+        --only-binary=:all: --implementation cp --python-version 3.11 --abi cp311 --abi abi3 --abi none $platforms "$@"
+}
+
+libtorch() {
+    if [ -n "${LIBTORCH:-}" ]; then
+        [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] ||
+            fail "LIBTORCH is set to $LIBTORCH, where there is no lib/libtorch_cpu.so; correct it, or unset it to have LibTorch $TORCH downloaded"
+        return
+    fi
+    if grep -qs "'$TORCH[+']" .libtorch/torch/version.py && [ -e .libtorch/torch/lib/libtorch_cpu.so ]; then
+        if [ -d .libtorch/nvidia/cudnn ] || ! has_gpu; then
+            return
+        fi
+    fi
+    by_hand="check the network and the disk and run make setup again, or download LibTorch $TORCH yourself and set LIBTORCH to its folder"
+    [ "$(uname -sm)" = "Linux x86_64" ] || fail "LibTorch is downloaded for Linux on x86-64 only; install LibTorch $TORCH by hand and set LIBTORCH to its folder"
+    rm -rf .libtorch.partial
+    if has_gpu; then
+        say "LibTorch $TORCH with CUDA (a download of about 2.5 GB, 4.6 GB on disk)"
+        pip_libtorch "torch==$TORCH" || fail "LibTorch could not be installed; $by_hand"
+    else
+        say "LibTorch $TORCH for the CPU (1.2 GB on disk)"
+        # the two NVIDIA libraries are what libtorch_cpu.so refers to even where there is no GPU
+        pip_libtorch --no-deps "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 ||
+            fail "LibTorch could not be installed; $by_hand"
+    fi
+    rm -rf .libtorch
+    mv .libtorch.partial .libtorch
+}
+
+reads_events() {
+    PYTHONPATH=.python python3 -c 'from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
+}
+
+tensorboard_reader() {
+    reads_events && return
+    say "TensorBoard's reader, for the tests"
+    rm -rf .python
+    python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .python --no-deps \
+        --only-binary=:all: tensorboard protobuf numpy absl-py && reads_events ||
+        fail "TensorBoard could not be installed; by hand: python3 -m pip install --target .python tensorboard"
+}
+
+command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"
+command -v cargo >/dev/null ||
+    fail "Rust is missing (1.88 or newer is needed); install it by hand with rustup, see https://rustup.rs"
+system_packages
+libtorch
+tensorboard_reader
