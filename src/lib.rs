@@ -1,5 +1,8 @@
 //! Latent Video Diffusion Models (He et al. 2022, arXiv 2211.13221) on LibTorch.
 
+pub mod atomic_file;
+pub mod data;
 pub mod nn;
 pub mod random;
+pub mod safetensors;
 pub mod torch;

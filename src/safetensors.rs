@@ -1,0 +1,221 @@
+//! Tensors on disk: whole or not at all, the same bytes for the same tensors.
+//!
+//! Metadata is one JSON value, kept as text under the single key `lvdm` of the file's header.
+
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashMap, HashSet},
+    fs::File,
+    io::{Read, Write},
+    path::Path,
+};
+
+use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::atomic_file::write_atomically;
+
+const METADATA_KEY: &str = "lvdm";
+
+/// Writes named tensors of any device and layout. Tensors lie in the file by falling element size,
+/// then by name, so that each is aligned and equal contents give equal bytes.
+///
+/// Errors: two tensors of one name, a type that the format lacks, a full disk. The file that was
+/// there before stays as it was.
+pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
+    path: &Path,
+    tensors: &[(S, T)],
+    metadata: &Value,
+) -> Result<()> {
+    let mut sorted = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let (name, tensor) = (name.as_ref(), tensor.borrow());
+        sorted.push((name, tensor, dtype(tensor.kind()).with_context(|| format!("tensor `{name}`"))?));
+    }
+    sorted.sort_by(|a, b| b.2.bitsize().cmp(&a.2.bitsize()).then(a.0.cmp(b.0)));
+
+    let mut offset = 0;
+    let infos = sorted.iter().map(|(name, tensor, dtype)| {
+        let start = offset;
+        offset += tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let shape = tensor.size().iter().map(|&n| n as usize).collect();
+        (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
+    });
+    let header = header_bytes(infos.collect(), metadata, 0)?;
+    write_atomically(path, |file| {
+        file.write_all(&header)?;
+        let mut bytes = Vec::new();
+        for (_, tensor, _) in &sorted {
+            let host = tensor.detach().to_device(Device::Cpu).contiguous();
+            bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
+            host.f_copy_data_u8(&mut bytes, host.numel())?;
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    })
+}
+
+/// Reads every tensor of a file onto the host, with the metadata that `write_safetensors_atomically`
+/// stored; `None` for files of other makers.
+pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>)> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let header = Header::read(&mut file, path)?;
+    let mut tensors = BTreeMap::new();
+    // `offset_keys` follows the file, so this reads straight through.
+    for name in header.tensors.offset_keys() {
+        let info = header.tensors.info(&name).expect("a name of the header");
+        let kind = kind(info.dtype).with_context(|| format!("tensor `{name}` of {}", path.display()))?;
+        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+        file.read_exact(&mut bytes).with_context(|| format!("cannot read `{name}` of {}", path.display()))?;
+        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+        tensors.insert(name, Tensor::f_from_data_size(&bytes, &shape, kind)?);
+    }
+    Ok((tensors, header.metadata))
+}
+
+/// What stands before the tensors' bytes.
+pub(crate) struct Header {
+    pub tensors: Metadata,
+    pub metadata: Option<Value>,
+    /// Where the tensors' bytes begin in the file; their offsets count from here.
+    pub data_start: u64,
+}
+
+impl Header {
+    /// Reads the header and checks that the file is as long as it says. Leaves the file at `data_start`.
+    pub fn read(file: &mut File, path: &Path) -> Result<Self> {
+        let name = path.display();
+        let length = file.metadata()?.len();
+        let mut size = [0; 8];
+        file.read_exact(&mut size).with_context(|| {
+            format!("{name} is not a safetensors file: it has {length} bytes, fewer than the 8 of a header's size")
+        })?;
+        let size = u64::from_le_bytes(size);
+        let whole = size.checked_add(8).filter(|&start| start <= length);
+        let data_start = whole.with_context(|| {
+            format!("{name} is truncated or not a safetensors file: a header of {size} bytes in a file of {length}")
+        })?;
+        let mut text = vec![0; size as usize];
+        file.read_exact(&mut text).with_context(|| format!("cannot read the header of {name}"))?;
+        let tensors: Metadata = serde_json::from_slice(&text)
+            .with_context(|| format!("{name} is not a safetensors file: its header is damaged"))?;
+        let expected = data_start + tensors.data_len() as u64;
+        ensure!(
+            length == expected,
+            "{name} is {}: its header promises {expected} bytes, the file has {length}",
+            if length < expected { "truncated" } else { "damaged" }
+        );
+        let text = tensors.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
+        let metadata = text.map(|text| serde_json::from_str(text)).transpose();
+        Ok(Self {
+            metadata: metadata.with_context(|| format!("the metadata of {name} is damaged"))?,
+            tensors,
+            data_start,
+        })
+    }
+}
+
+/// The header's bytes, its size first: at least `least` bytes in all, filled up with spaces.
+pub(crate) fn header_bytes(tensors: Vec<(String, TensorInfo)>, metadata: &Value, least: usize) -> Result<Vec<u8>> {
+    let mut names = HashSet::new();
+    for (name, _) in &tensors {
+        ensure!(names.insert(name), "two tensors are named `{name}`");
+    }
+    let entries = HashMap::from([(METADATA_KEY.to_string(), metadata.to_string())]);
+    let mut text = serde_json::to_vec(&Metadata::new(Some(entries), tensors)?)?;
+    let length = (text.len() + 8).max(least).next_multiple_of(8);
+    text.resize(length - 8, b' ');
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut text);
+    Ok(bytes)
+}
+
+const TYPES: [(Kind, Dtype); 8] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Double, Dtype::F64),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Int, Dtype::I32),
+    (Kind::Bool, Dtype::BOOL),
+];
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    match TYPES.iter().find(|(known, _)| *known == kind) {
+        Some((_, dtype)) => Ok(*dtype),
+        None => bail!("type {kind:?} is not stored; convert it to one of {:?}", TYPES.map(|(kind, _)| kind)),
+    }
+}
+
+fn kind(dtype: Dtype) -> Result<Kind> {
+    match TYPES.iter().find(|(_, known)| *known == dtype) {
+        Some((kind, _)) => Ok(*kind),
+        None => bail!("type {dtype:?} is not read; known are {:?}", TYPES.map(|(_, dtype)| dtype)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn tensors() -> Vec<(String, Tensor)> {
+        let base = Tensor::arange(24, (Kind::Float, Device::Cpu)).reshape([2, 3, 4]);
+        let mut tensors: Vec<_> =
+            TYPES.iter().map(|(kind, _)| (format!("tensor.{kind:?}"), base.to_kind(*kind))).collect();
+        tensors.push(("odd".into(), Tensor::from_slice(&[1u8, 2, 3])));
+        tensors.push(("transposed".into(), base.transpose(0, 2)));
+        tensors.push(("scalar".into(), Tensor::from(2.5f32)));
+        tensors.push(("empty".into(), Tensor::zeros([0, 3], (Kind::Float, Device::Cpu))));
+        tensors
+    }
+
+    #[test]
+    fn every_type_comes_back_and_the_bytes_do_not_depend_on_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+        let metadata = json!({"step": 7, "text": "\"quoted\""});
+        let mut tensors = tensors();
+        write_safetensors_atomically(&one, &tensors, &metadata).unwrap();
+        let (read, found) = read_safetensors(&one).unwrap();
+        assert_eq!(found, Some(metadata.clone()));
+        assert_eq!(read.len(), tensors.len());
+        for (name, tensor) in &tensors {
+            assert_eq!((read[name].kind(), read[name].size()), (tensor.kind(), tensor.size()), "{name}");
+            assert!(read[name].equal(tensor), "{name}");
+        }
+        tensors.reverse();
+        write_safetensors_atomically(&two, &tensors, &metadata).unwrap();
+        assert_eq!(fs::read(&one).unwrap(), fs::read(&two).unwrap());
+        assert_eq!(Tensor::read_safetensors(&one).unwrap().len(), tensors.len());
+    }
+
+    #[test]
+    fn cut_files_are_named_as_such() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write_safetensors_atomically(&path, &tensors(), &Value::Null).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for length in [0, 5, 8, 100, whole.len() / 2, whole.len() - 1] {
+            fs::write(&path, &whole[..length]).unwrap();
+            let error = format!("{:#}", read_safetensors(&path).unwrap_err());
+            assert!(error.contains("file") && (error.contains("truncated") || error.contains("not a safe")), "{error}");
+        }
+        fs::write(&path, [whole, vec![0]].concat()).unwrap();
+        assert!(read_safetensors(&path).is_err());
+    }
+
+    #[test]
+    fn two_tensors_of_one_name_are_refused() {
+        let path = tempfile::tempdir().unwrap().path().join("file");
+        let twice = [("a", Tensor::from(1.0)), ("a", Tensor::from(2.0))];
+        assert!(write_safetensors_atomically(&path, &twice, &Value::Null).is_err());
+        assert!(!path.exists());
+    }
+}
