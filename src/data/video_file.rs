@@ -372,7 +372,10 @@ impl VideoWriter {
         let mut stream = output.add_stream_with(&encoder)?;
         stream.set_time_base(time_base);
         stream.set_avg_frame_rate(time_base.invert());
-        output.write_header()?;
+        // The index goes to the front of an mp4, so that it plays before it is all there.
+        let mut layout = Dictionary::new();
+        layout.set("movflags", "+faststart");
+        output.write_header_with(layout)?;
         Ok(Self {
             path: path.to_path_buf(),
             temporary: temporary.to_path_buf(),
@@ -590,15 +593,18 @@ pub(crate) mod tests {
             let path = folder.path().join(name);
             write_numbered(&path, 60, encoding);
             let bytes = fs::read(&path).unwrap();
-            fs::write(&path, &bytes[..bytes.len() * 6 / 10]).unwrap();
-            files.push(path);
             if encoding.container == "avi" {
-                // Between two frames nothing is damaged: only the count tells.
-                let mut chunks = bytes[..bytes.len() * 6 / 10].windows(4);
-                let path = folder.path().join(format!("even-{name}"));
-                fs::write(&path, &bytes[..chunks.rposition(|name| name == b"00dc").unwrap()]).unwrap();
-                files.push(path);
+                // Cut between two frames nothing is damaged: only the count tells.
+                let frames: Vec<usize> =
+                    (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"00dc")).take(60).collect();
+                fs::write(&path, &bytes[..frames[30]]).unwrap();
+                let inside = folder.path().join(format!("inside-{name}"));
+                fs::write(&inside, &bytes[..frames[30] + 20]).unwrap();
+                files.push(inside);
+            } else {
+                fs::write(&path, &bytes[..bytes.len() * 6 / 10]).unwrap();
             }
+            files.push(path);
         }
         for path in files {
             let error = VideoReader::open(&path).err().unwrap_or_else(|| panic!("{} opened", path.display()));
