@@ -34,12 +34,12 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
         let (name, tensor) = (name.as_ref(), tensor.borrow());
         sorted.push((name, tensor, dtype(tensor.kind()).with_context(|| format!("tensor `{name}`"))?));
     }
-    sorted.sort_by(|a, b| b.2.size().cmp(&a.2.size()).then(a.0.cmp(b.0)));
+    sorted.sort_by(|a, b| b.2.bitsize().cmp(&a.2.bitsize()).then(a.0.cmp(b.0)));
 
     let mut offset = 0;
     let infos = sorted.iter().map(|(name, tensor, dtype)| {
         let start = offset;
-        offset += tensor.numel() * dtype.size();
+        offset += tensor.numel() * tensor.kind().elt_size_in_bytes();
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
         (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
     });
@@ -47,9 +47,9 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
     write_atomically(path, |file| {
         file.write_all(&header)?;
         let mut bytes = Vec::new();
-        for (_, tensor, dtype) in &sorted {
+        for (_, tensor, _) in &sorted {
             let host = tensor.detach().to_device(Device::Cpu).contiguous();
-            bytes.resize(host.numel() * dtype.size(), 0);
+            bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
             host.f_copy_data_u8(&mut bytes, host.numel())?;
             file.write_all(&bytes)?;
         }
@@ -109,7 +109,11 @@ impl Header {
         );
         let text = tensors.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
         let metadata = text.map(|text| serde_json::from_str(text)).transpose();
-        Ok(Self { metadata: metadata.with_context(|| format!("the metadata of {name} is damaged"))?, tensors, data_start })
+        Ok(Self {
+            metadata: metadata.with_context(|| format!("the metadata of {name} is damaged"))?,
+            tensors,
+            data_start,
+        })
     }
 }
 

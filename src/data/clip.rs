@@ -1,0 +1,289 @@
+//! Clips: a window of a video, resized and cropped to a square, as unsigned bytes `[3, F, H, W]`.
+
+use anyhow::{Result, ensure};
+use rand::{Rng, RngExt};
+use tch::{Kind, Tensor};
+
+use super::dataset::Source;
+
+/// One picture: red, green, blue of each pixel, row by row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RgbFrame {
+    pub width: usize,
+    pub height: usize,
+    /// `[height, width, 3]`
+    pub pixels: Vec<u8>,
+}
+
+impl RgbFrame {
+    /// From an unsigned byte tensor `[H, W, 3]` of any layout and device.
+    pub fn from_tensor(image: &Tensor) -> Result<Self> {
+        let size = image.size();
+        ensure!(
+            size.len() == 3 && size[2] == 3 && image.kind() == Kind::Uint8,
+            "a picture is an unsigned byte tensor [H, W, 3]; this one is {:?} {size:?}",
+            image.kind()
+        );
+        let mut pixels = vec![0; image.numel()];
+        image.contiguous().f_copy_data_u8(&mut pixels, image.numel())?;
+        Ok(Self { height: size[0] as usize, width: size[1] as usize, pixels })
+    }
+
+    /// Unsigned bytes `[H, W, 3]` on the host.
+    pub fn to_tensor(&self) -> Tensor {
+        Tensor::from_slice(&self.pixels).reshape([self.height as i64, self.width as i64, 3])
+    }
+}
+
+/// A video's frames by number, whatever holds them.
+pub trait FrameSource {
+    /// How many frames there are.
+    fn frames(&self) -> i64;
+
+    /// Frames `start`, `start + stride`, …, `count` of them.
+    ///
+    /// Errors: a window that does not lie inside the video; a file that cannot be decoded.
+    fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>>;
+}
+
+/// The frames `start`, `start + stride`, … as indices, if all of them lie in a video of `frames`.
+pub(crate) fn window(frames: i64, start: i64, count: i64, stride: i64) -> Result<Vec<usize>> {
+    ensure!(count >= 1 && stride >= 1, "a window of {count} frames at a stride of {stride}: both must be at least 1");
+    let last = start + (count - 1) * stride;
+    ensure!(start >= 0 && last < frames, "frames {start} to {last} are not in a video of {frames} frames");
+    Ok((0..count).map(|i| (start + i * stride) as usize).collect())
+}
+
+/// What is cut out of a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipSpec {
+    /// F, frames of a clip.
+    pub frames: i64,
+    /// Every n-th frame of the video.
+    pub frame_stride: i64,
+    /// H and W, in pixels: the short side is resized to it, the long side is cropped at both ends.
+    pub resolution: i64,
+}
+
+impl ClipSpec {
+    /// Frames of the video that a clip spans.
+    pub fn span(&self) -> i64 {
+        (self.frames - 1) * self.frame_stride + 1
+    }
+
+    /// A first frame, all valid ones being equally likely.
+    ///
+    /// Errors: a video shorter than `span`.
+    pub fn start(&self, frames: i64, generator: &mut impl Rng) -> Result<i64> {
+        let Self { frames: wanted, frame_stride, .. } = *self;
+        let span = self.span();
+        ensure!(
+            frames >= span,
+            "too short: {frames} frames, {wanted} frames at a stride of {frame_stride} need {span}"
+        );
+        Ok(generator.random_range(0..=frames - span))
+    }
+
+    /// A clip from a random place of a video: `[3, F, H, W]`, row by row. With `flip`, every second
+    /// one is mirrored.
+    pub fn cut(&self, source: &Source, generator: &mut impl Rng, flip: bool) -> Result<Vec<u8>> {
+        let mut source = source.open()?;
+        let start = self.start(source.frames(), generator)?;
+        let mirrored = flip && generator.random_bool(0.5);
+        let mut clip = self.fit(&source.read(start, self.frames, self.frame_stride)?);
+        if mirrored {
+            clip.chunks_exact_mut(self.resolution as usize).for_each(<[u8]>::reverse);
+        }
+        Ok(clip)
+    }
+
+    /// Frames resized and centre-cropped: `[3, F, H, W]`, row by row.
+    pub fn fit(&self, frames: &[RgbFrame]) -> Vec<u8> {
+        let side = self.resolution as usize;
+        let plane = frames.len() * side * side;
+        let mut clip = vec![0; 3 * plane];
+        let mut resize: Option<Resize> = None;
+        for (f, frame) in frames.iter().enumerate() {
+            if resize.as_ref().is_none_or(|resize| resize.from != (frame.width, frame.height)) {
+                resize = Some(Resize::new(frame.width, frame.height, side));
+            }
+            let (red, rest) = clip.split_at_mut(plane);
+            let (green, blue) = rest.split_at_mut(plane);
+            let at = f * side * side..(f + 1) * side * side;
+            let planes = [&mut red[at.clone()], &mut green[at.clone()], &mut blue[at]];
+            resize.as_ref().expect("made above").run(frame, planes);
+        }
+        clip
+    }
+}
+
+/// Resizing of one picture size, with the centre crop: a triangle filter as wide as the picture
+/// shrinks (bilinear where it grows), which is what "antialiased bilinear" means elsewhere. Only
+/// the pixels inside the crop are computed.
+struct Resize {
+    from: (usize, usize),
+    columns: Vec<Taps>,
+    rows: Vec<Taps>,
+}
+
+/// Where an output pixel comes from along one axis.
+struct Taps {
+    first: usize,
+    weights: Vec<f32>,
+}
+
+impl Resize {
+    fn new(width: usize, height: usize, side: usize) -> Self {
+        let short = width.min(height);
+        let scaled = |length: usize| (2 * length * side + short) / (2 * short); // rounded length·side / short
+        Self {
+            from: (width, height),
+            columns: taps(width, scaled(width), side),
+            rows: taps(height, scaled(height), side),
+        }
+    }
+
+    fn run(&self, frame: &RgbFrame, mut planes: [&mut [u8]; 3]) {
+        let side = self.columns.len();
+        let left = self.columns.first().map_or(0, |taps| taps.first);
+        let right = self.columns.last().map_or(0, |taps| taps.first + taps.weights.len());
+        let mut line = vec![0f32; (right - left) * 3];
+        for (y, taps) in self.rows.iter().enumerate() {
+            line.fill(0.0);
+            for (i, &weight) in taps.weights.iter().enumerate() {
+                let row = (taps.first + i) * frame.width;
+                let source = &frame.pixels[(row + left) * 3..(row + right) * 3];
+                for (sum, &value) in line.iter_mut().zip(source) {
+                    *sum += weight * f32::from(value);
+                }
+            }
+            for (x, taps) in self.columns.iter().enumerate() {
+                let mut sums = [0.5f32; 3]; // the cast below cuts off
+                let pixels = line[(taps.first - left) * 3..].chunks_exact(3);
+                for (&weight, pixel) in taps.weights.iter().zip(pixels) {
+                    for (sum, value) in sums.iter_mut().zip(pixel) {
+                        *sum += weight * value;
+                    }
+                }
+                for (plane, sum) in planes.iter_mut().zip(sums) {
+                    plane[y * side + x] = sum as u8;
+                }
+            }
+        }
+    }
+}
+
+/// The middle `side` of `to` output pixels that `from` pixels are resized to.
+fn taps(from: usize, to: usize, side: usize) -> Vec<Taps> {
+    let scale = from as f64 / to as f64;
+    let support = scale.max(1.0);
+    let offset = (to - side) / 2;
+    let tap = |i: usize| {
+        let centre = (i as f64 + 0.5) * scale;
+        let weight = |j: usize| (1.0 - ((j as f64 + 0.5 - centre) / support).abs()).max(0.0);
+        let first = (centre - support).floor().max(0.0) as usize;
+        let end = ((centre + support).ceil() as usize).min(from);
+        let taps: Vec<usize> = (first..end).filter(|&j| weight(j) > 1e-9).collect();
+        let total: f64 = taps.iter().map(|&j| weight(j)).sum();
+        Taps { first: taps[0], weights: taps.iter().map(|&j| (weight(j) / total) as f32).collect() }
+    };
+    (offset..offset + side).map(tap).collect()
+}
+
+/// Unsigned bytes to float32 in [-1, 1]: x / 127.5 - 1, on the tensor's own device.
+pub fn normalise(clips: &Tensor) -> Tensor {
+    clips.to_kind(Kind::Float) / 127.5 - 1.0
+}
+
+/// The way back from [-1, 1] to unsigned bytes: rounded, and clamped where the network overshoots.
+pub fn to_u8(clips: &Tensor) -> Tensor {
+    ((clips.to_kind(Kind::Float) + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    fn picture(width: usize, height: usize, value: impl Fn(usize, usize, usize) -> u8) -> RgbFrame {
+        let mut pixels = Vec::new();
+        for y in 0..height {
+            for x in 0..width {
+                pixels.extend((0..3).map(|c| value(x, y, c)));
+            }
+        }
+        RgbFrame { width, height, pixels }
+    }
+
+    fn spec(resolution: i64) -> ClipSpec {
+        ClipSpec { frames: 1, frame_stride: 1, resolution }
+    }
+
+    #[test]
+    fn a_constant_stays_constant() {
+        for (width, height, side) in [(320, 240, 256), (64, 64, 32), (31, 77, 40), (5, 9, 16)] {
+            let clip = spec(side).fit(&[picture(width, height, |_, _, c| [7, 128, 255][c])]);
+            let plane = (side * side) as usize;
+            for (c, value) in [7, 128, 255].into_iter().enumerate() {
+                assert!(clip[c * plane..(c + 1) * plane].iter().all(|&v| v == value), "{width} {height} {side}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_size_is_copied() {
+        let frame = picture(16, 16, |x, y, c| (x * 13 + y * 7 + c * 31) as u8);
+        let clip = spec(16).fit(std::slice::from_ref(&frame));
+        let expected = frame.to_tensor().permute([2, 0, 1]).contiguous();
+        assert!(Tensor::from_slice(&clip).reshape([3, 16, 16]).equal(&expected));
+    }
+
+    #[test]
+    fn a_gradient_is_sampled_at_pixel_centres_of_the_crop() {
+        // 128×64 to 32: the picture shrinks by 2 to 64×32, the crop takes columns 16..48.
+        let clip = spec(32).fit(&[picture(128, 64, |x, _, _| x as u8 * 2)]);
+        for (x, &found) in clip[..32].iter().enumerate() {
+            let expected = ((x + 16) * 2) as f32 * 2.0 + 1.0;
+            assert!((f32::from(found) - expected).abs() <= 1.0, "{x}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn it_is_the_antialiased_bilinear_of_libtorch() {
+        for (width, height, side) in [(320, 240, 256), (90, 64, 32), (50, 33, 64)] {
+            let noise = |x: usize, y: usize, c: usize| ((x * 7919 + y * 104_729 + c * 31) % 251) as u8;
+            let frame = picture(width, height, noise);
+            let clip = Tensor::from_slice(&spec(side).fit(std::slice::from_ref(&frame))).reshape([3, side, side]);
+            let short = width.min(height) as f64;
+            let size = [height, width].map(|n| (n as f64 * side as f64 / short).round() as i64);
+            let x = frame.to_tensor().permute([2, 0, 1]).unsqueeze(0).to_kind(Kind::Float);
+            let reference = x.internal_upsample_bilinear2d_aa(size, false, None, None).squeeze_dim(0);
+            let crop = reference.narrow(1, (size[0] - side) / 2, side).narrow(2, (size[1] - side) / 2, side);
+            let difference = (clip.to_kind(Kind::Float) - crop).abs().max().double_value(&[]);
+            assert!(difference < 0.51, "{width}×{height} to {side}: {difference}");
+        }
+    }
+
+    #[test]
+    fn every_start_is_drawn_and_none_beyond() {
+        let spec = ClipSpec { frames: 4, frame_stride: 3, resolution: 8 };
+        let mut seen = [0; 4];
+        for sample in 0..400 {
+            seen[spec.start(13, &mut stream(0, Purpose::Crop, sample, 0)).unwrap() as usize] += 1;
+        }
+        assert!(seen.iter().all(|&count| (70..130).contains(&count)), "{seen:?}");
+        let error = spec.start(9, &mut stream(0, Purpose::Crop, 0, 0)).unwrap_err().to_string();
+        assert!(error.contains("9 frames") && error.contains("need 10"), "{error}");
+    }
+
+    #[test]
+    fn bytes_survive_normalisation() {
+        let bytes = Tensor::arange(256, (Kind::Uint8, Device::Cpu));
+        let x = normalise(&bytes);
+        assert_eq!((x.min().double_value(&[]), x.max().double_value(&[])), (-1.0, 1.0));
+        assert!(to_u8(&x).equal(&bytes));
+        assert!(to_u8(&(x * 2.0)).int64_value(&[255]) == 255);
+    }
+}

@@ -1,0 +1,56 @@
+//! A folder of video files.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+
+use super::dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, walk};
+
+const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
+
+/// Every video file under `root`, at any depth, sorted by path.
+pub struct Folder {
+    pub root: PathBuf,
+}
+
+impl VideoDataset for Folder {
+    fn videos(&self) -> Result<Vec<VideoEntry>> {
+        let wanted = format!("video files ({})", EXTENSIONS.join(", "));
+        ensure_folder(&self.root, &wanted)?;
+        let (mut videos, mut others) = (Vec::new(), 0);
+        walk(&self.root, &mut |_, files| {
+            for file in files {
+                if has_extension(&file, &EXTENSIONS) {
+                    videos.push(VideoEntry { name: file.display().to_string(), source: Source::File(file) });
+                } else {
+                    others += 1;
+                }
+            }
+        })?;
+        ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", self.root.display());
+        Ok(videos)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn files_of_all_depths_in_order() {
+        let root = tempfile::tempdir().unwrap().keep();
+        fs::create_dir_all(root.join("b/c")).unwrap();
+        let folder = Folder { root: root.clone() };
+        let error = folder.videos().unwrap_err().to_string();
+        assert!(error.contains("mp4") && error.contains("0 other files"), "{error}");
+        for name in ["z.MP4", "b/c/y.avi", "b/x.webm", "note.txt", ".hidden.mp4"] {
+            fs::write(root.join(name), []).unwrap();
+        }
+        let names: Vec<String> = folder.videos().unwrap().into_iter().map(|video| video.name).collect();
+        assert_eq!(names, ["z.MP4", "b/x.webm", "b/c/y.avi"].map(|name| root.join(name).display().to_string()));
+        fs::remove_dir_all(&root).unwrap();
+        assert!(folder.videos().unwrap_err().to_string().contains("there is no folder"));
+    }
+}

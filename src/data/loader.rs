@@ -1,0 +1,405 @@
+//! Batches of clips, decoded ahead of the step that uses them.
+//!
+//! Sample n is video `permutation(epoch)[n mod videos]`, epoch = n / videos, cut where the generator
+//! of n says. So it depends on the seed and on n alone: not on batch size, threads, ranks or resume.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, sync_channel},
+    },
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::seq::SliceRandom;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use tch::{Kind, Tensor};
+use tracing::warn;
+
+use super::{
+    clip::ClipSpec,
+    dataset::{DataConfig, VideoEntry},
+};
+use crate::random::{Purpose, stream};
+
+/// Batches that are decoded before they are asked for.
+const AHEAD: usize = 3;
+
+/// Clips of consecutive samples.
+#[derive(Debug)]
+pub struct Batch {
+    /// Unsigned bytes `[B, 3, F, H, W]` on the host.
+    pub clips: Tensor,
+    /// The number of each sample, counted over the whole training.
+    pub samples: Vec<u64>,
+    /// The `start` of a loader that goes on after this batch.
+    pub position: u64,
+    /// Videos that could not be used and were replaced.
+    pub skipped: Vec<String>,
+}
+
+/// Endless batches of a dataset.
+pub struct Loader {
+    set: Arc<Set>,
+    pool: ThreadPool,
+    queue: VecDeque<(u64, Receiver<Sample>)>,
+    batch: u64,
+    /// Samples from one batch's beginning to the next one's: batch · ranks.
+    advance: u64,
+    /// The first sample of the next step, over all ranks.
+    position: u64,
+    /// The first sample of the next step to be scheduled.
+    scheduled: u64,
+    offset: u64,
+    order: Option<(u64, Arc<Vec<u32>>)>,
+    skipped: BTreeMap<String, String>,
+    stop: Arc<AtomicBool>,
+}
+
+/// What the threads share.
+struct Set {
+    videos: Vec<VideoEntry>,
+    clip: ClipSpec,
+    flip: bool,
+    seed: u64,
+}
+
+/// What a thread hands back.
+struct Sample {
+    /// `[3, F, H, W]`; none if no video of the set can be used.
+    clip: Option<Vec<u8>>,
+    /// Name and reason of the videos that were tried before.
+    skipped: Vec<(String, String)>,
+}
+
+impl Loader {
+    /// Batches of `batch` samples, the first one being sample `start`.
+    ///
+    /// Errors: a dataset that is missing or empty, a number below 1.
+    pub fn new(config: &DataConfig, batch: i64, seed: u64, start: u64) -> Result<Self> {
+        Self::of_rank(config, batch, seed, start, 0, 1)
+    }
+
+    /// As `new`, for one of several processes: each step uses batch · ranks consecutive samples, of
+    /// which this rank loads its `batch`. `position` is the same on all ranks.
+    pub fn of_rank(config: &DataConfig, batch: i64, seed: u64, start: u64, rank: usize, ranks: usize) -> Result<Self> {
+        ensure!(batch >= 1, "a batch of {batch} clips; it must be at least 1");
+        ensure!(rank < ranks, "rank {rank} of {ranks}");
+        ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
+        let videos = config.videos()?;
+        ensure!(!videos.is_empty(), "the dataset {:?} has no videos", config.dataset);
+        ensure!(u32::try_from(videos.len()).is_ok(), "{} videos are more than a loader can number", videos.len());
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(config.workers)
+            .thread_name(|i| format!("decode-{i}"))
+            // The sample's channel closes, and `next` says so.
+            .panic_handler(|_| ())
+            .build()
+            .context("cannot start the decoding threads")?;
+        let set = Set { videos, clip: config.clip()?, flip: config.flip, seed };
+        let batch = batch as u64;
+        let mut loader = Self {
+            set: Arc::new(set),
+            pool,
+            queue: VecDeque::new(),
+            batch,
+            advance: batch * ranks as u64,
+            position: start,
+            scheduled: start,
+            offset: rank as u64 * batch,
+            order: None,
+            skipped: BTreeMap::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        loader.schedule();
+        Ok(loader)
+    }
+
+    /// How many videos the dataset has, usable or not.
+    pub fn videos(&self) -> usize {
+        self.set.videos.len()
+    }
+
+    /// The videos that could not be used so far, with the reason.
+    pub fn skipped(&self) -> &BTreeMap<String, String> {
+        &self.skipped
+    }
+
+    /// The next batch. A video that is corrupt, cut off or too short is named in the log, once, and
+    /// replaced by the next usable one of the epoch's order.
+    ///
+    /// Errors: no video of the dataset can be used.
+    #[allow(clippy::should_implement_trait)] // it has errors, and no end
+    pub fn next(&mut self) -> Result<Batch> {
+        self.schedule();
+        let (mut clips, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..self.batch {
+            let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
+            let sample = receiver.recv().with_context(|| format!("the thread that decoded sample {number} died"))?;
+            for (name, reason) in sample.skipped {
+                if !self.skipped.contains_key(&name) {
+                    warn!("skipped {name}: {reason}");
+                    self.skipped.insert(name.clone(), reason);
+                }
+                skipped.push(name);
+            }
+            let Some(clip) = sample.clip else { bail!(self.nothing_usable()) };
+            clips.extend_from_slice(&clip);
+            samples.push(number);
+        }
+        self.position += self.advance;
+        let ClipSpec { frames, resolution, .. } = self.set.clip;
+        let shape = [self.batch as i64, 3, frames, resolution, resolution];
+        let clips = Tensor::f_from_data_size(&clips, &shape, Kind::Uint8)?;
+        Ok(Batch { clips, samples, position: self.position, skipped })
+    }
+
+    /// Keeps the threads at work on this batch and the following ones.
+    fn schedule(&mut self) {
+        while self.queue.len() < (AHEAD + 1) * self.batch as usize {
+            let first = self.scheduled + self.offset;
+            self.scheduled += self.advance;
+            for number in first..first + self.batch {
+                let (sender, receiver) = sync_channel(1);
+                let (set, order, stop) = (self.set.clone(), self.order(number), self.stop.clone());
+                self.pool.spawn_fifo(move || {
+                    if !stop.load(Ordering::Relaxed) {
+                        let _ = sender.send(set.sample(number, &order, &stop));
+                    }
+                });
+                self.queue.push_back((number, receiver));
+            }
+        }
+    }
+
+    /// The order of the videos in the epoch of a sample.
+    fn order(&mut self, number: u64) -> Arc<Vec<u32>> {
+        let epoch = number / self.set.videos.len() as u64;
+        match &self.order {
+            Some((known, order)) if *known == epoch => order.clone(),
+            _ => {
+                let order = Arc::new(permutation(self.set.videos.len(), self.set.seed, epoch));
+                self.order = Some((epoch, order.clone()));
+                order
+            }
+        }
+    }
+
+    fn nothing_usable(&self) -> String {
+        let first: Vec<String> =
+            self.skipped.iter().take(3).map(|(name, reason)| format!("\n  {name}: {reason}")).collect();
+        format!("none of the {} videos can be used; the first ones:{}", self.videos(), first.concat())
+    }
+}
+
+impl Drop for Loader {
+    /// Waits for the threads: none of them outlives the loader.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for (_, receiver) in self.queue.drain(..) {
+            let _ = receiver.recv();
+        }
+    }
+}
+
+impl Set {
+    fn sample(&self, number: u64, order: &[u32], stop: &AtomicBool) -> Sample {
+        let mut skipped = Vec::new();
+        let place = (number % order.len() as u64) as usize;
+        for video in order[place..].iter().chain(&order[..place]) {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let video = &self.videos[*video as usize];
+            let mut generator = stream(self.seed, Purpose::Crop, number, 0);
+            match self.clip.cut(&video.source, &mut generator, self.flip) {
+                Ok(clip) => return Sample { clip: Some(clip), skipped },
+                Err(error) => skipped.push((video.name.clone(), format!("{error:#}"))),
+            }
+        }
+        Sample { clip: None, skipped }
+    }
+}
+
+/// The order of an epoch.
+fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..count as u32).collect();
+    order.shuffle(&mut stream(seed, Purpose::Shuffle, epoch, 0));
+    order
+}
+
+/// The first `count` samples of a seed, never mirrored, one by one: of different videos as long as
+/// there are enough, since a sample whose video cannot be used is passed over, not replaced.
+pub(super) struct FixedClips {
+    loader: Loader,
+}
+
+impl FixedClips {
+    pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
+        Ok(Self { loader: Loader::new(&DataConfig { flip: false, ..config.clone() }, 1, seed, 0)? })
+    }
+
+    /// Videos of the dataset, usable or not.
+    pub fn videos(&self) -> u64 {
+        self.loader.videos() as u64
+    }
+
+    /// The clip of the next usable sample with a number below `end`: `[1, 3, F, H, W]`.
+    pub fn next(&mut self, end: u64) -> Result<Option<Tensor>> {
+        while self.loader.position < end {
+            let batch = self.loader.next()?;
+            if batch.skipped.is_empty() {
+                return Ok(Some(batch.clips));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The same `count` clips for each seed, to evaluate on: unsigned bytes `[count, 3, F, H, W]`, from
+/// different videos as long as there are enough.
+pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor> {
+    ensure!(count >= 1, "{count} clips; it must be at least 1");
+    let mut fixed = FixedClips::new(config, seed)?;
+    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end")));
+    Ok(Tensor::cat(&clips.collect::<Result<Vec<_>>>()?, 0))
+}
+
+#[cfg(all(test, feature = "video"))]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::data::{
+        dataset::DatasetConfig, pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video,
+    };
+
+    fn config(root: &Path) -> DataConfig {
+        let dataset = DatasetConfig::Folder { root: root.to_path_buf() };
+        DataConfig { dataset, frames: 4, frame_stride: 2, resolution: 16, flip: true, workers: 2 }
+    }
+
+    /// Five good videos among four bad ones.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for i in 0..5 {
+            write_test_video(&path(&format!("good{i}.mp4")), 20 + i);
+        }
+        write_test_video(&path("short.mp4"), 6);
+        write_test_video(&path("cut.mp4"), 60);
+        let bytes = fs::read(path("cut.mp4")).unwrap();
+        fs::write(path("cut.mp4"), &bytes[..bytes.len() / 2]).unwrap();
+        fs::write(path("empty.mp4"), []).unwrap();
+        fs::write(path("noise.avi"), vec![3; 4000]).unwrap();
+        folder
+    }
+
+    fn samples(config: &DataConfig, batch: i64, start: u64, count: usize) -> Vec<(u64, Tensor)> {
+        let mut loader = Loader::new(config, batch, 5, start).unwrap();
+        let mut samples = Vec::new();
+        while samples.len() < count {
+            let batch = loader.next().unwrap();
+            assert_eq!(batch.position, batch.samples.last().unwrap() + 1);
+            samples.extend(batch.samples.iter().enumerate().map(|(i, &n)| (n, batch.clips.get(i as i64))));
+        }
+        samples.truncate(count);
+        samples
+    }
+
+    #[test]
+    fn samples_do_not_depend_on_batch_size_workers_or_resume() {
+        let folder = folder();
+        let config = config(folder.path());
+        let base = samples(&config, 1, 0, 24);
+        assert!((0..24).all(|n| base[n].0 == n as u64 && base[n].1.size() == [3, 4, 16, 16]));
+        assert!((1..24).any(|n| base[n].1 != base[0].1));
+        let alone = DataConfig { workers: 1, ..config.clone() };
+        assert_eq!(samples(&alone, 6, 0, 24), base);
+        assert_eq!(samples(&config, 4, 0, 24), base);
+        assert_eq!(samples(&config, 3, 11, 13)[..], base[11..]);
+    }
+
+    #[test]
+    fn ranks_share_the_samples_of_a_step() {
+        let folder = folder();
+        let config = config(folder.path());
+        let base = samples(&config, 1, 2, 12);
+        for rank in 0..3 {
+            let mut loader = Loader::of_rank(&config, 2, 5, 2, rank, 3).unwrap();
+            for step in 0..2 {
+                let batch = loader.next().unwrap();
+                let first = step * 6 + rank * 2;
+                assert_eq!(batch.samples, [base[first].0, base[first + 1].0]);
+                assert_eq!(batch.clips.get(1), base[first + 1].1);
+                assert_eq!(batch.position, 2 + 6 * (step as u64 + 1));
+            }
+        }
+    }
+
+    #[test]
+    fn unusable_videos_are_counted_with_their_reasons() {
+        let folder = folder();
+        let mut loader = Loader::new(&config(folder.path()), 3, 1, 0).unwrap();
+        let named: Vec<String> = (0..3).flat_map(|_| loader.next().unwrap().skipped).collect();
+        let reason = |name: &str| &loader.skipped()[folder.path().join(name).to_str().unwrap()];
+        assert_eq!(loader.skipped().len(), 4, "{:?}", loader.skipped());
+        assert!(loader.skipped().keys().all(|name| named.contains(name)));
+        assert!(reason("short.mp4").contains("too short: 6 frames"), "{}", reason("short.mp4"));
+        assert!(reason("empty.mp4").contains("empty"), "{}", reason("empty.mp4"));
+        assert!(reason("cut.mp4").contains("cut.mp4") && reason("noise.avi").contains("noise.avi"));
+    }
+
+    #[test]
+    fn nothing_usable_is_an_error_that_names_files() {
+        let folder = folder();
+        let long = DataConfig { frames: 500, ..config(folder.path()) };
+        let error = Loader::new(&long, 2, 0, 0).unwrap().next().unwrap_err().to_string();
+        assert!(error.contains("none of the 9 videos") && error.contains("cut.mp4"), "{error}");
+        assert!(Loader::new(&config(&folder.path().join("nowhere")), 2, 0, 0).is_err());
+    }
+
+    #[test]
+    fn fixed_clips_come_from_different_videos() {
+        let folder = folder();
+        let config = DataConfig { flip: false, ..config(folder.path()) };
+        let clips = fixed_clips(&config, 5, 3).unwrap();
+        assert_eq!(clips.size(), [5, 3, 4, 16, 16]);
+        let usable: Vec<Tensor> = {
+            let mut loader = Loader::new(&config, 1, 3, 0).unwrap();
+            let first: Vec<Batch> = (0..9).map(|_| loader.next().unwrap()).collect();
+            first.into_iter().filter(|batch| batch.skipped.is_empty()).map(|batch| batch.clips).collect()
+        };
+        assert!(clips.equal(&Tensor::cat(&usable, 0)));
+    }
+
+    #[test]
+    fn packed_clips_are_the_same_and_give_windows() {
+        let folder = folder();
+        let config = DataConfig { frames: 8, flip: false, ..config(folder.path()) };
+        let out = folder.path().join("packed.safetensors");
+        assert_eq!(pack_clips(&config, None, 7, &out).unwrap(), 5);
+        let clips = fixed_clips(&config, 5, 7).unwrap();
+        let (tensors, _) = crate::safetensors::read_safetensors(&out).unwrap();
+        assert!(tensors["clips"].equal(&clips));
+        assert_eq!(PackedFile::open(&out).unwrap().spec.frame_stride, 2);
+
+        let dataset = DatasetConfig::Packed { file: out.clone() };
+        let packed = DataConfig { dataset, frames: 3, ..config.clone() };
+        let windows = fixed_clips(&packed, 5, 1).unwrap();
+        for i in 0..5 {
+            let found = (0..5).any(|clip| (0..6).any(|f| clips.get(clip).narrow(1, f, 3).equal(&windows.get(i))));
+            assert!(found, "clip {i} is no window of a packed clip");
+        }
+        let other = DataConfig { frame_stride: 3, ..packed.clone() };
+        assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
+        assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
+
+        assert_eq!(pack_clips(&config, Some(12), 7, &out).unwrap(), 12);
+        let bytes = fs::read(&out).unwrap();
+        fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
+        assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));
+    }
+}

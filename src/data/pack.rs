@@ -1,0 +1,74 @@
+//! Clips of any dataset packed into one file, for machines without the video libraries.
+
+use std::{
+    io::{Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use ::safetensors::tensor::{Dtype, TensorInfo};
+use anyhow::{Result, ensure};
+use tch::Tensor;
+
+use super::{
+    dataset::DataConfig,
+    loader::FixedClips,
+    packed::{CLIPS, PackedSpec},
+};
+use crate::{atomic_file::write_atomically, safetensors::header_bytes};
+
+/// Writes the first `count` samples of the seed, or one of each usable video, as a tensor `clips`,
+/// unsigned bytes `[N, 3, F, H, W]`, never mirrored. Returns N. Clips go to the disk one by one.
+///
+/// With more frames than training uses, training cuts its clips at random places out of the packed
+/// ones. Errors: no usable video; a full disk, which leaves what was there before.
+pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path) -> Result<u64> {
+    ensure!(count != Some(0), "0 clips to pack; it must be at least 1");
+    let mut fixed = FixedClips::new(config, seed)?;
+    let clip = config.clip()?;
+    let spec = PackedSpec {
+        dataset: config.dataset.clone(),
+        frames: clip.frames,
+        frame_stride: clip.frame_stride,
+        resolution: clip.resolution,
+        seed,
+    };
+    let metadata = serde_json::to_value(&spec)?;
+    let [frames, side] = [clip.frames as usize, clip.resolution as usize];
+    let header = |clips: u64, least: usize| {
+        let shape = vec![clips as usize, 3, frames, side, side];
+        let bytes = shape.iter().product();
+        header_bytes(
+            vec![(CLIPS.into(), TensorInfo { dtype: Dtype::U8, shape, data_offsets: (0, bytes) })],
+            &metadata,
+            least,
+        )
+    };
+
+    let (most, end) = match count {
+        Some(count) => (count, u64::MAX),
+        None => (fixed.videos(), fixed.videos()),
+    };
+    let mut packed = 0;
+    write_atomically(out, |file| {
+        // How many are usable shows at the end: the header is written again, no longer than before.
+        let room = header(most, 0)?;
+        file.write_all(&room)?;
+        while packed < most
+            && let Some(clip) = fixed.next(end)?
+        {
+            file.write_all(&bytes(&clip)?)?;
+            packed += 1;
+        }
+        ensure!(packed > 0, "no usable video");
+        file.seek(SeekFrom::Start(0))?;
+        file.write_all(&header(packed, room.len())?)?;
+        Ok(())
+    })?;
+    Ok(packed)
+}
+
+fn bytes(clip: &Tensor) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; clip.numel()];
+    clip.f_copy_data_u8(&mut bytes, clip.numel())?;
+    Ok(bytes)
+}

@@ -1,0 +1,147 @@
+//! Clips packed into one file by `pack_clips`: no video library is needed to read them.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ::safetensors::tensor::Dtype;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    clip::{FrameSource, RgbFrame, window},
+    dataset::{DatasetConfig, Source, VideoDataset, VideoEntry},
+};
+use crate::safetensors::Header;
+
+/// The name of the tensor of clips, unsigned bytes `[N, 3, F, H, W]`.
+pub(super) const CLIPS: &str = "clips";
+
+/// What a packed file says about its clips.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedSpec {
+    /// Where the clips came from.
+    pub dataset: DatasetConfig,
+    /// Frames of a clip.
+    pub frames: i64,
+    /// Every n-th frame of the videos was taken.
+    pub frame_stride: i64,
+    /// H and W of a clip, in pixels.
+    pub resolution: i64,
+    /// The seed that chose their order and places.
+    pub seed: u64,
+}
+
+/// A packed file, open. Windows of clips are read when they are asked for.
+#[derive(Debug)]
+pub struct PackedFile {
+    path: PathBuf,
+    file: File,
+    start: u64,
+    /// N, F, H, W
+    shape: [usize; 4],
+    pub spec: PackedSpec,
+}
+
+impl PackedFile {
+    /// Errors: a file that is missing, truncated, or of another kind.
+    pub fn open(path: &Path) -> Result<Self> {
+        let mut file = File::open(path).with_context(|| format!("cannot open the packed file {}", path.display()))?;
+        let header = Header::read(&mut file, path)?;
+        let foreign = || format!("{} holds no packed clips; `lvdm data pack` writes such files", path.display());
+        let info = header.tensors.info(CLIPS).with_context(foreign)?;
+        let spec = serde_json::from_value(header.metadata.with_context(foreign)?).with_context(foreign)?;
+        let &[n, 3, f, h, w] = info.shape.as_slice() else {
+            anyhow::bail!("{}: the shape is {:?}, not [N, 3, F, H, W]", foreign(), info.shape)
+        };
+        ensure!(info.dtype == Dtype::U8, "{}: their type is {:?}, not U8", foreign(), info.dtype);
+        let start = header.data_start + info.data_offsets.0 as u64;
+        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], spec })
+    }
+
+    /// N, the number of clips.
+    pub fn clips(&self) -> i64 {
+        self.shape[0] as i64
+    }
+
+    /// F, the frames of each clip.
+    pub fn frames(&self) -> i64 {
+        self.shape[1] as i64
+    }
+
+    /// Frames `start`, `start + stride`, … of one clip.
+    pub fn read(&self, clip: i64, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        let [clips, frames, height, width] = self.shape;
+        ensure!((0..clips as i64).contains(&clip), "clip {clip} of {clips} in {}", self.path.display());
+        let indices = window(frames as i64, start, count, stride)?;
+        let plane = height * width;
+        let (first, last) = (indices[0], indices[indices.len() - 1]);
+        let mut planes = [(); 3].map(|()| vec![0; (last - first + 1) * plane]);
+        for (c, bytes) in planes.iter_mut().enumerate() {
+            let offset = ((clip as usize * 3 + c) * frames + first) * plane;
+            self.file
+                .read_exact_at(bytes, self.start + offset as u64)
+                .with_context(|| format!("cannot read clip {clip} of {}", self.path.display()))?;
+        }
+        let frame = |index: usize| {
+            let at = (index - first) * plane..(index - first + 1) * plane;
+            let [red, green, blue] = [0, 1, 2].map(|c| &planes[c][at.clone()]);
+            let pixels = (0..plane).flat_map(|i| [red[i], green[i], blue[i]]).collect();
+            RgbFrame { width, height, pixels }
+        };
+        Ok(indices.into_iter().map(frame).collect())
+    }
+}
+
+/// One clip of a packed file, as a video of which every `step`-th frame is there.
+pub struct PackedVideo {
+    file: Arc<PackedFile>,
+    index: i64,
+    step: i64,
+}
+
+impl PackedVideo {
+    pub fn new(file: Arc<PackedFile>, index: i64, step: i64) -> Self {
+        Self { file, index, step }
+    }
+}
+
+impl FrameSource for PackedVideo {
+    /// Counted as the original video counts, from the first packed frame to the last.
+    fn frames(&self) -> i64 {
+        (self.file.frames() - 1) * self.step + 1
+    }
+
+    fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        // A start between two packed frames falls on the one before.
+        self.file.read(self.index, start / self.step, count, stride / self.step)
+    }
+}
+
+/// The clips of a packed file, for training on every `frame_stride`-th frame of the original videos.
+pub struct Packed {
+    pub file: PathBuf,
+    pub frame_stride: i64,
+}
+
+impl VideoDataset for Packed {
+    fn videos(&self) -> Result<Vec<VideoEntry>> {
+        let file = Arc::new(PackedFile::open(&self.file)?);
+        ensure!(file.clips() > 0, "{} holds no clips", self.file.display());
+        let packed = file.spec.frame_stride;
+        ensure!(
+            packed >= 1 && self.frame_stride % packed == 0,
+            "{} holds every {packed}th frame of its videos: data.frame_stride is {}, it must be a multiple of {packed}",
+            self.file.display(),
+            self.frame_stride
+        );
+        let entry = |index| VideoEntry {
+            name: format!("{}#{index}", self.file.display()),
+            source: Source::Packed { file: file.clone(), index, step: packed },
+        };
+        Ok((0..file.clips()).map(entry).collect())
+    }
+}
