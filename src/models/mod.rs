@@ -1,0 +1,4 @@
+//! One network, one file.
+
+pub mod i3d;
+pub mod lpips;
