@@ -19,8 +19,9 @@ const MAX_OPERATIONS: usize = 1 << 22;
 const MAX_DEPTH: usize = 400;
 
 /// What a pickle says. Values that the pickle shares are shared here too.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Default)]
 pub enum Value {
+    #[default]
     None,
     Bool(bool),
     Int(i64),
@@ -58,12 +59,6 @@ pub struct Object {
     pub items: Vec<(Value, Value)>,
     /// What would be appended or added.
     pub elements: Vec<Value>,
-}
-
-impl Default for Value {
-    fn default() -> Self {
-        Value::None
-    }
 }
 
 impl Value {
@@ -769,7 +764,7 @@ impl Arena {
 }
 
 fn pairs(values: Vec<Item>) -> Result<Vec<(Item, Item)>> {
-    if values.len() % 2 != 0 {
+    if !values.len().is_multiple_of(2) {
         bail!("a dictionary with a key that has no value");
     }
     let mut values = values.into_iter();
