@@ -112,7 +112,7 @@ tensorboard_reader() {
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"
 command -v cargo >/dev/null ||
-    fail "Rust is missing (1.88 or newer is needed); install it by hand with rustup, see https://rustup.rs"
+    fail "Rust is missing (1.88 or newer is needed); install it by hand with rustup"
 system_packages
 libtorch
 tensorboard_reader

@@ -4,6 +4,8 @@ pub mod atomic_file;
 pub mod commands;
 pub mod data;
 pub mod diffusion;
+pub mod experiment;
+pub mod generate;
 pub mod metrics;
 pub mod models;
 pub mod nn;

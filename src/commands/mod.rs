@@ -1,11 +1,22 @@
 //! One verb, one file.
 
-mod device;
-pub mod doctor;
+mod data;
+mod demo;
+mod doctor;
+mod evaluate;
+mod sample;
+mod train;
 mod verify;
+mod weights;
 
-pub use device::DeviceName;
+pub use data::Data;
+pub use demo::{Demo, DemoData};
+pub use doctor::Doctor;
+pub use evaluate::{Evaluate, FIGURES_FILE};
+pub use sample::Sample;
+pub use train::Train;
 pub use verify::Verify;
+pub use weights::Weights;
 
 use std::{fmt, io::Write};
 
@@ -19,18 +30,6 @@ use tracing_subscriber::{
 };
 
 use crate::train::progress::beside_bars;
-
-/// A mistake in how the program was called or configured: exit status 2.
-#[derive(Debug)]
-pub struct Usage(pub String);
-
-impl fmt::Display for Usage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Usage {}
 
 /// Sends warnings, errors and notes (`tracing::info!`) to stderr, one short line each, above any
 /// progress bar. A second call does nothing.

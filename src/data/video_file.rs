@@ -30,7 +30,7 @@ fn prepare() {
     ONCE.call_once(|| {
         // What FFmpeg prints about damaged files says no file name; our errors do.
         ffmpeg::util::log::set_level(ffmpeg::util::log::Level::Fatal);
-        video_rs::init().expect("FFmpeg does not start");
+        ffmpeg::init().expect("FFmpeg does not start");
     });
 }
 

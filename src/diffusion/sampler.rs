@@ -167,10 +167,23 @@ impl SamplerRun for DdimRun {
 }
 
 /// Which sampler, as an experiment or the command line says it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SamplerConfig {
-    Ddpm { variance: Variance },
-    Ddim { steps: i64, eta: f64 },
+    Ddpm {
+        variance: Variance,
+    },
+    Ddim {
+        steps: i64,
+        eta: f64,
+    },
+}
+
+impl Default for SamplerConfig {
+    /// The released script's: DDIM, 50 steps, η = 1.
+    fn default() -> Self {
+        SamplerConfig::Ddim { steps: 50, eta: 1.0 }
+    }
 }
 
 impl SamplerConfig {

@@ -4,12 +4,14 @@
 
 mod autocast;
 mod backend;
+mod device;
 mod memory;
 mod multi_tensor;
 mod recompute;
 
 pub use autocast::Autocast;
 pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, gpus, libtorch_version, load_cuda};
+pub use device::DeviceName;
 pub use memory::peak_host_memory;
 pub use multi_tensor::{Adam, clip_global_norm, lerp_all};
 pub use recompute::recompute;

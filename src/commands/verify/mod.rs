@@ -3,11 +3,14 @@
 mod autoencoder;
 mod case;
 mod diffusion;
+mod extractors;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tch::{Device, Tensor};
+
+use crate::{experiment::Mistake, torch::DeviceName};
 
 use case::{Case, Distance, distance};
 
@@ -32,7 +35,7 @@ pub struct Verify {
     weights: Option<PathBuf>,
     /// Where to compute
     #[arg(long, default_value = "cpu")]
-    device: super::DeviceName,
+    device: DeviceName,
     /// Precision of networks, losses and samplers
     #[arg(long, value_enum, default_value = "f32")]
     dtype: Dtype,
@@ -49,7 +52,7 @@ impl Verify {
     /// Prints a row a case.
     ///
     /// # Errors
-    /// [`super::Usage`] where a file is not a case or names an unknown component; another error where a case fails.
+    /// [`Mistake`] where a file is not a case or names an unknown component; another error where a case fails.
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
         let width = self.cases.iter().map(|c| file_name(c).len()).max().unwrap_or(0).max(4);
@@ -84,7 +87,7 @@ impl Verify {
             }
         }
         if unusable > 0 {
-            return Err(super::Usage(format!("{unusable} of {} files cannot be verified", self.cases.len())).into());
+            return Err(Mistake(format!("{unusable} of {} files cannot be verified", self.cases.len())).into());
         }
         if failed > 0 {
             bail!("{failed} of {} cases failed", self.cases.len());
@@ -116,6 +119,10 @@ fn components(name: &str) -> Option<Component> {
         "diffusion_loss" => network(diffusion::loss),
         "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },
         "schedule" => exact(diffusion::schedule, 1e-6),
+        "i3d" => exact(extractors::i3d, 1e-3),
+        "lpips" => network(extractors::lpips),
+        "video_metrics" => exact(extractors::video_metrics, 1e-3),
+        "feature_metrics" => exact(extractors::feature_metrics, 1e-3),
         "diffusion_trace" => exact(diffusion::trace, 1e-4),
         _ => return None,
     })

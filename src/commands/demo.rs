@@ -1,0 +1,149 @@
+//! `lvdm demo`: the main job on procedural videos, from files to figures.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    evaluate::{Report, evaluate},
+    train::{autoencoder, diffusion, run_folder},
+};
+use crate::{
+    atomic_file::write_atomically,
+    data::demo::{self, DemoConfig},
+    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
+    generate::open_latent_space,
+    torch::DeviceName,
+    train::{logger::TENSORBOARD_FOLDER, pack_latents, progress::Progress},
+};
+
+/// Make videos, train an autoencoder and a denoiser on them, sample, and measure
+#[derive(Debug, clap::Args)]
+pub struct Demo {
+    /// Folder with data.yaml, autoencoder.yaml, diffusion.yaml and evaluate.yaml
+    #[arg(default_value = "experiments/demo")]
+    experiments: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+}
+
+/// The videos of the demo.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DemoData {
+    pub videos: DemoConfig,
+    /// Clips that are encoded once for the denoiser: several of each video.
+    pub latent_clips: u64,
+}
+
+/// What the demo writes at its end.
+#[derive(Debug, Serialize)]
+struct Summary {
+    /// Of reconstructed held-out clips.
+    psnr_db: f64,
+    fvd: BTreeMap<String, f64>,
+    kvd: BTreeMap<String, f64>,
+    /// Of each set.
+    clips: i64,
+    protocol: Protocol,
+    device: String,
+    /// By stage.
+    seconds: BTreeMap<&'static str, f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Protocol {
+    hash: String,
+    text: String,
+}
+
+impl Demo {
+    /// # Errors
+    /// Those of its stages.
+    pub fn run(self) -> Result<()> {
+        let file = |name: &str| self.experiments.join(name);
+        let device = [format!("trainer.device={}", self.device)];
+        // all four are read before anything is made, so that a slip in the last one is not found at the end
+        let data: DemoData = experiment::read(&file("data.yaml"), &[])?;
+        experiment::read::<AutoencoderExperiment>(&file("autoencoder.yaml"), &device)?;
+        let ahead: DiffusionExperiment = experiment::read(&file("diffusion.yaml"), &device)?;
+        experiment::read::<EvaluationExperiment>(&file("evaluate.yaml"), &[])?;
+
+        let mut seconds = BTreeMap::new();
+        let stage = Instant::now();
+        stage_line("videos", &data.videos.root);
+        demo::write(&data.videos)?;
+        seconds.insert("videos", stage.elapsed().as_secs_f64());
+
+        let autoencoder_run = run_folder(&file("autoencoder.yaml"));
+        stage_line("autoencoder", &autoencoder_run);
+        let settings = AutoencoderExperiment::load(&file("autoencoder.yaml"), &device)?;
+        seconds.insert("autoencoder", autoencoder(&settings, &autoencoder_run)?.seconds);
+
+        let stage = Instant::now();
+        if let Some(latents) = ahead.latents.as_ref().filter(|file| !file.exists()) {
+            stage_line("latents", latents);
+            let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
+            let mut bar = Progress::new("encode", data.latent_clips, 0);
+            pack_latents(&space, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| bar.step(done, ""))?;
+            bar.finish();
+        }
+        seconds.insert("latents", stage.elapsed().as_secs_f64());
+
+        let diffusion_run = run_folder(&file("diffusion.yaml"));
+        stage_line("diffusion", &diffusion_run);
+        let settings = DiffusionExperiment::load(&file("diffusion.yaml"), &device)?;
+        seconds.insert("diffusion", diffusion(&settings, &diffusion_run)?.seconds);
+
+        let settings = EvaluationExperiment::load(&file("evaluate.yaml"), &[])?;
+        stage_line("evaluation", &settings.out);
+        let report = evaluate(&settings, self.device.open()?)?;
+        seconds.insert("sample", report.sample_seconds);
+        seconds.insert("evaluate", report.evaluate_seconds);
+
+        println!();
+        report.print();
+        let times: Vec<String> = seconds.iter().map(|(stage, s)| format!("{stage} {s:.0} s")).collect();
+        println!("time: {}", times.join(", "));
+        println!();
+        let summary_file = autoencoder_run.with_file_name("summary.json");
+        for (what, place) in [
+            ("samples as mp4", settings.out.join("samples")),
+            ("samples, frame by frame", settings.out.join("samples.png")),
+            ("samples, moving", settings.out.join("samples.gif")),
+            ("held-out clips above their reconstructions", settings.out.join("reconstructions.png")),
+            ("TensorBoard, autoencoder", autoencoder_run.join(TENSORBOARD_FOLDER)),
+            ("TensorBoard, diffusion", diffusion_run.join(TENSORBOARD_FOLDER)),
+            ("these figures", summary_file.clone()),
+        ] {
+            println!("{what:45} {}", place.display());
+        }
+        let text = serde_json::to_string_pretty(&summary(&report, seconds)?)?;
+        write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))
+    }
+}
+
+fn stage_line(stage: &str, place: &Path) {
+    eprintln!("== {stage}: {}", place.display());
+}
+
+fn summary(report: &Report, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {
+    let by_set = |value: fn(&crate::metrics::Distances) -> f64| {
+        report.figures.iter().map(|(set, distances)| (set.clone(), value(distances))).collect()
+    };
+    Ok(Summary {
+        psnr_db: report.psnr_db.context("evaluate.yaml must evaluate a run")?,
+        fvd: by_set(|d| d.fvd),
+        kvd: by_set(|d| d.kvd),
+        clips: report.protocol.clips,
+        protocol: Protocol { hash: report.protocol_hash.clone(), text: report.protocol.line() },
+        device: report.device.clone(),
+        seconds,
+    })
+}

@@ -1,0 +1,34 @@
+//! I3D, LPIPS, and the metrics on them.
+
+use anyhow::Result;
+use tch::{Kind, Tensor};
+
+use super::{Outputs, case::Case, scalar};
+use crate::{
+    metrics::{Distances, FeatureExtractor},
+    models::{I3d, Lpips},
+};
+
+pub fn i3d(case: &Case) -> Result<Outputs> {
+    let network = I3d::load(None, case.device())?;
+    Ok(vec![("logits", network.features(&case.input("video")?)?)])
+}
+
+pub fn lpips(case: &Case) -> Result<Outputs> {
+    let network = Lpips::load(None, case.device(), Kind::Float)?;
+    Ok(vec![("distance", tch::no_grad(|| Ok::<Tensor, anyhow::Error>(network.distance(&case.input("a")?, &case.input("b")?)))?)])
+}
+
+pub fn video_metrics(case: &Case) -> Result<Outputs> {
+    let network = I3d::load(None, case.device())?;
+    distances(&network.features(&case.input("real")?)?, &network.features(&case.input("fake")?)?)
+}
+
+pub fn feature_metrics(case: &Case) -> Result<Outputs> {
+    distances(&case.input("real")?, &case.input("fake")?)
+}
+
+fn distances(real: &Tensor, fake: &Tensor) -> Result<Outputs> {
+    let Distances { fvd, kvd } = Distances::between(real, fake)?;
+    Ok(vec![("fvd", scalar(fvd)), ("kvd", scalar(kvd))])
+}

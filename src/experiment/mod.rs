@@ -1,0 +1,174 @@
+//! What an experiment file says: typed, strict, overridable.
+
+mod file;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+pub use file::{parse, read};
+
+use crate::{
+    data::{DataConfig, DatasetConfig},
+    diffusion::{Objective, SamplerConfig, ScheduleConfig},
+    metrics::EvaluationConfig,
+    models::{AutoencoderConfig, UNetConfig},
+    train::{AutoencoderLossConfig, OptimizerConfig, TrainerConfig},
+};
+
+/// Something that the user wrote is wrong: exit status 2.
+#[derive(Debug)]
+pub struct Mistake(pub String);
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
+
+/// An experiment that can be checked before anything is loaded.
+pub trait Experiment: Serialize + serde::de::DeserializeOwned {
+    /// # Errors
+    /// Names the key and the rule.
+    fn validate(&self) -> Result<()>;
+
+    /// Reads, overrides and checks a file.
+    ///
+    /// # Errors
+    /// [`Mistake`], with the file's name.
+    fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let experiment: Self = read(path, overrides)?;
+        experiment.validate().map_err(|error| Mistake(format!("{}: {error:#}", path.display())))?;
+        Ok(experiment)
+    }
+}
+
+fn check_data(data: &DataConfig) -> Result<()> {
+    data.clip()?;
+    ensure!(data.workers >= 1, "data.workers must be at least 1");
+    let path = match &data.dataset {
+        DatasetConfig::Folder { root } | DatasetConfig::Frames { root } => root,
+        DatasetConfig::Packed { file } => file,
+    };
+    ensure!(path.exists(), "data.dataset: there is no {}", path.display());
+    Ok(())
+}
+
+/// Training of a video autoencoder: `lvdm train autoencoder FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AutoencoderExperiment {
+    #[serde(default)]
+    pub seed: u64,
+    pub data: DataConfig,
+    #[serde(default)]
+    pub autoencoder: AutoencoderConfig,
+    #[serde(default)]
+    pub loss: AutoencoderLossConfig,
+    pub optimizer: OptimizerConfig,
+    pub trainer: TrainerConfig,
+}
+
+impl Experiment for AutoencoderExperiment {
+    fn validate(&self) -> Result<()> {
+        check_data(&self.data)?;
+        self.autoencoder.validate().context("autoencoder")?;
+        self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
+        self.optimizer.validate().context("optimizer")?;
+        self.trainer.validate().context("trainer")
+    }
+}
+
+/// Training of a denoiser in an autoencoder's latent space: `lvdm train diffusion FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiffusionExperiment {
+    #[serde(default)]
+    pub seed: u64,
+    pub data: DataConfig,
+    /// Latents packed by `lvdm data pack --latents`, used instead of decoding and encoding `data`.
+    #[serde(default)]
+    pub latents: Option<PathBuf>,
+    /// A run of `lvdm train autoencoder`, or one of its checkpoints.
+    pub autoencoder: PathBuf,
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    #[serde(default)]
+    pub unet: UNetConfig,
+    #[serde(default)]
+    pub objective: Objective,
+    pub optimizer: OptimizerConfig,
+    pub trainer: TrainerConfig,
+    /// How samples are drawn for the pictures in the log.
+    #[serde(default)]
+    pub sampler: SamplerConfig,
+}
+
+impl Experiment for DiffusionExperiment {
+    fn validate(&self) -> Result<()> {
+        match &self.latents {
+            Some(file) => ensure!(file.exists(), "latents: there is no {}", file.display()),
+            None => check_data(&self.data)?,
+        }
+        ensure!(
+            self.autoencoder.exists(),
+            "autoencoder: there is no {} (train it first: lvdm train autoencoder …)",
+            self.autoencoder.display()
+        );
+        let schedule = crate::diffusion::NoiseSchedule::new(&self.schedule)?;
+        self.sampler.build().start(&schedule).context("sampler")?;
+        self.unet.validate().context("unet")?;
+        self.optimizer.validate().context("optimizer")?;
+        self.trainer.validate().context("trainer")
+    }
+}
+
+/// What is measured against what: `lvdm evaluate FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EvaluationExperiment {
+    #[serde(default)]
+    pub seed: u64,
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// Clips that nothing was trained on.
+    pub real: DataConfig,
+    pub generated: Generated,
+    /// Clips that the models were trained on: their distance is the floor.
+    #[serde(default)]
+    pub train: Option<DataConfig>,
+    /// Where figures, videos and pictures are put.
+    pub out: PathBuf,
+}
+
+/// Where generated clips come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Generated {
+    /// Sampled from a diffusion run.
+    Run { run: PathBuf, #[serde(default)] sampler: SamplerConfig, #[serde(default = "batch")] batch: i64 },
+    /// Read from files.
+    Clips { data: DataConfig },
+}
+
+fn batch() -> i64 {
+    16
+}
+
+impl Experiment for EvaluationExperiment {
+    fn validate(&self) -> Result<()> {
+        self.evaluation.validate().context("evaluation")?;
+        check_data(&self.real).context("real")?;
+        if let Some(train) = &self.train {
+            check_data(train).context("train")?;
+        }
+        match &self.generated {
+            Generated::Clips { data } => check_data(data).context("generated"),
+            Generated::Run { run, batch, .. } => {
+                ensure!(*batch >= 1, "generated.batch must be at least 1");
+                ensure!(run.exists(), "generated.run: there is no {}", run.display());
+                Ok(())
+            }
+        }
+    }
+}

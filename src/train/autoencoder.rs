@@ -1,0 +1,117 @@
+//! Training of the video autoencoder against its discriminator.
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::{AutoencoderLoss, Batch, Phase, Picture, Task};
+use crate::{
+    data::{Loader, fixed_clips, normalise, to_u8},
+    experiment::AutoencoderExperiment,
+    models::{LatentMoments, VideoAutoencoder},
+    nn::Parameters,
+    random::{Purpose, normal_batch},
+};
+
+/// Clips on which the latents' scale and shift are measured, and clips to look at.
+const MEASURED: i64 = 64;
+const SHOWN: i64 = 4;
+
+/// The autoencoder's update, then the discriminator's, on the same clips with fresh posterior noise.
+pub struct AutoencoderTask {
+    autoencoder: VideoAutoencoder,
+    parameters: Parameters,
+    loss: AutoencoderLoss,
+    loader: Loader,
+    experiment: AutoencoderExperiment,
+    latent: [i64; 4],
+    device: Device,
+}
+
+impl AutoencoderTask {
+    /// `position` is the first sample of the data.
+    ///
+    /// # Errors
+    /// Data or LPIPS weights that are not there.
+    pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64) -> Result<Self> {
+        let data = &experiment.data;
+        let loader = Loader::new(data, experiment.trainer.batch, experiment.seed, position)?;
+        let parameters = Parameters::new(device, experiment.seed);
+        let autoencoder = VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
+        let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?;
+        let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
+        Ok(AutoencoderTask { autoencoder, parameters, loss, loader, experiment: experiment.clone(), latent, device })
+    }
+
+    fn noise(&self, purpose: Purpose, samples: &[u64]) -> Tensor {
+        normal_batch(self.experiment.seed, purpose, samples, 0, &self.latent).to_device(self.device)
+    }
+}
+
+impl Task for AutoencoderTask {
+    fn name(&self) -> &'static str {
+        "autoencoder"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        vec![
+            Phase { name: "model", parameters: self.parameters.clone() },
+            Phase { name: "discriminator", parameters: self.loss.discriminator_parameters().clone() },
+        ]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        let batch = self.loader.next()?;
+        Ok(Batch { data: batch.clips, samples: batch.samples, position: batch.position })
+    }
+
+    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
+        let x = normalise(&batch.data.to_device(self.device));
+        if phase == 0 {
+            let posterior = self.autoencoder.encode(&x);
+            let reconstruction = self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
+            let last = self.autoencoder.last_kernel();
+            let terms = self.loss.generator_backward(&x, &reconstruction, &posterior, last, step, scale);
+            return Ok(vec![
+                ("loss", terms.total),
+                ("reconstruction", terms.reconstruction),
+                ("pixel", terms.pixel),
+                ("lpips", terms.perceptual),
+                ("kl", terms.kl),
+                ("adversarial", terms.adversarial),
+                ("adversarial_factor", terms.adversarial_factor),
+            ]);
+        }
+        if !self.loss.is_adversarial(step) {
+            return Ok(vec![("discriminator_loss", 0.0)]);
+        }
+        let noise = self.noise(Purpose::PosteriorDiscriminator, &batch.samples);
+        let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));
+        let terms = self.loss.discriminator_backward(&x, &reconstruction, scale);
+        Ok(vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        let clips = fixed_clips(&self.experiment.data, SHOWN, self.experiment.seed)?;
+        let x = normalise(&clips.to_device(self.device));
+        let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).mean));
+        let pairs = Tensor::stack(&[clips, to_u8(&reconstruction).to_device(Device::Cpu)], 1).flatten(0, 1);
+        Ok(vec![Picture { name: "reconstructions", clips: pairs }])
+    }
+
+    fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let clips = fixed_clips(&self.experiment.data, MEASURED, self.experiment.seed)?;
+        let batch = self.experiment.trainer.batch;
+        let count = clips.size()[0];
+        let latents: Vec<Tensor> = (0..count)
+            .step_by(batch as usize)
+            .map(|i| {
+                let x = normalise(&clips.narrow(0, i, batch.min(count - i)).to_device(self.device));
+                let samples: Vec<u64> = (i..(i + batch).min(count)).map(|i| i as u64).collect();
+                let noise = self.noise(Purpose::Evaluation, &samples);
+                no_grad(|| self.autoencoder.encode(&x).sample(&noise)).to_device(Device::Cpu)
+            })
+            .collect();
+        let LatentMoments { scale, shift } = LatentMoments::measure(&Tensor::cat(&latents, 0));
+        Ok(vec![("latent.scale".to_string(), Tensor::from(scale)), ("latent.shift".to_string(), Tensor::from(shift))])
+    }
+}

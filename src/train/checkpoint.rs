@@ -1,0 +1,167 @@
+//! Checkpoints: one safetensors file a step, written whole or not at all.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::Tensor;
+
+use crate::safetensors::{read_safetensors, write_safetensors_atomically};
+
+/// What a checkpoint says besides its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: i64,
+    /// Sample with which the loader goes on.
+    pub position: u64,
+    /// Updates of the moving average.
+    pub ema_updates: i64,
+    /// Steps that were left out because something was not finite.
+    pub skipped_steps: i64,
+    /// Time spent in training, over all starts.
+    pub seconds: f64,
+}
+
+/// The contents of a checkpoint file.
+pub struct Checkpoint {
+    /// `autoencoder` or `diffusion`.
+    pub task: String,
+    pub progress: Progress,
+    /// The experiment as resolved.
+    pub experiment: Value,
+    /// Prefixed by what they are: `model.`, `ema.`, `discriminator.`, `optimizer.…`, `latent.`.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Metadata {
+    format: u32,
+    task: String,
+    progress: Progress,
+    experiment: Value,
+}
+
+const FORMAT: u32 = 1;
+
+impl Checkpoint {
+    /// # Errors
+    /// A full or unwritable disk; what was there before stays.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let metadata = Metadata {
+            format: FORMAT,
+            task: self.task.clone(),
+            progress: self.progress.clone(),
+            experiment: self.experiment.clone(),
+        };
+        let tensors: Vec<(&String, &Tensor)> = self.tensors.iter().collect();
+        write_safetensors_atomically(path, &tensors, &serde_json::to_value(metadata)?)
+    }
+
+    /// # Errors
+    /// A truncated file, or one that is not a checkpoint of this program.
+    pub fn read(path: &Path) -> Result<Self> {
+        let (tensors, metadata) = read_safetensors(path)?;
+        let metadata = metadata.with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
+        let Metadata { format, task, progress, experiment } = serde_json::from_value(metadata)
+            .with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
+        ensure!(format == FORMAT, "{} has format {format}, this program reads {FORMAT}", path.display());
+        Ok(Checkpoint { task, progress, experiment, tensors })
+    }
+
+    /// The tensors under a prefix, without it.
+    pub fn part(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+        let strip = |(name, tensor): (&String, &Tensor)| {
+            Some((name.strip_prefix(prefix)?.strip_prefix('.')?.to_string(), tensor.shallow_clone()))
+        };
+        self.tensors.iter().filter_map(strip).collect()
+    }
+
+    /// # Errors
+    /// Where the checkpoint belongs to another kind of training.
+    pub fn expect(self, task: &str, path: &Path) -> Result<Self> {
+        ensure!(self.task == task, "{} holds a training of the {}, not of the {task}", path.display(), self.task);
+        Ok(self)
+    }
+}
+
+/// A run folder's checkpoints, oldest first.
+pub fn list(run: &Path) -> Result<Vec<PathBuf>> {
+    let folder = folder(run);
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("step-") && name.ends_with(".safetensors") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn folder(run: &Path) -> PathBuf {
+    run.join("checkpoints")
+}
+
+/// Where the checkpoint of a step lies.
+pub fn path(run: &Path, step: i64) -> PathBuf {
+    folder(run).join(format!("step-{step:08}.safetensors"))
+}
+
+/// Deletes all but the latest `keep`.
+///
+/// # Errors
+/// The disk's.
+pub fn prune(run: &Path, keep: usize) -> Result<()> {
+    let mut found = list(run)?;
+    found.truncate(found.len().saturating_sub(keep));
+    for path in found {
+        fs::remove_file(&path).with_context(|| format!("cannot delete {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The latest readable checkpoint of a run; damaged ones are named in a warning and passed over.
+///
+/// # Errors
+/// Where there are checkpoints and none can be read.
+pub fn latest(run: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
+    let found = list(run)?;
+    let mut first_error = None;
+    for path in found.iter().rev() {
+        match Checkpoint::read(path) {
+            Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
+            Err(error) => {
+                tracing::warn!("a damaged checkpoint is passed over: {error:#}");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) => Err(error.context(format!("no checkpoint in {} can be read", folder(run).display()))),
+        None => Ok(None),
+    }
+}
+
+/// The checkpoint of a run folder, or the file itself.
+///
+/// # Errors
+/// Where there is none, or none can be read.
+pub fn open(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
+    if run_or_file.is_file() {
+        return Ok((run_or_file.to_path_buf(), Checkpoint::read(run_or_file)?));
+    }
+    match latest(run_or_file)? {
+        Some(found) => Ok(found),
+        None => bail!("{} holds no checkpoint: is it a run of `lvdm train`?", run_or_file.display()),
+    }
+}

@@ -1,0 +1,177 @@
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::torch::Adam;
+
+/// Which optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    Adam,
+    Adamw,
+}
+
+/// How the learning rate goes on after its warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    /// The paper's.
+    #[default]
+    Constant,
+    /// Half a cosine down to zero at the last step.
+    Cosine,
+}
+
+/// The optimizer of an experiment; each of a task's networks gets its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimizerConfig {
+    pub kind: OptimizerKind,
+    pub learning_rate: f64,
+    #[serde(default = "betas")]
+    pub betas: (f64, f64),
+    /// PyTorch's default for AdamW is 0.01.
+    #[serde(default)]
+    pub weight_decay: f64,
+    #[serde(default = "eps")]
+    pub eps: f64,
+    /// Steps over which the rate grows from zero.
+    #[serde(default)]
+    pub warmup: i64,
+    #[serde(default)]
+    pub decay: Decay,
+}
+
+fn betas() -> (f64, f64) {
+    (0.9, 0.999)
+}
+
+fn eps() -> f64 {
+    1e-8
+}
+
+impl OptimizerConfig {
+    /// # Errors
+    /// Names the number that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.learning_rate > 0.0, "learning_rate must be positive, not {}", self.learning_rate);
+        let (a, b) = self.betas;
+        ensure!((0.0..1.0).contains(&a) && (0.0..1.0).contains(&b), "betas must lie in [0, 1), not {a} and {b}");
+        ensure!(self.weight_decay >= 0.0 && self.eps > 0.0, "weight_decay must not be negative and eps must be positive");
+        ensure!(self.warmup >= 0, "warmup must not be negative");
+        Ok(())
+    }
+
+    pub fn adam(&self) -> Adam {
+        Adam {
+            learning_rate: self.learning_rate,
+            betas: self.betas,
+            weight_decay: self.weight_decay,
+            eps: self.eps,
+            decoupled: self.kind == OptimizerKind::Adamw,
+        }
+    }
+
+    /// The learning rate of a step, counted from 0, of `steps`.
+    pub fn learning_rate_at(&self, step: i64, steps: i64) -> f64 {
+        let warm = if step < self.warmup { (step + 1) as f64 / self.warmup as f64 } else { 1.0 };
+        let decay = match self.decay {
+            Decay::Constant => 1.0,
+            Decay::Cosine => {
+                let done = (step - self.warmup).max(0) as f64 / (steps - self.warmup).max(1) as f64;
+                0.5 * (1.0 + (std::f64::consts::PI * done.min(1.0)).cos())
+            }
+        };
+        self.learning_rate * warm * decay
+    }
+}
+
+/// Precision of products and convolutions; weights and norms are float32 in both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}
+
+/// The loop's own settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainerConfig {
+    /// Optimizer steps.
+    pub steps: i64,
+    /// Clips of one forward pass.
+    pub batch: i64,
+    /// Forward passes of one step.
+    #[serde(default = "one")]
+    pub accumulate: i64,
+    #[serde(default)]
+    pub precision: Precision,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    /// Decay of the moving average of the weights; none for no average.
+    #[serde(default)]
+    pub ema_decay: Option<f64>,
+    /// Largest norm of the gradient.
+    #[serde(default)]
+    pub clip_gradient: Option<f64>,
+    /// Steps between checkpoints; the last step has one in any case.
+    #[serde(default = "thousand")]
+    pub checkpoint_every: i64,
+    /// How many of the latest checkpoints stay.
+    #[serde(default = "three")]
+    pub keep_checkpoints: usize,
+    #[serde(default = "fifty")]
+    pub log_every: i64,
+    /// Steps between pictures in the log.
+    #[serde(default = "thousand")]
+    pub picture_every: i64,
+    /// After so many steps in a row whose loss or gradient is not finite, training stops.
+    #[serde(default = "ten")]
+    pub max_bad_steps: i64,
+}
+
+fn one() -> i64 {
+    1
+}
+fn three() -> usize {
+    3
+}
+fn ten() -> i64 {
+    10
+}
+fn fifty() -> i64 {
+    50
+}
+fn thousand() -> i64 {
+    1000
+}
+fn auto() -> String {
+    "auto".to_string()
+}
+
+impl TrainerConfig {
+    /// # Errors
+    /// Names the number that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        for (name, value) in [
+            ("steps", self.steps),
+            ("batch", self.batch),
+            ("accumulate", self.accumulate),
+            ("checkpoint_every", self.checkpoint_every),
+            ("keep_checkpoints", self.keep_checkpoints as i64),
+            ("log_every", self.log_every),
+            ("picture_every", self.picture_every),
+            ("max_bad_steps", self.max_bad_steps),
+        ] {
+            ensure!(value >= 1, "{name} must be at least 1, not {value}");
+        }
+        if let Some(decay) = self.ema_decay {
+            ensure!((0.0..1.0).contains(&decay), "ema_decay must lie in [0, 1), not {decay}");
+        }
+        if let Some(norm) = self.clip_gradient {
+            ensure!(norm > 0.0, "clip_gradient must be positive, not {norm}");
+        }
+        self.device.parse::<crate::torch::DeviceName>().map(|_| ())
+    }
+}
