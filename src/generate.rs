@@ -73,9 +73,8 @@ impl Generator {
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let draw = |purpose, step| {
-            normal_batch(seed, purpose, samples, step, &self.latent).to_device(self.space.device())
-        };
+        let draw =
+            |purpose, step| normal_batch(seed, purpose, samples, step, &self.latent).to_device(self.space.device());
         let denoiser = UNetDenoiser {
             unet: &self.unet,
             schedule: &self.schedule,
@@ -112,7 +111,9 @@ impl Generator {
 
     /// Decoded Gaussian latents: what one gets without learning any diffusion.
     pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Tensor {
-        self.decode(&normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent).to_device(self.space.device()))
+        self.decode(
+            &normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent).to_device(self.space.device()),
+        )
     }
 }
 

@@ -5,8 +5,8 @@ use std::{fs, path::Path, time::Instant};
 use anyhow::{Result, bail};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
-use crate::weights::released::ALL;
 use crate::torch::{attention_kernels, gpus, libtorch_version, load_cuda};
+use crate::weights::released::ALL;
 
 /// How one thing stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -250,8 +250,7 @@ fn show(out: &Path, samples: &Tensor, real: &Tensor, reconstructed: &Tensor, gau
     let first = |clips: &Tensor, count: i64| clips.narrow(0, 0, count.min(clips.size()[0]));
     let every = (samples.size()[2] / 8).max(1);
     let pairs = Tensor::stack(&[first(real, 4), first(reconstructed, 4)], 1).flatten(0, 1);
-    for (name, clips) in
-        [("samples", first(samples, 8)), ("reconstructions", pairs), ("gaussian", first(gaussian, 4))]
+    for (name, clips) in [("samples", first(samples, 8)), ("reconstructions", pairs), ("gaussian", first(gaussian, 4))]
     {
         pictures::write_png(&out.join(format!("{name}.png")), &pictures::grid(&clips, every)?)?;
     }

@@ -124,12 +124,14 @@ impl Ddim {
         );
         ensure!((0.0..=1.0).contains(&self.eta), "DDIM eta must be in [0, 1], not {}", self.eta);
         let stride = total / self.steps;
-        let mut timesteps: Vec<i64> = (0..total).step_by(stride as usize).map(|t| t + 1).filter(|&t| t < total).collect();
+        let mut timesteps: Vec<i64> =
+            (0..total).step_by(stride as usize).map(|t| t + 1).filter(|&t| t < total).collect();
         if timesteps.is_empty() {
             timesteps.push(0); // a schedule of one step
         }
         let alpha_bar: Vec<f64> = timesteps.iter().map(|&t| schedule.alpha_bar[t as usize]).collect();
-        let alpha_bar_before: Vec<f64> = std::iter::once(schedule.alpha_bar[0]).chain(alpha_bar.iter().copied()).collect();
+        let alpha_bar_before: Vec<f64> =
+            std::iter::once(schedule.alpha_bar[0]).chain(alpha_bar.iter().copied()).collect();
         let sigma = alpha_bar
             .iter()
             .zip(&alpha_bar_before)
@@ -170,13 +172,8 @@ impl SamplerRun for DdimRun {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SamplerConfig {
-    Ddpm {
-        variance: Variance,
-    },
-    Ddim {
-        steps: i64,
-        eta: f64,
-    },
+    Ddpm { variance: Variance },
+    Ddim { steps: i64, eta: f64 },
 }
 
 impl Default for SamplerConfig {

@@ -101,10 +101,7 @@ impl NoiseSchedule {
     /// Mean of q(z_{t−1} | z_t, z_0): the coefficients of z_0 and z_t.
     pub fn posterior_mean(&self, t: usize) -> (f64, f64) {
         let (before, now) = (self.alpha_bar_before(t), self.alpha_bar[t]);
-        (
-            self.beta[t] * before.sqrt() / (1.0 - now),
-            (1.0 - before) * (1.0 - self.beta[t]).sqrt() / (1.0 - now),
-        )
+        (self.beta[t] * before.sqrt() / (1.0 - now), (1.0 - before) * (1.0 - self.beta[t]).sqrt() / (1.0 - now))
     }
 }
 

@@ -62,8 +62,8 @@ fn replace(root: &mut Value, text: &str) -> Result<Vec<String>, Mistake> {
     let Some((key, new)) = text.split_once('=') else {
         return Err(Mistake(format!("`{text}` is not an override: write key.path=value")));
     };
-    let new: Value =
-        serde_yaml::from_str(new).map_err(|error| Mistake(format!("override `{text}`: the value is not YAML: {error}")))?;
+    let new: Value = serde_yaml::from_str(new)
+        .map_err(|error| Mistake(format!("override `{text}`: the value is not YAML: {error}")))?;
     let path: Vec<String> = key.split('.').map(String::from).collect();
     let mut at = root;
     for part in &path {
@@ -213,9 +213,15 @@ trainer: {steps: 10, batch: 2}
     #[test]
     fn an_unknown_key_is_named_with_its_line_and_its_neighbour() {
         let error = mistake(&GOOD.replace("  resolution", "  resolutoin"), &[]);
-        assert!(error.contains("x.yaml:5") && error.contains("`data.resolutoin`") && error.contains("`resolution`"), "{error}");
+        assert!(
+            error.contains("x.yaml:5") && error.contains("`data.resolutoin`") && error.contains("`resolution`"),
+            "{error}"
+        );
         let error = mistake(&GOOD.replace("steps: 10", "steps: 10, stepz: 3"), &[]);
-        assert!(error.contains("x.yaml:7") && error.contains("`trainer.stepz`") && error.contains("`steps`"), "{error}");
+        assert!(
+            error.contains("x.yaml:7") && error.contains("`trainer.stepz`") && error.contains("`steps`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -146,7 +146,13 @@ pub struct EvaluationExperiment {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Generated {
     /// Sampled from a diffusion run.
-    Run { run: PathBuf, #[serde(default)] sampler: SamplerConfig, #[serde(default = "batch")] batch: i64 },
+    Run {
+        run: PathBuf,
+        #[serde(default)]
+        sampler: SamplerConfig,
+        #[serde(default = "batch")]
+        batch: i64,
+    },
     /// Read from files.
     Clips { data: DataConfig },
 }

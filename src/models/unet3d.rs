@@ -88,7 +88,11 @@ impl UNetConfig {
             ensure!(multiplier > 0, "multipliers must be positive, not {multiplier}");
             let width = self.channels * multiplier;
             if self.attention_factors.contains(&(1 << level)) {
-                ensure!(self.heads > 0 && width % self.heads == 0, "{width} channels do not divide into {} heads", self.heads);
+                ensure!(
+                    self.heads > 0 && width % self.heads == 0,
+                    "{width} channels do not divide into {} heads",
+                    self.heads
+                );
             }
         }
         for factor in &self.attention_factors {
@@ -195,7 +199,13 @@ impl SelfAttention {
     pub fn new(scope: &Scope, ending: &str, channels: i64, heads: i64) -> Self {
         SelfAttention {
             norm: GroupNorm::new(&scope.sub(format!("norm_{ending}")), GROUPS, channels, 1e-5),
-            qkv: Linear::pointwise(&scope.sub(format!("qkv_{ending}")), channels, 3 * channels, 1, Init::fan_in(channels)),
+            qkv: Linear::pointwise(
+                &scope.sub(format!("qkv_{ending}")),
+                channels,
+                3 * channels,
+                1,
+                Init::fan_in(channels),
+            ),
             proj_out: Linear::pointwise(&scope.sub(format!("proj_out_{ending}")), channels, channels, 1, Init::ZEROS),
             heads,
         }
@@ -238,9 +248,9 @@ impl FactorizedAttention {
         let tracks = x.tracks();
         let tracks = match &self.relative {
             None => self.temporal.forward(&tracks),
-            Some(relative) => self.temporal.with(&tracks, |q, k, v| {
-                relative.attention(q, k, v, self.temporal.heads, KeyTerm::Transposed)
-            }),
+            Some(relative) => self
+                .temporal
+                .with(&tracks, |q, k, v| relative.attention(q, k, v, self.temporal.heads, KeyTerm::Transposed)),
         };
         x.from_tracks(&tracks)
     }
@@ -267,9 +277,9 @@ impl JointAttention {
         let tokens = x.positions().reshape([bf / x.frames, x.frames * h * w, c]); // [B, F·H·W, C]
         let tokens = match &self.relative {
             None => self.attention.forward(&tokens),
-            Some(relative) => self.attention.with(&tokens, |q, k, v| {
-                relative.joint_attention(q, k, v, self.attention.heads, x.frames)
-            }),
+            Some(relative) => self
+                .attention
+                .with(&tokens, |q, k, v| relative.joint_attention(q, k, v, self.attention.heads, x.frames)),
         };
         x.from_positions(&tokens)
     }
@@ -478,8 +488,9 @@ impl UNet3d {
         let width = 4 * config.channels;
         let time = scope.sub("time_embed");
         let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
-        let label_emb =
-            ports.classes.map(|rows| scope.sub("label_emb").parameter("weight", &[rows, width], Init::Normal(0.0, 1.0)));
+        let label_emb = ports
+            .classes
+            .map(|rows| scope.sub("label_emb").parameter("weight", &[rows, width], Init::Normal(0.0, 1.0)));
 
         let attends = |level: usize| config.attention_factors.contains(&(1 << level));
         let levels = config.multipliers.len();
@@ -511,8 +522,7 @@ impl UNet3d {
 
         let middle = scope.sub("middle_block");
         let res = |i: i64| Rc::new(Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config)));
-        let middle_block =
-            vec![res(0), Rc::new(Layer::attention(&middle.sub(1), channels, config, ports)), res(2)];
+        let middle_block = vec![res(0), Rc::new(Layer::attention(&middle.sub(1), channels, config, ports)), res(2)];
 
         // the way up: each block takes a skip more
         let outputs = scope.sub("output_blocks");

@@ -22,9 +22,9 @@ impl Padding {
                 x.constant_pad_nd([front(w), back(w), front(h), back(h), front(f), back(f)])
             }
             // The native kernel has no deterministic backward pass on CUDA: there, by copies.
-            Padding::Replicate if x.device().is_cuda() => {
-                (0..3).fold(x.shallow_clone(), |x, axis| repeat_edges(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis])))
-            }
+            Padding::Replicate if x.device().is_cuda() => (0..3).fold(x.shallow_clone(), |x, axis| {
+                repeat_edges(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
+            }),
             Padding::Replicate => {
                 let [f, h, w] = stride;
                 x.replication_pad3d([front(w), back(w), front(h), back(h), front(f), back(f)])
@@ -57,7 +57,12 @@ impl Conv3d {
     pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: [i64; 3], padding: Padding) -> Self {
         let fan_in = inputs * kernel.pow(3);
         Conv3d {
-            weight: scope.aliased("conv.weight", "weight", &[outputs, inputs, kernel, kernel, kernel], Init::fan_in(fan_in)),
+            weight: scope.aliased(
+                "conv.weight",
+                "weight",
+                &[outputs, inputs, kernel, kernel, kernel],
+                Init::fan_in(fan_in),
+            ),
             bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)),
             kernel,
             stride,

@@ -30,7 +30,10 @@ impl Linear {
     /// A linear layer that checkpoints store as a convolution of kernel size one: weight `[outputs, inputs, 1…]`.
     pub fn pointwise(scope: &Scope, inputs: i64, outputs: i64, kernel_axes: usize, init: Init) -> Self {
         let shape = [vec![outputs, inputs], vec![1; kernel_axes]].concat();
-        Linear { weight: scope.parameter("weight", &shape, init), bias: Some(scope.parameter("bias", &[outputs], init)) }
+        Linear {
+            weight: scope.parameter("weight", &shape, init),
+            bias: Some(scope.parameter("bias", &[outputs], init)),
+        }
     }
 
     /// `[…, inputs]` → `[…, outputs]`

@@ -68,7 +68,8 @@ impl Task for AutoencoderTask {
         let x = normalise(&batch.data.to_device(self.device));
         if phase == 0 {
             let posterior = self.autoencoder.encode(&x);
-            let reconstruction = self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
+            let reconstruction =
+                self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
             let last = self.autoencoder.last_kernel();
             let terms = self.loss.generator_backward(&x, &reconstruction, &posterior, last, step, scale);
             return Ok(vec![

@@ -26,6 +26,8 @@ pub struct AutoencoderLossConfig {
     pub pixel: PixelLoss,
     /// Weight of a frame's LPIPS, which is added to each of its pixels.
     pub perceptual_weight: f64,
+    /// LPIPS looks at every n-th frame, beginning one frame later at each step; their mean stands for all.
+    pub perceptual_every: i64,
     pub kl_weight: f64,
     /// Weight of the adversarial term, before the adaptive weight; 0 for no discriminator.
     pub adversarial_weight: f64,
@@ -41,6 +43,7 @@ impl Default for AutoencoderLossConfig {
         AutoencoderLossConfig {
             pixel: PixelLoss::L1,
             perceptual_weight: 1.0,
+            perceptual_every: 1,
             kl_weight: 0.0,
             adversarial_weight: 0.5,
             adversarial_start: 50_001,
@@ -152,7 +155,7 @@ impl AutoencoderLoss {
         let precise = if x.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let graph = reconstruction.to_kind(precise);
         let leaf = graph.detach().set_requires_grad(true);
-        let Likelihood { value: reconstruction, pixel, perceptual, mut by_output } = self.likelihood(x, &leaf);
+        let Likelihood { value: reconstruction, pixel, perceptual, mut by_output } = self.likelihood(x, &leaf, step);
         let mut total = reconstruction;
 
         let (mut adversarial, mut adversarial_factor) = (0.0, 0.0);
@@ -178,8 +181,8 @@ impl AutoencoderLoss {
     }
 
     /// Pixels and LPIPS, summed over a frame's pixels, mean over frames, with the gradient by x̂.
-    fn likelihood(&self, x: &Tensor, leaf: &Tensor) -> Likelihood {
-        let (_, c, _, h, w) = x.size5().expect("clips [B, 3, F, H, W]");
+    fn likelihood(&self, x: &Tensor, leaf: &Tensor, step: i64) -> Likelihood {
+        let (_, c, f, h, w) = x.size5().expect("clips [B, 3, F, H, W]");
         let difference: Tensor = x - leaf;
         let pixel = match self.config.pixel {
             PixelLoss::L1 => difference.abs(),
@@ -190,7 +193,9 @@ impl AutoencoderLoss {
         let mut mean = pixel.shallow_clone();
         let mut perceptual = 0.0;
         if let Some(lpips) = &self.lpips {
-            let distance = lpips.distance_to(&frames(x), &frames(leaf)).mean(None);
+            let every = self.config.perceptual_every.clamp(1, f);
+            let seen = |video: &Tensor| frames(&video.slice(2, step % every, f, every));
+            let distance = lpips.distance_to(&seen(x), &seen(leaf)).mean(None);
             perceptual = value(&distance);
             mean = mean + distance * self.config.perceptual_weight;
         }
@@ -216,9 +221,9 @@ impl AutoencoderLoss {
     }
 
     /// What the adversarial term would be multiplied by, whatever the step: adaptive and configured weight.
-    pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor) -> f64 {
+    pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> f64 {
         let leaf = reconstruction.detach().set_requires_grad(true);
-        let by_output = self.likelihood(x, &leaf).by_output;
+        let by_output = self.likelihood(x, &leaf, step).by_output;
         let (_, by_adversary) = self.adversarial(&leaf);
         self.adaptive_weight(reconstruction, &by_output, &by_adversary, last_kernel)
     }

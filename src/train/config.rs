@@ -56,7 +56,10 @@ impl OptimizerConfig {
         ensure!(self.learning_rate > 0.0, "learning_rate must be positive, not {}", self.learning_rate);
         let (a, b) = self.betas;
         ensure!((0.0..1.0).contains(&a) && (0.0..1.0).contains(&b), "betas must lie in [0, 1), not {a} and {b}");
-        ensure!(self.weight_decay >= 0.0 && self.eps > 0.0, "weight_decay must not be negative and eps must be positive");
+        ensure!(
+            self.weight_decay >= 0.0 && self.eps > 0.0,
+            "weight_decay must not be negative and eps must be positive"
+        );
         ensure!(self.warmup >= 0, "warmup must not be negative");
         Ok(())
     }

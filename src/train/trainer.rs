@@ -208,10 +208,7 @@ impl<T: Task> Trainer<T> {
             for batch in &batches {
                 let scale = 1.0 / self.config.accumulate as f64;
                 let _autocast = Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16);
-                let terms = self
-                    .task
-                    .gradients(phase, batch, step, scale)
-                    .with_context(|| format!("step {step}"))?;
+                let terms = self.task.gradients(phase, batch, step, scale).with_context(|| format!("step {step}"))?;
                 finite &= terms.iter().all(|(_, value)| value.is_finite());
                 window.add(&terms);
             }
@@ -224,7 +221,10 @@ impl<T: Task> Trainer<T> {
                 }
             } else {
                 bad = true;
-                tracing::warn!("step {step}: the {} loss or its gradient is not finite; the step is left out", self.phases[phase].name);
+                tracing::warn!(
+                    "step {step}: the {} loss or its gradient is not finite; the step is left out",
+                    self.phases[phase].name
+                );
             }
         }
         let last = batches.last().expect("accumulate is at least 1");

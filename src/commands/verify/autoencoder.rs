@@ -110,6 +110,7 @@ impl LossCase {
         let config = AutoencoderLossConfig {
             pixel,
             perceptual_weight: self.perceptual_weight,
+            perceptual_every: 1,
             kl_weight: self.kl_weight,
             adversarial_weight: self.disc_weight,
             adversarial_start: self.disc_start,
@@ -132,7 +133,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let posterior = autoencoder.encode(&video);
     let reconstruction = autoencoder.decode(&posterior.sample(&noise));
     let last = autoencoder.last_kernel();
-    let weight = criterion.adversarial_weight(&video, &reconstruction, last);
+    let weight = criterion.adversarial_weight(&video, &reconstruction, last, config.step);
     let terms = criterion.generator_backward(&video, &reconstruction, &posterior, last, config.step, 1.0);
     let adversary = criterion.discriminator_backward(&video, &reconstruction, 1.0);
     let started = if criterion.is_adversarial(config.step) { 1.0 } else { 0.0 };
@@ -164,8 +165,13 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     let config: TraceCase = case.config()?;
     let (autoencoder, parameters) = config.loss.autoencoder.build(case, Kind::Double)?;
     let criterion = config.loss.criterion(case, Kind::Double)?;
-    let adam =
-        Adam { learning_rate: config.learning_rate, betas: config.betas, weight_decay: 0.0, eps: 1e-8, decoupled: false };
+    let adam = Adam {
+        learning_rate: config.learning_rate,
+        betas: config.betas,
+        weight_decay: 0.0,
+        eps: 1e-8,
+        decoupled: false,
+    };
     let mut generator = Optimizer::new(adam, &parameters);
     let mut discriminator = Optimizer::new(adam, criterion.discriminator_parameters());
 
@@ -183,10 +189,9 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let x = at(&video);
         let posterior = autoencoder.encode(&x);
         let reconstruction = autoencoder.decode(&posterior.sample(&at(&first)));
-        weights.push(criterion.adversarial_weight(&x, &reconstruction, autoencoder.last_kernel()));
+        weights.push(criterion.adversarial_weight(&x, &reconstruction, autoencoder.last_kernel(), step));
         generator.zero_grad();
-        let terms =
-            criterion.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), step, 1.0);
+        let terms = criterion.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), step, 1.0);
         generator.step()?;
         losses.push(terms.total);
 

@@ -119,9 +119,8 @@ pub fn schedule(case: &Case) -> Result<Outputs> {
     }
     let schedule = noise_schedule(config.timesteps, config.linear_start, config.linear_end)?;
     let ddim = Ddim { steps: config.ddim_steps, eta: config.eta }.plan(&schedule)?;
-    let each = |f: &dyn Fn(usize) -> f64| {
-        Tensor::from_slice(&(0..schedule.steps() as usize).map(f).collect::<Vec<f64>>())
-    };
+    let each =
+        |f: &dyn Fn(usize) -> f64| Tensor::from_slice(&(0..schedule.steps() as usize).map(f).collect::<Vec<f64>>());
     Ok(vec![
         ("betas", Tensor::from_slice(&schedule.beta)),
         ("alphas_cumprod", Tensor::from_slice(&schedule.alpha_bar)),
@@ -246,7 +245,8 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     // given frames carry the same noise, at level s
-    let given = case.optional("mask").map(|mask| GivenFrames { mask, level: case.optional("s"), noise: noise.shallow_clone() });
+    let given =
+        case.optional("mask").map(|mask| GivenFrames { mask, level: case.optional("s"), noise: noise.shallow_clone() });
     let objective = objective(&config.loss, &config.parameterization)?;
     let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, given.as_ref());
     loss.backward();

@@ -16,7 +16,10 @@ pub fn i3d(case: &Case) -> Result<Outputs> {
 
 pub fn lpips(case: &Case) -> Result<Outputs> {
     let network = Lpips::load(None, case.device(), Kind::Float)?;
-    Ok(vec![("distance", tch::no_grad(|| Ok::<Tensor, anyhow::Error>(network.distance(&case.input("a")?, &case.input("b")?)))?)])
+    Ok(vec![(
+        "distance",
+        tch::no_grad(|| Ok::<Tensor, anyhow::Error>(network.distance(&case.input("a")?, &case.input("b")?)))?,
+    )])
 }
 
 pub fn video_metrics(case: &Case) -> Result<Outputs> {

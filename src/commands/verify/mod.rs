@@ -171,7 +171,12 @@ fn gradient_norm(parameters: &crate::nn::Parameters) -> Tensor {
 }
 
 /// How far each named parameter went from where it was, in the order of `names` (aliases accepted).
-fn moved(parameters: &crate::nn::Parameters, before: &[(String, Tensor)], now: &[(String, Tensor)], names: &[String]) -> Result<Tensor> {
+fn moved(
+    parameters: &crate::nn::Parameters,
+    before: &[(String, Tensor)],
+    now: &[(String, Tensor)],
+    names: &[String],
+) -> Result<Tensor> {
     let aliases = parameters.aliases();
     let distances: Result<Vec<f64>> = names
         .iter()
