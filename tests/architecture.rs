@@ -1,0 +1,186 @@
+//! The floors that `src/lib.rs` states: imports go down only.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::source;
+
+/// Each module with the number of its floor, counted from the top, out of the map in `src/lib.rs`.
+fn floors() -> BTreeMap<String, usize> {
+    let text = fs::read_to_string(source("src/lib.rs")).unwrap();
+    let map = text.split("//! ```text\n").nth(1).unwrap().split("//! ```").next().unwrap();
+    let mut floors = BTreeMap::new();
+    for (floor, line) in map.lines().enumerate() {
+        let line = line.trim_start_matches("//! ");
+        let names = &line[..line.find("  ").unwrap()];
+        for name in names.split(" | ") {
+            assert!(floors.insert(name.to_string(), floor).is_none(), "`{name}` stands twice");
+        }
+    }
+    floors
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Every source file, by its path below `src/`, without comments.
+fn sources() -> Vec<(String, String)> {
+    let root = source("src");
+    let files: Vec<_> = rust_files(&root)
+        .into_iter()
+        .map(|path| {
+            let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_string();
+            (name, without_comments(&fs::read_to_string(&path).unwrap()))
+        })
+        .collect();
+    assert!(files.len() > 50, "only {} files", files.len());
+    files
+}
+
+fn without_comments(text: &str) -> String {
+    let code = |line: &str| match line.find("//") {
+        Some(at) if !line[..at].contains('"') => line[..at].to_string(),
+        _ => line.to_string(),
+    };
+    text.lines().map(code).collect::<Vec<_>>().join("\n")
+}
+
+/// The top-level modules that a text names: `crate::x::…` and the first names in `crate::{x::…, y}`.
+fn imports(text: &str) -> BTreeSet<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = BTreeSet::new();
+    for (at, start) in text.match_indices("crate::") {
+        let rest = &text[at + start.len()..];
+        if let Some(list) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut begins = true;
+            for (i, c) in list.char_indices() {
+                match c {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => begins = true,
+                    c if begins && !c.is_whitespace() => {
+                        found.insert(name(&list[i..]));
+                        begins = false;
+                    }
+                    _ => {}
+                }
+            }
+        } else {
+            found.insert(name(rest));
+        }
+    }
+    found
+}
+
+fn module_of(file: &str) -> &str {
+    file.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// What breaks the rule in one file.
+fn breaks(floors: &BTreeMap<String, usize>, file: &str, text: &str) -> Vec<String> {
+    let module = module_of(file);
+    let own = floors.get(module).unwrap_or_else(|| panic!("src/lib.rs's map lacks `{module}`"));
+    let allowed = |import: &String| {
+        import == module || *floors.get(import).unwrap_or_else(|| panic!("{file}: the map lacks `{import}`")) > *own
+    };
+    imports(text)
+        .iter()
+        .filter(|i| !allowed(i))
+        .map(|i| format!("{file} imports `{i}`, which is not below it"))
+        .collect()
+}
+
+/// A module imports lower floors only, so there is no cycle either.
+#[test]
+fn imports_go_down_only() {
+    let floors = floors();
+    let mut checked = 0;
+    let mut broken = Vec::new();
+    for (file, text) in sources().iter().filter(|(file, _)| !matches!(file.as_str(), "lib.rs" | "main.rs")) {
+        checked += imports(text).len();
+        broken.extend(breaks(&floors, file, text));
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+    assert!(checked > 60, "only {checked} imports were seen");
+}
+
+/// The check itself sees what it must.
+#[test]
+fn a_planted_import_is_found() {
+    let floors = floors();
+    let upward = "use crate::{\n    nn::{Conv3d, GroupNorm},\n    data::Loader,\n};";
+    assert_eq!(imports(upward), BTreeSet::from(["nn".to_string(), "data".to_string()]));
+    assert_eq!(breaks(&floors, "models/x.rs", upward).len(), 1, "data is no floor below models");
+    for (file, text) in [
+        ("data/x.rs", "fn f() { crate::models::I3d::load(None) }"),
+        ("data/x.rs", "use crate::diffusion::NoiseSchedule;"),
+        ("metrics/x.rs", "use crate::{diffusion::sample, data::Loader};"),
+        ("experiment/x.rs", "use crate::train::Trainer;"),
+        ("torch/x.rs", "use crate::nn::Parameters;"),
+    ] {
+        assert_eq!(breaks(&floors, file, text).len(), 1, "{file}: {text}");
+    }
+    assert_eq!(breaks(&floors, "metrics/x.rs", "use crate::{data::Loader, models::I3d};").len(), 0);
+    assert_eq!(imports(&without_comments("// crate::train\nuse super::x; // crate::data")).len(), 0);
+}
+
+/// Neighbours that must not know each other although their floors would allow it.
+#[test]
+fn strangers_stay_strangers() {
+    for (module, stranger) in
+        [("diffusion", "data"), ("train", "metrics"), ("metrics", "train"), ("metrics", "diffusion")]
+    {
+        let files = sources();
+        let of_module: Vec<_> = files.iter().filter(|(file, _)| module_of(file) == module).collect();
+        assert!(!of_module.is_empty());
+        for (file, text) in of_module {
+            assert!(!imports(text).contains(stranger), "{file} imports `{stranger}`");
+        }
+    }
+    let files = sources();
+    let (_, sampler) = files.iter().find(|(file, _)| file == "diffusion/sampler.rs").unwrap();
+    for word in ["mask", "Guid", "UNet", "context"] {
+        assert!(!sampler.contains(word), "samplers know nothing of `{word}`");
+    }
+}
+
+/// The map names every module, and no other.
+#[test]
+fn the_map_is_complete() {
+    let text = fs::read_to_string(source("src/lib.rs")).unwrap();
+    let modules: BTreeSet<String> =
+        text.lines().filter_map(|l| Some(l.strip_prefix("pub mod ")?.trim_end_matches(';').to_string())).collect();
+    assert_eq!(modules, floors().into_keys().collect());
+    let (_, main) = sources().into_iter().find(|(file, _)| file == "main.rs").unwrap();
+    assert!(imports(&main).is_empty(), "main.rs uses the library by its name");
+}
+
+#[test]
+fn unsafe_is_in_torch_alone() {
+    let word = |text: &str| text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
+    let (inside, outside): (Vec<_>, Vec<_>) = sources()
+        .into_iter()
+        .filter(|(_, text)| word(text))
+        .map(|(file, _)| file)
+        .partition(|f| f.starts_with("torch/"));
+    assert!(outside.is_empty(), "{outside:?}");
+    assert!(inside.len() >= 3, "{inside:?}");
+}

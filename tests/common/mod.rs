@@ -1,0 +1,141 @@
+//! What several test files need. Each of them uses a part of it.
+#![allow(dead_code)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use lvdm::{
+    nn::{Parameters, fnv1a64},
+    random::{Purpose, normal, stream},
+    safetensors::write_safetensors_atomically,
+};
+use rand::RngExt;
+use serde_json::json;
+use tch::{Tensor, no_grad};
+
+/// A path inside the source tree.
+pub fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// `lvdm`, run in `folder`, single-threaded so that results repeat to the bit.
+pub fn lvdm_in(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lvdm"));
+    command.args(arguments).current_dir(folder).env_remove("LD_LIBRARY_PATH").env("OMP_NUM_THREADS", "1");
+    command
+}
+
+/// What a finished command said.
+pub struct Said {
+    pub status: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        Said {
+            status: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs `lvdm` in `folder` to its end.
+pub fn run_in(folder: &Path, arguments: &[&str]) -> Said {
+    lvdm_in(folder, arguments).output().unwrap().into()
+}
+
+/// Runs it and wants success.
+pub fn succeed_in(folder: &Path, arguments: &[&str]) -> Said {
+    let said = run_in(folder, arguments);
+    assert_eq!(said.status, 0, "lvdm {arguments:?}\n{}\n{}", said.out, said.err);
+    said
+}
+
+impl Said {
+    /// The one line that says what is wrong; no panic, no backtrace, and the status asked for.
+    pub fn error(&self, status: i32) -> &str {
+        let Said { out, err, .. } = self;
+        assert_eq!(self.status, status, "{out}\n{err}");
+        for word in ["panicked", "RUST_BACKTRACE", "stack backtrace", "frame #", "unwrap()"] {
+            assert!(!err.contains(word) && !out.contains(word), "`{word}` in\n{err}{out}");
+        }
+        let lines: Vec<&str> = err.lines().filter(|line| line.starts_with("error:")).collect();
+        assert_eq!(lines.len(), 1, "one line of error is wanted:\n{err}");
+        assert!(lines[0].len() > "error: ".len() + 10, "{err}");
+        lines[0]
+    }
+}
+
+/// Every file under a folder with its bytes.
+pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+/// Smooth moving clips, u8 `[N, 3, F, H, W]`.
+pub fn moving_clips(count: i64, frames: i64, side: i64) -> Tensor {
+    let axis = |n: i64| Tensor::arange(n, (tch::Kind::Float, tch::Device::Cpu));
+    let rows: Vec<Tensor> = (0..count)
+        .map(|i| {
+            let mut random = stream(9, Purpose::Scene, i as u64, 0);
+            let mut draw = || random.random::<f64>() * 6.0;
+            let channels: Vec<Tensor> = (0..3)
+                .map(|_| {
+                    let (x, y, t) = (axis(side).view([1, 1, -1]), axis(side).view([1, -1, 1]), axis(frames));
+                    let wave = x * (0.1 + 0.05 * draw()) + y * 0.2 + t.view([-1, 1, 1]) * (0.3 + 0.1 * draw()) + draw();
+                    wave.sin() * 110.0 + 128.0
+                })
+                .collect();
+            Tensor::stack(&channels, 0)
+        })
+        .collect();
+    Tensor::stack(&rows, 0).to_kind(tch::Kind::Uint8)
+}
+
+/// Writes such clips as `lvdm data pack` would.
+pub fn write_packed(path: &Path, count: i64, frames: i64, side: i64) {
+    let spec = json!({"dataset": {"kind": "folder", "root": "clips"}, "frames": frames, "frame_stride": 1,
+        "resolution": side, "seed": 0});
+    write_safetensors_atomically(path, &[("clips", moving_clips(count, frames, side))], &spec).unwrap();
+}
+
+/// Gives parameters that start at zero a value, so that every layer does something.
+pub fn wake(parameters: &Parameters) {
+    for (name, mut tensor) in parameters.trainable() {
+        if tensor.abs().max().double_value(&[]) == 0.0 {
+            let noise = normal(3, Purpose::Weights, fnv1a64(&name), 1, &tensor.size()) * 0.1;
+            no_grad(|| tensor.copy_(&noise.to_kind(tensor.kind())));
+        }
+    }
+}
+
+/// Standard normal test data.
+pub fn noise(sample: u64, shape: &[i64]) -> Tensor {
+    normal(11, Purpose::Evaluation, sample, 0, shape)
+}
+
+/// ‖a − b‖ / ‖b‖ in float64.
+pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
+    let (a, b) = (a.to_kind(tch::Kind::Double), b.to_kind(tch::Kind::Double));
+    ((a - &b).norm() / b.norm()).double_value(&[])
+}
+
+/// The largest |a − b|, in float64.
+pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
+    (a.to_kind(tch::Kind::Double) - b.to_kind(tch::Kind::Double)).abs().max().double_value(&[])
+}

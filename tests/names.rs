@@ -1,0 +1,112 @@
+//! The networks' parameters have the released names and shapes, so weights travel both ways.
+
+mod common;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use common::source;
+use lvdm::{
+    models::{
+        AttentionKind, AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, UNet3d, UNetConfig, UNetPorts,
+        VideoAutoencoder,
+    },
+    nn::Parameters,
+};
+use serde::Deserialize;
+
+/// What a released checkpoint lists.
+#[derive(Deserialize)]
+struct Released {
+    prefix: String,
+    parameters: i64,
+    tensors: Vec<(String, Vec<i64>)>,
+}
+
+/// Names without prefix → shapes must be the same on both sides, and so must the number of parameters.
+fn agree(file: &str, parameters: &Parameters) {
+    let text = fs::read_to_string(source(&format!("tests/parity/names/{file}.json"))).unwrap();
+    let released: Released = serde_json::from_str(&text).unwrap();
+    let theirs: BTreeMap<String, Vec<i64>> = released
+        .tensors
+        .into_iter()
+        .map(|(name, shape)| (name.strip_prefix(&released.prefix).unwrap().to_string(), shape))
+        .collect();
+    let mut ours: BTreeMap<String, Vec<i64>> =
+        parameters.named().into_iter().map(|(name, tensor)| (name, tensor.size())).collect();
+    for (alias, name) in parameters.aliases() {
+        let shape = ours[&name].clone();
+        assert!(ours.insert(alias.clone(), shape).is_none(), "{alias} is a name of its own too");
+    }
+    let keys = |map: &BTreeMap<String, Vec<i64>>| map.keys().cloned().collect::<BTreeSet<_>>();
+    let missing: Vec<_> = keys(&theirs).difference(&keys(&ours)).cloned().collect();
+    let unknown: Vec<_> = keys(&ours).difference(&keys(&theirs)).cloned().collect();
+    assert!(missing.is_empty() && unknown.is_empty(), "{file}: missing {missing:?}, unknown {unknown:?}");
+    assert_eq!(ours, theirs, "{file}");
+    assert_eq!(parameters.count(), released.parameters, "{file}");
+}
+
+fn unet(config: &UNetConfig, inputs: i64, temporal_length: i64, classes: Option<i64>) -> Parameters {
+    let parameters = Parameters::shapes_only();
+    config.validate().unwrap();
+    UNet3d::new(&parameters.root(), config, &UNetPorts { inputs, outputs: 4, temporal_length, classes });
+    parameters
+}
+
+/// 19,446,759 parameters; ordinary convolutions' kernels under two names.
+#[test]
+fn autoencoder() {
+    let parameters = Parameters::shapes_only();
+    VideoAutoencoder::new(&parameters.root(), &AutoencoderConfig::default());
+    agree("autoencoder_3d", &parameters);
+    assert_eq!(parameters.count(), 19_446_759);
+    assert!(parameters.aliases().iter().any(|(alias, name)| name == &alias.replace(".weight", ".conv.weight")));
+}
+
+#[test]
+fn discriminator() {
+    let parameters = Parameters::shapes_only();
+    PatchDiscriminator::new(&parameters.root(), 3, &DiscriminatorConfig::default());
+    agree("patch_discriminator", &parameters);
+}
+
+/// 548,904,580 parameters.
+#[test]
+fn short_video_unet() {
+    let parameters = unet(&UNetConfig::default(), 4, 4, None);
+    agree("unet_short", &parameters);
+    assert_eq!(parameters.count(), 548_904_580);
+}
+
+#[test]
+fn frame_conditioned_unets() {
+    agree("unet_prediction", &unet(&UNetConfig::default(), 5, 4, Some(251)));
+    agree("unet_interpolation", &unet(&UNetConfig::default(), 5, 5, Some(251)));
+}
+
+/// 958,924,964 parameters.
+#[test]
+fn text_unet() {
+    let config = UNetConfig {
+        channels: 320,
+        multipliers: vec![1, 2, 4, 4],
+        blocks_per_level: 2,
+        attention_factors: vec![1, 2, 4],
+        heads: 8,
+        attention: AttentionKind::Text,
+        adaptive_norm: false,
+        ..UNetConfig::default()
+    };
+    let parameters = unet(&config, 4, 16, None);
+    agree("unet_text", &parameters);
+    assert_eq!(parameters.count(), 958_924_964);
+}
+
+/// The comparison notices a network that is a little different.
+#[test]
+fn another_network_is_noticed() {
+    let other = unet(&UNetConfig { blocks_per_level: 2, ..UNetConfig::default() }, 4, 4, None);
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| agree("unet_short", &other))).is_err());
+}
