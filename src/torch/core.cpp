@@ -126,8 +126,8 @@ struct AutocastState {
 // the parameters that `body` uses are accumulated there, as in an ordinary backward pass.
 struct Recompute : torch::autograd::Function<Recompute> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, std::shared_ptr<Body> body,
-                            torch::autograd::variable_list inputs) {
-    context->save_for_backward(inputs);
+                            at::TensorList inputs) {
+    context->save_for_backward(inputs.vec());
     context->saved_data["body"] = c10::IValue::make_capsule(
         c10::make_intrusive<Held>(std::move(body), AutocastState()));
     return held(context)->body->operator()({inputs.begin() + 1, inputs.end()});
@@ -176,7 +176,8 @@ extern "C" char *lvdm_recompute(void *data, at::Tensor *(*call)(void *, at::Tens
     // the first input only makes autograd record the block when no other input needs a gradient
     torch::autograd::variable_list all = {at::zeros({}).set_requires_grad(true)};
     for (int64_t i = 0; i < count; i++) all.push_back(*inputs[i]);
-    *output = new at::Tensor(Recompute::apply(body, all));
+    // as a TensorList: autograd does not look into a vector, and would record nothing
+    *output = new at::Tensor(Recompute::apply(body, at::TensorList(all)));
   });
 }
 

@@ -1,0 +1,265 @@
+//! Wrong usage, missing things and a full disk: one clear line, the right exit status, nothing half written.
+
+mod common;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{Said, contents, lvdm_in, run_in, succeed_in, write_packed};
+use tempfile::TempDir;
+
+/// A folder with packed clips and the experiment files of a tiny autoencoder and a tiny denoiser.
+fn workplace() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_packed(&folder.path().join("clips.safetensors"), 4, 4, 16);
+    fs::write(
+        folder.path().join("autoencoder.yaml"),
+        "\
+# a tiny autoencoder
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 16, workers: 1}
+autoencoder: {channels: 4, factors: [2, 4, 4], norm_groups: 4}
+loss: {perceptual_weight: 0.0, adversarial_weight: 0.0}
+optimizer: {kind: adam, learning_rate: 1.0e-3}
+trainer: {steps: 2, batch: 2, device: cpu, log_every: 1, checkpoint_every: 2, ema_decay: 0.9}
+",
+    )
+    .unwrap();
+    fs::write(
+        folder.path().join("diffusion.yaml"),
+        "\
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 16, workers: 1}
+autoencoder: runs/autoencoder
+unet: {channels: 32, multipliers: [1], blocks_per_level: 1, attention_factors: [1], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-4}
+trainer: {steps: 1, batch: 2, device: cpu}
+sampler: {kind: ddim, steps: 2, eta: 1.0}
+",
+    )
+    .unwrap();
+    folder
+}
+
+/// Runs, wants the status and one line that holds all `words`, and that no file came, went or changed.
+fn refused(folder: &Path, arguments: &[&str], status: i32, words: &[&str]) {
+    let before = contents(folder);
+    let said = run_in(folder, arguments);
+    let line = said.error(status);
+    for word in words {
+        assert!(line.contains(word), "`{word}` is not in\n{line}");
+    }
+    assert!(contents(folder) == before, "{arguments:?} wrote or removed something");
+    assert!(said.out.is_empty(), "{}", said.out);
+}
+
+/// Mistakes in what the user wrote: status 2 and a line with the file, the line in it, the key, the nearest right key.
+#[test]
+fn mistakes_are_status_2() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = |rest: &[&'static str]| [&["train", "autoencoder", "autoencoder.yaml"], rest].concat();
+    let text = fs::read_to_string(at.join("autoencoder.yaml")).unwrap();
+    for (file, from, to) in [
+        ("unknown.yaml", "{steps: 2,", "{steps: 2, colour_of_the_sky: 3,"),
+        ("mistyped.yaml", "checkpoint_every", "chekpoint_every"),
+        ("type.yaml", "frames: 4", "frames: four"),
+        ("list.yaml", "[2, 4, 4]", "[2, 4]"),
+        ("kind.yaml", "kind: packed", "kind: pakced"),
+        ("yaml.yaml", "loss: {", "loss: {{["),
+        ("data.yaml", "clips.safetensors", "nowhere.safetensors"),
+        ("folder.yaml", "kind: packed, file: clips.safetensors", "kind: folder, root: nowhere"),
+        ("size.yaml", "resolution: 16", "resolution: 18"),
+        ("steps.yaml", "steps: 2", "steps: 0"),
+    ] {
+        assert!(text.contains(from));
+        fs::write(at.join(file), text.replace(from, to)).unwrap();
+    }
+    for (file, words) in [
+        ("unknown.yaml", &["unknown.yaml:6", "trainer.colour_of_the_sky", "unknown key"][..]),
+        ("mistyped.yaml", &["mistyped.yaml:6", "trainer.chekpoint_every", "did you mean `checkpoint_every`?"]),
+        ("type.yaml", &["type.yaml:2", "data.frames", "four"]),
+        ("list.yaml", &["list.yaml:3", "autoencoder.factors"]),
+        ("kind.yaml", &["kind.yaml:2", "did you mean `packed`?"]),
+        ("yaml.yaml", &["yaml.yaml", "not YAML"]),
+        ("data.yaml", &["data.yaml", "nowhere.safetensors"]),
+        ("folder.yaml", &["folder.yaml", "there is no nowhere"]),
+        ("size.yaml", &["size.yaml", "18x18", "[2, 4, 4]"]),
+        ("steps.yaml", &["steps.yaml", "steps must be at least 1"]),
+        ("missing.yaml", &["missing.yaml"]),
+    ] {
+        refused(at, &["train", "autoencoder", file], 2, words);
+    }
+    refused(at, &train(&["trainer.stepz=3"]), 2, &["override `trainer.stepz`", "`steps`"]);
+    refused(at, &train(&["nothing.at.all=3"]), 2, &["nothing"]);
+    refused(at, &train(&["trainer.steps.more=3"]), 2, &["trainer.steps"]);
+    refused(at, &train(&["trainer.steps=many"]), 2, &["override `trainer.steps`"]);
+    refused(at, &train(&["trainer.steps"]), 2, &["key.path=value"]);
+    refused(at, &["train", "diffusion", "diffusion.yaml"], 2, &["runs/autoencoder", "train it first"]);
+    refused(at, &["sample", "runs/nothing", "--out", "samples"], 2, &["runs/nothing"]);
+    refused(at, &["sample", ".", "--videos", "0", "--out", "samples"], 2, &["--videos"]);
+    refused(at, &["data", "pack", "--videos", "nowhere", "--out", "packed"], 2, &["nowhere"]);
+    refused(at, &["evaluate", "--real", "nowhere", "--generated", "nowhere"], 2, &["nowhere"]);
+    refused(at, &["evaluate", "missing.yaml"], 2, &["missing.yaml"]);
+    refused(at, &["demo", "nowhere"], 2, &["nowhere"]);
+}
+
+/// What clap refuses: status 2 too, and no panic.
+#[test]
+fn wrong_usage_is_status_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["trian"][..],
+        &["train"],
+        &["train", "autoencoder"],
+        &["sample"],
+        &["sample", "run", "--out", "x", "--steps", "many"],
+        &["sample", "run", "--out", "x", "--sampler", "euler"],
+        &["verify"],
+        &["evaluate"],
+        &["data", "pack"],
+        &["demo", "--device", "tpu"],
+        &["--nonsense"],
+    ] {
+        let said = run_in(folder.path(), arguments);
+        assert_eq!(said.status, 2, "{arguments:?}: {}", said.err);
+        assert!(said.err.starts_with("error:") || said.err.contains("Usage:"), "{arguments:?}: {}", said.err);
+        assert!(!said.err.contains("panicked"), "{}", said.err);
+    }
+    assert_eq!(contents(folder.path()).len(), 0);
+}
+
+/// An empty data set is an error, and so is one of which nothing can be used; what is broken is named.
+#[test]
+fn an_empty_data_set_is_an_error() {
+    let folder = workplace();
+    let at = folder.path();
+    fs::create_dir(at.join("empty")).unwrap();
+    fs::create_dir(at.join("broken")).unwrap();
+    fs::write(at.join("broken/zero.mp4"), []).unwrap();
+    fs::write(at.join("broken/noise.mp4"), [7; 4000]).unwrap();
+    for (root, words) in [("empty", &["video files", "empty"][..]), ("broken", &["broken"])] {
+        let data = format!("data.dataset={{kind: folder, root: {root}}}");
+        let said = run_in(at, &["train", "autoencoder", "autoencoder.yaml", &data]);
+        let line = said.error(1);
+        assert!(words.iter().all(|word| line.contains(word)), "{line}");
+        assert!(!at.join("runs/autoencoder/checkpoints").exists());
+        let said = run_in(at, &["data", "pack", "--videos", root, "--out", "packed.safetensors"]);
+        said.error(1);
+        assert!(!at.join("packed.safetensors").exists());
+        if root == "broken" {
+            assert!(said.err.contains("zero.mp4") && said.err.contains("noise.mp4"), "{}", said.err);
+        }
+    }
+}
+
+/// A damaged or foreign checkpoint is a failure, status 1, not a mistake of usage; nothing is written.
+#[test]
+fn damaged_checkpoints_are_status_1() {
+    let folder = workplace();
+    let at = folder.path();
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml"]);
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml"]);
+    let of = |run: &str, step: i64| at.join(format!("runs/{run}/checkpoints/step-{step:08}.safetensors"));
+    // another kind of run
+    let before = contents(at);
+    run_in(at, &["sample", "runs/autoencoder", "--out", "samples"]).error(1);
+    run_in(at, &["sample", "autoencoder.yaml", "--out", "samples"]).error(1);
+    assert!(contents(at) == before);
+    // cut short, in the header, in the tensors; not a checkpoint at all
+    let whole = fs::read(of("diffusion", 1)).unwrap();
+    for bytes in [&whole[..5], &whole[..300], &whole[..whole.len() - 1], &b"hello"[..], &[]] {
+        fs::write(of("diffusion", 1), bytes).unwrap();
+        let before = contents(at);
+        let said = run_in(at, &["sample", "runs/diffusion", "--videos", "1", "--out", "samples"]);
+        assert!(said.error(1).contains("checkpoint"), "{}", said.err);
+        run_in(at, &["train", "diffusion", "diffusion.yaml", "trainer.steps=2"]).error(1);
+        assert!(contents(at) == before, "{} bytes", bytes.len());
+    }
+    fs::write(of("diffusion", 1), &whole).unwrap();
+    let sample = ["sample", "runs/diffusion", "--videos", "1", "--steps", "2", "--out", "samples"];
+    succeed_in(at, &sample);
+    assert!(fs::metadata(at.join("samples/00000.mp4")).unwrap().len() > 100);
+    // more steps than the schedule has
+    run_in(at, &["sample", "runs/diffusion", "--videos", "1", "--steps", "1001", "--out", "other"]).error(2);
+    assert!(!at.join("other").exists());
+}
+
+/// A disk that takes no more: one error that names the file, the old checkpoint stays and can be gone on from.
+#[test]
+fn a_full_disk_leaves_the_old_checkpoint() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = ["train", "autoencoder", "autoencoder.yaml"];
+    succeed_in(at, &train);
+    let checkpoints = at.join("runs/autoencoder/checkpoints");
+    let before = contents(&checkpoints);
+    let (path, bytes) = before.iter().next().unwrap();
+    // files may not grow beyond half a checkpoint: the kernel refuses the write as a full disk does
+    let blocks = bytes.len() / 512 / 2;
+    let binary = env!("CARGO_BIN_EXE_lvdm");
+    let script =
+        format!("trap '' XFSZ; ulimit -f {blocks}; exec {binary} train autoencoder autoencoder.yaml trainer.steps=4");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(at).stdin(Stdio::null()).output().unwrap();
+    let said = Said::from(output);
+    let line = said.error(1);
+    assert!(line.contains("step-00000004") && line.contains("cannot write"), "{line}");
+    assert_eq!(contents(&checkpoints), before, "what was there before {} is untouched", path.display());
+    let said = succeed_in(at, &[&train[..], &["trainer.steps=4"]].concat());
+    assert!(said.err.contains("going on from step 2"), "{}", said.err);
+    assert!(checkpoints.join("step-00000004.safetensors").exists());
+}
+
+/// A folder that cannot be made is one clear error.
+#[test]
+fn an_unwritable_run_is_an_error() {
+    let folder = workplace();
+    refused(
+        folder.path(),
+        &["train", "autoencoder", "autoencoder.yaml", "--run", "autoencoder.yaml/run"],
+        1,
+        &["autoencoder.yaml"],
+    );
+    refused(
+        folder.path(),
+        &["train", "autoencoder", "autoencoder.yaml", "--run", "/proc/nothing"],
+        1,
+        &["/proc/nothing"],
+    );
+}
+
+/// The verbs in `lvdm --help`, and their own verbs, explain themselves.
+#[test]
+fn every_verb_has_help() {
+    fn verbs(help: &str) -> Vec<String> {
+        let Some(list) = help.split("Commands:\n").nth(1) else { return Vec::new() };
+        let lines = list.lines().take_while(|line| line.starts_with("  "));
+        lines.filter_map(|line| line.split_whitespace().next()).filter(|v| *v != "help").map(String::from).collect()
+    }
+    fn visit(path: &[String]) -> usize {
+        let arguments: Vec<&str> = path.iter().map(String::as_str).chain(["--help"]).collect();
+        let said = succeed_in(Path::new("/"), &arguments);
+        assert!(said.out.contains("Usage: lvdm"), "{arguments:?}: {}", said.out);
+        assert!(said.out.lines().next().unwrap().len() > 10, "{arguments:?} says nothing: {}", said.out);
+        let below: usize = verbs(&said.out).into_iter().map(|verb| visit(&[path, &[verb]].concat())).sum();
+        1 + below
+    }
+    let said = succeed_in(Path::new("/"), &["--help"]);
+    for verb in ["train", "sample", "evaluate", "demo", "data", "weights", "verify", "doctor"] {
+        assert!(verbs(&said.out).contains(&verb.to_string()), "{verb}: {}", said.out);
+    }
+    let seen = visit(&[]);
+    assert!(seen >= 14, "only {seen} pages of help");
+}
+
+/// The binary finds LibTorch by itself: nothing of the environment is left.
+#[test]
+fn the_binary_needs_no_environment() {
+    let folder = workplace();
+    let said: Said = lvdm_in(folder.path(), &["--version"]).env_clear().output().unwrap().into();
+    assert_eq!((said.status, said.out.trim()), (0, concat!("lvdm ", env!("CARGO_PKG_VERSION"))), "{}", said.err);
+    let said: Said =
+        lvdm_in(folder.path(), &["train", "autoencoder", "autoencoder.yaml"]).env_clear().output().unwrap().into();
+    assert_eq!(said.status, 0, "{}", said.err);
+}

@@ -1,0 +1,231 @@
+//! The shipped experiment files: they load, build their networks, and no key of theirs can be misspelt.
+
+mod common;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use common::source;
+use lvdm::{
+    commands::DemoData,
+    diffusion::NoiseSchedule,
+    experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Generated, Mistake, parse},
+    models::{AutoencoderConfig, PatchDiscriminator, UNet3d, UNetPorts, VideoAutoencoder},
+    nn::Parameters,
+};
+use serde_yaml::Value;
+
+/// What an experiment file is for, seen by what it says.
+#[derive(Debug, PartialEq, Clone, Copy)]
+enum Kind {
+    Autoencoder,
+    Diffusion,
+    Evaluation,
+    DemoData,
+}
+
+fn kind(value: &Value) -> Kind {
+    if value.get("generated").is_some() {
+        Kind::Evaluation
+    } else if value.get("videos").is_some() {
+        Kind::DemoData
+    } else if value.get("autoencoder").is_some_and(Value::is_string) {
+        Kind::Diffusion
+    } else {
+        Kind::Autoencoder
+    }
+}
+
+/// Reads a text as its kind says, and throws the result away.
+fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
+    match kind {
+        Kind::Autoencoder => parse::<AutoencoderExperiment>(name, text, &[]).map(drop),
+        Kind::Diffusion => parse::<DiffusionExperiment>(name, text, &[]).map(drop),
+        Kind::Evaluation => parse::<EvaluationExperiment>(name, text, &[]).map(drop),
+        Kind::DemoData => parse::<DemoData>(name, text, &[]).map(drop),
+    }
+}
+
+struct Shipped {
+    path: PathBuf,
+    name: String,
+    text: String,
+    value: Value,
+    kind: Kind,
+}
+
+fn yaml_files(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(yaml_files(&path));
+        } else if path.extension().is_some_and(|e| e == "yaml" || e == "yml") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn shipped() -> Vec<Shipped> {
+    let files: Vec<Shipped> = yaml_files(&source("experiments"))
+        .into_iter()
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let value: Value = serde_yaml::from_str(&text).unwrap();
+            let name = path.strip_prefix(source("")).unwrap().display().to_string();
+            Shipped { name, kind: kind(&value), value, text, path }
+        })
+        .collect();
+    for wanted in [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::DemoData] {
+        assert!(files.iter().any(|file| file.kind == wanted), "no experiment of kind {wanted:?}");
+    }
+    files
+}
+
+fn read<T: serde::Serialize + serde::de::DeserializeOwned>(file: &Shipped) -> T {
+    parse(&file.name, &file.text, &[]).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The shipped experiment of which `run` is the default run folder.
+fn experiment_of(run: &Path) -> Option<PathBuf> {
+    let file = source("experiments").join(run.strip_prefix("runs").ok()?).with_extension("yaml");
+    file.exists().then_some(file)
+}
+
+/// Each loads, says what it is for and how it is run, and its networks fit together.
+#[test]
+fn every_experiment_loads_and_builds() {
+    for file in shipped() {
+        let head = file.text.lines().next().unwrap();
+        assert!(head.starts_with("# ") && head.contains("lvdm "), "{}: its head names no command", file.name);
+        if head.contains(".yaml") {
+            assert!(head.contains(&file.name), "{}: its head names another file", file.name);
+        }
+        match file.kind {
+            Kind::Autoencoder => {
+                let experiment: AutoencoderExperiment = read(&file);
+                let data = &experiment.data;
+                data.clip().unwrap();
+                experiment.autoencoder.validate().unwrap();
+                experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
+                experiment.optimizer.validate().unwrap();
+                experiment.trainer.validate().unwrap();
+                let parameters = Parameters::shapes_only();
+                VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
+                assert!(parameters.count() > 1000);
+                let parameters = Parameters::shapes_only();
+                PatchDiscriminator::new(&parameters.root(), 3, &experiment.loss.discriminator);
+                assert!(parameters.count() > 1000);
+            }
+            Kind::Diffusion => {
+                let experiment: DiffusionExperiment = read(&file);
+                let data = &experiment.data;
+                let autoencoder = match experiment_of(&experiment.autoencoder) {
+                    None => AutoencoderConfig::default(),
+                    Some(path) => {
+                        let text = fs::read_to_string(&path).unwrap();
+                        parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder
+                    }
+                };
+                let latent = autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
+                let deepest = 1 << (experiment.unet.multipliers.len() - 1);
+                assert!(latent[2] % deepest == 0, "{}: a latent of {latent:?} does not halve that often", file.name);
+                experiment.unet.validate().unwrap();
+                experiment.optimizer.validate().unwrap();
+                experiment.trainer.validate().unwrap();
+                let schedule = NoiseSchedule::new(&experiment.schedule).unwrap();
+                experiment.sampler.build().start(&schedule).unwrap();
+                let parameters = Parameters::shapes_only();
+                let ports =
+                    UNetPorts { inputs: latent[0], outputs: latent[0], temporal_length: latent[1], classes: None };
+                UNet3d::new(&parameters.root(), &experiment.unet, &ports);
+                assert!(parameters.count() > 10_000);
+            }
+            Kind::Evaluation => {
+                let experiment: EvaluationExperiment = read(&file);
+                experiment.evaluation.validate().unwrap();
+                experiment.real.clip().unwrap();
+                if let Generated::Run { run, .. } = &experiment.generated {
+                    let path =
+                        experiment_of(run).unwrap_or_else(|| panic!("{}: who makes {}?", file.name, run.display()));
+                    let text = fs::read_to_string(path).unwrap();
+                    let trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
+                    let shape = |data: &lvdm::data::DataConfig| (data.frames, data.frame_stride, data.resolution);
+                    assert_eq!(shape(&trained.data), shape(&experiment.real), "{}: clips of another shape", file.name);
+                }
+            }
+            Kind::DemoData => {
+                let data: DemoData = read(&file);
+                assert!(data.videos.train > 0 && data.videos.test > 1 && data.latent_clips > 0);
+                assert!(file.path.parent().unwrap().join("evaluate.yaml").exists());
+            }
+        }
+    }
+}
+
+/// All key paths of a tree.
+fn paths(value: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
+    let Value::Mapping(mapping) = value else { return };
+    for (key, child) in mapping {
+        let path = [at, &[key.as_str().unwrap().to_string()]].concat();
+        found.push(path.clone());
+        paths(child, &path, found);
+    }
+}
+
+/// The tree with the key at `path` renamed.
+fn rename(value: &Value, path: &[String], new: &str) -> Value {
+    let mut copy = value.clone();
+    let mut at = &mut copy;
+    for key in &path[..path.len() - 1] {
+        at = at.get_mut(key.as_str()).unwrap();
+    }
+    let mapping = at.as_mapping_mut().unwrap();
+    let child = mapping.remove(path.last().unwrap().as_str()).unwrap();
+    mapping.insert(new.into(), child);
+    copy
+}
+
+/// Two ways to mistype a word.
+fn typos(key: &str) -> [String; 2] {
+    let mut letters: Vec<char> = key.chars().collect();
+    let last = letters.len() - 1;
+    let doubled = format!("{key}{}", letters[last]);
+    // the first pair of neighbours that differ
+    if let Some(i) = (0..last).find(|&i| letters[i] != letters[i + 1]) {
+        letters.swap(i, i + 1);
+    }
+    [letters.into_iter().collect(), doubled]
+}
+
+/// Any one key misspelt: refused, and the error names the misspelt key or the one that is missing.
+#[test]
+fn no_key_can_be_misspelt() {
+    let (mut tried, mut different) = (0, BTreeSet::new());
+    for file in shipped() {
+        let whole = serde_yaml::to_string(&file.value).unwrap();
+        check(file.kind, &file.name, &whole).unwrap();
+        let mut found = Vec::new();
+        paths(&file.value, &[], &mut found);
+        for path in found {
+            let key = path.last().unwrap();
+            for typo in typos(key) {
+                let text = serde_yaml::to_string(&rename(&file.value, &path, &typo)).unwrap();
+                let Err(error) = check(file.kind, &file.name, &text) else {
+                    panic!("{}: `{}` written as `{typo}` is not noticed", file.name, path.join("."))
+                };
+                let error = error.to_string();
+                assert!(error.contains(&typo) || error.contains(&format!("`{key}`")), "`{typo}` for `{key}`: {error}");
+                assert_eq!(error.lines().count(), 1, "{error}");
+                tried += 1;
+            }
+            different.insert(key.clone());
+        }
+    }
+    assert!(tried > 100 && different.len() > 30, "{tried} typos of {} keys", different.len());
+}

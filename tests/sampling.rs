@@ -1,0 +1,126 @@
+//! Sample i depends on the seed and on i alone; DDIM takes any number of steps.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::{largest_difference, relative_error, wake};
+use lvdm::{
+    diffusion::{SamplerConfig, Variance},
+    experiment::{DiffusionExperiment, parse},
+    generate::Generator,
+    models::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
+    nn::Parameters,
+    random::{Purpose, normal_batch},
+};
+use tch::{Device, Tensor};
+
+const CPU: Device = Device::Cpu;
+
+/// A generator with random weights of which none is zero, on a schedule of 12 steps.
+fn generator() -> Generator {
+    let text = "
+data: {dataset: {kind: folder, root: none}, frames: 8, resolution: 16}
+autoencoder: none
+schedule: {kind: scaled_linear, steps: 12, beta_start: 0.01, beta_end: 0.4}
+unet: {channels: 32, multipliers: [1, 2], blocks_per_level: 1, attention_factors: [1, 2], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-4}
+trainer: {steps: 1, batch: 1}
+";
+    let experiment: DiffusionExperiment = parse("here", text, &[]).unwrap();
+    let config = AutoencoderConfig { channels: 8, factors: [2, 4, 4], norm_groups: 8, ..AutoencoderConfig::default() };
+    let parameters = Parameters::new(CPU, 2);
+    VideoAutoencoder::new(&parameters.root(), &config);
+    let weights: BTreeMap<String, Tensor> = parameters.named().into_iter().collect();
+    let space = LatentSpace::new(&config, &weights, LatentMoments { scale: 1.0, shift: 0.0 }, CPU).unwrap();
+    let parameters = Parameters::new(CPU, 3);
+    let generator = Generator::new(&experiment, space, &parameters).unwrap();
+    wake(&parameters);
+    parameters.freeze();
+    generator
+}
+
+fn latents(generator: &Generator, samples: &[u64], sampler: SamplerConfig, seed: u64) -> Tensor {
+    generator.latents(samples, sampler, seed, &mut |_, _| {}).unwrap()
+}
+
+const SAMPLERS: [SamplerConfig; 2] =
+    [SamplerConfig::Ddim { steps: 5, eta: 1.0 }, SamplerConfig::Ddpm { variance: Variance::Posterior }];
+
+/// Noise equal to the bit and results within 1e-4, alone, in another order, in another batch, with other threads.
+#[test]
+fn a_sample_depends_on_seed_and_number_alone() {
+    let shape = [4, 4, 4, 4];
+    let all: Vec<u64> = (0..4).collect();
+    for purpose in [Purpose::SampleStart, Purpose::SampleStep] {
+        let together = normal_batch(7, purpose, &all, 3, &shape);
+        for i in all.clone() {
+            assert_eq!(together.get(i as i64), normal_batch(7, purpose, &[i], 3, &shape).get(0), "sample {i}");
+        }
+        assert_eq!(
+            together.index_select(0, &Tensor::from_slice(&[3i64, 1])),
+            normal_batch(7, purpose, &[3, 1], 3, &shape)
+        );
+    }
+    let generator = generator();
+    let threads = tch::get_num_threads();
+    for sampler in SAMPLERS {
+        tch::set_num_threads(2);
+        let reference = latents(&generator, &all, sampler, 7);
+        assert!(reference.isfinite().all().int64_value(&[]) == 1);
+        let mut worst = 0.0f64;
+        for (count, samples) in [(2, vec![3]), (1, vec![3]), (3, vec![2, 3, 0])] {
+            tch::set_num_threads(count);
+            let found = latents(&generator, &samples, sampler, 7);
+            for (row, &i) in samples.iter().enumerate() {
+                let error = largest_difference(&found.get(row as i64), &reference.get(i as i64));
+                worst = worst.max(error);
+                assert!(error < 1e-4, "{sampler:?}, sample {i} of {samples:?} with {count} threads: {error:e}");
+            }
+        }
+        println!("{sampler:?}: at most {worst:.1e}");
+        // other numbers and other seeds give something else
+        assert!(relative_error(&reference.get(1), &reference.get(0)) > 0.1);
+        assert!(relative_error(&latents(&generator, &[0], sampler, 8).get(0), &reference.get(0)) > 0.1);
+    }
+    tch::set_num_threads(threads);
+}
+
+/// From one step to as many as the schedule has, also where they do not divide it: finite, in step, and refused beyond.
+#[test]
+fn ddim_takes_any_number_of_steps() {
+    let generator = generator();
+    let mut results = Vec::new();
+    for steps in [1, 2, 3, 5, 7, 11, 12] {
+        let mut told = Vec::new();
+        let sampler = SamplerConfig::Ddim { steps, eta: 0.0 };
+        let z = generator.latents(&[0], sampler, 7, &mut |done, of| told.push((done, of))).unwrap();
+        assert_eq!(z.size(), [1, 4, 4, 4, 4]);
+        assert!(z.isfinite().all().int64_value(&[]) == 1, "{steps} steps");
+        let of = told.len();
+        assert_eq!(told, (1..=of).map(|done| (done, of)).collect::<Vec<_>>());
+        assert!(of as i64 >= steps - 1, "{steps} steps asked for, {of} made");
+        results.push(z);
+    }
+    // more steps come closer to the finest walk
+    let error = |i: usize| relative_error(&results[i], results.last().unwrap());
+    assert!(error(0) > error(2) && error(2) > error(4), "{} {} {}", error(0), error(2), error(4));
+    for (steps, eta) in [(0, 0.0), (13, 0.0), (-1, 0.0), (5, 1.5)] {
+        let error = generator.latents(&[0], SamplerConfig::Ddim { steps, eta }, 7, &mut |_, _| {}).unwrap_err();
+        assert!(error.to_string().contains("DDIM"), "{error:#}");
+    }
+}
+
+/// Videos come out as bytes of the clip's size, decoded one by one, so equal in every batch.
+#[test]
+fn videos_are_bytes_of_the_clips_size() {
+    let generator = generator();
+    let sampler = SamplerConfig::Ddim { steps: 3, eta: 1.0 };
+    let videos = generator.videos(&[0, 1], sampler, 7, &mut |_, _| {}).unwrap();
+    assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
+    let alone = generator.videos(&[1], sampler, 7, &mut |_, _| {}).unwrap();
+    assert!(largest_difference(&alone.get(0), &videos.get(1)) <= 1.0, "more than a rounding");
+    let gaussian = generator.gaussian_videos(&[0, 1], 7);
+    assert_eq!(gaussian.size(), videos.size());
+    assert!(largest_difference(&gaussian, &videos) > 1.0);
+}

@@ -1,0 +1,193 @@
+//! The denoising U-Net: joint attention, recomputed activations, batch independence; its average and its objective.
+
+mod common;
+
+use common::{largest_difference, noise, relative_error, wake};
+use lvdm::{
+    diffusion::{Denoiser, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser},
+    models::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    nn::{Frames, Init, Parameters},
+    torch::peak_host_memory,
+    train::Ema,
+};
+use tch::{Device, Kind, Tensor, no_grad};
+
+const CPU: Device = Device::Cpu;
+
+fn config() -> UNetConfig {
+    UNetConfig {
+        channels: 32,
+        multipliers: vec![1, 2],
+        blocks_per_level: 1,
+        attention_factors: vec![1, 2],
+        heads: 2,
+        ..UNetConfig::default()
+    }
+}
+
+/// A network in which no layer is left at zero.
+fn network(config: &UNetConfig) -> (UNet3d, Parameters) {
+    config.validate().unwrap();
+    let parameters = Parameters::new(CPU, 4);
+    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
+    let unet = UNet3d::new(&parameters.root(), config, &ports);
+    wake(&parameters);
+    (unet, parameters)
+}
+
+fn times(t: &[i64]) -> Tensor {
+    Tensor::from_slice(t)
+}
+
+/// With one frame, attention over space and time is attention over space.
+#[test]
+fn joint_attention_at_one_frame_is_spatial_attention() {
+    let (joint_parameters, spatial_parameters) = (Parameters::new(CPU, 1), Parameters::new(CPU, 1));
+    let joint = JointAttention::new(&joint_parameters.root(), 32, 4, None);
+    let spatial = SelfAttention::new(&spatial_parameters.root(), "s", 32, 4);
+    wake(&joint_parameters);
+    wake(&spatial_parameters);
+    let x = noise(0, &[3, 32, 1, 6, 5]);
+    no_grad(|| {
+        let frames = Frames::fold(&x);
+        let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
+        let error = largest_difference(&joint.forward(&frames).video(), &by_space);
+        assert!(relative_error(&by_space, &x) > 1e-2, "attention does nothing");
+        assert!(error < 1e-5, "{error:e}");
+        // and at two frames it is not
+        let frames = Frames::fold(&noise(0, &[3, 32, 2, 6, 5]));
+        let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
+        let error = largest_difference(&joint.forward(&frames).video(), &by_space);
+        assert!(error > 1e-3, "{error:e}");
+    });
+}
+
+/// Without relative positions the network does not know the frames' order: permuted in, permuted out.
+/// With them it does.
+#[test]
+fn joint_attention_without_positions_permutes_with_the_frames() {
+    let order = Tensor::from_slice(&[2i64, 0, 3, 1]);
+    let x = noise(1, &[2, 4, 4, 8, 8]);
+    let error = |relative_position| {
+        let (unet, parameters) =
+            network(&UNetConfig { attention: AttentionKind::Joint, relative_position, ..config() });
+        parameters.freeze();
+        let run = |x: &Tensor| unet.forward(x, &times(&[30, 700]), &UNetCondition::default());
+        relative_error(&run(&x.index_select(2, &order)), &run(&x).index_select(2, &order))
+    };
+    let (without, with) = (error(false), error(true));
+    println!("permuted frames: {without:.1e} without relative positions, {with:.1e} with them");
+    assert!(without < 1e-5, "{without:e}");
+    assert!(with > 1e-3, "{with:e}");
+}
+
+/// Loss and gradients of one step, and the most memory it needed.
+fn step(recompute: bool) -> (f64, Vec<(String, Tensor)>, i64) {
+    let config = UNetConfig { blocks_per_level: 2, recompute, ..config() };
+    let (unet, parameters) = network(&config);
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+    let (z_0, noise) = (noise(2, &[2, 4, 4, 32, 32]), noise(3, &[2, 4, 4, 32, 32]));
+    // gradients are there before, so that only activations count
+    for (_, p) in parameters.trainable() {
+        (p.sum(None) * 0.0).backward();
+    }
+    parameters.zero_grad();
+    let (loss, peak) = peak_host_memory(|| {
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, None);
+        loss.backward();
+        loss.double_value(&[])
+    });
+    (loss, parameters.trainable().into_iter().map(|(name, p)| (name, p.grad())).collect(), peak)
+}
+
+/// The same loss and the same gradients, in less than half the memory.
+#[test]
+fn recomputation_changes_nothing_but_memory() {
+    let (loss, gradients, peak) = step(false);
+    let (loss_again, gradients_again, peak_again) = step(true);
+    assert!((loss - loss_again).abs() <= 1e-6 * loss, "{loss} and {loss_again}");
+    let flat = |g: &[(String, Tensor)]| Tensor::cat(&g.iter().map(|(_, t)| t.flatten(0, -1)).collect::<Vec<_>>(), 0);
+    let error = relative_error(&flat(&gradients_again), &flat(&gradients));
+    assert!(error < 1e-6, "gradients differ by {error:e}");
+    for ((name, a), (_, b)) in gradients.iter().zip(&gradients_again) {
+        assert_eq!(a.norm().double_value(&[]) == 0.0, b.norm().double_value(&[]) == 0.0, "{name}");
+    }
+    let factor = peak as f64 / peak_again as f64;
+    println!("peak {:.1} MB, recomputed {:.1} MB: {factor:.2} times less", peak as f64 / 1e6, peak_again as f64 / 1e6);
+    assert!(factor > 2.0, "only {factor:.2} times less memory");
+}
+
+/// A sample's result does not depend on its neighbours.
+#[test]
+fn a_batch_is_its_samples() {
+    for attention in [AttentionKind::Factorized, AttentionKind::Joint] {
+        let (unet, parameters) = network(&UNetConfig { attention, ..config() });
+        parameters.freeze();
+        let (x, t) = (noise(4, &[3, 4, 4, 8, 8]), times(&[5, 500, 999]));
+        let together = unet.forward(&x, &t, &UNetCondition::default());
+        for i in 0..3 {
+            let alone = unet.forward(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &UNetCondition::default());
+            let error = relative_error(&together.narrow(0, i, 1), &alone);
+            assert!(error < 1e-5, "{attention:?}, sample {i}: {error:e}");
+        }
+        let other = unet.forward(&x, &times(&[5, 501, 999]), &UNetCondition::default());
+        assert!(relative_error(&other.narrow(0, 1, 1), &together.narrow(0, 1, 1)) > 1e-6, "t has no effect");
+    }
+}
+
+/// Noise and z_0 prediction with L1 and L2 against the formulas, and that a denoiser turns either into the other.
+#[test]
+fn the_objective_is_the_formula() {
+    let (unet, parameters) = network(&config());
+    parameters.freeze();
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+    let (z_0, noise, t) = (noise(5, &[2, 4, 4, 8, 8]), noise(6, &[2, 4, 4, 8, 8]), [40i64, 800]);
+    let alpha = |f: fn(f64) -> f64| {
+        Tensor::from_slice(&t.map(|t| f(schedule.alpha_bar[t as usize]) as f32)).view([2, 1, 1, 1, 1])
+    };
+    let z_t = &z_0 * alpha(f64::sqrt) + &noise * alpha(|a| (1.0 - a).sqrt());
+    let output = unet.forward(&z_t, &times(&t), &UNetCondition::default());
+    for (predict, target) in [(Predict::Noise, &noise), (Predict::Z0, &z_0)] {
+        let difference: Tensor = &output - target;
+        let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
+        for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
+            let found = Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, None);
+            let error = relative_error(&found, &expected);
+            assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
+        }
+        let given = UNetCondition::default();
+        let denoiser = UNetDenoiser { unet: &unet, schedule: &schedule, predict, mask: None, given };
+        let z = z_t.narrow(0, 1, 1);
+        let prediction = denoiser.predict(&z, 800);
+        let a = schedule.alpha_bar[800];
+        let again = &prediction.z_0 * a.sqrt() + &prediction.noise * (1.0 - a).sqrt();
+        assert!(relative_error(&again, &z) < 1e-4, "{predict:?}");
+        let direct = match predict {
+            Predict::Noise => &prediction.noise,
+            Predict::Z0 => &prediction.z_0,
+        };
+        assert!(relative_error(direct, &output.narrow(0, 1, 1)) < 1e-5, "{predict:?}");
+    }
+}
+
+/// The n-th update has the decay min(decay, (1 + n)/(10 + n)).
+#[test]
+fn the_average_warms_up() {
+    for decay in [0.9999, 0.25] {
+        let parameters = Parameters::new(CPU, 0);
+        let mut weight = parameters.root().parameter("w", &[3], Init::Constant(0.0));
+        let mut ema = Ema::new(decay, &parameters);
+        let mut expected = 0.0f64;
+        for n in 1..=20 {
+            let value = (n as f64).sin() + 2.0;
+            let _ = no_grad(|| weight.fill_(value));
+            ema.update(&parameters).unwrap();
+            let now = f64::min(decay, (1.0 + n as f64) / (10.0 + n as f64));
+            expected = now * expected + (1.0 - now) * value;
+            let found = ema.named()[0].1.double_value(&[1]);
+            assert!((found - expected).abs() < 1e-5, "decay {decay}, update {n}: {found}, not {expected}");
+        }
+        assert_eq!(ema.updates(), 20);
+        assert_eq!(weight.kind(), Kind::Float);
+    }
+}
