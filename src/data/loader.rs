@@ -189,8 +189,8 @@ impl Loader {
 
     fn nothing_usable(&self) -> String {
         let first: Vec<String> =
-            self.skipped.iter().take(3).map(|(name, reason)| format!("\n  {name}: {reason}")).collect();
-        format!("none of the {} videos can be used; the first ones:{}", self.videos(), first.concat())
+            self.skipped.iter().take(3).map(|(name, reason)| format!("{name}: {reason}")).collect();
+        format!("none of the {} videos can be used; the first ones: {}", self.videos(), first.join("; "))
     }
 }
 

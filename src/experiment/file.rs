@@ -30,7 +30,8 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     for text in overrides {
         overridden.push(replace(&mut value, text)?);
     }
-    let place = |path: &[String]| match overridden.iter().find(|o| path.starts_with(o) || o.starts_with(path)) {
+    let blamed = |o: &&Vec<String>, path: &[String]| !path.is_empty() && (path.starts_with(o) || o.starts_with(path));
+    let place = |path: &[String]| match overridden.iter().find(|o| blamed(o, path)) {
         Some(key) if line_of(text, path).is_none() || path == key.as_slice() => format!("override `{}`", key.join(".")),
         _ => match line_of(text, path) {
             Some(line) => format!("{name}:{line}"),
@@ -38,10 +39,13 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
         },
     };
     let typed: T = serde_path_to_error::deserialize(value.clone()).map_err(|error| {
-        let path: Vec<String> = error.path().to_string().split('.').filter(|p| *p != ".").map(String::from).collect();
+        // the path of the whole file is "."
+        let path: Vec<String> =
+            error.path().to_string().split('.').filter(|p| !p.is_empty()).map(String::from).collect();
         let message = error.inner().to_string();
         let path = refine::<T>(&value, path, &message);
-        Mistake(format!("{}: `{}`: {message}{}", place(&path), path.join("."), suggestion(&message)))
+        let key = if path.is_empty() { String::new() } else { format!("`{}`: ", path.join(".")) };
+        Mistake(format!("{}: {key}{message}{}", place(&path), suggestion(&message)))
     })?;
     // what the type wrote back is what it read: a key of the file that is missing there was not read
     let known = serde_yaml::to_value(&typed).map_err(|error| Mistake(format!("{name}: {error}")))?;
@@ -238,6 +242,11 @@ trainer: {steps: 10, batch: 2}
     fn a_wrong_type_is_named_with_its_line() {
         let error = mistake(&GOOD.replace("frames: 16", "frames: many"), &[]);
         assert!(error.contains("x.yaml:4") && error.contains("`data.frames`") && error.contains("many"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_key_of_the_whole_file_is_named() {
+        assert_eq!(mistake(&GOOD.replace("optimizer:", "optimiser:"), &[]), "x.yaml: missing field `optimizer`");
     }
 
     #[test]

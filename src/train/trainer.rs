@@ -163,6 +163,7 @@ impl<T: Task> Trainer<T> {
         let (before, start) = (self.progress.seconds, Instant::now());
         let mut window = Window::default();
         let mut bad_in_a_row = 0;
+        let mut due = false;
         while self.progress.step < self.config.steps {
             let bad = self.step(&mut window)?;
             self.progress.seconds = before + start.elapsed().as_secs_f64();
@@ -183,7 +184,10 @@ impl<T: Task> Trainer<T> {
             if step % self.config.picture_every == 0 || last {
                 self.show(&mut log, step)?;
             }
-            if step % self.config.checkpoint_every == 0 || last {
+            // after a bad step the weights may be past saving: what is stored then was good at least once
+            due |= step % self.config.checkpoint_every == 0 || last;
+            if due && (!bad || last) {
+                due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
                 self.save()?;
             }

@@ -1,0 +1,144 @@
+//! The whole job at toy size: videos → autoencoder → diffusion → samples → FVD.
+
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+
+use common::{Said, lvdm_in};
+use lvdm::data::VideoReader;
+use serde_json::Value;
+
+const FILES: [(&str, &str); 4] = [
+    (
+        "data.yaml",
+        "videos: {root: data/toy, train: 6, test: 4, frames: 12, size: 32, fps: 12, seed: 0}\nlatent_clips: 8\n",
+    ),
+    (
+        "autoencoder.yaml",
+        "\
+data: {dataset: {kind: folder, root: data/toy/train}, frames: 10, resolution: 32, flip: true}
+autoencoder: {channels: 8, factors: [2, 4, 4], norm_groups: 8}
+loss: {perceptual_weight: 0.25, adversarial_weight: 0.1, adversarial_start: 2, adversarial_warmup: 2, discriminator: {channels: 8, layers: 2}}
+optimizer: {kind: adam, learning_rate: 1.0e-3}
+trainer: {steps: 4, batch: 1, log_every: 1, checkpoint_every: 2, picture_every: 4, ema_decay: 0.5}
+",
+    ),
+    (
+        "diffusion.yaml",
+        "\
+data: {dataset: {kind: folder, root: data/toy/train}, frames: 10, resolution: 32}
+latents: runs/toy/latents.safetensors
+autoencoder: runs/toy/autoencoder
+unet: {channels: 32, multipliers: [1, 2], blocks_per_level: 1, attention_factors: [2], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-3}
+trainer: {steps: 4, batch: 2, log_every: 1, checkpoint_every: 2, picture_every: 4, ema_decay: 0.5}
+sampler: {kind: ddim, steps: 2, eta: 1.0}
+",
+    ),
+    (
+        "evaluate.yaml",
+        "\
+evaluation: {clips: 4}
+real: {dataset: {kind: folder, root: data/toy/test}, frames: 10, resolution: 32}
+train: {dataset: {kind: folder, root: data/toy/train}, frames: 10, resolution: 32}
+generated: {kind: run, run: runs/toy/diffusion, sampler: {kind: ddim, steps: 4, eta: 1.0}, batch: 4}
+out: runs/toy/evaluation
+",
+    ),
+];
+
+/// `lvdm demo`, with as many threads as it likes.
+fn demo(folder: &Path) -> Said {
+    let output =
+        lvdm_in(folder, &["demo", "experiments/toy", "--device", "cpu"]).env_remove("OMP_NUM_THREADS").output();
+    let said = Said::from(output.unwrap());
+    assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    said
+}
+
+fn summary(folder: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("runs/toy/summary.json")).unwrap()).unwrap()
+}
+
+/// From nothing to figures, videos, pictures and logs, in less than two minutes; a second start trains nothing again.
+#[test]
+fn from_videos_to_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    fs::create_dir_all(at.join("experiments/toy")).unwrap();
+    for (name, text) in FILES {
+        fs::write(at.join("experiments/toy").join(name), text).unwrap();
+    }
+    let start = Instant::now();
+    let said = demo(at);
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{seconds:.0} s\n{}", said.out);
+    assert!(seconds < 120.0, "{seconds} s");
+
+    // figures
+    let first = summary(at);
+    assert!(first["psnr_db"].as_f64().unwrap() > 3.0, "{first}");
+    for figure in ["fvd", "kvd"] {
+        let sets: BTreeMap<String, f64> = serde_json::from_value(first[figure].clone()).unwrap();
+        assert_eq!(sets.keys().collect::<Vec<_>>(), ["frozen", "gaussian", "samples", "train"], "{figure}");
+        assert!(sets.values().all(|value| value.is_finite()), "{figure}: {sets:?}");
+        assert!(figure == "kvd" || sets.values().all(|value| *value > 0.0), "{sets:?}");
+        // real clips are nearer to real clips than noise is, after next to no training
+        assert!(sets["train"] < sets["gaussian"], "{figure}: {sets:?}");
+    }
+    assert_eq!(first["clips"], 4);
+    assert!(first["protocol"]["hash"].as_str().unwrap().len() >= 8, "{first}");
+    assert!(first["protocol"]["text"].as_str().unwrap().contains("4 clips"), "{first}");
+    let stages: BTreeMap<String, f64> = serde_json::from_value(first["seconds"].clone()).unwrap();
+    for stage in ["videos", "autoencoder", "latents", "diffusion", "sample", "evaluate"] {
+        assert!(stages[stage] > 0.0, "{stage}: {stages:?}");
+    }
+    assert!(stages.values().sum::<f64>() < seconds);
+    for word in ["FVD", "KVD", "samples", "train", "frozen", "gaussian", "PSNR", "summary.json", "tensorboard"] {
+        assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
+    }
+
+    // videos, pictures, logs
+    let samples = at.join("runs/toy/evaluation/samples");
+    for i in 0..4 {
+        let mut video = VideoReader::open(&samples.join(format!("{i:05}.mp4"))).unwrap();
+        assert_eq!((video.frames(), video.width(), video.height()), (10, 32, 32));
+        assert_eq!(video.read(0, 10, 1).unwrap().len(), 10);
+    }
+    assert_eq!(fs::read_dir(&samples).unwrap().count(), 4);
+    for name in ["samples.png", "reconstructions.png", "gaussian.png"] {
+        let file = fs::File::open(at.join("runs/toy/evaluation").join(name)).unwrap();
+        let reader = png::Decoder::new(std::io::BufReader::new(file)).read_info().unwrap();
+        assert!(reader.info().width >= 32 * 4 && reader.info().height >= 32 * 4, "{name}");
+    }
+    for run in ["autoencoder", "diffusion"] {
+        let run = at.join("runs/toy").join(run);
+        let events = fs::read_dir(run.join("tensorboard")).unwrap().count();
+        assert_eq!(events, 1, "{}", run.display());
+        assert!(run.join("experiment.yaml").exists() && run.join("metrics.jsonl").exists());
+    }
+
+    // a second start
+    let trained = ["autoencoder", "diffusion"].map(|run| at.join("runs/toy").join(run));
+    let state = || {
+        let of = |run: &std::path::PathBuf| {
+            let checkpoints = fs::read_dir(run.join("checkpoints")).unwrap().map(|entry| {
+                let entry = entry.unwrap();
+                (entry.path(), entry.metadata().unwrap().modified().unwrap())
+            });
+            let checkpoints: BTreeMap<_, _> = checkpoints.collect();
+            (checkpoints, fs::read(run.join("metrics.jsonl")).unwrap())
+        };
+        let modified = |path: &str| fs::metadata(at.join(path)).unwrap().modified().unwrap();
+        let data = [modified("runs/toy/latents.safetensors"), modified("data/toy/train/00000.mp4")];
+        (trained.each_ref().map(of), data)
+    };
+    let before = state();
+    demo(at);
+    assert!(state() == before, "a finished stage was done again");
+    let second = summary(at);
+    for figure in ["fvd", "kvd"] {
+        let (a, b) = (first[figure]["samples"].as_f64().unwrap(), second[figure]["samples"].as_f64().unwrap());
+        assert!((a - b).abs() <= 1e-3 * a.abs(), "{figure}: {a} and {b}");
+    }
+}

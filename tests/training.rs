@@ -1,0 +1,262 @@
+//! The one training loop: resume, losses that are not finite, checkpoints that are kept, damaged or foreign.
+
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::Result;
+use common::{contents, run_in, succeed_in, write_packed};
+use lvdm::{
+    checkpoint::{self, Checkpoint, Progress},
+    experiment::{OptimizerConfig, TrainerConfig},
+    nn::{Init, Parameters},
+    random::{Purpose, normal_batch},
+    train::{Batch, Phase, Picture, Task, Trainer},
+};
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+
+/// A network of three numbers that learns to be one, from noisy samples; at some steps its loss is NaN.
+struct Toy {
+    parameters: Parameters,
+    weight: Tensor,
+    position: u64,
+    nan: fn(i64) -> bool,
+}
+
+impl Task for Toy {
+    fn name(&self) -> &'static str {
+        "toy"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        vec![Phase { name: "model", parameters: self.parameters.clone() }]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        let samples: Vec<u64> = (self.position..self.position + 2).collect();
+        self.position += 2;
+        let data = normal_batch(1, Purpose::DiffusionNoise, &samples, 0, &[3]) * 0.1 + 1.0;
+        Ok(Batch { data, samples, position: self.position })
+    }
+
+    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
+        let mut loss = (&self.weight - &batch.data).square().mean(None);
+        if (self.nan)(step) {
+            loss = loss * f64::NAN;
+        }
+        (&loss * scale).backward();
+        Ok(vec![("loss", loss.double_value(&[]))])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Trains the toy in `run`, or goes on with it.
+fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
+    let mut config = json!({"steps": 12, "batch": 2, "log_every": 1, "checkpoint_every": 2, "keep_checkpoints": 2,
+        "max_bad_steps": 3, "ema_decay": 0.9});
+    config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+    let config: TrainerConfig = serde_json::from_value(config).unwrap();
+    let optimizer: OptimizerConfig = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
+    let resume = lvdm::train::resume_point(run, "toy")?;
+    let position = resume.as_ref().map_or(0, |found| found.progress.position);
+    let parameters = Parameters::new(Device::Cpu, 0);
+    let weight = parameters.root().parameter("weight", &[3], Init::ZEROS);
+    let task = Toy { parameters, weight, position, nan };
+    Trainer::new(task, run, &config, &optimizer, &json!({"is": "a toy"}), Device::Cpu, resume)?.train()
+}
+
+fn steps_kept(run: &Path) -> Vec<i64> {
+    let number = |path: &std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap()[5..].parse().unwrap();
+    checkpoint::list(run).unwrap().iter().map(number).collect()
+}
+
+/// The lines of `metrics.jsonl` without what depends on the clock.
+fn metrics(run: &Path) -> Vec<BTreeMap<String, Value>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let parse = |line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap();
+    let timeless = |(key, _): &(String, Value)| !key.contains("second");
+    text.lines().map(|line| parse(line).into_iter().filter(timeless).collect()).collect()
+}
+
+/// Everything a checkpoint stores, to the bit; and its progress but for the clock.
+fn same_checkpoint(a: &Path, b: &Path) {
+    let (a, b) = (Checkpoint::read(a).unwrap(), Checkpoint::read(b).unwrap());
+    assert_eq!(Progress { seconds: 0.0, ..a.progress }, Progress { seconds: 0.0, ..b.progress });
+    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &a.tensors {
+        assert!(tensor.equal(&b.tensors[name]), "{name} differs");
+    }
+}
+
+/// Bad steps are left out, counted and logged as null; training goes on, and the weights are those of the others.
+#[test]
+fn a_step_that_is_not_finite_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let progress = toy(folder.path(), json!({}), |step| step == 3 || step == 6 || step == 7).unwrap();
+    assert_eq!((progress.step, progress.skipped_steps, progress.ema_updates), (12, 3, 9));
+    let metrics = metrics(folder.path());
+    let counts: Vec<f64> = metrics.iter().map(|line| line["skipped_steps"].as_f64().unwrap()).collect();
+    assert_eq!(counts, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0, 3.0]);
+    let nulls: Vec<u64> =
+        metrics.iter().filter(|line| line["loss"].is_null()).map(|line| line["step"].as_u64().unwrap()).collect();
+    assert_eq!(nulls, [4, 7, 8]);
+    let last = Checkpoint::read(&checkpoint::path(folder.path(), 12)).unwrap();
+    assert_eq!(last.tensors["optimizer.model.step"].double_value(&[]), 9.0);
+    assert!(last.tensors.values().all(|t| t.isfinite().all().int64_value(&[]) == 1));
+    assert!(last.tensors["model.weight"].min().double_value(&[]) > 0.3, "nothing was learned");
+}
+
+/// N in a row: training stops, names the last good checkpoint, and stored nothing after the first bad step.
+#[test]
+fn training_stops_after_too_many_bad_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = format!("{:#}", toy(folder.path(), json!({}), |step| step >= 5).map(drop).unwrap_err());
+    let good = checkpoint::path(folder.path(), 4);
+    assert!(error.contains("3 steps in a row") && error.contains(good.to_str().unwrap()), "{error}");
+    assert!(error.contains("learning_rate"), "what to do: {error}");
+    assert_eq!(steps_kept(folder.path()), [2, 4], "no checkpoint is of a bad step");
+    // from there it goes on
+    assert_eq!(toy(folder.path(), json!({}), |_| false).unwrap().step, 12);
+    // before any checkpoint
+    let folder = tempfile::tempdir().unwrap();
+    let error = toy(folder.path(), json!({}), |_| true).map(drop).unwrap_err().to_string();
+    assert!(error.contains("there is no checkpoint yet"), "{error}");
+    assert_eq!(steps_kept(folder.path()), [0i64; 0]);
+}
+
+/// The latest K stay, the last step's among them.
+#[test]
+fn the_latest_checkpoints_are_kept() {
+    for (settings, kept) in [
+        (json!({"keep_checkpoints": 1}), vec![12]),
+        (json!({"keep_checkpoints": 3}), vec![8, 10, 12]),
+        (json!({"keep_checkpoints": 3, "checkpoint_every": 5}), vec![5, 10, 12]),
+        (json!({"keep_checkpoints": 100, "checkpoint_every": 6}), vec![6, 12]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        toy(folder.path(), settings, |_| false).unwrap();
+        assert_eq!(steps_kept(folder.path()), kept);
+        let others: Vec<_> = fs::read_dir(folder.path().join("checkpoints")).unwrap().collect();
+        assert_eq!(others.len(), kept.len(), "only checkpoints lie there: {others:?}");
+    }
+}
+
+/// Stopped and started again in the middle, with accumulation and a bad step: the same log and the same weights.
+#[test]
+fn going_on_is_as_if_never_stopped() {
+    let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    toy(whole.path(), json!({"accumulate": 2}), |step| step == 4).unwrap();
+    for steps in [5, 5, 9, 12] {
+        toy(parts.path(), json!({"accumulate": 2, "steps": steps}), |step| step == 4).unwrap();
+    }
+    same_checkpoint(&checkpoint::path(whole.path(), 12), &checkpoint::path(parts.path(), 12));
+    assert_eq!(metrics(whole.path()), metrics(parts.path()));
+}
+
+const AUTOENCODER: &str = "\
+seed: 3
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32, flip: true, workers: 1}
+autoencoder: {channels: 4, factors: [2, 4, 4], norm_groups: 4}
+loss: {pixel: l1, perceptual_weight: 0.0, adversarial_weight: 0.1, adversarial_start: 2, adversarial_warmup: 3, discriminator: {channels: 4, layers: 1}}
+optimizer: {kind: adam, learning_rate: 1.0e-3, warmup: 2, decay: cosine}
+trainer: {steps: 6, batch: 2, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1000.0}
+";
+
+const DIFFUSION: &str = "\
+seed: 4
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32, workers: 1}
+autoencoder: runs/autoencoder
+unet: {channels: 32, multipliers: [1, 2], blocks_per_level: 1, attention_factors: [2], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-3, weight_decay: 0.01}
+trainer: {steps: 6, batch: 2, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1.0}
+sampler: {kind: ddim, steps: 2, eta: 1.0}
+";
+
+/// A run that died after step 3 — its log is longer, its last checkpoint cut short — and was started again equals,
+/// to the bit, one that never stopped: weights, averages, optimizer, log. For both kinds of training, from packed
+/// clips and from packed latents.
+#[test]
+fn an_interrupted_run_equals_a_whole_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 5, 6, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    let interrupted = |kind: &str, run: &str, more: &[&str]| {
+        let file = format!("{kind}.yaml");
+        succeed_in(at, &[&["train", kind, &file, "--run", run], more].concat());
+        let (whole, died) = (at.join(run), at.join(format!("{run}-died")));
+        assert_eq!(steps_kept(&whole), [3, 6]);
+        assert_eq!(metrics(&whole).len(), 6);
+        for (path, bytes) in contents(&whole) {
+            let copy = died.join(path.strip_prefix(&whole).unwrap());
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::write(copy, bytes).unwrap();
+        }
+        let last = fs::read(checkpoint::path(&died, 6)).unwrap();
+        fs::write(checkpoint::path(&died, 6), &last[..last.len() / 2]).unwrap();
+        let said = succeed_in(at, &[&["train", kind, &file, "--run", died.to_str().unwrap()], more].concat());
+        assert!(said.err.contains("warning: ") && said.err.contains("step-00000006"), "{}", said.err);
+        assert!(said.err.contains("going on from step 3"), "{}", said.err);
+        same_checkpoint(&checkpoint::path(&whole, 6), &checkpoint::path(&died, 6));
+        assert_eq!(metrics(&whole), metrics(&died));
+        // once more: nothing is left to do
+        let before = fs::read(checkpoint::path(&died, 6)).unwrap();
+        succeed_in(at, &[&["train", kind, &file, "--run", died.to_str().unwrap()], more].concat());
+        assert!(fs::read(checkpoint::path(&died, 6)).unwrap() == before, "a finished run trained on");
+        assert_eq!(metrics(&whole), metrics(&died));
+    };
+    interrupted("autoencoder", "runs/autoencoder", &[]);
+    // the discriminator came in at its step and was trained
+    let lines = metrics(&at.join("runs/autoencoder"));
+    let adversarial = |i: usize| lines[i]["adversarial_factor"].as_f64().unwrap();
+    assert_eq!((adversarial(0), adversarial(1)), (0.0, 0.0));
+    assert!(adversarial(2) > 0.0 && adversarial(4) > adversarial(2));
+    assert!(lines[3]["discriminator_gradient_norm"].as_f64().unwrap() > 0.0);
+    interrupted("diffusion", "runs/diffusion", &[]);
+    // scale and shift are measured, and travel with the run
+    let stored = Checkpoint::read(&checkpoint::path(&at.join("runs/autoencoder"), 6)).unwrap().part("latent");
+    assert!(stored["scale"].double_value(&[]) > 0.0 && stored.contains_key("shift"));
+    let clips = at.join("clips");
+    fs::create_dir(&clips).unwrap();
+    for i in 0..3i64 {
+        let clip = common::moving_clips(3, 8, 32).get(i);
+        lvdm::data::write_video(&clips.join(format!("{i}.mp4")), &clip, 8.0).unwrap();
+    }
+    let pack = ["data", "pack", "--videos", "clips", "--frames", "4", "--resolution", "32"];
+    let latents = ["--latents", "runs/autoencoder", "--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
+    succeed_in(at, &[&pack[..], &latents].concat());
+    interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
+}
+
+/// A checkpoint of another architecture or another kind of run: one clear error, status 1, the run as it was.
+#[test]
+fn a_foreign_checkpoint_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 4, 4, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.checkpoint_every=2", "trainer.max_bad_steps=3"];
+    let train = |more: &[&'static str]| [&train[..], more].concat();
+    succeed_in(at, &train(&["trainer.steps=2"]));
+    let before = contents(at);
+    let said = run_in(at, &train(&["trainer.steps=4", "autoencoder.channels=8"]));
+    let line = said.error(1);
+    assert!(line.contains("another architecture") && line.contains("shape"), "{line}");
+    let said = run_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/autoencoder"]);
+    assert!(said.error(1).contains("autoencoder"), "{}", said.err);
+    assert!(contents(at) == before, "a refused start wrote something");
+    // a learning rate that destroys the weights: stopped, and the checkpoint from before is named and untouched
+    let said = run_in(at, &train(&["trainer.steps=40", "optimizer.learning_rate=1e30"]));
+    let line = said.error(1);
+    assert!(line.contains("3 steps in a row") && line.contains("step-00000002.safetensors"), "{line}");
+    assert!(said.err.matches("warning: step").count() >= 3, "{}", said.err);
+    let good = checkpoint::path(&at.join("runs/autoencoder"), 2);
+    assert!(fs::read(&good).unwrap() == before[&good]);
+    assert_eq!(steps_kept(&at.join("runs/autoencoder")), [2]);
+}
