@@ -6,13 +6,13 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
+    checkpoint::{self, Checkpoint},
     data::to_u8,
     diffusion::{NoiseSchedule, SamplerConfig, UNetDenoiser, sample},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
     models::{LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetPorts},
     nn::Parameters,
     random::{Purpose, normal_batch},
-    train::checkpoint::{self, Checkpoint},
 };
 
 /// A denoiser with its schedule and latent space.

@@ -1,6 +1,36 @@
 //! Latent Video Diffusion Models (He et al. 2022, arXiv 2211.13221) on LibTorch.
+//!
+//! **Train:** video file → clip `[3, F, H, W]` u8 → x in [−1, 1] → `VideoAutoencoder::encode` → z_0 →
+//! `NoiseSchedule::add_noise` → `UNet3d` → loss → optimizer → checkpoint.
+//! **Sample:** noise → `Sampler` × `Denoiser` → z_0 → decode → u8 video → mp4.
+//! **Evaluate:** (generated | real) u8 video → the same `I3d` → features → FVD, KVD with their protocol.
+//!
+//! # Axes
+//! B batch, C channels, F frames, H and W height and width of pictures, h and w those of latents.
+//! A video is `[B, C, F, H, W]`. `t` is always diffusion time, never a frame.
+//!
+//! # Floors
+//! A module imports from lower floors only; `tests/architecture.rs` reads this list and holds the code to it.
+//!
+//! ```text
+//! commands                                one verb, one file
+//! train                                   the one loop, its two tasks, the log of a run
+//! generate                                a trained run → videos
+//! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
+//! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
+//! data | models                           files → clips; networks, one a file
+//! weights                                 foreign weights → our names
+//! nn                                      layers and their parameters
+//! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
+//! atomic_file                             files that are whole or not there
+//! ```
+//!
+//! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
+//! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
 pub mod atomic_file;
+pub mod autoencoder_loss;
+pub mod checkpoint;
 pub mod commands;
 pub mod data;
 pub mod diffusion;

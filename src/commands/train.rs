@@ -6,10 +6,11 @@ use anyhow::Result;
 use tch::Device;
 
 use crate::{
+    checkpoint::Progress,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment},
     generate::{AUTOENCODER_FILE, carry_autoencoder, open_latent_space},
     torch::DeviceName,
-    train::{AutoencoderTask, DiffusionTask, Progress, Trainer, resume_point},
+    train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
 
 /// Train a network; on a run folder that is there already, go on

@@ -1,6 +1,7 @@
 //! What an experiment file says: typed, strict, overridable.
 
 mod file;
+mod training;
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +9,14 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use file::{parse, read};
+pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
 use crate::{
+    autoencoder_loss::AutoencoderLossConfig,
     data::{DataConfig, DatasetConfig},
     diffusion::{Objective, SamplerConfig, ScheduleConfig},
     metrics::EvaluationConfig,
     models::{AutoencoderConfig, UNetConfig},
-    train::{AutoencoderLossConfig, OptimizerConfig, TrainerConfig},
 };
 
 /// Something that the user wrote is wrong: exit status 2.

@@ -3,8 +3,9 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{AutoencoderLoss, Batch, Phase, Picture, Task};
+use super::{Batch, Phase, Picture, Task};
 use crate::{
+    autoencoder_loss::AutoencoderLoss,
     data::{Loader, fixed_clips, normalise, to_u8},
     experiment::AutoencoderExperiment,
     models::{LatentMoments, VideoAutoencoder},

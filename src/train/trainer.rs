@@ -10,11 +10,15 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::{
-    Checkpoint, Ema, Optimizer, OptimizerConfig, Precision, Progress, TrainerConfig, checkpoint, logger::RunLogger,
-    progress::Progress as ProgressBar,
+use super::{Ema, Optimizer, logger::RunLogger, progress::Progress as ProgressBar};
+use crate::{
+    atomic_file::write_atomically,
+    checkpoint::{self, Checkpoint, Progress},
+    data::pictures,
+    experiment::{OptimizerConfig, Precision, TrainerConfig},
+    nn::Parameters,
+    torch::Autocast,
 };
-use crate::{atomic_file::write_atomically, data::pictures, nn::Parameters, torch::Autocast};
 
 /// What a step is made of.
 pub struct Batch {

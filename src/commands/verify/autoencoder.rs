@@ -6,10 +6,11 @@ use tch::{Kind, Tensor, no_grad};
 
 use super::{Outputs, case::Case, gradient_norm, moved, scalar};
 use crate::{
+    autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
     models::{AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
-    train::{AutoencoderLoss, AutoencoderLossConfig, Optimizer, PixelLoss},
+    train::Optimizer,
     weights::synthesize,
 };
 

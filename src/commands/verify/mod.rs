@@ -144,8 +144,8 @@ fn run_case(case: &Case, component: Component, path: &Path, weights: Option<&Pat
             .with_context(|| format!("nothing computes the expected `out.{name}`"))?;
         let found = distance(result, reference).with_context(|| format!("out.{name}"))?;
         compared += 1;
-        // NaN is the worst
-        if !(found.relative <= worst.relative) {
+        // NaN is the worst, and stays it
+        if !worst.relative.is_nan() && !(found.relative <= worst.relative) {
             worst = found;
         }
     }

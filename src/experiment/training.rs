@@ -1,3 +1,5 @@
+//! How a network is trained: optimizer and loop.
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
