@@ -13,7 +13,7 @@ use tch::{Device, Tensor};
 
 use crate::{
     atomic_file::write_atomically,
-    data::{DataConfig, DatasetConfig, fixed_clips, normalise, pictures, to_u8, write_video},
+    data::{DataConfig, DatasetConfig, fixed_clips, normalise, pack_generated, pictures, to_u8, write_video},
     experiment::{EvaluationExperiment, Experiment, Generated, Mistake},
     generate::Generator,
     metrics::{Distances, EvaluationConfig, FeatureExtractor, Protocol, psnr_db},
@@ -180,19 +180,19 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
         Generated::Run { run, sampler, batch } => {
             let sampling = Instant::now();
             let (generator, _) = Generator::open(run, device)?;
-            let samples = generate(&generator, count as u64, *batch as u64, |samples| {
+            let samples = generate("sample", count as u64, *batch as u64, |samples| {
                 generator.videos(samples, *sampler, *seed, &mut |_, _| {})
             })?;
             sample_seconds = sampling.elapsed().as_secs_f64();
             measure("samples", &samples)?;
-            let gaussian = generate(&generator, count as u64, *batch as u64, |samples| {
+            let gaussian = generate("gaussian", count as u64, *batch as u64, |samples| {
                 Ok(generator.gaussian_videos(samples, *seed))
             })?;
             measure("gaussian", &gaussian)?;
             measure("frozen", &frozen(&real_clips))?;
             let reconstructed = reconstruct(&generator, &real_clips);
             psnr = Some(psnr_db(&real_clips, &reconstructed));
-            show(out, &samples, &real_clips, &reconstructed, &gaussian)?;
+            show(out, *seed, &samples, &real_clips, &reconstructed, &gaussian)?;
         }
     }
     if let Some(train) = train {
@@ -214,13 +214,9 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
     Ok(report)
 }
 
-fn generate(
-    _generator: &Generator,
-    count: u64,
-    batch: u64,
-    mut make: impl FnMut(&[u64]) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let mut bar = Progress::new("sample", count, 0);
+/// Samples 0 … count−1, a batch at a time.
+fn generate(label: &str, count: u64, batch: u64, mut make: impl FnMut(&[u64]) -> Result<Tensor>) -> Result<Tensor> {
+    let mut bar = Progress::new(label, count, 0);
     let mut clips = Vec::new();
     for first in (0..count).step_by(batch as usize) {
         let samples: Vec<u64> = (first..(first + batch).min(count)).collect();
@@ -241,11 +237,22 @@ fn reconstruct(generator: &Generator, clips: &Tensor) -> Tensor {
     Tensor::cat(&rows, 0)
 }
 
-/// Videos of all samples, and pictures of the first of each set.
-fn show(out: &Path, samples: &Tensor, real: &Tensor, reconstructed: &Tensor, gaussian: &Tensor) -> Result<()> {
-    for i in 0..samples.size()[0] {
-        let path = out.join(format!("samples/{i:05}.mp4"));
-        write_video(&path, &samples.get(i), 8.0).with_context(|| path.display().to_string())?;
+/// Videos of all samples (packed, where this binary cannot write mp4), and pictures of the first of each set.
+fn show(
+    out: &Path,
+    seed: u64,
+    samples: &Tensor,
+    real: &Tensor,
+    reconstructed: &Tensor,
+    gaussian: &Tensor,
+) -> Result<()> {
+    if cfg!(feature = "video") {
+        for i in 0..samples.size()[0] {
+            let path = out.join(format!("samples/{i:05}.mp4"));
+            write_video(&path, &samples.get(i), 8.0).with_context(|| path.display().to_string())?;
+        }
+    } else {
+        pack_generated(samples, seed, &out.join("samples.safetensors"))?;
     }
     let first = |clips: &Tensor, count: i64| clips.narrow(0, 0, count.min(clips.size()[0]));
     let every = (samples.size()[2] / 8).max(1);

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use tch::Tensor;
 
 use crate::{
-    data::write_video,
+    data::{pack_generated, write_video},
     diffusion::{SamplerConfig, Variance},
     experiment::Mistake,
     generate::Generator,
@@ -42,7 +43,7 @@ pub struct Sample {
     /// Frames a second of the files
     #[arg(long, default_value_t = 8.0)]
     fps: f64,
-    /// Folder of the files 00000.mp4, 00001.mp4, …
+    /// Folder of the files 00000.mp4, 00001.mp4, …, or one file NAME.safetensors for all (a packed data set)
     #[arg(long)]
     out: PathBuf,
     /// auto, cpu, cuda or cuda:N
@@ -83,19 +84,28 @@ impl Sample {
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
+        let packed = self.out.extension().is_some_and(|extension| extension == "safetensors");
+        let mut all = Vec::new();
         let mut bar = Progress::new("sample", self.videos, 0);
         for first in (0..self.videos).step_by(self.batch as usize) {
             let samples: Vec<u64> = (first..(first + self.batch).min(self.videos)).collect();
             let clips = generator.videos(&samples, sampler, self.seed, &mut |step, steps| {
                 bar.step(first, &format!("step {step} of {steps}"));
             })?;
-            for (i, &sample) in samples.iter().enumerate() {
-                let path = self.out.join(format!("{sample:05}.mp4"));
-                write_video(&path, &clips.get(i as i64), self.fps).with_context(|| path.display().to_string())?;
+            if packed {
+                all.push(clips);
+            } else {
+                for (i, &sample) in samples.iter().enumerate() {
+                    let path = self.out.join(format!("{sample:05}.mp4"));
+                    write_video(&path, &clips.get(i as i64), self.fps).with_context(|| path.display().to_string())?;
+                }
             }
             bar.step(first + samples.len() as u64, "");
         }
         bar.finish();
+        if packed {
+            pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?;
+        }
         println!("{} videos in {}", self.videos, self.out.display());
         Ok(())
     }

@@ -26,6 +26,6 @@ pub use clip::{ClipSpec, FrameSource, RgbFrame, normalise, to_u8};
 pub use dataset::{DataConfig, DatasetConfig, Source, VideoDataset, VideoEntry};
 pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
-pub use pack::pack_clips;
+pub use pack::{pack_clips, pack_generated};
 pub use packed::PackedFile;
 pub use video_file::{VideoReader, VideoWriter, write_video};

@@ -14,7 +14,10 @@ use super::{
     loader::FixedClips,
     packed::{CLIPS, PackedSpec},
 };
-use crate::{atomic_file::write_atomically, safetensors::header_bytes};
+use crate::{
+    atomic_file::write_atomically,
+    safetensors::{header_bytes, write_safetensors_atomically},
+};
 
 /// Writes the first `count` samples of the seed, or one of each usable video, as a tensor `clips`,
 /// unsigned bytes `[N, 3, F, H, W]`, never mirrored. Returns N. Clips go to the disk one by one.
@@ -26,7 +29,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     let mut fixed = FixedClips::new(config, seed)?;
     let clip = config.clip()?;
     let spec = PackedSpec {
-        dataset: config.dataset.clone(),
+        dataset: Some(config.dataset.clone()),
         frames: clip.frames,
         frame_stride: clip.frame_stride,
         resolution: clip.resolution,
@@ -65,6 +68,16 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         Ok(())
     })?;
     Ok(packed)
+}
+
+/// Writes generated clips, unsigned bytes `[N, 3, F, S, S]`, as such a file; the seed is the one they were drawn with.
+///
+/// Errors: clips that are not square; a full disk, which leaves what was there before.
+pub fn pack_generated(clips: &Tensor, seed: u64, out: &Path) -> Result<()> {
+    let size = clips.size();
+    ensure!(size.len() == 5 && size[1] == 3 && size[3] == size[4], "clips are [N, 3, F, S, S]; these are {size:?}");
+    let spec = PackedSpec { dataset: None, frames: size[2], frame_stride: 1, resolution: size[3], seed };
+    write_safetensors_atomically(out, &[(CLIPS, clips)], &serde_json::to_value(&spec)?)
 }
 
 fn bytes(clip: &Tensor) -> Result<Vec<u8>> {

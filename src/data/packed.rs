@@ -24,7 +24,7 @@ pub(super) const CLIPS: &str = "clips";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackedSpec {
     /// Where the clips came from.
-    pub dataset: DatasetConfig,
+    pub dataset: Option<DatasetConfig>,
     /// Frames of a clip.
     pub frames: i64,
     /// Every n-th frame of the videos was taken.

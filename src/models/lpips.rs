@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::torch::Autocast;
 use crate::weights::{
     numpy::{Arrays, read_arrays},
     released::LPIPS_VGG16,
@@ -94,13 +95,15 @@ impl Lpips {
     }
 
     /// The distance `[N]` of images `[N, 3, H, W]` in [-1, 1], at least 16×16 large. Gradients flow to
-    /// those of `a` and `b` that ask for them.
+    /// those of `a` and `b` that ask for them. Never in mixed precision: differences of like features drown in it.
     pub fn distance(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        let _precision = Autocast::bfloat16(a.device(), false);
         self.compare(self.features(a), self.features(b))
     }
 
     /// As [`Lpips::distance`], where the target is a constant: nothing of it is kept for a backward pass.
     pub fn distance_to(&self, target: &Tensor, b: &Tensor) -> Tensor {
+        let _precision = Autocast::bfloat16(b.device(), false);
         self.compare(no_grad(|| self.features(target)), self.features(b))
     }
 

@@ -160,7 +160,7 @@ impl ResBlock {
     fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
         let h = self.in_conv.forward(&silu(&group_norm(&self.in_norm, x, self.per_frame)));
         // [B, ·] → [B·F, ·, 1, 1]
-        let time = self.time.forward(&embedding.silu()).repeat_interleave_self_int(x.frames, 0, None);
+        let time = self.time.forward_full(&embedding.silu()).repeat_interleave_self_int(x.frames, 0, None);
         let time = time.unsqueeze(-1).unsqueeze(-1);
         let h = if self.adaptive {
             let halves = time.chunk(2, 1);
@@ -564,7 +564,8 @@ impl UNet3d {
     pub fn forward(&self, z_t: &Tensor, t: &Tensor, given: &UNetCondition) -> Tensor {
         let kind = if z_t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let [first, second] = &self.time_embed;
-        let mut embedding = second.forward(&first.forward(&timestep_embedding(t, self.channels, kind)).silu());
+        let mut embedding =
+            second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
             embedding = embedding + table.index_select(0, level);
         }

@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
-use super::{Init, Scope};
+use super::{Init, Scope, norm::full_precision};
+use crate::torch::Autocast;
 
 /// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
@@ -73,9 +74,13 @@ impl RelativePosition {
     ///
     /// The released unconditional network adds the key term *transposed* and without the second
     /// d^(−1/4) (`KeyTerm::Transposed`), its text network as Shaw et al. do (`KeyTerm::Scaled`).
+    ///
+    /// Never in mixed precision: there are few frames, and little to gain.
     pub fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, key_term: KeyTerm) -> Tensor {
+        let _precision = Autocast::bfloat16(q.device(), false);
         let length = q.size()[1];
-        let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+        let split = |x: &Tensor| split_heads(&full_precision(x), heads);
+        let (q, k, v) = (split(q), split(k), split(v));
         let width = q.size()[3] as f64;
         let key_rows = self.rows(&self.keys, length);
         let scores = match key_term {

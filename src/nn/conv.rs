@@ -1,6 +1,6 @@
 use tch::Tensor;
 
-use super::{Frames, Init, Scope};
+use super::{Frames, Init, Scope, norm::full_precision};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -112,6 +112,7 @@ impl TransposedConv3d {
 }
 
 /// A space-only convolution of videos, 1×k×k in a checkpoint, run as a 2D convolution of all frames.
+/// In mixed precision its output is float32 again, so that a sum of residuals is not rounded at each block.
 pub struct SpatialConv {
     weight: Tensor,
     bias: Tensor,
@@ -139,7 +140,8 @@ impl SpatialConv {
     pub fn forward(&self, x: &Frames) -> Frames {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;
-        x.with(x.x.conv2d(&weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1))
+        let y = x.x.conv2d(&weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1);
+        x.with(full_precision(&y))
     }
 }
 

@@ -1,6 +1,7 @@
 use tch::Tensor;
 
 use super::{Init, Scope};
+use crate::torch::Autocast;
 
 /// `x Wᵀ + b` over the last axis.
 pub struct Linear {
@@ -40,5 +41,11 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = if self.weight.dim() > 2 { self.weight.flatten(1, -1) } else { self.weight.shallow_clone() };
         x.linear(&weight, self.bias.as_ref())
+    }
+
+    /// As [`Self::forward`], never in mixed precision: for the few rows that steer all others.
+    pub fn forward_full(&self, x: &Tensor) -> Tensor {
+        let _precision = Autocast::bfloat16(x.device(), false);
+        self.forward(x)
     }
 }

@@ -2,8 +2,8 @@ use tch::{Kind, Tensor};
 
 use super::{Init, Scope};
 
-/// Half-precision inputs are normalised in float32; float32 and float64 stay what they are.
-fn full_precision(x: &Tensor) -> Tensor {
+/// Half precision becomes float32; float32 and float64 stay what they are.
+pub(super) fn full_precision(x: &Tensor) -> Tensor {
     match x.kind() {
         Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
         _ => x.shallow_clone(),

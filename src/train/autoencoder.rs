@@ -65,6 +65,10 @@ impl Task for AutoencoderTask {
         Ok(Batch { data: batch.clips, samples: batch.samples, position: batch.position })
     }
 
+    fn skipped_videos(&self) -> usize {
+        self.loader.skipped().len()
+    }
+
     fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
         let x = normalise(&batch.data.to_device(self.device));
         if phase == 0 {

@@ -78,6 +78,13 @@ impl Task for DiffusionTask {
         }
     }
 
+    fn skipped_videos(&self) -> usize {
+        match &self.source {
+            Source::Clips(loader) => loader.skipped().len(),
+            Source::Latents(_) => 0,
+        }
+    }
+
     fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
         let seed = self.experiment.seed;
         let Generator { unet, schedule, space, latent, .. } = &self.generator;

@@ -70,6 +70,11 @@ pub trait Task {
     /// As [`Self::gradients`].
     fn pictures(&mut self) -> Result<Vec<Picture>>;
 
+    /// How many videos could not be used so far.
+    fn skipped_videos(&self) -> usize {
+        0
+    }
+
     /// Measured values that belong to the network: stored in every checkpoint.
     ///
     /// # Errors
@@ -174,7 +179,8 @@ impl<T: Task> Trainer<T> {
             }
             let last = step == self.config.steps;
             if step % self.config.log_every == 0 || last {
-                let values = window.take(&self.config, self.progress.skipped_steps);
+                let mut values = window.take(&self.config, self.progress.skipped_steps);
+                values.push(("skipped_videos".to_string(), self.task.skipped_videos() as f64));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 log.scalars(step, &values)?;
                 bar.step(step as u64, &format!("loss {:.4}", values[0].1));

@@ -1,0 +1,54 @@
+#!/bin/sh
+# Correctness and speed on a GPU machine that has PyTorch 2.11 with CUDA and nothing else of ours.
+#
+#   experiments/bench/gpu.sh pack       on the machine that builds: fills .gpu/ (binary, parity cases, packed clips)
+#   experiments/bench/gpu.sh verify     there: every parity case on CUDA, float32, then bfloat16
+#   experiments/bench/gpu.sh train      there: the demo's two networks, on packed clips
+#   experiments/bench/gpu.sh evaluate   there: samples and their FVD and KVD
+#
+# .gpu/ travels with the checkout. LPIPS (59 MB) is needed by `train`, I3D (51 MB) by `evaluate` and by one case of
+# `verify`: put them into .gpu/ (LVDM_WEIGHTS is set to it); without LPIPS `train` leaves that loss out and says so.
+set -eu
+cd "$(dirname "$0")/../.."
+OUT=.gpu
+
+if [ "$1" = pack ]; then
+    mkdir -p $OUT/cases
+    cargo build --release --locked --no-default-features --target-dir target/gpu
+    cp target/gpu/release/lvdm $OUT/lvdm
+    strip $OUT/lvdm
+    cp tests/parity/*.safetensors $OUT/cases/
+    for split in train test; do
+        target/release/lvdm data pack --videos data/demo/$split --frames 48 --resolution 32 --out $OUT/$split.safetensors
+    done
+    du -sh $OUT
+    exit
+fi
+
+torch=$(python3 -c 'import torch; print(torch.__path__[0])')
+export LD_LIBRARY_PATH="$torch/lib:${LD_LIBRARY_PATH:-}" LVDM_WEIGHTS=$OUT
+packed() { echo "{kind: packed, file: $OUT/$1.safetensors}"; }
+
+case $1 in
+verify)
+    $OUT/lvdm doctor || true # weights may be missing
+    $OUT/lvdm verify --device cuda --dtype f32 $OUT/cases/*.safetensors || true
+    $OUT/lvdm verify --device cuda --dtype bf16 $OUT/cases/*.safetensors
+    ;;
+train)
+    lpips=loss.perceptual_weight=0.05
+    [ -e $OUT/vgg16.ckpt ] || { lpips=loss.perceptual_weight=0; echo "without LPIPS: .gpu/vgg16.ckpt is not there"; }
+    time $OUT/lvdm train autoencoder experiments/demo/autoencoder.yaml trainer.device=cuda $lpips \
+        "data.dataset=$(packed train)"
+    time $OUT/lvdm train diffusion experiments/demo/diffusion.yaml trainer.device=cuda latents=null \
+        "data.dataset=$(packed train)"
+    time $OUT/lvdm train diffusion experiments/demo/diffusion.yaml trainer.device=cuda trainer.precision=bf16 \
+        latents=null --run runs/demo/diffusion_bf16 "data.dataset=$(packed train)"
+    ;;
+evaluate)
+    for run in diffusion diffusion_bf16; do
+        time $OUT/lvdm evaluate experiments/demo/evaluate.yaml --device cuda generated.run=runs/demo/$run \
+            out=runs/demo/evaluation_$run "real.dataset=$(packed test)" "train.dataset=$(packed train)"
+    done
+    ;;
+esac
