@@ -172,7 +172,7 @@ impl AutoencoderLoss {
         let mut surrogate = (&graph * by_output).sum(None);
         let kl = posterior.kl().mean(None);
         if self.config.kl_weight != 0.0 {
-            surrogate = surrogate + &kl * self.config.kl_weight;
+            surrogate += &kl * self.config.kl_weight;
         }
         (surrogate * scale).backward();
         let kl = value(&kl);
@@ -190,15 +190,14 @@ impl AutoencoderLoss {
         }
         .mean(None);
         // a frame's LPIPS stands on each of its C·H·W values
-        let mut mean = pixel.shallow_clone();
-        let mut perceptual = 0.0;
-        if let Some(lpips) = &self.lpips {
+        let (mean, perceptual) = if let Some(lpips) = &self.lpips {
             let every = self.config.perceptual_every.clamp(1, f);
             let seen = |video: &Tensor| frames(&video.slice(2, step % every, f, every));
             let distance = lpips.distance_to(&seen(x), &seen(leaf)).mean(None);
-            perceptual = value(&distance);
-            mean = mean + distance * self.config.perceptual_weight;
-        }
+            (&pixel + &distance * self.config.perceptual_weight, value(&distance))
+        } else {
+            (pixel.shallow_clone(), 0.0)
+        };
         let sum = mean * (c * h * w) as f64;
         let by_output = gradient(&sum, leaf, false);
         Likelihood { value: value(&sum), pixel: value(&pixel), perceptual, by_output }

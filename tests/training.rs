@@ -43,7 +43,7 @@ impl Task for Toy {
     fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
         let mut loss = (&self.weight - &batch.data).square().mean(None);
         if (self.nan)(step) {
-            loss = loss * f64::NAN;
+            loss *= f64::NAN;
         }
         (&loss * scale).backward();
         Ok(vec![("loss", loss.double_value(&[]))])

@@ -433,7 +433,7 @@ enum Layer {
     Res(ResBlock),
     Factorized(FactorizedAttention),
     Joint(JointAttention),
-    Text(Transformer),
+    Text(Box<Transformer>),
     Down(SpatialConv),
     /// Nearest ×2, then a convolution.
     Up(SpatialConv),
@@ -447,7 +447,7 @@ impl Layer {
                 let distance = config.relative_position.then_some(ports.temporal_length);
                 Layer::Joint(JointAttention::new(scope, channels, config.heads, distance))
             }
-            AttentionKind::Text => Layer::Text(Transformer::new(scope, channels, config, ports)),
+            AttentionKind::Text => Layer::Text(Box::new(Transformer::new(scope, channels, config, ports))),
         }
     }
 
@@ -567,7 +567,7 @@ impl UNet3d {
         let mut embedding =
             second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
-            embedding = embedding + table.index_select(0, level);
+            embedding += table.index_select(0, level);
         }
         let x = Frames::fold(z_t);
         // a frame's text is its clip's

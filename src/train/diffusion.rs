@@ -69,7 +69,7 @@ impl Task for DiffusionTask {
 
     fn next_batch(&mut self) -> Result<Batch> {
         match &mut self.source {
-            Source::Latents(file) => Ok(file.next()),
+            Source::Latents(file) => Ok(file.next_batch()),
             Source::Clips(loader) => {
                 let batch = loader.next()?;
                 let moments = self.generator.space.moments_of(&normalise(&batch.clips.to_device(self.device)));

@@ -87,7 +87,7 @@ impl LatentFile {
     }
 
     /// The next samples.
-    pub fn next(&mut self) -> Batch {
+    pub fn next_batch(&mut self) -> Batch {
         let count = self.moments.size()[0] as u64;
         let samples: Vec<u64> = (self.position..self.position + self.batch).collect();
         let rows: Vec<i64> = samples

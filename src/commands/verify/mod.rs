@@ -145,7 +145,8 @@ fn run_case(case: &Case, component: Component, path: &Path, weights: Option<&Pat
         let found = distance(result, reference).with_context(|| format!("out.{name}"))?;
         compared += 1;
         // NaN is the worst, and stays it
-        if !worst.relative.is_nan() && !(found.relative <= worst.relative) {
+        let worse = found.relative.is_nan() || found.relative > worst.relative;
+        if worse && !worst.relative.is_nan() {
             worst = found;
         }
     }
