@@ -44,6 +44,15 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
             error.path().to_string().split('.').filter(|p| !p.is_empty()).map(String::from).collect();
         let message = error.inner().to_string();
         let path = refine::<T>(&value, path, &message);
+        // a required key that is missing may stand there misspelt
+        let misspelt = quoted(&message, "missing field `").and_then(|missing| {
+            let Some(Value::Mapping(siblings)) = find(&value, &path) else { return None };
+            let wrong = nearest(&missing, siblings.keys().filter_map(Value::as_str))?.to_string();
+            (!is_read::<T>(&value, &path, &wrong)).then(|| (missing, [path.clone(), vec![wrong]].concat()))
+        });
+        if let Some((missing, path)) = misspelt {
+            return Mistake(format!("{}: unknown key `{}`; did you mean `{missing}`?", place(&path), path.join(".")));
+        }
         let key = if path.is_empty() { String::new() } else { format!("`{}`: ", path.join(".")) };
         Mistake(format!("{}: {key}{message}{}", place(&path), suggestion(&message)))
     })?;
@@ -109,6 +118,17 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
             None => return path,
         }
     }
+}
+
+/// Whether the type reads the key: another value in its place is then complained of, as a wrong type.
+fn is_read<T: DeserializeOwned>(value: &Value, path: &[String], key: &str) -> bool {
+    let mut with_nonsense = value.clone();
+    if let Some(Value::Mapping(mapping)) = find_mut(&mut with_nonsense, path) {
+        mapping.insert(key.into(), Value::Sequence(vec![Value::Null; 9]));
+    }
+    let complaint =
+        serde_path_to_error::deserialize::<_, T>(with_nonsense).err().map(|error| error.inner().to_string());
+    complaint.is_some_and(|message| !message.starts_with("missing field"))
 }
 
 fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
@@ -246,7 +266,16 @@ trainer: {steps: 10, batch: 2}
 
     #[test]
     fn a_missing_key_of_the_whole_file_is_named() {
-        assert_eq!(mistake(&GOOD.replace("optimizer:", "optimiser:"), &[]), "x.yaml: missing field `optimizer`");
+        let without = GOOD.replace("optimizer: {kind: adam, learning_rate: 1.0e-4}\n", "");
+        assert_eq!(mistake(&without, &[]), "x.yaml: missing field `optimizer`");
+    }
+
+    #[test]
+    fn a_required_key_that_is_misspelt_is_named() {
+        let error = mistake(&GOOD.replace("optimizer:", "optimiser:"), &[]);
+        assert!(error.contains("x.yaml:6") && error.contains("`optimiser`; did you mean `optimizer`?"), "{error}");
+        let error = mistake(&GOOD.replace("steps: 10", "stesp: 10"), &[]);
+        assert!(error.contains("x.yaml:7") && error.contains("`trainer.stesp`; did you mean `steps`?"), "{error}");
     }
 
     #[test]
