@@ -103,10 +103,13 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
     }
     loop {
         let Some(Value::Mapping(children)) = find(value, &path) else { return path };
-        let culprit = children.keys().filter_map(Value::as_str).find(|key| {
+        // without its tag an enum complains of nothing else: it is asked last
+        let (tag, others): (Vec<&str>, Vec<&str>) =
+            children.keys().filter_map(Value::as_str).partition(|k| *k == "kind");
+        let culprit = others.into_iter().chain(tag).find(|key| {
             let mut without = value.clone();
             if let Some(Value::Mapping(mapping)) = find_mut(&mut without, &path) {
-                mapping.remove(*key);
+                mapping.remove(key);
             }
             match serde_path_to_error::deserialize::<_, T>(without) {
                 Ok(_) => true,
