@@ -160,6 +160,10 @@ fn frozen(clips: &Tensor) -> Tensor {
 pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Report> {
     let EvaluationExperiment { seed, evaluation, real, generated, train, out } = experiment;
     let start = Instant::now();
+    let videos = real.videos()?.len() as i64;
+    if videos < evaluation.clips {
+        tracing::warn!("{} real clips out of {videos} videos: some videos give several", evaluation.clips);
+    }
     let extractor = I3d::load(evaluation.extractor.as_deref(), device)?;
     let real_clips = fixed_clips(real, evaluation.clips, *seed)?;
     let count = real_clips.size()[0];
@@ -176,7 +180,17 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
     };
     let (mut sample_seconds, mut psnr) = (0.0, None);
     match generated {
-        Generated::Clips { data } => measure("samples", &fixed_clips(data, evaluation.clips, *seed)?)?,
+        Generated::Clips { data } => {
+            let found = data.videos()?.len();
+            if (found as i64) < evaluation.clips {
+                let asked = evaluation.clips;
+                return Err(Mistake(format!(
+                    "{found} generated videos, and {asked} clips are asked for: the same clip twice would lower FVD; ask for {found}"
+                ))
+                .into());
+            }
+            measure("samples", &fixed_clips(data, evaluation.clips, *seed)?)?
+        }
         Generated::Run { run, sampler, batch } => {
             let sampling = Instant::now();
             let (generator, _) = Generator::open(run, device)?;

@@ -130,7 +130,12 @@ impl<T: Task> Trainer<T> {
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         if let Some(found) = resume {
             for (phase, optimizer) in phases.iter().zip(&mut optimizers) {
-                phase.parameters.load(&found.part(phase.name))?;
+                phase.parameters.load(&found.part(phase.name)).with_context(|| {
+                    format!(
+                        "{} was trained with other settings; give another --run, or delete it to start anew",
+                        run.display()
+                    )
+                })?;
                 optimizer.load_state(&found.part(&format!("optimizer.{}", phase.name)))?;
             }
             if let Some(ema) = &mut ema {
