@@ -1,5 +1,7 @@
 //! Training of the video autoencoder against its discriminator.
 
+use std::cell::OnceCell;
+
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -25,6 +27,8 @@ pub struct AutoencoderTask {
     loader: Loader,
     experiment: AutoencoderExperiment,
     latent: [i64; 4],
+    /// What scale and shift are measured on, decoded once.
+    measured: OnceCell<Tensor>,
     device: Device,
 }
 
@@ -40,7 +44,16 @@ impl AutoencoderTask {
         let autoencoder = VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
         let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?;
         let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
-        Ok(AutoencoderTask { autoencoder, parameters, loss, loader, experiment: experiment.clone(), latent, device })
+        Ok(AutoencoderTask {
+            autoencoder,
+            parameters,
+            loss,
+            loader,
+            experiment: experiment.clone(),
+            latent,
+            measured: OnceCell::new(),
+            device,
+        })
     }
 
     fn noise(&self, purpose: Purpose, samples: &[u64]) -> Tensor {
@@ -105,7 +118,11 @@ impl Task for AutoencoderTask {
     }
 
     fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
-        let clips = fixed_clips(&self.experiment.data, MEASURED, self.experiment.seed)?;
+        if self.measured.get().is_none() {
+            let clips = fixed_clips(&self.experiment.data, MEASURED, self.experiment.seed)?;
+            self.measured.set(clips).expect("it was empty");
+        }
+        let clips = self.measured.get().expect("it was filled");
         let batch = self.experiment.trainer.batch;
         let count = clips.size()[0];
         let latents: Vec<Tensor> = (0..count)
