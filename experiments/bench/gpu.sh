@@ -19,7 +19,7 @@ if [ "$1" = pack ]; then
     strip $OUT/lvdm
     cp tests/parity/*.safetensors $OUT/cases/
     for split in train test; do
-        target/release/lvdm data pack --videos data/demo/$split --frames 48 --resolution 32 --out $OUT/$split.safetensors
+        target/release/lvdm data pack --videos data/demo/$split --frames 24 --resolution 32 --out $OUT/$split.safetensors
     done
     du -sh $OUT
     exit

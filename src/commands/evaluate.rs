@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -263,7 +263,7 @@ fn show(
     if cfg!(feature = "video") {
         for i in 0..samples.size()[0] {
             let path = out.join(format!("samples/{i:05}.mp4"));
-            write_video(&path, &samples.get(i), 8.0).with_context(|| path.display().to_string())?;
+            write_video(&path, &samples.get(i), 8.0)?;
         }
     } else {
         pack_generated(samples, seed, &out.join("samples.safetensors"))?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tch::Tensor;
 
 use crate::{
@@ -72,6 +72,12 @@ impl Sample {
         if self.videos == 0 || self.batch == 0 {
             return Err(Mistake("--videos and --batch must be at least 1".into()).into());
         }
+        let packed = self.out.extension().is_some_and(|extension| extension == "safetensors");
+        if !packed && !cfg!(feature = "video") {
+            let hint =
+                "this binary was built without the feature `video` and cannot write mp4: give --out NAME.safetensors";
+            return Err(Mistake(hint.into()).into());
+        }
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
@@ -84,7 +90,6 @@ impl Sample {
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
-        let packed = self.out.extension().is_some_and(|extension| extension == "safetensors");
         let mut all = Vec::new();
         let mut bar = Progress::new("sample", self.videos, 0);
         for first in (0..self.videos).step_by(self.batch as usize) {
@@ -97,7 +102,7 @@ impl Sample {
             } else {
                 for (i, &sample) in samples.iter().enumerate() {
                     let path = self.out.join(format!("{sample:05}.mp4"));
-                    write_video(&path, &clips.get(i as i64), self.fps).with_context(|| path.display().to_string())?;
+                    write_video(&path, &clips.get(i as i64), self.fps)?;
                 }
             }
             bar.step(first + samples.len() as u64, "");
