@@ -30,7 +30,7 @@ impl Task for Toy {
     }
 
     fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", parameters: self.parameters.clone() }]
+        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {

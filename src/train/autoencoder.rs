@@ -68,8 +68,12 @@ impl Task for AutoencoderTask {
 
     fn phases(&self) -> Vec<Phase> {
         vec![
-            Phase { name: "model", parameters: self.parameters.clone() },
-            Phase { name: "discriminator", parameters: self.loss.discriminator_parameters().clone() },
+            Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() },
+            Phase {
+                name: "discriminator",
+                gradient_norm: "discriminator_gradient_norm",
+                parameters: self.loss.discriminator_parameters().clone(),
+            },
         ]
     }
 

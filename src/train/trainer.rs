@@ -41,6 +41,8 @@ pub struct Picture {
 pub struct Phase {
     /// Prefix of its tensors in a checkpoint; the first phase's is `model`.
     pub name: &'static str,
+    /// What the norm of its gradient is called in the log.
+    pub gradient_norm: &'static str,
     pub parameters: Parameters,
 }
 
@@ -232,7 +234,7 @@ impl<T: Task> Trainer<T> {
                 window.add(&terms);
             }
             let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(Device::Cpu).double_value(&[]);
-            window.add(&[(GRADIENT_NORMS[phase.min(1)], norm)]);
+            window.add(&[(self.phases[phase].gradient_norm, norm)]);
             if finite && norm.is_finite() {
                 optimizer.step()?;
                 if let (0, Some(ema)) = (phase, &mut self.ema) {
@@ -318,8 +320,6 @@ impl<T: Task> Trainer<T> {
         checkpoint::prune(&self.run, self.config.keep_checkpoints)
     }
 }
-
-const GRADIENT_NORMS: [&str; 2] = ["gradient_norm", "discriminator_gradient_norm"];
 
 /// Means over the steps since the last line of the log.
 #[derive(Default)]
