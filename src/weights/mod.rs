@@ -4,5 +4,7 @@ pub mod numpy;
 pub mod pickle;
 pub mod released;
 mod synthetic;
+mod torch_zip;
 
 pub use synthetic::synthesize;
+pub use torch_zip::read_state_dict;

@@ -38,7 +38,7 @@ impl ReleasedAutoencoder {
         config.validate()?;
         let parameters = Parameters::new(case.device(), 0);
         let autoencoder = VideoAutoencoder::new(&parameters.root(), &config);
-        parameters.load(&synthesize(&parameters.named(), ""))?;
+        case.fill(&parameters, "first_stage_model.", false)?;
         parameters.to_kind(kind);
         Ok((autoencoder, parameters))
     }

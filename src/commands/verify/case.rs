@@ -1,20 +1,28 @@
 //! One case: a safetensors file of inputs and of what a reference made of them.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 use safetensors::SafeTensors;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
 
-use crate::safetensors::read_safetensors;
+use crate::{
+    nn::Parameters,
+    safetensors::read_safetensors,
+    weights::{read_state_dict, synthesize},
+};
 
 /// The contents of a case.
 pub struct Case {
     pub component: String,
     config: String,
-    /// A checkpoint that the parameters come from; without one they are synthetic.
-    pub weights: Option<String>,
+    /// Where the parameters come from; without one they are synthetic.
+    checkpoint: Option<PathBuf>,
     tensors: BTreeMap<String, Tensor>,
     device: Device,
     /// Mixed precision in bfloat16.
@@ -22,9 +30,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// `weights` replaces the checkpoint that a case names, which else lies beside it.
+    ///
     /// # Errors
     /// Where the file is not a case.
-    pub fn read(path: &Path, device: Device, half: bool) -> Result<Self> {
+    pub fn read(path: &Path, weights: Option<&Path>, device: Device, half: bool) -> Result<Self> {
         let (tensors, _) = read_safetensors(path)?;
         let bytes = fs::read(path)?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
@@ -35,7 +45,10 @@ impl Case {
         Ok(Case {
             component: text("component")?,
             config: text("config")?,
-            weights: entries.get("weights").cloned(),
+            // I3D's case names its network there, which is no file
+            checkpoint: entries
+                .get("weights")
+                .map(|named| weights.map_or(path.with_file_name(named), Path::to_path_buf)),
             tensors,
             device,
             half,
@@ -58,6 +71,30 @@ impl Case {
     /// The input `in.name`, if there is one.
     pub fn optional(&self, name: &str) -> Option<Tensor> {
         Some(self.tensors.get(&format!("in.{name}"))?.to_device(self.device))
+    }
+
+    /// Puts the case's parameters into a network: those of its checkpoint under `prefix`, else synthetic ones.
+    /// With `averaged` those of the checkpoint's moving average, whose names are built from the network's.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read or belongs to another architecture.
+    pub fn fill(&self, parameters: &Parameters, prefix: &str, averaged: bool) -> Result<()> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return parameters.load(&synthesize(&parameters.named(), ""));
+        };
+        let tensors = read_state_dict(checkpoint)?;
+        let own: BTreeMap<String, Tensor> = if averaged {
+            let inner = prefix.trim_start_matches("model.");
+            let stored = |name: &str| format!("model_ema.{}", format!("{inner}{name}").replace('.', ""));
+            let find = |(name, _): (String, Tensor)| Some((name.clone(), tensors.get(&stored(&name))?.shallow_clone()));
+            parameters.named().into_iter().filter_map(find).collect()
+        } else {
+            let strip = |(name, tensor): (&String, &Tensor)| {
+                Some((name.strip_prefix(prefix)?.to_string(), tensor.shallow_clone()))
+            };
+            tensors.iter().filter_map(strip).collect()
+        };
+        parameters.load(&own).with_context(|| checkpoint.display().to_string())
     }
 
     /// What the reference made: names without `out.`.

@@ -14,7 +14,6 @@ use crate::{
     nn::Parameters,
     torch::{Adam, Autocast},
     train::{Ema, Optimizer},
-    weights::synthesize,
 };
 
 /// The released names of a U-Net's settings.
@@ -34,6 +33,8 @@ struct ReleasedUNet {
     num_classes: Option<i64>,
     use_temporal_transformer: bool,
     context_dim: Option<i64>,
+    /// The checkpoint's moving average is asked for.
+    ema: bool,
 }
 
 impl Default for ReleasedUNet {
@@ -52,6 +53,7 @@ impl Default for ReleasedUNet {
             num_classes: None,
             use_temporal_transformer: false,
             context_dim: None,
+            ema: false,
         }
     }
 }
@@ -80,7 +82,7 @@ impl ReleasedUNet {
         };
         let parameters = Parameters::new(case.device(), 0);
         let unet = UNet3d::new(&parameters.root(), &config, &ports);
-        parameters.load(&synthesize(&parameters.named(), ""))?;
+        case.fill(&parameters, "model.diffusion_model.", self.ema)?;
         Ok((unet, parameters))
     }
 }
