@@ -131,6 +131,12 @@ pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     extension.is_some_and(|extension| extensions.contains(&extension.as_str()))
 }
 
+/// The videos that were found, of which there must be some; else says what was looked for and what is there.
+pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Vec<VideoEntry>> {
+    ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
+    Ok(videos)
+}
+
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names
 /// are passed over.
 pub(super) fn walk(root: &Path, visit: &mut impl FnMut(&Path, Vec<PathBuf>)) -> Result<()> {

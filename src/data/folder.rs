@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
-use super::dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, walk};
+use super::dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
 
 const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
 
@@ -27,8 +27,7 @@ impl VideoDataset for Folder {
                 }
             }
         })?;
-        ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", self.root.display());
-        Ok(videos)
+        some(videos, &self.root, &wanted, others)
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use super::{
-    dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, walk},
+    dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
     frame_folder::natural_order,
 };
 
@@ -30,8 +30,7 @@ impl VideoDataset for Frames {
                 videos.push(VideoEntry { name: folder.display().to_string(), source: Source::Frames(files) });
             }
         })?;
-        ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", self.root.display());
-        Ok(videos)
+        some(videos, &self.root, &wanted, others)
     }
 }
 

@@ -45,7 +45,6 @@ impl Case {
         Ok(Case {
             component: text("component")?,
             config: text("config")?,
-            // I3D's case names its network there, which is no file
             checkpoint: entries
                 .get("weights")
                 .map(|named| weights.map_or(path.with_file_name(named), Path::to_path_buf)),
