@@ -1,11 +1,13 @@
 //! Diffusion in latent space: noise schedule, denoisers, samplers, training objective.
 //! Pixels never enter here.
 
+mod conditioning;
 mod denoiser;
 mod objective;
 mod sampler;
 mod schedule;
 
+pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GuidanceConfig, frame_conditioned};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
 pub use objective::{GivenFrames, Loss, Objective};
 pub use sampler::{Ddim, Ddpm, Sampler, SamplerConfig, SamplerRun, Variance, sample};
