@@ -246,7 +246,8 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
     let moments = LatentMoments { scale: value("scale")?, shift: value("shift")? };
-    LatentSpace::new(&experiment.autoencoder, &weights(checkpoint), moments, device)
+    let clip = experiment.data.frames / experiment.autoencoder.factors[0];
+    LatentSpace::new(&experiment.autoencoder, &weights(checkpoint), moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{AutoencoderConfig, VideoAutoencoder};
+use super::{AutoencoderConfig, Chunks, VideoAutoencoder};
 use crate::nn::Parameters;
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
@@ -38,6 +38,8 @@ pub struct LatentSpace {
     autoencoder: VideoAutoencoder,
     pub config: AutoencoderConfig,
     pub moments: LatentMoments,
+    /// Latent frames of the clips on which the autoencoder was trained.
+    pub clip: i64,
     device: Device,
 }
 
@@ -48,13 +50,14 @@ impl LatentSpace {
         config: &AutoencoderConfig,
         weights: &BTreeMap<String, Tensor>,
         moments: LatentMoments,
+        clip: i64,
         device: Device,
     ) -> Result<Self> {
         let parameters = Parameters::new(device, 0);
         let autoencoder = VideoAutoencoder::new(&parameters.root(), config);
         parameters.load(weights)?;
         parameters.freeze();
-        Ok(LatentSpace { autoencoder, config: config.clone(), moments, device })
+        Ok(LatentSpace { autoencoder, config: config.clone(), moments, clip, device })
     }
 
     /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`.
@@ -75,6 +78,24 @@ impl LatentSpace {
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
         no_grad(|| self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device))))
+    }
+
+    /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each shared.
+    pub fn chunks(&self) -> Chunks {
+        Chunks {
+            length: self.clip,
+            overlap: self.clip / 2,
+            factor: self.config.factors[0],
+            reach: self.config.decoder_reach(),
+        }
+    }
+
+    /// Normalised z_0 `[1, C, F, h, w]` of any length → the video in pieces `[3, f, H, W]`, in order, not clamped.
+    ///
+    /// # Errors
+    /// Those of `hand_on`.
+    pub fn decode_long(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
     }
 
     /// Clips → their reconstruction through the posterior's mean.

@@ -1,6 +1,7 @@
 //! Networks, one a file. Each reads bottom-up: configuration, blocks, network.
 
 mod autoencoder;
+mod chunks;
 mod discriminator;
 pub mod i3d;
 mod latent_space;
@@ -8,6 +9,7 @@ pub mod lpips;
 mod unet3d;
 
 pub use autoencoder::{AutoencoderConfig, Posterior, VideoAutoencoder};
+pub use chunks::Chunks;
 pub use discriminator::{DiscriminatorConfig, PatchDiscriminator};
 pub use i3d::I3d;
 pub use latent_space::{LatentMoments, LatentSpace};
