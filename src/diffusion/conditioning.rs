@@ -244,7 +244,7 @@ mod tests {
             }] += 1.0 / 4000.0;
         }
         for (found, wanted) in counts.into_iter().zip([0.5, 0.15, 0.15, 0.2]) {
-            assert!((found - wanted as f64).abs() < 0.03, "{counts:?}");
+            assert!((found - wanted).abs() < 0.03, "{counts:?}");
         }
     }
 
