@@ -9,8 +9,8 @@ use crate::{
     checkpoint::{self, Checkpoint},
     data::to_u8,
     diffusion::{NoiseSchedule, SamplerConfig, UNetDenoiser, sample},
-    experiment::{AutoencoderExperiment, DiffusionExperiment},
-    models::{LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetPorts},
+    experiment::DiffusionExperiment,
+    models::{LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition, UNetPorts},
     nn::Parameters,
     random::{Purpose, normal_batch},
 };
@@ -143,16 +143,16 @@ pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
 /// The latent space of a checkpoint.
 ///
 /// # Errors
-/// Weights of another architecture.
+/// Damaged settings; weights of another architecture.
 pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpace> {
-    let experiment: AutoencoderExperiment =
-        serde_json::from_value(checkpoint.experiment.clone()).context("the stored experiment")?;
+    let autoencoder: LatentSpaceConfig =
+        serde_json::from_value(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
     let measured = checkpoint.part("latent");
     let value = |name: &str| {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
     let moments = LatentMoments { scale: value("scale")?, shift: value("shift")? };
-    LatentSpace::new(&experiment.autoencoder, &weights(checkpoint), moments, device)
+    LatentSpace::new(&autoencoder, &weights(checkpoint), moments, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run.
