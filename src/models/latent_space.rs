@@ -83,7 +83,7 @@ impl LatentSpaceConfig {
 /// Either autoencoder.
 enum Autoencoder {
     Image(Box<ImageAutoencoder>),
-    Video(VideoAutoencoder),
+    Video(Box<VideoAutoencoder>),
 }
 
 impl Autoencoder {
@@ -125,7 +125,9 @@ impl LatentSpace {
             LatentSpaceConfig::Image { image } => {
                 Autoencoder::Image(Box::new(ImageAutoencoder::new(&parameters.root(), image)))
             }
-            LatentSpaceConfig::Video(video) => Autoencoder::Video(VideoAutoencoder::new(&parameters.root(), video)),
+            LatentSpaceConfig::Video(video) => {
+                Autoencoder::Video(Box::new(VideoAutoencoder::new(&parameters.root(), video)))
+            }
         };
         parameters.load(weights)?;
         parameters.freeze();
