@@ -1,18 +1,24 @@
 //! From a trained run to videos: noise → sampler × denoiser → z_0 → decoder → u8.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
     checkpoint::{self, Checkpoint},
     data::to_u8,
-    diffusion::{NoiseSchedule, SamplerConfig, UNetDenoiser, sample},
+    diffusion::{
+        Denoiser, FrameConditioning, GivenLatents, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig, UNetDenoiser,
+        frame_conditioned, sample,
+    },
     experiment::DiffusionExperiment,
-    models::{LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition, UNetPorts},
+    models::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition, UNetPorts},
     nn::Parameters,
-    random::{Purpose, normal_batch},
+    random::{Purpose, normal, normal_batch},
 };
 
 /// A denoiser with its schedule and latent space.
@@ -20,9 +26,30 @@ pub struct Generator {
     pub unet: UNet3d,
     pub schedule: NoiseSchedule,
     pub space: LatentSpace,
-    /// A latent's shape, `[C, F, h, w]`.
+    /// The shape of what the network makes, `[C, F, h, w]`.
     pub latent: [i64; 4],
-    predict: crate::diffusion::Predict,
+    /// Every n-th latent frame of a video is what the network makes.
+    pub latent_stride: i64,
+    /// Of a network with a mask channel.
+    pub conditioning: Option<FrameConditioning>,
+    predict: Predict,
+}
+
+/// One clip to sample: its noise is a function of the seed and these two numbers alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipId {
+    pub sample: u64,
+    /// The clip's number in a video of several.
+    pub clip: u64,
+}
+
+/// Frames that all clips of a batch are given.
+pub struct Given<'a> {
+    /// Their places in the clip.
+    pub indices: &'a [i64],
+    /// Normalised latents `[N, C, k, h, w]`.
+    pub frames: &'a Tensor,
+    pub guidance: GuidanceConfig,
 }
 
 impl Generator {
@@ -32,14 +59,20 @@ impl Generator {
     /// Settings that do not fit together.
     pub fn new(experiment: &DiffusionExperiment, space: LatentSpace, parameters: &Parameters) -> Result<Self> {
         let data = &experiment.data;
-        let latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let mut latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
+        latent[1] = (latent[1] - 1) / experiment.latent_stride + 1;
         experiment.unet.validate()?;
-        let ports = UNetPorts { inputs: latent[0], outputs: latent[0], temporal_length: latent[1], classes: None };
+        let schedule = NoiseSchedule::new(&experiment.schedule)?;
+        if let Some(conditioning) = &experiment.conditioning {
+            conditioning.validate(latent[1], schedule.steps()).context("conditioning")?;
+        }
         Ok(Generator {
-            unet: UNet3d::new(&parameters.root(), &experiment.unet, &ports),
-            schedule: NoiseSchedule::new(&experiment.schedule)?,
+            unet: UNet3d::new(&parameters.root(), &experiment.unet, &ports(experiment, latent)),
+            schedule,
             space,
             latent,
+            latent_stride: experiment.latent_stride,
+            conditioning: experiment.conditioning.clone(),
             predict: experiment.objective.predict,
         })
     }
@@ -73,17 +106,51 @@ impl Generator {
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let draw =
-            |purpose, step| normal_batch(seed, purpose, samples, step, &self.latent).to_device(self.space.device());
-        let denoiser = UNetDenoiser {
-            unet: &self.unet,
-            schedule: &self.schedule,
-            predict: self.predict,
-            mask: None,
-            given: UNetCondition::default(),
+        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { sample, clip: 0 }).collect();
+        self.clips(&clips, self.latent[1], None, sampler, seed, on_step)
+    }
+
+    /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`; a network with a mask channel can be given frames.
+    /// What comes back in their places is the network's, not what was given.
+    ///
+    /// # Errors
+    /// A sampler that does not fit the schedule; frames given to a network without a mask channel.
+    pub fn clips(
+        &self,
+        clips: &[ClipId],
+        frames: i64,
+        given: Option<&Given>,
+        sampler: SamplerConfig,
+        seed: u64,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor> {
+        let [c, _, h, w] = self.latent;
+        let draw = |purpose, frames, step: u64| {
+            let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
+            Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0).to_device(self.space.device())
         };
-        let noise = |i: usize| draw(Purpose::SampleStep, i as u64);
-        sample(&denoiser, &*sampler.build(), &self.schedule, &draw(Purpose::SampleStart, 0), &noise, on_step)
+        let start = draw(Purpose::SampleStart, frames, 0);
+        let denoiser: Box<dyn Denoiser> = if self.conditioning.is_some() {
+            let noise = given.map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
+            let given = given.zip(noise.as_ref()).map(|(given, noise)| GivenLatents {
+                indices: given.indices,
+                frames: given.frames,
+                noise,
+                guidance: given.guidance,
+            });
+            frame_conditioned(&self.unet, &self.schedule, self.predict, &start, given.as_ref())?
+        } else {
+            ensure!(given.is_none(), "this network has no mask channel: it cannot be given frames");
+            Box::new(UNetDenoiser {
+                unet: &self.unet,
+                schedule: &self.schedule,
+                predict: self.predict,
+                mask: None,
+                given: UNetCondition::default(),
+            })
+        };
+        let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
+        sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
 
     /// The numbered samples as u8 `[N, 3, F, H, W]` on the host.
@@ -117,6 +184,33 @@ impl Generator {
     }
 }
 
+/// What enters and leaves an experiment's network, for clips of the shape that it sees.
+pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> UNetPorts {
+    let conditioning = experiment.conditioning.as_ref();
+    UNetPorts {
+        inputs: latent[0] + i64::from(conditioning.is_some()),
+        outputs: latent[0],
+        temporal_length: latent[1],
+        classes: conditioning.and_then(FrameConditioning::levels),
+    }
+}
+
+/// The averaged weights of a diffusion run, fitted to another experiment's network: a short model's to a
+/// prediction model's.
+///
+/// # Errors
+/// A folder that is not such a run.
+pub fn starting_weights(
+    run: &Path,
+    experiment: &DiffusionExperiment,
+    latent: [i64; 4],
+) -> Result<BTreeMap<String, Tensor>> {
+    let (path, found) = checkpoint::open(run)?;
+    let mut weights = weights(&found.expect("diffusion", &path)?);
+    ports(experiment, latent).adopt(&mut weights, &experiment.unet);
+    Ok(weights)
+}
+
 /// The autoencoder that a diffusion run carries with it.
 pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
 
@@ -126,7 +220,7 @@ fn run_of(checkpoint: &Path) -> PathBuf {
 }
 
 /// The averaged weights where there are any, else the last ones.
-pub fn weights(checkpoint: &Checkpoint) -> std::collections::BTreeMap<String, Tensor> {
+pub fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Tensor> {
     let averaged = checkpoint.part("ema");
     if averaged.is_empty() { checkpoint.part("model") } else { averaged }
 }
@@ -152,7 +246,14 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
     let moments = LatentMoments { scale: value("scale")?, shift: value("shift")? };
-    LatentSpace::new(&autoencoder, &weights(checkpoint), moments, device)
+    let clip = match &autoencoder {
+        LatentSpaceConfig::Image { .. } => ImageAutoencoder::FRAMES_PER_PASS,
+        LatentSpaceConfig::Video(video) => {
+            let frames = checkpoint.experiment["data"]["frames"].as_i64().context("the stored data")?;
+            frames / video.factors[0]
+        }
+    };
+    LatentSpace::new(&autoencoder, &weights(checkpoint), moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run.

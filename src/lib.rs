@@ -14,6 +14,7 @@
 //!
 //! ```text
 //! commands                                one verb, one file
+//! report                                  figures of what was measured
 //! train                                   the one loop, its two tasks, the log of a run
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
@@ -40,6 +41,7 @@ pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod random;
+pub mod report;
 pub mod safetensors;
 pub mod torch;
 pub mod train;

@@ -36,7 +36,7 @@ pub enum Purpose {
     Scene = 12,
     /// Which frames are given in training.
     FrameMask = 13,
-    /// Level and noise of the perturbation of given frames.
+    /// Level (in training) and noise (in sampling) of the perturbation of given frames.
     Perturbation = 14,
     /// Subsets drawn by an evaluation.
     Evaluation = 15,

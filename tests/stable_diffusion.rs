@@ -20,6 +20,9 @@ const CPU: Device = Device::Cpu;
 
 type Tensors = BTreeMap<String, Tensor>;
 
+/// Names with shapes.
+type Shapes = BTreeMap<String, Vec<i64>>;
+
 /// A case's configuration, in diffusers' words.
 fn configuration(case: &str) -> Value {
     let bytes = fs::read(source(&format!("tests/parity/{case}.safetensors"))).unwrap();
@@ -29,16 +32,16 @@ fn configuration(case: &str) -> Value {
 }
 
 /// What a diffusers file lists.
-fn listed(file: &str) -> BTreeMap<String, Vec<i64>> {
+fn listed(file: &str) -> Shapes {
     let text = fs::read_to_string(source(&format!("tests/parity/names/{file}.json"))).unwrap();
     serde_json::from_str::<Vec<(String, Vec<i64>)>>(&text).unwrap().into_iter().collect()
 }
 
-fn shapes(tensors: &Tensors) -> BTreeMap<String, Vec<i64>> {
+fn shapes(tensors: &Tensors) -> Shapes {
     tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect()
 }
 
-fn synthetic(shapes: &BTreeMap<String, Vec<i64>>) -> Tensors {
+fn synthetic(shapes: &Shapes) -> Tensors {
     let of_shape = |shape: &Vec<i64>| Tensor::zeros([1], (Kind::Float, CPU)).expand(shape, false);
     let named: Vec<_> = shapes.iter().map(|(name, shape)| (name.clone(), of_shape(shape))).collect();
     synthesize(&named, "")
@@ -68,7 +71,7 @@ fn autoencoder() -> (ImageAutoencoder, Parameters) {
 }
 
 /// Each network with its diffusers names, and where it stands in an original checkpoint.
-fn both() -> [(Network, Parameters, BTreeMap<String, Vec<i64>>, &'static str); 2] {
+fn both() -> [(Network, Parameters, Shapes, &'static str); 2] {
     [
         (UNET, unet(&unet_config()).1, listed("sd_unet_diffusers_names"), "model.diffusion_model."),
         (AUTOENCODER, autoencoder().1, listed("sd_vae_diffusers_names"), "first_stage_model."),
@@ -126,7 +129,7 @@ fn names_travel_round() {
 }
 
 /// diffusers' U-Net as its own modules count: levels, and in each the residual blocks, attentions and resizing.
-fn diffusers_unet(widths: &[i64], attends: &[bool], blocks: usize, context: i64) -> BTreeMap<String, Vec<i64>> {
+fn diffusers_unet(widths: &[i64], attends: &[bool], blocks: usize, context: i64) -> Shapes {
     let mut found = BTreeMap::new();
     let mut add = |name: String, shape: &[i64]| {
         found.insert(format!("{name}.weight"), shape.to_vec());
@@ -457,7 +460,7 @@ fn a_latent_space_holds_either_autoencoder() {
 
     let (autoencoder, parameters) = autoencoder();
     let weights: Tensors = parameters.named().into_iter().collect();
-    let space = LatentSpace::new(&config, &weights, LatentMoments::STABLE_DIFFUSION, CPU).unwrap();
+    let space = LatentSpace::new(&config, &weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).unwrap();
     let x = noise(4, &[1, 3, 3, 16, 16]);
     let moments = space.moments_of(&x);
     let shape = config.latent_shape(3, 16, 16).unwrap();
@@ -468,10 +471,20 @@ fn a_latent_space_holds_either_autoencoder() {
     no_grad(|| {
         let mean = autoencoder.encode(&x).mean;
         assert!(relative_error(&z_0, &(&mean * 0.18215)) < 1e-6);
-        assert!(relative_error(&space.decode(&z_0), &autoencoder.decode(&mean)) < 1e-5);
+        let decoded = autoencoder.decode(&mean);
+        assert!(relative_error(&space.decode(&z_0), &decoded) < 1e-5);
+        // chunks of two frames are the same as the whole
+        let mut pieces = Vec::new();
+        let mut keep = |piece: &Tensor| {
+            pieces.push(piece.shallow_clone());
+            Ok(())
+        };
+        space.decode_long(&z_0, &mut keep).unwrap();
+        assert!(pieces.len() > 1);
+        assert!(relative_error(&Tensor::cat(&pieces, 1).unsqueeze(0), &decoded) < 1e-5);
     });
     let wrong = LatentSpaceConfig::from(ImageAutoencoderConfig { norm_groups: 24, ..image });
-    let error = LatentSpace::new(&wrong, &weights, LatentMoments::STABLE_DIFFUSION, CPU).err().unwrap();
+    let error = LatentSpace::new(&wrong, &weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).err().unwrap();
     assert!(error.to_string().contains("24"), "{error}");
 }
 

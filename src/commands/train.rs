@@ -93,7 +93,7 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path) -> Result<Progres
     if !own.exists() {
         carry_autoencoder(&experiment.autoencoder, run)?;
     }
-    let task = DiffusionTask::new(experiment, open_latent_space(&own, device)?, device, position)?;
+    let task = DiffusionTask::new(experiment, open_latent_space(&own, device)?, device, position, resume.is_none())?;
     Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.train()
 }
 

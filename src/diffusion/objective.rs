@@ -37,6 +37,8 @@ pub struct GivenFrames {
     pub level: Option<Tensor>,
     /// The noise at that level, `[B, C, F, h, w]`.
     pub noise: Tensor,
+    /// The loss is the mean over frames that are not given.
+    pub masked_loss: bool,
 }
 
 impl Objective {
@@ -51,7 +53,7 @@ impl Objective {
         given: Option<&GivenFrames>,
     ) -> Tensor {
         let z_t = schedule.add_noise(z_0, t, noise);
-        let (prediction, given_noise) = match given {
+        let (prediction, given_frames) = match given {
             None => (unet.forward(&z_t, t, &UNetCondition::default()), None),
             Some(given) => {
                 let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
@@ -63,19 +65,27 @@ impl Objective {
                 let z = z_t * (1.0 - &mask) + frames * &mask;
                 let condition = UNetCondition { level: given.level.as_ref().map(Tensor::shallow_clone), context: None };
                 let output = unet.forward(&Tensor::cat(&[z, mask.shallow_clone()], 1), t, &condition);
-                (output, Some((mask, &given.noise)))
+                (output, Some((mask, given)))
             }
         };
-        let target = match (self.predict, given_noise) {
+        let target = match (self.predict, &given_frames) {
             (Predict::Z0, _) => z_0.shallow_clone(),
             (Predict::Noise, None) => noise.shallow_clone(),
             // on given frames: the noise that was put on them
-            (Predict::Noise, Some((mask, put))) => noise * (1.0 - &mask) + put * &mask,
+            (Predict::Noise, Some((mask, given))) => noise * (1.0 - mask) + &given.noise * mask,
         };
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
-        match self.loss {
-            Loss::L1 => prediction.l1_loss(&target, Reduction::Mean),
-            Loss::L2 => prediction.mse_loss(&target, Reduction::Mean),
+        let compare = |reduction| match self.loss {
+            Loss::L1 => prediction.l1_loss(&target, reduction),
+            Loss::L2 => prediction.mse_loss(&target, reduction),
+        };
+        match given_frames {
+            Some((mask, given)) if given.masked_loss => {
+                let made: Tensor = 1.0 - mask;
+                let made = made.expand_as(&target);
+                (compare(Reduction::None) * &made).sum(None) / made.sum(None)
+            }
+            _ => compare(Reduction::Mean),
         }
     }
 }

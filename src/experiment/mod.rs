@@ -14,7 +14,7 @@ pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConf
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
     data::{DataConfig, DatasetConfig},
-    diffusion::{Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{FrameConditioning, Objective, SamplerConfig, ScheduleConfig},
     metrics::EvaluationConfig,
     models::{AutoencoderConfig, UNetConfig},
 };
@@ -94,6 +94,15 @@ pub struct DiffusionExperiment {
     pub latents: Option<PathBuf>,
     /// A run of `lvdm train autoencoder`, or one of its checkpoints.
     pub autoencoder: PathBuf,
+    /// Every n-th latent frame of a clip is what the network sees: the sparse frames of hierarchical generation.
+    #[serde(default = "one")]
+    pub latent_stride: i64,
+    /// For a prediction or interpolation model: which frames it is given.
+    #[serde(default)]
+    pub conditioning: Option<FrameConditioning>,
+    /// A diffusion run whose averaged weights are where training starts: a short-video model.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
     #[serde(default)]
     pub schedule: ScheduleConfig,
     #[serde(default)]
@@ -118,6 +127,10 @@ impl Experiment for DiffusionExperiment {
             "autoencoder: there is no {} (train it first: lvdm train autoencoder …)",
             self.autoencoder.display()
         );
+        ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
+        if let Some(run) = &self.start_from {
+            ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
+        }
         let schedule = crate::diffusion::NoiseSchedule::new(&self.schedule)?;
         self.sampler.build().start(&schedule).context("sampler")?;
         self.unet.validate().context("unet")?;
@@ -157,6 +170,10 @@ pub enum Generated {
     },
     /// Read from files.
     Clips { data: DataConfig },
+}
+
+fn one() -> i64 {
+    1
 }
 
 fn batch() -> i64 {

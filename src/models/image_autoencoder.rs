@@ -7,9 +7,6 @@ use tch::Tensor;
 use super::Posterior;
 use crate::nn::{Conv2d, GroupNorm, Init, Linear, Scope, attention};
 
-/// Frames in the network at a time, so that memory does not grow with a video's length.
-const FRAMES_PER_PASS: i64 = 8;
-
 /// What the image autoencoder looks like. The default is that of Stable Diffusion 1.x.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -286,6 +283,9 @@ pub struct ImageAutoencoder {
 }
 
 impl ImageAutoencoder {
+    /// Frames in the network at a time, so that memory does not grow with a video's length.
+    pub const FRAMES_PER_PASS: i64 = 8;
+
     pub fn new(scope: &Scope, config: &ImageAutoencoderConfig) -> Self {
         let latent = config.latent_channels;
         ImageAutoencoder {
@@ -313,7 +313,7 @@ impl ImageAutoencoder {
 fn frame_by_frame(video: &Tensor, network: impl Fn(&Tensor) -> Tensor) -> Tensor {
     let (b, c, f, h, w) = video.size5().expect("a video [B, C, F, H, W]");
     let frames = video.transpose(1, 2).reshape([b * f, c, h, w]);
-    let images: Vec<Tensor> = frames.split(FRAMES_PER_PASS, 0).iter().map(network).collect();
+    let images: Vec<Tensor> = frames.split(ImageAutoencoder::FRAMES_PER_PASS, 0).iter().map(network).collect();
     let images = Tensor::cat(&images, 0);
     let (_, c, h, w) = images.size4().expect("images [B·F, C, H, W]");
     images.reshape([b, f, c, h, w]).transpose(1, 2) // [B, C, F, H, W]

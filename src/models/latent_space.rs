@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
+use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
 use crate::nn::Parameters;
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
@@ -107,6 +107,9 @@ pub struct LatentSpace {
     autoencoder: Autoencoder,
     pub config: LatentSpaceConfig,
     pub moments: LatentMoments,
+    /// Latent frames of the clips on which the video autoencoder was trained, or of what goes through the image
+    /// autoencoder at a time.
+    pub clip: i64,
     device: Device,
 }
 
@@ -117,6 +120,7 @@ impl LatentSpace {
         config: &LatentSpaceConfig,
         weights: &BTreeMap<String, Tensor>,
         moments: LatentMoments,
+        clip: i64,
         device: Device,
     ) -> Result<Self> {
         config.validate()?;
@@ -131,7 +135,7 @@ impl LatentSpace {
         };
         parameters.load(weights)?;
         parameters.freeze();
-        Ok(LatentSpace { autoencoder, config: config.clone(), moments, device })
+        Ok(LatentSpace { autoencoder, config: config.clone(), moments, clip, device })
     }
 
     /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`.
@@ -152,6 +156,28 @@ impl LatentSpace {
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
         no_grad(|| self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device))))
+    }
+
+    /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each
+    /// shared; by the image autoencoder, chunks that share nothing.
+    pub fn chunks(&self) -> Chunks {
+        match &self.config {
+            LatentSpaceConfig::Image { .. } => Chunks { length: self.clip, overlap: 0, factor: 1, reach: 0 },
+            LatentSpaceConfig::Video(video) => Chunks {
+                length: self.clip,
+                overlap: self.clip / 2,
+                factor: video.factors[0],
+                reach: video.decoder_reach(),
+            },
+        }
+    }
+
+    /// Normalised z_0 `[1, C, F, h, w]` of any length → the video in pieces `[3, f, H, W]`, in order, not clamped.
+    ///
+    /// # Errors
+    /// Those of `hand_on`.
+    pub fn decode_long(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
     }
 
     /// Clips → their reconstruction through the posterior's mean.

@@ -1,6 +1,7 @@
 //! Networks, one a file. Each reads bottom-up: configuration, blocks, network.
 
 mod autoencoder;
+mod chunks;
 mod clip_text;
 mod discriminator;
 pub mod i3d;
@@ -11,6 +12,7 @@ pub mod stable_diffusion;
 mod unet3d;
 
 pub use autoencoder::{AutoencoderConfig, Posterior, VideoAutoencoder};
+pub use chunks::Chunks;
 pub use clip_text::{ClipText, ClipTextConfig, TextActivation};
 pub use discriminator::{DiscriminatorConfig, PatchDiscriminator};
 pub use i3d::I3d;

@@ -1,7 +1,7 @@
 //! The denoising U-Net on video latents (paper, section 3.2): space-only convolutions, and in some
 //! levels attention over the positions of a frame, then over the frames of a position.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -134,6 +134,35 @@ pub struct UNetPorts {
     pub temporal_length: i64,
     /// Rows of the class embedding: noise levels of given frames.
     pub classes: Option<i64>,
+}
+
+impl UNetPorts {
+    /// Fits the weights of a network with other ports to these, so that it computes the same as long as what
+    /// is new is not used: input channels and the class embedding start at zero; relative positions are matched
+    /// by distance, and those beyond the old table start as its farthest.
+    pub fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, config: &UNetConfig) {
+        for (name, weight) in weights.iter_mut() {
+            if name == "input_blocks.0.0.weight" {
+                let more = self.inputs - weight.size()[1];
+                if more > 0 {
+                    *weight = weight.constant_pad_nd([0, 0, 0, 0, 0, 0, 0, more]);
+                }
+            } else if name.ends_with("embeddings_table") {
+                let known = (weight.size()[0] - 1) / 2;
+                let wanted = Tensor::arange_start(
+                    -self.temporal_length,
+                    self.temporal_length + 1,
+                    (Kind::Int64, weight.device()),
+                );
+                *weight = weight.index_select(0, &(wanted.clamp(-known, known) + known));
+            }
+        }
+        if let Some(rows) = self.classes {
+            weights
+                .entry("label_emb.weight".into())
+                .or_insert_with(|| Tensor::zeros([rows, 4 * config.channels], (Kind::Float, tch::Device::Cpu)));
+        }
+    }
 }
 
 /// What a forward pass is given besides z_t and t.

@@ -1,14 +1,15 @@
 //! Training of the denoiser in the latent space of a frozen autoencoder.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor};
 
 use super::{Batch, LatentFile, Phase, Picture, Task};
 use crate::{
     data::{Loader, normalise},
+    diffusion::GivenFrames,
     experiment::DiffusionExperiment,
-    generate::Generator,
+    generate::{Generator, starting_weights},
     models::LatentSpace,
     nn::Parameters,
     random::{Purpose, normal_batch, stream},
@@ -31,11 +32,17 @@ pub struct DiffusionTask {
 }
 
 impl DiffusionTask {
-    /// `position` is the first sample of the data.
+    /// `position` is the first sample of the data; `fresh` is false where a checkpoint's weights come next.
     ///
     /// # Errors
     /// Data that is not there or does not fit the networks.
-    pub fn new(experiment: &DiffusionExperiment, space: LatentSpace, device: Device, position: u64) -> Result<Self> {
+    pub fn new(
+        experiment: &DiffusionExperiment,
+        space: LatentSpace,
+        device: Device,
+        position: u64,
+        fresh: bool,
+    ) -> Result<Self> {
         let data = &experiment.data;
         let (batch, seed) = (experiment.trainer.batch, experiment.seed);
         let latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
@@ -54,6 +61,10 @@ impl DiffusionTask {
         };
         let parameters = Parameters::new(device, seed);
         let generator = Generator::new(experiment, space, &parameters)?;
+        if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
+            let weights = starting_weights(run, experiment, generator.latent)?;
+            parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
+        }
         Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
     }
 }
@@ -87,17 +98,29 @@ impl Task for DiffusionTask {
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
         let seed = self.experiment.seed;
-        let Generator { unet, schedule, space, latent, .. } = &self.generator;
+        let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| normal_batch(seed, purpose, &batch.samples, 0, latent).to_device(self.device);
-        let z_0 = space.sample(&batch.data, &draw(Purpose::Posterior));
-        let t: Vec<i64> = batch
-            .samples
-            .iter()
-            .map(|&sample| stream(seed, Purpose::DiffusionTime, sample, 0).random_range(0..schedule.steps()))
-            .collect();
-        let t = Tensor::from_slice(&t).to_device(self.device);
+        let seen = batch.data.slice(2, None, None, *latent_stride);
+        let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
+        let below = |purpose, most: i64| {
+            let one = |&sample: &u64| stream(seed, purpose, sample, 0).random_range(0..most);
+            Tensor::from_slice(&batch.samples.iter().map(one).collect::<Vec<i64>>()).to_device(self.device)
+        };
+        let t = below(Purpose::DiffusionTime, schedule.steps());
         let noise = draw(Purpose::DiffusionNoise);
-        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, None);
+        let given = conditioning.as_ref().map(|conditioning| {
+            let mask =
+                |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
+            let level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
+            GivenFrames {
+                mask: Tensor::stack(&batch.samples.iter().map(mask).collect::<Vec<_>>(), 0).to_device(self.device),
+                // one noise for both levels, as released; clean frames carry none
+                noise: if level.is_some() { noise.shallow_clone() } else { noise.zeros_like() },
+                level,
+                masked_loss: conditioning.masked_loss,
+            }
+        });
+        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, given.as_ref());
         (&loss * scale).backward();
         Ok(vec![("loss", loss.to_device(Device::Cpu).double_value(&[]))])
     }

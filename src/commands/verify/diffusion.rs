@@ -7,8 +7,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved};
 use crate::{
     diffusion::{
-        Ddim, Ddpm, Denoiser, FrameConditioned, GivenFrames, Guidance, Guided, Loss, NoiseSchedule, Objective, Predict,
-        Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, sample,
+        Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule, Objective,
+        Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
     },
     models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
@@ -160,50 +160,36 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
     let (unet, _parameters) = config.unet.build(case)?;
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let (start, noise) = (case.input("x_T")?, case.input("noise")?);
-    let (b, _, f, _, _) = start.size5()?;
-
-    let denoiser = |mask: Option<&Tensor>, level: Option<&Tensor>| UNetDenoiser {
-        unet: &unet,
-        schedule: &schedule,
-        predict: Predict::Noise,
-        mask: mask.map(Tensor::shallow_clone),
-        given: UNetCondition { level: level.map(Tensor::shallow_clone), context: None },
-    };
-    let empty = Tensor::zeros([b, 1, f, 1, 1], (start.kind(), start.device()));
-    let given: Vec<i64> = match config.mode.as_str() {
+    let frames = start.size()[2];
+    let indices: Vec<i64> = match config.mode.as_str() {
         "unconditional" | "empty" => vec![],
         "pred" => (0..config.given_frames).collect(),
-        "interp" => vec![0, f - 1],
+        "interp" => vec![0, frames - 1],
         other => bail!("unknown mode `{other}`"),
     };
-    let denoiser: Box<dyn Denoiser> = if config.mode == "unconditional" {
-        Box::new(denoiser(None, None))
-    } else if given.is_empty() {
-        Box::new(denoiser(Some(&empty), None))
-    } else {
-        let given = Tensor::from_slice(&given).to_device(start.device());
-        let mut frames = case.input("cond_frames")?;
-        let mut level = None;
-        if let Some(s) = config.cond_noise_level {
-            let s = Tensor::full([b], s, (Kind::Int64, start.device()));
-            frames = schedule.add_noise(&frames, &s, &case.input("cond_noise")?);
-            level = Some(s);
-        }
-        let frames = start.zeros_like().index_copy(2, &given, &frames);
-        let mask = empty.index_fill(2, &given, 1.0);
-        let conditional = denoiser(Some(&mask), level.as_ref());
-        match config.guidance {
-            None => Box::new(FrameConditioned { inner: conditional, frames, mask }),
-            Some(weight) => {
-                let form = match config.guidance_form.as_deref() {
-                    Some("interpolate") | None => Guidance::Interpolate,
-                    Some("cfg_original") => Guidance::CfgOriginal,
-                    Some(other) => bail!("unknown guidance form `{other}`"),
-                };
-                let unconditional = denoiser(Some(&empty), None);
-                let inner = Guided { conditional, unconditional, weight, form, schedule: &schedule };
-                Box::new(FrameConditioned { inner, frames, mask })
-            }
+    let denoiser: Box<dyn Denoiser> = match config.mode.as_str() {
+        "unconditional" => Box::new(UNetDenoiser {
+            unet: &unet,
+            schedule: &schedule,
+            predict: Predict::Noise,
+            mask: None,
+            given: UNetCondition::default(),
+        }),
+        "empty" => frame_conditioned(&unet, &schedule, Predict::Noise, &start, None)?,
+        _ => {
+            let form = match config.guidance_form.as_deref() {
+                Some("interpolate") | None => Guidance::Interpolate,
+                Some("cfg_original") => Guidance::CfgOriginal,
+                Some(other) => bail!("unknown guidance form `{other}`"),
+            };
+            let guidance = match config.guidance {
+                Some(weight) => GuidanceConfig { weight, form, level: config.cond_noise_level },
+                None => GuidanceConfig { weight: 1.0, form: Guidance::Interpolate, level: config.cond_noise_level },
+            };
+            let frames = case.input("cond_frames")?;
+            let noise = if guidance.level.is_some() { case.input("cond_noise")? } else { frames.zeros_like() };
+            let given = GivenLatents { indices: &indices, frames: &frames, noise: &noise, guidance };
+            frame_conditioned(&unet, &schedule, Predict::Noise, &start, Some(&given))?
         }
     };
     let sampler: Box<dyn Sampler> = match config.sampler.as_str() {
@@ -247,8 +233,12 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     // given frames carry the same noise, at level s
-    let given =
-        case.optional("mask").map(|mask| GivenFrames { mask, level: case.optional("s"), noise: noise.shallow_clone() });
+    let given = case.optional("mask").map(|mask| GivenFrames {
+        mask,
+        level: case.optional("s"),
+        noise: noise.shallow_clone(),
+        masked_loss: false,
+    });
     let objective = objective(&config.loss, &config.parameterization)?;
     let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, given.as_ref());
     loss.backward();

@@ -1,0 +1,269 @@
+//! Frames that a clip is made to fit: the masks of prediction and interpolation (paper, section 3.3),
+//! and how given frames enter training and sampling.
+
+use anyhow::{Context, Result, ensure};
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use super::{Denoiser, FrameConditioned, Guidance, Guided, NoiseSchedule, Predict, UNetDenoiser};
+use crate::models::{UNet3d, UNetCondition};
+
+/// Which frames of a clip are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameMask {
+    Unconditional,
+    /// The first k.
+    Prefix(i64),
+    /// The first and the last.
+    Endpoints,
+    /// 0, n, 2n, …
+    EveryNth(i64),
+}
+
+impl FrameMask {
+    /// The given ones of `frames` frames, in order.
+    pub fn indices(self, frames: i64) -> Vec<i64> {
+        match self {
+            FrameMask::Unconditional => Vec::new(),
+            FrameMask::Prefix(k) => (0..k).collect(),
+            FrameMask::Endpoints => vec![0, frames - 1],
+            FrameMask::EveryNth(n) => (0..frames).step_by(n as usize).collect(),
+        }
+    }
+
+    /// `[1, F, 1, 1]`, float32 on the host: one where a frame is given.
+    pub fn tensor(self, frames: i64) -> Tensor {
+        mask(&self.indices(frames), frames)
+    }
+}
+
+/// `[1, F, 1, 1]`: one at the given indices.
+fn mask(given: &[i64], frames: i64) -> Tensor {
+    let mask = Tensor::zeros([1, frames, 1, 1], (Kind::Float, Device::Cpu));
+    mask.index_fill(1, &Tensor::from_slice(given), 1.0)
+}
+
+/// How a network with a mask channel is trained. The defaults are the released prediction model's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FrameConditioning {
+    /// Probability that the frames to interpolate between are given.
+    pub interpolation: f64,
+    /// Those are every n-th frame; without a number the first and the last.
+    pub interpolation_every: Option<i64>,
+    /// Probability, where it is not interpolation, that the first k frames are given.
+    pub prediction: f64,
+    /// k is drawn from these.
+    pub prefixes: Vec<i64>,
+    /// Conditional latent perturbation: given frames carry noise of a level drawn below this number of
+    /// diffusion steps, and the network is told the level. `null` for clean frames.
+    pub perturbation: Option<i64>,
+    /// The loss leaves the given frames out.
+    pub masked_loss: bool,
+}
+
+impl Default for FrameConditioning {
+    fn default() -> Self {
+        FrameConditioning {
+            interpolation: 0.0,
+            interpolation_every: None,
+            prediction: 0.5,
+            prefixes: vec![1],
+            perturbation: Some(250),
+            masked_loss: false,
+        }
+    }
+}
+
+impl FrameConditioning {
+    /// For clips of `frames` latent frames and a schedule of `steps`.
+    ///
+    /// # Errors
+    /// Names the number that does not fit.
+    pub fn validate(&self, frames: i64, steps: i64) -> Result<()> {
+        for (name, p) in [("interpolation", self.interpolation), ("prediction", self.prediction)] {
+            ensure!((0.0..=1.0).contains(&p), "{name} is a probability, not {p}");
+        }
+        ensure!(
+            self.interpolation == 0.0 || frames >= 3,
+            "interpolation needs clips of at least 3 latent frames, these have {frames}"
+        );
+        if let Some(n) = self.interpolation_every {
+            ensure!(n >= 2, "interpolation_every must be at least 2, not {n}: something must be left to make");
+        }
+        ensure!(self.prediction == 0.0 || !self.prefixes.is_empty(), "prefixes: prediction needs at least one");
+        for &k in &self.prefixes {
+            ensure!((1..frames).contains(&k), "prefixes: {k} given frames of a clip of {frames} latent frames");
+        }
+        if let Some(s) = self.perturbation {
+            ensure!((1..=steps).contains(&s), "perturbation must lie in 1 … {steps}, not {s}");
+        }
+        Ok(())
+    }
+
+    /// Rows of the network's class embedding: one a level, and the released one more.
+    pub fn levels(&self) -> Option<i64> {
+        self.perturbation.map(|s| s + 1)
+    }
+
+    /// The mask of one training sample.
+    pub fn draw(&self, generator: &mut impl Rng) -> FrameMask {
+        if generator.random_bool(self.interpolation) {
+            return self.interpolation_every.map_or(FrameMask::Endpoints, FrameMask::EveryNth);
+        }
+        if generator.random_bool(self.prediction) {
+            return FrameMask::Prefix(self.prefixes[generator.random_range(0..self.prefixes.len())]);
+        }
+        FrameMask::Unconditional
+    }
+}
+
+/// How strongly, and how clean, frames are given when sampling. The defaults are those of the released script.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuidanceConfig {
+    /// Weight w of the unconditional prediction's difference.
+    pub weight: f64,
+    pub form: Guidance,
+    /// Noise level s of the given frames, for networks that were trained with perturbation; `null` for clean frames.
+    pub level: Option<i64>,
+}
+
+impl Default for GuidanceConfig {
+    fn default() -> Self {
+        GuidanceConfig { weight: 0.1, form: Guidance::CfgOriginal, level: Some(100) }
+    }
+}
+
+impl GuidanceConfig {
+    /// # Errors
+    /// A level that the network does not know.
+    pub fn validate(&self, conditioning: &FrameConditioning) -> Result<()> {
+        ensure!(self.weight.is_finite(), "the guidance weight is {}", self.weight);
+        match (self.level, conditioning.perturbation) {
+            (Some(s), Some(most)) => ensure!((0..most).contains(&s), "level {s}: the network was trained below {most}"),
+            (Some(s), None) => anyhow::bail!("level {s}: the network was trained on clean given frames"),
+            (None, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether the unconditional prediction has no part in the mixture.
+    fn only_conditional(&self) -> bool {
+        match self.form {
+            Guidance::Interpolate => self.weight == 1.0,
+            Guidance::CfgOriginal => self.weight == 0.0,
+        }
+    }
+}
+
+/// Frames that a clip must fit, when sampling.
+pub struct GivenLatents<'a> {
+    /// Their places in the clip.
+    pub indices: &'a [i64],
+    /// Clean, `[B, C, k, h, w]`.
+    pub frames: &'a Tensor,
+    /// Noise for them, of their shape, used once; read only where there is a level.
+    pub noise: &'a Tensor,
+    pub guidance: GuidanceConfig,
+}
+
+/// The denoiser of a network with a mask channel, for clips `[B, C, F, h, w]` of the shape of `like`.
+/// With nothing given the mask is empty and the network is told no level.
+pub fn frame_conditioned<'a>(
+    unet: &'a UNet3d,
+    schedule: &'a NoiseSchedule,
+    predict: Predict,
+    like: &Tensor,
+    given: Option<&GivenLatents>,
+) -> Result<Box<dyn Denoiser + 'a>> {
+    let (b, _, f, _, _) = like.size5()?;
+    let network = |mask: &Tensor, level: Option<&Tensor>| UNetDenoiser {
+        unet,
+        schedule,
+        predict,
+        mask: Some(mask.shallow_clone()),
+        given: UNetCondition { level: level.map(Tensor::shallow_clone), context: None },
+    };
+    let on_clip = |given: &[i64]| mask(given, f).to_device(like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
+    let empty = on_clip(&[]);
+    let Some(given) = given else { return Ok(Box::new(network(&empty, None))) };
+    let mask = on_clip(given.indices);
+    let (frames, level) = match given.guidance.level {
+        None => (given.frames.shallow_clone(), None),
+        Some(s) => {
+            let s = Tensor::full([b], s, (Kind::Int64, like.device()));
+            (schedule.add_noise(given.frames, &s, given.noise), Some(s))
+        }
+    };
+    let places = Tensor::from_slice(given.indices).to_device(like.device());
+    let frames =
+        like.zeros_like().f_index_copy(2, &places, &frames).context("given frames do not fit into the clip")?;
+    let conditional = network(&mask, level.as_ref());
+    if given.guidance.only_conditional() {
+        return Ok(Box::new(FrameConditioned { inner: conditional, frames, mask }));
+    }
+    let GuidanceConfig { weight, form, .. } = given.guidance;
+    let inner = Guided { conditional, unconditional: network(&empty, None), weight, form, schedule };
+    Ok(Box::new(FrameConditioned { inner, frames, mask }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, stream};
+
+    #[test]
+    fn masks_give_what_they_say() {
+        assert!(FrameMask::Unconditional.indices(5).is_empty());
+        assert_eq!(FrameMask::Prefix(2).indices(5), [0, 1]);
+        assert_eq!(FrameMask::Endpoints.indices(5), [0, 4]);
+        assert_eq!(FrameMask::EveryNth(2).indices(6), [0, 2, 4]);
+        let mask = FrameMask::Endpoints.tensor(4).flatten(0, -1);
+        assert_eq!(Vec::<f32>::try_from(mask).unwrap(), [1.0, 0.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn masks_come_as_often_as_asked() {
+        let conditioning = FrameConditioning {
+            interpolation: 0.5,
+            prediction: 0.6,
+            prefixes: vec![1, 2],
+            ..FrameConditioning::default()
+        };
+        let mut counts = [0.0; 4];
+        for sample in 0..4000 {
+            let drawn = conditioning.draw(&mut stream(3, Purpose::FrameMask, sample, 0));
+            counts[match drawn {
+                FrameMask::Endpoints => 0,
+                FrameMask::Prefix(1) => 1,
+                FrameMask::Prefix(2) => 2,
+                FrameMask::Unconditional => 3,
+                other => panic!("{other:?}"),
+            }] += 1.0 / 4000.0;
+        }
+        for (found, wanted) in counts.into_iter().zip([0.5, 0.15, 0.15, 0.2]) {
+            assert!((found - wanted as f64).abs() < 0.03, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let good = FrameConditioning { interpolation: 0.5, ..FrameConditioning::default() };
+        good.validate(5, 1000).unwrap();
+        for (bad, word) in [
+            (FrameConditioning { interpolation: 1.5, ..good.clone() }, "probability"),
+            (FrameConditioning { prefixes: vec![5], ..good.clone() }, "prefixes"),
+            (FrameConditioning { prefixes: vec![], ..good.clone() }, "prefixes"),
+            (FrameConditioning { interpolation_every: Some(1), ..good.clone() }, "interpolation_every"),
+            (FrameConditioning { perturbation: Some(1001), ..good.clone() }, "perturbation"),
+        ] {
+            let error = bad.validate(5, 1000).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let level = |level| GuidanceConfig { level, ..GuidanceConfig::default() };
+        assert!(level(Some(250)).validate(&good).is_err() && level(Some(249)).validate(&good).is_ok());
+        assert!(level(Some(0)).validate(&FrameConditioning { perturbation: None, ..good }).is_err());
+    }
+}
