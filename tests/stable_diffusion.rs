@@ -248,6 +248,15 @@ fn stable_diffusion_1_is_whole() {
     assert_eq!(parameters.named().len() - listed.len(), 16 * 18);
 
     let parameters = Parameters::shapes_only();
+    ImageAutoencoder::new(&parameters.root(), &ImageAutoencoderConfig::default());
+    let listed = shapes(&Network::Autoencoder { levels: 4 }.in_diffusers(&parameters));
+    assert_eq!(listed.len(), 248);
+    assert_eq!(listed["encoder.down_blocks.1.resnets.0.conv_shortcut.weight"], [256, 128, 1, 1]);
+    assert_eq!(listed["encoder.mid_block.attentions.0.to_out.0.weight"], [512, 512]);
+    assert_eq!(listed["decoder.up_blocks.2.resnets.0.conv_shortcut.weight"], [256, 512, 1, 1]);
+    assert_eq!(listed["decoder.up_blocks.2.upsamplers.0.conv.weight"], [256, 256, 3, 3]);
+
+    let parameters = Parameters::shapes_only();
     ClipText::new(&parameters.root(), &ClipTextConfig::default());
     assert_eq!(parameters.count(), 123_060_480);
     assert_eq!(parameters.named().len(), 196);

@@ -1,6 +1,6 @@
 //! The parts of Stable Diffusion, loaded through the import of their weights.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tch::{Tensor, no_grad};
 
 use super::{Outputs, case::Case};
@@ -15,7 +15,9 @@ use crate::{
 pub fn unet(case: &Case) -> Result<Outputs> {
     let (config, [inputs, outputs]) = stable_diffusion::unet(&case.config()?)?;
     let x = case.input("x")?;
-    let (b, _, frames, _, _) = x.size5()?;
+    let (b, _, frames, h, w) = x.size5()?;
+    let factor = 1 << (config.multipliers.len() - 1);
+    ensure!(h % factor == 0 && w % factor == 0, "latents of {h}x{w} do not halve to the network's factor {factor}");
     let ports = UNetPorts { inputs, outputs, temporal_length: frames, classes: None };
     let parameters = Parameters::new(case.device(), 0);
     let unet = UNet3d::new(&parameters.root(), &config, &ports);
