@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn chunks_cover_everything_and_overlap() {
         for frames in 1..200 {
-            for (length, overlap) in [(4, 2), (4, 1), (8, 4), (5, 4), (16, 12)] {
+            for (length, overlap) in [(4, 2), (4, 1), (4, 0), (1, 0), (8, 4), (5, 4), (16, 12)] {
                 let chunks = Chunks { length, overlap, factor: 2, reach: 3 };
                 let starts = chunks.starts(frames);
                 assert_eq!(starts[0], 0);

@@ -3,6 +3,7 @@
 pub mod numpy;
 pub mod pickle;
 pub mod released;
+pub mod stable_diffusion;
 mod synthetic;
 mod torch_zip;
 
