@@ -243,7 +243,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }] += 1.0 / 4000.0;
         }
-        for (found, wanted) in counts.into_iter().zip([0.5, 0.15, 0.15, 0.2]) {
+        for (found, wanted) in counts.into_iter().zip([0.5f64, 0.15, 0.15, 0.2]) {
             assert!((found - wanted).abs() < 0.03, "{counts:?}");
         }
     }
