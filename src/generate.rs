@@ -215,7 +215,7 @@ pub fn starting_weights(
 pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
 
 /// The run folder of a checkpoint file.
-fn run_of(checkpoint: &Path) -> PathBuf {
+pub fn run_of(checkpoint: &Path) -> PathBuf {
     checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_path_buf()
 }
 

@@ -15,6 +15,7 @@
 //! ```text
 //! commands                                one verb, one file
 //! train                                   the one loop, its two tasks, the log of a run
+//! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
 //! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
@@ -34,6 +35,7 @@ pub mod checkpoint;
 pub mod commands;
 pub mod data;
 pub mod diffusion;
+pub mod exchange;
 pub mod experiment;
 pub mod generate;
 pub mod metrics;
