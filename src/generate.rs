@@ -15,8 +15,8 @@ use crate::{
         Denoiser, FrameConditioning, GivenLatents, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig, UNetDenoiser,
         frame_conditioned, sample,
     },
-    experiment::{AutoencoderExperiment, DiffusionExperiment},
-    models::{LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetPorts},
+    experiment::DiffusionExperiment,
+    models::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition, UNetPorts},
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
 };
@@ -237,16 +237,23 @@ pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
 /// The latent space of a checkpoint.
 ///
 /// # Errors
-/// Weights of another architecture.
+/// Damaged settings; weights of another architecture.
 pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpace> {
-    let experiment: AutoencoderExperiment =
-        serde_json::from_value(checkpoint.experiment.clone()).context("the stored experiment")?;
+    let autoencoder: LatentSpaceConfig =
+        serde_json::from_value(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
     let measured = checkpoint.part("latent");
     let value = |name: &str| {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
     let moments = LatentMoments { scale: value("scale")?, shift: value("shift")? };
-    LatentSpace::new(&experiment.autoencoder, &weights(checkpoint), moments, device)
+    let clip = match &autoencoder {
+        LatentSpaceConfig::Image { .. } => ImageAutoencoder::FRAMES_PER_PASS,
+        LatentSpaceConfig::Video(video) => {
+            let frames = checkpoint.experiment["data"]["frames"].as_i64().context("the stored data")?;
+            frames / video.factors[0]
+        }
+    };
+    LatentSpace::new(&autoencoder, &weights(checkpoint), moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run.

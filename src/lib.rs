@@ -14,6 +14,7 @@
 //!
 //! ```text
 //! commands                                one verb, one file
+//! report                                  figures of what was measured
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
@@ -42,6 +43,7 @@ pub mod metrics;
 pub mod models;
 pub mod nn;
 pub mod random;
+pub mod report;
 pub mod safetensors;
 pub mod torch;
 pub mod train;

@@ -10,8 +10,8 @@ use std::{
 use common::source;
 use lvdm::{
     models::{
-        AttentionKind, AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, UNet3d, UNetConfig, UNetPorts,
-        VideoAutoencoder,
+        AutoencoderConfig, DiscriminatorConfig, ImageAutoencoder, ImageAutoencoderConfig, PatchDiscriminator, UNet3d,
+        UNetConfig, UNetPorts, VideoAutoencoder,
     },
     nn::Parameters,
 };
@@ -65,6 +65,15 @@ fn autoencoder() {
     assert!(parameters.aliases().iter().any(|(alias, name)| name == &alias.replace(".weight", ".conv.weight")));
 }
 
+/// Stable Diffusion's: 83,653,863 parameters.
+#[test]
+fn image_autoencoder() {
+    let parameters = Parameters::shapes_only();
+    ImageAutoencoder::new(&parameters.root(), &ImageAutoencoderConfig::default());
+    agree("autoencoder_2d", &parameters);
+    assert_eq!(parameters.count(), 83_653_863);
+}
+
 #[test]
 fn discriminator() {
     let parameters = Parameters::shapes_only();
@@ -89,17 +98,7 @@ fn frame_conditioned_unets() {
 /// 958,924,964 parameters.
 #[test]
 fn text_unet() {
-    let config = UNetConfig {
-        channels: 320,
-        multipliers: vec![1, 2, 4, 4],
-        blocks_per_level: 2,
-        attention_factors: vec![1, 2, 4],
-        heads: 8,
-        attention: AttentionKind::Text,
-        adaptive_norm: false,
-        ..UNetConfig::default()
-    };
-    let parameters = unet(&config, 4, 16, None);
+    let parameters = unet(&UNetConfig::stable_diffusion(), 4, 16, None);
     agree("unet_text", &parameters);
     assert_eq!(parameters.count(), 958_924_964);
 }

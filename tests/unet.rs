@@ -43,8 +43,8 @@ fn times(t: &[i64]) -> Tensor {
 #[test]
 fn joint_attention_at_one_frame_is_spatial_attention() {
     let (joint_parameters, spatial_parameters) = (Parameters::new(CPU, 1), Parameters::new(CPU, 1));
-    let joint = JointAttention::new(&joint_parameters.root(), 32, 4, None);
-    let spatial = SelfAttention::new(&spatial_parameters.root(), "s", 32, 4);
+    let joint = JointAttention::new(&joint_parameters.root(), 32, 4, 32, None);
+    let spatial = SelfAttention::new(&spatial_parameters.root(), "s", 32, 4, 32);
     wake(&joint_parameters);
     wake(&spatial_parameters);
     let x = noise(0, &[3, 32, 1, 6, 5]);

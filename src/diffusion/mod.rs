@@ -3,12 +3,14 @@
 
 mod conditioning;
 mod denoiser;
+mod long_video;
 mod objective;
 mod sampler;
 mod schedule;
 
 pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GuidanceConfig, frame_conditioned};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
+pub use long_video::{LongVideoPlan, PlanStep, Role};
 pub use objective::{GivenFrames, Loss, Objective};
 pub use sampler::{Ddim, Ddpm, Sampler, SamplerConfig, SamplerRun, Variance, sample};
 pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleKind};

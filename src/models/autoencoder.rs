@@ -19,6 +19,7 @@ pub struct AutoencoderConfig {
     pub z_channels: i64,
     /// Channels of a latent.
     pub latent_channels: i64,
+    /// Groups of every norm; 0 leaves the norms out, and long latents decode in chunks to exactly the whole.
     pub norm_groups: i64,
     pub padding: Padding,
 }
@@ -45,7 +46,7 @@ impl AutoencoderConfig {
             ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
         }
         ensure!(self.factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
-        if self.norm_groups < 1 || (2 * self.channels) % self.norm_groups != 0 {
+        if self.norm_groups < 0 || (self.norm_groups > 0 && (2 * self.channels) % self.norm_groups != 0) {
             bail!("norm_groups = {} does not divide 2·channels = {}", self.norm_groups, 2 * self.channels);
         }
         Ok(())
@@ -55,6 +56,13 @@ impl AutoencoderConfig {
     fn strides(&self) -> Vec<[i64; 3]> {
         let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
         (0..blocks).map(|i| self.factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
+    }
+
+    /// From how many frames away the edge of a latent shows in what the decoder makes of it: kernels of 4
+    /// in each block's transposed convolution, four of 3 in its residual blocks, one at the end. Group norms,
+    /// which see everything, are not counted.
+    pub fn decoder_reach(&self) -> i64 {
+        self.strides().into_iter().fold(0, |reach, [stride, ..]| reach * stride + 3 + 4) + 1
     }
 
     /// The latent's shape `[C, F/ft, H/fs, W/fs]` of a clip.
@@ -72,24 +80,32 @@ impl AutoencoderConfig {
     }
 }
 
+fn norm(scope: &Scope, channels: i64, config: &AutoencoderConfig) -> Option<GroupNorm> {
+    (config.norm_groups > 0).then(|| GroupNorm::new(scope, config.norm_groups, channels, 1e-6))
+}
+
+fn normed(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
+    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x))
+}
+
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.
 struct ResidualBlock {
-    norm1: GroupNorm,
+    norm1: Option<GroupNorm>,
     conv1: Conv3d,
-    norm2: GroupNorm,
+    norm2: Option<GroupNorm>,
     conv2: Conv3d,
 }
 
 impl ResidualBlock {
     fn new(scope: &Scope, channels: i64, config: &AutoencoderConfig) -> Self {
-        let norm = |name: &str| GroupNorm::new(&scope.sub(name), config.norm_groups, channels, 1e-6);
+        let norm = |name: &str| norm(&scope.sub(name), channels, config);
         let conv = |name: &str| Conv3d::new(&scope.sub(name), channels, channels, 3, [1; 3], config.padding);
         ResidualBlock { norm1: norm("norm1"), conv1: conv("conv1"), norm2: norm("norm2"), conv2: conv("conv2") }
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.conv1.forward(&self.norm1.forward(x).silu());
-        x + self.conv2.forward(&self.norm2.forward(&h).silu())
+        let h = self.conv1.forward(&normed(&self.norm1, x).silu());
+        x + self.conv2.forward(&normed(&self.norm2, &h).silu())
     }
 }
 
@@ -97,7 +113,7 @@ impl ResidualBlock {
 struct Encoder {
     conv_first: Conv3d,
     blocks: Vec<(Conv3d, ResidualBlock)>,
-    final_norm: GroupNorm,
+    final_norm: Option<GroupNorm>,
     final_conv: Conv3d,
 }
 
@@ -121,7 +137,7 @@ impl Encoder {
         Encoder {
             conv_first,
             blocks,
-            final_norm: GroupNorm::new(&scope.sub(0), config.norm_groups, last, 1e-6),
+            final_norm: norm(&scope.sub(0), last, config),
             final_conv: Conv3d::new(&scope.sub(2), last, 2 * config.z_channels, 3, [1; 3], config.padding),
         }
     }
@@ -131,7 +147,7 @@ impl Encoder {
         for (down, res) in &self.blocks {
             h = res.forward(&down.forward(&h));
         }
-        self.final_conv.forward(&self.final_norm.forward(&h).silu())
+        self.final_conv.forward(&normed(&self.final_norm, &h).silu())
     }
 }
 

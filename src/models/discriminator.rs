@@ -31,16 +31,16 @@ impl PatchDiscriminator {
     pub fn new(scope: &Scope, inputs: i64, config: &DiscriminatorConfig) -> Self {
         let scope = scope.sub("main");
         let width = |layer: i64| config.channels * (1 << layer.min(3));
-        let first = Conv2d::new(&scope.sub(0), inputs, config.channels, 4, 2, 1, true);
+        let first = Conv2d::patch_gan(&scope.sub(0), inputs, config.channels, 4, 2, 1, true);
         let middle = (1..=config.layers)
             .map(|layer| {
                 let stride = if layer < config.layers { 2 } else { 1 };
                 let place = 3 * layer - 1;
-                let conv = Conv2d::new(&scope.sub(place), width(layer - 1), width(layer), 4, stride, 1, false);
+                let conv = Conv2d::patch_gan(&scope.sub(place), width(layer - 1), width(layer), 4, stride, 1, false);
                 (conv, BatchNorm2d::new(&scope.sub(place + 1), width(layer)))
             })
             .collect();
-        let last = Conv2d::new(&scope.sub(3 * config.layers + 2), width(config.layers), 1, 4, 1, 1, true);
+        let last = Conv2d::patch_gan(&scope.sub(3 * config.layers + 2), width(config.layers), 1, 4, 1, 1, true);
         PatchDiscriminator { first, middle, last }
     }
 

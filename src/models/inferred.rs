@@ -145,6 +145,7 @@ impl InferredUNet {
                 attention,
                 relative_position,
                 adaptive_norm: time == 2 * outputs,
+                norm_groups: UNetConfig::default().norm_groups,
                 norm_per_frame: false,
                 context_width,
                 recompute: false,

@@ -1,11 +1,12 @@
-//! The frozen autoencoder with the shift and scale that were measured on its latents.
+//! A frozen autoencoder with the shift and scale that were measured on its latents.
 
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{AutoencoderConfig, VideoAutoencoder};
+use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
 use crate::nn::Parameters;
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
@@ -16,6 +17,9 @@ pub struct LatentMoments {
 }
 
 impl LatentMoments {
+    /// What Stable Diffusion 1.x was trained with.
+    pub const STABLE_DIFFUSION: LatentMoments = LatentMoments { scale: 0.18215, shift: 0.0 };
+
     /// Of raw latents of any shape: shift is minus their mean, scale one over their standard deviation.
     pub fn measure(latents: &Tensor) -> Self {
         let z = latents.to_kind(Kind::Double);
@@ -33,28 +37,105 @@ impl LatentMoments {
     }
 }
 
+/// Which autoencoder makes the latents. In a file the image autoencoder stands under the key `image`,
+/// and without that key the settings are the video autoencoder's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LatentSpaceConfig {
+    Image { image: ImageAutoencoderConfig },
+    Video(AutoencoderConfig),
+}
+
+impl From<AutoencoderConfig> for LatentSpaceConfig {
+    fn from(config: AutoencoderConfig) -> Self {
+        LatentSpaceConfig::Video(config)
+    }
+}
+
+impl From<ImageAutoencoderConfig> for LatentSpaceConfig {
+    fn from(image: ImageAutoencoderConfig) -> Self {
+        LatentSpaceConfig::Image { image }
+    }
+}
+
+impl LatentSpaceConfig {
+    /// # Errors
+    /// As the autoencoder's own.
+    pub fn validate(&self) -> Result<()> {
+        match self {
+            LatentSpaceConfig::Image { image } => image.validate(),
+            LatentSpaceConfig::Video(video) => video.validate(),
+        }
+    }
+
+    /// The latent's shape `[C, F', h, w]` of a clip.
+    ///
+    /// # Errors
+    /// Where the clip's size is not a multiple of the autoencoder's factors.
+    pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
+        match self {
+            LatentSpaceConfig::Image { image } => image.latent_shape(frames, height, width),
+            LatentSpaceConfig::Video(video) => video.latent_shape(frames, height, width),
+        }
+    }
+}
+
+/// Either autoencoder.
+enum Autoencoder {
+    Image(Box<ImageAutoencoder>),
+    Video(Box<VideoAutoencoder>),
+}
+
+impl Autoencoder {
+    fn encode(&self, x: &Tensor) -> Posterior {
+        match self {
+            Autoencoder::Image(image) => image.encode(x),
+            Autoencoder::Video(video) => video.encode(x),
+        }
+    }
+
+    fn decode(&self, z: &Tensor) -> Tensor {
+        match self {
+            Autoencoder::Image(image) => image.decode(z),
+            Autoencoder::Video(video) => video.decode(z),
+        }
+    }
+}
+
 /// Where diffusion happens: clips ↔ normalised latents, without gradients.
 pub struct LatentSpace {
-    autoencoder: VideoAutoencoder,
-    pub config: AutoencoderConfig,
+    autoencoder: Autoencoder,
+    pub config: LatentSpaceConfig,
     pub moments: LatentMoments,
+    /// Latent frames of the clips on which the video autoencoder was trained, or of what goes through the image
+    /// autoencoder at a time.
+    pub clip: i64,
     device: Device,
 }
 
 impl LatentSpace {
     /// # Errors
-    /// Where the weights belong to another architecture.
+    /// Settings that do not fit together; weights that belong to another architecture.
     pub fn new(
-        config: &AutoencoderConfig,
+        config: &LatentSpaceConfig,
         weights: &BTreeMap<String, Tensor>,
         moments: LatentMoments,
+        clip: i64,
         device: Device,
     ) -> Result<Self> {
+        config.validate()?;
         let parameters = Parameters::new(device, 0);
-        let autoencoder = VideoAutoencoder::new(&parameters.root(), config);
+        let autoencoder = match config {
+            LatentSpaceConfig::Image { image } => {
+                Autoencoder::Image(Box::new(ImageAutoencoder::new(&parameters.root(), image)))
+            }
+            LatentSpaceConfig::Video(video) => {
+                Autoencoder::Video(Box::new(VideoAutoencoder::new(&parameters.root(), video)))
+            }
+        };
         parameters.load(weights)?;
         parameters.freeze();
-        Ok(LatentSpace { autoencoder, config: config.clone(), moments, device })
+        Ok(LatentSpace { autoencoder, config: config.clone(), moments, clip, device })
     }
 
     /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`.
@@ -75,6 +156,28 @@ impl LatentSpace {
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
         no_grad(|| self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device))))
+    }
+
+    /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each
+    /// shared; by the image autoencoder, chunks that share nothing.
+    pub fn chunks(&self) -> Chunks {
+        match &self.config {
+            LatentSpaceConfig::Image { .. } => Chunks { length: self.clip, overlap: 0, factor: 1, reach: 0 },
+            LatentSpaceConfig::Video(video) => Chunks {
+                length: self.clip,
+                overlap: self.clip / 2,
+                factor: video.factors[0],
+                reach: video.decoder_reach(),
+            },
+        }
+    }
+
+    /// Normalised z_0 `[1, C, F, h, w]` of any length → the video in pieces `[3, f, H, W]`, in order, not clamped.
+    ///
+    /// # Errors
+    /// Those of `hand_on`.
+    pub fn decode_long(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
     }
 
     /// Clips → their reconstruction through the posterior's mean.

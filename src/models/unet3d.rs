@@ -44,6 +44,8 @@ pub struct UNetConfig {
     pub relative_position: bool,
     /// Time enters as scale and shift of the group norms (else it is added).
     pub adaptive_norm: bool,
+    /// Groups of every group norm.
+    pub norm_groups: i64,
     /// Group norms see each frame alone (a fresh start from an image model) instead of the whole clip.
     pub norm_per_frame: bool,
     /// Width of a text token; only for `attention: text`.
@@ -63,6 +65,7 @@ impl Default for UNetConfig {
             attention: AttentionKind::Factorized,
             relative_position: true,
             adaptive_norm: true,
+            norm_groups: 32,
             norm_per_frame: false,
             context_width: 768,
             recompute: false,
@@ -70,24 +73,39 @@ impl Default for UNetConfig {
     }
 }
 
-/// Groups of every norm.
-const GROUPS: i64 = 32;
-
 impl UNetConfig {
+    /// Stable Diffusion 1.x's network with temporal layers; each frame starts as the image model makes it.
+    pub fn stable_diffusion() -> Self {
+        UNetConfig {
+            channels: 320,
+            multipliers: vec![1, 2, 4, 4],
+            blocks_per_level: 2,
+            attention_factors: vec![1, 2, 4],
+            heads: 8,
+            attention: AttentionKind::Text,
+            adaptive_norm: false,
+            norm_per_frame: true,
+            ..UNetConfig::default()
+        }
+    }
+
     /// # Errors
     /// Names the number that does not fit and the rule.
     pub fn validate(&self) -> Result<()> {
         ensure!(!self.multipliers.is_empty(), "multipliers: at least one level is needed");
         ensure!(
-            self.channels > 0 && self.channels % GROUPS == 0,
-            "channels = {} is not a multiple of the {GROUPS} norm groups",
-            self.channels
+            self.channels > 0 && self.norm_groups > 0 && self.channels % self.norm_groups == 0,
+            "channels = {} is not a multiple of the {} norm groups",
+            self.channels,
+            self.norm_groups
         );
         ensure!(self.blocks_per_level > 0, "blocks_per_level must be at least 1");
+        let deepest = self.multipliers.len() - 1;
         for (level, &multiplier) in self.multipliers.iter().enumerate() {
             ensure!(multiplier > 0, "multipliers must be positive, not {multiplier}");
             let width = self.channels * multiplier;
-            if self.attention_factors.contains(&(1 << level)) {
+            // there is always attention in the middle
+            if level == deepest || self.attention_factors.contains(&(1 << level)) {
                 ensure!(
                     self.heads > 0 && width % self.heads == 0,
                     "{width} channels do not divide into {} heads",
@@ -96,10 +114,10 @@ impl UNetConfig {
             }
         }
         for factor in &self.attention_factors {
-            let deepest = 1 << (self.multipliers.len() - 1);
             ensure!(
-                (0..self.multipliers.len()).any(|level| 1 << level == *factor),
-                "attention_factors: {factor} is not one of this network's downsampling factors 1 … {deepest}"
+                (0..=deepest).any(|level| 1 << level == *factor),
+                "attention_factors: {factor} is not one of this network's downsampling factors 1 … {}",
+                1 << deepest
             );
         }
         Ok(())
@@ -173,10 +191,10 @@ impl ResBlock {
         let time_outputs = if config.adaptive_norm { 2 * outputs } else { outputs };
         let (in_layers, out_layers) = (scope.sub("in_layers"), scope.sub("out_layers"));
         ResBlock {
-            in_norm: GroupNorm::new(&in_layers.sub(0), GROUPS, inputs, 1e-5),
+            in_norm: GroupNorm::new(&in_layers.sub(0), config.norm_groups, inputs, 1e-5),
             in_conv: SpatialConv::new(&in_layers.sub(2), inputs, outputs, 3, 1),
             time: Linear::new(&scope.sub("emb_layers").sub(1), 4 * config.channels, time_outputs),
-            out_norm: GroupNorm::new(&out_layers.sub(0), GROUPS, outputs, 1e-5),
+            out_norm: GroupNorm::new(&out_layers.sub(0), config.norm_groups, outputs, 1e-5),
             out_conv: SpatialConv::zero(&out_layers.sub(3), outputs, outputs, 3),
             skip: (inputs != outputs)
                 .then(|| Linear::pointwise(&scope.sub("skip_connection"), inputs, outputs, 3, Init::fan_in(inputs))),
@@ -225,9 +243,9 @@ pub struct SelfAttention {
 
 impl SelfAttention {
     /// Parameters `norm_…`, `qkv_…`, `proj_out_…` with the given ending (`s` for space, `t` for time).
-    pub fn new(scope: &Scope, ending: &str, channels: i64, heads: i64) -> Self {
+    pub fn new(scope: &Scope, ending: &str, channels: i64, heads: i64, norm_groups: i64) -> Self {
         SelfAttention {
-            norm: GroupNorm::new(&scope.sub(format!("norm_{ending}")), GROUPS, channels, 1e-5),
+            norm: GroupNorm::new(&scope.sub(format!("norm_{ending}")), norm_groups, channels, 1e-5),
             qkv: Linear::pointwise(
                 &scope.sub(format!("qkv_{ending}")),
                 channels,
@@ -264,8 +282,8 @@ struct FactorizedAttention {
 impl FactorizedAttention {
     fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
         FactorizedAttention {
-            spatial: SelfAttention::new(scope, "s", channels, config.heads),
-            temporal: SelfAttention::new(scope, "t", channels, config.heads),
+            spatial: SelfAttention::new(scope, "s", channels, config.heads, config.norm_groups),
+            temporal: SelfAttention::new(scope, "t", channels, config.heads, config.norm_groups),
             relative: config
                 .relative_position
                 .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads)),
@@ -293,9 +311,9 @@ pub struct JointAttention {
 
 impl JointAttention {
     /// `max_distance` of frames for relative positions, or none.
-    pub fn new(scope: &Scope, channels: i64, heads: i64, max_distance: Option<i64>) -> Self {
+    pub fn new(scope: &Scope, channels: i64, heads: i64, norm_groups: i64, max_distance: Option<i64>) -> Self {
         JointAttention {
-            attention: SelfAttention::new(scope, "s", channels, heads),
+            attention: SelfAttention::new(scope, "s", channels, heads, norm_groups),
             relative: max_distance.map(|l| RelativePosition::new(scope, l, channels / heads)),
         }
     }
@@ -440,7 +458,7 @@ impl Transformer {
     fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
         let project = |name: &str, init| Linear::pointwise(&scope.sub(name), channels, channels, 3, init);
         Transformer {
-            norm: GroupNorm::new(&scope.sub("norm"), GROUPS, channels, 1e-6),
+            norm: GroupNorm::new(&scope.sub("norm"), config.norm_groups, channels, 1e-6),
             proj_in: project("proj_in", Init::fan_in(channels)),
             block: TransformerBlock::new(&scope.sub("transformer_blocks").sub(0), channels, config, ports),
             proj_out: project("proj_out", Init::ZEROS),
@@ -474,7 +492,7 @@ impl Layer {
             AttentionKind::Factorized => Layer::Factorized(FactorizedAttention::new(scope, channels, config, ports)),
             AttentionKind::Joint => {
                 let distance = config.relative_position.then_some(ports.temporal_length);
-                Layer::Joint(JointAttention::new(scope, channels, config.heads, distance))
+                Layer::Joint(JointAttention::new(scope, channels, config.heads, config.norm_groups, distance))
             }
             AttentionKind::Text => Layer::Text(Box::new(Transformer::new(scope, channels, config, ports))),
         }
@@ -581,7 +599,7 @@ impl UNet3d {
             input_blocks,
             middle_block,
             output_blocks,
-            out_norm: GroupNorm::new(&out.sub(0), GROUPS, channels, 1e-5),
+            out_norm: GroupNorm::new(&out.sub(0), config.norm_groups, channels, 1e-5),
             out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
             channels: config.channels,
             recompute: config.recompute,

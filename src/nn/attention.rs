@@ -13,6 +13,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
     join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false))
 }
 
+/// As [`attention`] over one sequence, `[N, T, C]` each, in which a token sees none that comes after it.
+pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
+    let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+    join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false))
+}
+
 /// Attention weights are rounded to float32, whatever the precision around them: in float64 the
 /// released code does so too, and a training run depends on it (Adam makes 1e-9 of a gradient visible).
 fn softmax(scores: &Tensor) -> Tensor {

@@ -154,11 +154,30 @@ pub struct Conv2d {
 }
 
 impl Conv2d {
+    /// Starts as PyTorch does.
+    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64) -> Self {
+        let init = Init::fan_in(inputs * kernel * kernel);
+        Self::with_init(scope, [outputs, inputs, kernel, kernel], stride, padding, init, true)
+    }
+
     /// Weights start as N(0, 0.02) (the PatchGAN's initialisation), the bias as PyTorch's default.
-    pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, padding: i64, bias: bool) -> Self {
+    pub fn patch_gan(
+        scope: &Scope,
+        inputs: i64,
+        outputs: i64,
+        kernel: i64,
+        stride: i64,
+        padding: i64,
+        bias: bool,
+    ) -> Self {
+        Self::with_init(scope, [outputs, inputs, kernel, kernel], stride, padding, Init::Normal(0.0, 0.02), bias)
+    }
+
+    fn with_init(scope: &Scope, shape: [i64; 4], stride: i64, padding: i64, init: Init, bias: bool) -> Self {
+        let fan_in = shape[1] * shape[2] * shape[3];
         Conv2d {
-            weight: scope.parameter("weight", &[outputs, inputs, kernel, kernel], Init::Normal(0.0, 0.02)),
-            bias: bias.then(|| scope.parameter("bias", &[outputs], Init::fan_in(inputs * kernel * kernel))),
+            weight: scope.parameter("weight", &shape, init),
+            bias: bias.then(|| scope.parameter("bias", &shape[..1], Init::fan_in(fan_in))),
             stride,
             padding,
         }

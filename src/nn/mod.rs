@@ -12,7 +12,7 @@ mod norm;
 mod parameters;
 mod timestep;
 
-pub use attention::{KeyTerm, RelativePosition, attention};
+pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use frames::Frames;
 pub use linear::Linear;

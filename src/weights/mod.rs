@@ -4,6 +4,7 @@ pub mod lvdm_checkpoint;
 pub mod numpy;
 pub mod pickle;
 pub mod released;
+pub mod stable_diffusion;
 mod synthetic;
 mod torch_zip;
 

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     nn::Parameters,
     safetensors::read_safetensors,
-    weights::{lvdm_checkpoint::averaged_name, read_state_dict, synthesize},
+    weights::{lvdm_checkpoint::averaged_name, read_state_dict, stable_diffusion::Network, synthesize},
 };
 
 /// The contents of a case.
@@ -94,6 +94,24 @@ impl Case {
             tensors.iter().filter_map(strip).collect()
         };
         parameters.load(&own).with_context(|| checkpoint.display().to_string())
+    }
+
+    /// Puts the case's parameters into a network of Stable Diffusion, by way of the import: those of its
+    /// checkpoint, else synthetic ones of diffusers' names and shapes.
+    ///
+    /// # Errors
+    /// As [`Self::fill`].
+    pub fn import(&self, parameters: &Parameters, network: Network) -> Result<()> {
+        let tensors = match &self.checkpoint {
+            Some(path) if path.extension().is_some_and(|e| e == "safetensors") => read_safetensors(path)?.0,
+            Some(path) => read_state_dict(path)?,
+            None => {
+                let named: Vec<_> = network.in_diffusers(parameters).into_iter().collect();
+                synthesize(&named, "")
+            }
+        };
+        network.import(&tensors, parameters)?;
+        Ok(())
     }
 
     /// What the reference made: names without `out.`.

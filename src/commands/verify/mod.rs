@@ -4,6 +4,7 @@ mod autoencoder;
 mod case;
 mod diffusion;
 mod extractors;
+mod stable_diffusion;
 
 use std::path::{Path, PathBuf};
 
@@ -123,6 +124,9 @@ fn components(name: &str) -> Option<Component> {
         "lpips" => network(extractors::lpips),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
         "feature_metrics" => exact(extractors::feature_metrics, 1e-3),
+        "sd_unet" => network(stable_diffusion::unet),
+        "sd_vae" => network(stable_diffusion::autoencoder),
+        "clip_text" => network(stable_diffusion::text_encoder),
         "diffusion_trace" => exact(diffusion::trace, 1e-4),
         _ => return None,
     })

@@ -1,0 +1,6 @@
+//! What people read about finished runs.
+
+mod drawing;
+mod plot;
+
+pub use plot::{Plot, Series};
