@@ -15,15 +15,16 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig, ScheduleKind},
     experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake},
-    generate::{AUTOENCODER_FILE, run_of, weights},
+    generate::{AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
     models::{
-        AttentionKind, AutoencoderConfig, DiscriminatorConfig, InferredAutoencoder, InferredUNet, PatchDiscriminator,
-        Shapes, UNet3d, UNetPorts, VideoAutoencoder,
+        AttentionKind, AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder,
+        ImageAutoencoderConfig, InferredAutoencoder, InferredUNet, LatentSpaceConfig, PatchDiscriminator, Shapes,
+        UNet3d, UNetConfig, UNetPorts, VideoAutoencoder,
     },
     nn::Parameters,
     safetensors::write_safetensors_atomically,
     weights::lvdm_checkpoint::{
-        AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, Ignored, LvdmCheckpoint, Tensors, UNET,
+        AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, Ignored, LvdmCheckpoint, TEXT_ENCODER, Tensors, UNET,
     },
 };
 
@@ -164,8 +165,20 @@ struct Exported {
     progress: Progress,
     scale: f64,
     shift: f64,
-    autoencoder: AutoencoderExperiment,
+    autoencoder: Value,
     diffusion: Option<DiffusionExperiment>,
+}
+
+/// What is known of an autoencoder that is not of our training.
+#[derive(Serialize, Deserialize)]
+struct Carried {
+    autoencoder: LatentSpaceConfig,
+}
+
+/// What a carried text encoder looks like.
+#[derive(Serialize, Deserialize)]
+struct CarriedText {
+    text_encoder: ClipTextConfig,
 }
 
 /// A network that was declared without memory, to hold a checkpoint against.
@@ -181,7 +194,25 @@ impl Declared {
         Declared { part: "autoencoder", parameters }
     }
 
-    fn unet(config: &crate::models::UNetConfig, ports: &UNetPorts) -> Self {
+    /// The autoencoder of a diffusion checkpoint.
+    fn first_stage(config: &LatentSpaceConfig) -> Self {
+        match config {
+            LatentSpaceConfig::Video(video) => Declared::autoencoder(video),
+            LatentSpaceConfig::Image { image } => {
+                let parameters = Parameters::shapes_only();
+                ImageAutoencoder::new(&parameters.root(), image);
+                Declared { part: "image autoencoder", parameters }
+            }
+        }
+    }
+
+    fn text_encoder(config: &ClipTextConfig) -> Self {
+        let parameters = Parameters::shapes_only();
+        ClipText::new(&parameters.root(), config);
+        Declared { part: "text encoder", parameters }
+    }
+
+    fn unet(config: &UNetConfig, ports: &UNetPorts) -> Self {
         let parameters = Parameters::shapes_only();
         UNet3d::new(&parameters.root(), config, ports);
         Declared { part: "U-Net", parameters }
@@ -248,6 +279,9 @@ fn with_prefix(prefix: &str, tensors: Tensors) -> impl Iterator<Item = (String, 
     tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}.{name}"), tensor))
 }
 
+/// Frames of the clips on which the released autoencoders were trained.
+const CLIP_FRAMES: i64 = 16;
+
 fn mistake<T>(text: String) -> Result<T> {
     Err(Mistake(text).into())
 }
@@ -296,13 +330,6 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
             format!("{} was not written by `lvdm export` but by another verb of this program", file.display())
         })?),
     };
-    if !found.text_encoder.is_empty() {
-        bail!(
-            "{} is a text-to-video model ({} tensors of a text encoder); those are not imported yet",
-            file.display(),
-            found.text_encoder.len()
-        );
-    }
     let import = Import { file, told, run, exported };
     let context = || file.display().to_string();
     if found.unet.is_empty() {
@@ -322,6 +349,37 @@ struct Import<'a> {
 impl Import<'_> {
     fn exported_diffusion(&self) -> Option<&DiffusionExperiment> {
         self.exported.as_ref()?.diffusion.as_ref()
+    }
+
+    fn exported_first_stage(&self) -> Result<Option<LatentSpaceConfig>> {
+        let Some(exported) = &self.exported else { return Ok(None) };
+        let carried: Carried =
+            serde_json::from_value(exported.autoencoder.clone()).context("the exported autoencoder")?;
+        Ok(Some(carried.autoencoder))
+    }
+
+    /// The autoencoder of a diffusion checkpoint: a video's, or Stable Diffusion's for each frame.
+    fn first_stage_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<LatentSpaceConfig> {
+        if !tensors.contains_key("encoder.conv_in.weight") {
+            return Ok(self.autoencoder_config(tensors, asked)?.into());
+        }
+        if self.told.temporal_factor.is_some_and(|factor| factor != 1) {
+            return mistake("--temporal-factor: an image autoencoder makes a latent frame of every frame".to_string());
+        }
+        let mut config = ImageAutoencoderConfig::from_shapes(&Shapes::from(tensors)).context("image autoencoder")?;
+        let exported = match self.exported_first_stage()? {
+            Some(LatentSpaceConfig::Image { image }) => Some(image.norm_groups),
+            _ => None,
+        };
+        let released = Some(config.norm_groups).filter(|_| config == ImageAutoencoderConfig::default());
+        let groups = self.told.norm_groups.or(exported).or(released);
+        let told = groups.is_some();
+        config.norm_groups =
+            asked.or(groups, || "--norm-groups N (of the image autoencoder; they leave no trace)".to_string());
+        if told && let Err(error) = config.validate() {
+            return mistake(format!("{error:#}"));
+        }
+        Ok(config.into())
     }
 
     /// Scale and shift of the latents: told by the user or by the file.
@@ -353,8 +411,10 @@ impl Import<'_> {
 
     fn autoencoder_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<AutoencoderConfig> {
         let inferred = InferredAutoencoder::from_shapes(&Shapes::from(tensors)).context("autoencoder")?;
-        let exported = self.exported.as_ref().map(|exported| exported.autoencoder.autoencoder.clone());
-        let base = exported.or(inferred.released());
+        let base = match self.exported_first_stage()? {
+            Some(LatentSpaceConfig::Video(exported)) => Some(exported),
+            _ => inferred.released(),
+        };
         let temporal_factor = self.told.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
         let norm_groups = self.told.norm_groups.or(base.as_ref().map(|b| b.norm_groups));
         let all_told = temporal_factor.is_some() && norm_groups.is_some();
@@ -414,8 +474,10 @@ impl Import<'_> {
         average: Option<f64>,
         step: i64,
     ) -> Result<AutoencoderExperiment> {
-        let mut experiment = match &self.exported {
-            Some(exported) => exported.autoencoder.clone(),
+        let mut experiment: AutoencoderExperiment = match &self.exported {
+            Some(exported) => {
+                serde_json::from_value(exported.autoencoder.clone()).context("the exported autoencoder's experiment")?
+            }
             None => serde_json::from_value(json!({
                 "data": self.data(frames),
                 "loss": {"discriminator": discriminator},
@@ -473,7 +535,7 @@ impl Import<'_> {
         tensors.extend(latent_tensors(scale, shift));
 
         let progress = self.progress(&found);
-        let frames = self.told.frames.unwrap_or(16);
+        let frames = self.told.frames.unwrap_or(CLIP_FRAMES.max(config.factors[0]));
         let experiment = self.autoencoder_experiment(&config, &discriminator, frames, average_decay, progress.step)?;
         self.write("autoencoder", &experiment, progress, tensors, parts, found.ignored)
     }
@@ -487,14 +549,22 @@ impl Import<'_> {
         ensure!(found.discriminator.is_empty(), "a discriminator (`{DISCRIMINATOR}*`) beside a U-Net is unknown");
         let mut asked = Asked::default();
         let (scale, shift) = self.latents(&found, &mut asked)?;
-        let autoencoder = self.autoencoder_config(&found.autoencoder, &mut asked)?;
+        let autoencoder = self.first_stage_config(&found.autoencoder, &mut asked)?;
+        let (latent_channels, temporal_factor) = match &autoencoder {
+            LatentSpaceConfig::Video(video) => (video.latent_channels, video.factors[0]),
+            LatentSpaceConfig::Image { image } => (image.latent_channels, 1),
+        };
         let inferred = InferredUNet::from_shapes(&Shapes::from(&found.unet)).context("U-Net")?;
-        if inferred.config.attention == AttentionKind::Text {
-            bail!("its U-Net attends to a text; text-to-video models are not imported yet");
-        }
-        let setting = self.unet_setting(&inferred, autoencoder.latent_channels, &mut asked)?;
+        let text = inferred.config.attention == AttentionKind::Text;
+        ensure!(
+            text != found.text_encoder.is_empty(),
+            "{} tensors of a text encoder (`{TEXT_ENCODER}*`) beside a U-Net that {} to a text",
+            found.text_encoder.len(),
+            if text { "attends" } else { "does not attend" }
+        );
+        let setting = self.unet_setting(&inferred, latent_channels, &mut asked)?;
         asked.finish()?;
-        let clip = self.clip(&inferred, &setting, autoencoder.factors[0])?;
+        let clip = self.clip(&inferred, &setting, temporal_factor)?;
 
         let mut config = inferred.config.clone();
         config.heads = setting.heads;
@@ -511,23 +581,35 @@ impl Import<'_> {
         }
         tensors.extend(with_prefix("ema", average));
 
-        let first_stage = Declared::autoencoder(&autoencoder);
+        let first_stage = Declared::first_stage(&autoencoder);
         let mut carried: Tensors = with_prefix("model", first_stage.take(&found.autoencoder)?).collect();
         carried.extend(latent_tensors(scale, shift));
         parts.push(first_stage.report());
-        let discriminator = DiscriminatorConfig::default();
-        let carried = Checkpoint {
-            task: "autoencoder".to_string(),
-            progress: self.carried_progress(),
-            experiment: serde_json::to_value(self.autoencoder_experiment(
-                &autoencoder,
-                &discriminator,
-                clip.frames,
-                None,
-                0,
-            )?)?,
-            tensors: carried,
+        let known = match &autoencoder {
+            // decoded in pieces of the length of its training, whatever the U-Net's clips are
+            LatentSpaceConfig::Video(video) => {
+                let frames = CLIP_FRAMES.max(temporal_factor);
+                let experiment =
+                    self.autoencoder_experiment(video, &DiscriminatorConfig::default(), frames, None, 0)?;
+                serde_json::to_value(experiment)?
+            }
+            LatentSpaceConfig::Image { .. } => serde_json::to_value(Carried { autoencoder: autoencoder.clone() })?,
         };
+        let mut files = vec![(AUTOENCODER_FILE, carried_checkpoint("autoencoder", known, carried))];
+        if text {
+            let config = ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder)).context("text encoder")?;
+            ensure!(
+                config.width == inferred.config.context_width,
+                "the text encoder is {} wide, the U-Net attends to {}",
+                config.width,
+                inferred.config.context_width
+            );
+            let encoder = Declared::text_encoder(&config);
+            let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
+            parts.push(encoder.report());
+            let known = serde_json::to_value(CarriedText { text_encoder: config })?;
+            files.push((TEXT_ENCODER_FILE, carried_checkpoint("text_encoder", known, tensors)));
+        }
 
         let progress = self.progress(&found);
         let mut experiment: DiffusionExperiment = match self.exported_diffusion() {
@@ -535,7 +617,7 @@ impl Import<'_> {
             None => serde_json::from_value(json!({
                 "data": self.data(clip.frames),
                 "autoencoder": "",
-                "schedule": schedule(found.betas.as_deref())?,
+                "schedule": schedule(found.betas.as_deref(), text)?,
                 "optimizer": {
                     "kind": "adamw",
                     "learning_rate": if setting.conditioning.is_some() { 8e-5 } else { 6e-5 },
@@ -572,13 +654,10 @@ impl Import<'_> {
         // what leaves no trace in the tensors stays as exported
         (config.recompute, config.norm_per_frame) = (experiment.unet.recompute, experiment.unet.norm_per_frame);
         experiment.unet = config;
-        carried.write(&self.run.join(AUTOENCODER_FILE))?;
+        for (name, checkpoint) in files {
+            checkpoint.write(&self.run.join(name))?;
+        }
         self.write("diffusion", &experiment, progress, tensors, parts, found.ignored)
-    }
-
-    /// Nothing is known of the carried autoencoder's training.
-    fn carried_progress(&self) -> Progress {
-        Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 }
     }
 
     /// What of a U-Net's setting must be told.
@@ -686,13 +765,22 @@ struct Clip {
     latent_frames: i64,
 }
 
+/// A network that a run keeps for its own use; of its training nothing is known.
+fn carried_checkpoint(task: &str, experiment: Value, tensors: Tensors) -> Checkpoint {
+    let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
+    Checkpoint { task: task.to_string(), progress, experiment, tensors }
+}
+
 fn latent_tensors(scale: f64, shift: f64) -> [(String, Tensor); 2] {
     [("latent.scale".to_string(), Tensor::from(scale)), ("latent.shift".to_string(), Tensor::from(shift))]
 }
 
 /// The schedule that a checkpoint's β follow; without them the published one.
-fn schedule(betas: Option<&[f64]>) -> Result<ScheduleConfig> {
-    let Some(betas) = betas else { return Ok(ScheduleConfig::default()) };
+fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConfig> {
+    let Some(betas) = betas else {
+        let stable_diffusion = ScheduleConfig { beta_start: 0.00085, beta_end: 0.012, ..ScheduleConfig::default() };
+        return Ok(if text { stable_diffusion } else { ScheduleConfig::default() });
+    };
     let (Some(&first), Some(&last)) = (betas.first(), betas.last()) else { bail!("`betas` is empty") };
     // they come squared out of float32: six digits of them were written down
     let written = |beta: f64| format!("{beta:.5e}").parse::<f64>();
@@ -732,7 +820,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 parts.push(network.report());
             }
             let (scale, shift) = latent_constants(&found)?;
-            Exported { progress: found.progress, scale, shift, autoencoder, diffusion: None }
+            Exported { progress: found.progress, scale, shift, autoencoder: found.experiment, diffusion: None }
         }
         "diffusion" => {
             let diffusion: DiffusionExperiment =
@@ -740,24 +828,33 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
             let (first_path, first_stage) = checkpoint::open(&folder.join(AUTOENCODER_FILE))?;
             let first_stage = first_stage.expect("autoencoder", &first_path)?;
-            let autoencoder: AutoencoderExperiment =
+            let known: Carried =
                 serde_json::from_value(first_stage.experiment.clone()).context("the carried autoencoder")?;
             let inferred = InferredUNet::from_shapes(&Shapes::from(&found.part("model"))).with_context(context)?;
             let data = &diffusion.data;
-            let latent = autoencoder.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
+            let latent = known.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
             let ports = inferred.ports((latent[1] - 1) / diffusion.latent_stride + 1);
             let network = Declared::unet(&diffusion.unet, &ports);
             let average = diffusion.trainer.ema_decay;
             parts.extend(
                 export_network(&mut export, &network, UNET, AVERAGED_UNET, &found, average).with_context(context)?,
             );
-            let network = Declared::autoencoder(&autoencoder.autoencoder);
+            let network = Declared::first_stage(&known.autoencoder);
             let frozen = weights(&first_stage);
             network.parameters.check(&frozen).with_context(|| first_path.display().to_string())?;
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
+            if diffusion.unet.attention == AttentionKind::Text {
+                parts.push(export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?);
+            }
             let (scale, shift) = latent_constants(&first_stage)?;
-            Exported { progress: found.progress, scale, shift, autoencoder, diffusion: Some(diffusion) }
+            Exported {
+                progress: found.progress,
+                scale,
+                shift,
+                autoencoder: first_stage.experiment,
+                diffusion: Some(diffusion),
+            }
         }
         other => bail!("{} holds a training of `{other}`, which has no released names", path.display()),
     };
@@ -788,6 +885,16 @@ fn export_network(
     Ok(parts)
 }
 
+fn export_text_encoder(export: &mut Export, path: &Path) -> Result<Part> {
+    let found = Checkpoint::read(path)?.expect("text_encoder", path)?;
+    let known: CarriedText = serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
+    let network = Declared::text_encoder(&known.text_encoder);
+    let tensors = found.part("model");
+    network.parameters.check(&tensors).with_context(|| path.display().to_string())?;
+    export.network(TEXT_ENCODER, &tensors, &[])?;
+    Ok(network.report())
+}
+
 fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
     let measured = autoencoder.part("latent");
     let value = |name: &str| {
@@ -805,12 +912,13 @@ mod tests {
         let given = ScheduleConfig { kind: ScheduleKind::Linear, steps: 50, beta_start: 0.001, beta_end: 0.02 };
         for config in [ScheduleConfig::default(), given] {
             let mut betas = NoiseSchedule::new(&config).unwrap().beta;
-            assert_eq!(schedule(Some(&betas)).unwrap(), config);
+            assert_eq!(schedule(Some(&betas), false).unwrap(), config);
             betas[20] *= 1.001;
-            assert!(schedule(Some(&betas)).unwrap_err().to_string().contains("no curve"));
+            assert!(schedule(Some(&betas), false).unwrap_err().to_string().contains("no curve"));
         }
-        assert_eq!(schedule(None).unwrap(), ScheduleConfig::default());
-        assert!(schedule(Some(&[])).is_err());
-        assert!(schedule(Some(&[f64::NAN, 0.5])).is_err());
+        assert_eq!(schedule(None, false).unwrap(), ScheduleConfig::default());
+        assert_eq!(schedule(None, true).unwrap().beta_start, 0.00085);
+        assert!(schedule(Some(&[]), false).is_err());
+        assert!(schedule(Some(&[f64::NAN, 0.5]), false).is_err());
     }
 }

@@ -17,9 +17,11 @@ use lvdm::{
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig},
     exchange::{self, LatentPreset, Told},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
+    generate::open_latent_space,
     models::{
-        AttentionKind, AutoencoderConfig, DiscriminatorConfig, InferredAutoencoder, InferredUNet, PatchDiscriminator,
-        Shapes, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder,
+        AttentionKind, AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder,
+        ImageAutoencoderConfig, InferredAutoencoder, InferredUNet, PatchDiscriminator, Shapes, UNet3d, UNetConfig,
+        UNetPorts, VideoAutoencoder,
     },
     nn::Parameters,
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -292,6 +294,8 @@ fn a_short_video_checkpoint_becomes_a_run() {
     assert_eq!(experiment.schedule, ScheduleConfig::default());
     assert_eq!((experiment.data.frames, experiment.data.resolution, experiment.latent_stride), (8, 16, 1));
     assert_eq!((experiment.conditioning, experiment.trainer.ema_decay), (None, Some(0.999)));
+    let known: AutoencoderExperiment = serde_json::from_value(carried.experiment).unwrap();
+    assert_eq!((known.autoencoder, known.data.frames), (small_autoencoder(), 16));
     let written = fs::read_to_string(at.join("run/experiment.yaml")).unwrap();
     assert!(written.starts_with('#') && written.contains("placeholder") && written.contains("data/sky_timelapse"));
 
@@ -344,6 +348,68 @@ fn frame_conditioned_checkpoints() {
     succeed_in(at, &["export", "prediction", "--out", "prediction.safetensors"]);
     succeed_in(at, &["import", "lvdm", "prediction.safetensors", "--out", "again"]);
     assert_eq!(experiment("again").conditioning, prediction.conditioning);
+}
+
+/// A text-to-video checkpoint: image autoencoder per frame, text encoder; both travel with the run and back.
+#[test]
+fn a_text_checkpoint_becomes_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let config = UNetConfig { attention: AttentionKind::Text, context_width: 64, adaptive_norm: false, ..small_unet() };
+    let image =
+        ImageAutoencoderConfig { widths: vec![8, 16], blocks_per_level: 1, norm_groups: 4, ..Default::default() };
+    let clip = ClipTextConfig {
+        vocabulary: 50,
+        positions: 7,
+        width: 64,
+        hidden: 32,
+        layers: 2,
+        heads: 1,
+        ..ClipTextConfig::default()
+    };
+    let mut given = diffusion(SHORT, &config);
+    given.retain(|name, _| !name.starts_with("first_stage_model.") && name != "betas");
+    given.extend(network("first_stage_model.", 5, &|p| drop(ImageAutoencoder::new(&p.root(), &image))));
+    let text = "cond_stage_model.transformer.text_model.";
+    given.extend(network(text, 6, &|p| drop(ClipText::new(&p.root(), &clip))));
+    given.insert(
+        format!("{text}embeddings.position_ids"),
+        Tensor::arange(7, (Kind::Int64, Device::Cpu)).reshape([1, 7]),
+    );
+    write_checkpoint(&at.join("text.ckpt"), &given, &beside);
+    let import = |rest: &[&str]| run_in(at, &[&["import", "lvdm", "text.ckpt", "--out", "run"], rest].concat());
+    let options = ["--latents", "text", "--norm-groups", "4", "--resolution", "16"];
+    assert!(import(&options[..2]).error(2).contains("--norm-groups"));
+    let said = import(&options);
+    assert_eq!(said.status, 0, "{}", said.err);
+    for words in ["text encoder", "image autoencoder", "position_ids of the text encoder (1)"] {
+        assert!(said.out.contains(words), "{}", said.out);
+    }
+    let run = latest(&at.join("run"));
+    let experiment: DiffusionExperiment = serde_json::from_value(run.experiment.clone()).unwrap();
+    assert_eq!(experiment.unet, config);
+    assert_eq!((experiment.schedule.beta_start, experiment.schedule.beta_end), (0.00085, 0.012));
+    assert_eq!((experiment.data.frames, experiment.data.resolution), (4, 16));
+    let space = open_latent_space(&at.join("run/autoencoder.safetensors"), Device::Cpu).unwrap();
+    assert_eq!(space.config, image.into());
+    assert_eq!((space.moments.scale, space.moments.shift), (0.18215, 0.0));
+    let encoder = Checkpoint::read(&at.join("run/text_encoder.safetensors")).unwrap();
+    assert_eq!(encoder.experiment["text_encoder"], serde_json::to_value(&clip).unwrap());
+
+    succeed_in(at, &["export", "run", "--out", "text.safetensors"]);
+    let (exported, _) = read_safetensors(&at.join("text.safetensors")).unwrap();
+    given.retain(|name, _| !["alphas_cumprod", "logvar"].contains(&name.as_str()) && !name.ends_with("position_ids"));
+    same(&exported, &given);
+    succeed_in(at, &["import", "lvdm", "text.safetensors", "--out", "again"]);
+    same(&latest(&at.join("again")).tensors, &run.tensors);
+    for file in ["autoencoder.safetensors", "text_encoder.safetensors"] {
+        assert!(fs::read(at.join("run").join(file)).unwrap() == fs::read(at.join("again").join(file)).unwrap());
+    }
+    // half a text model is none
+    given.retain(|name, _| !name.starts_with(text));
+    write_checkpoint(&at.join("text.ckpt"), &given, &beside);
+    fs::remove_dir_all(at.join("run")).unwrap();
+    assert!(import(&options).error(1).contains("text encoder"));
 }
 
 /// An autoencoder's own checkpoint becomes an autoencoder run, with its discriminator and average.
@@ -756,6 +822,9 @@ fn released_networks_are_recognised() {
     let found = InferredAutoencoder::from_shapes(&released("autoencoder_3d").into_iter().collect()).unwrap();
     assert_eq!(found.released(), Some(AutoencoderConfig::default()));
     agree("autoencoder_3d", &|p| drop(VideoAutoencoder::new(&p.root(), &found.released().unwrap())));
+    let found = ImageAutoencoderConfig::from_shapes(&released("autoencoder_2d").into_iter().collect()).unwrap();
+    assert_eq!(found, ImageAutoencoderConfig::default());
+    agree("autoencoder_2d", &|p| drop(ImageAutoencoder::new(&p.root(), &found)));
     let found = DiscriminatorConfig::from_shapes(&released("patch_discriminator").into_iter().collect()).unwrap();
     assert_eq!(found, DiscriminatorConfig::default());
     agree("patch_discriminator", &|p| drop(PatchDiscriminator::new(&p.root(), 3, &found)));

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, fmt};
 use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
-use super::{AttentionKind, AutoencoderConfig, DiscriminatorConfig, UNetConfig, UNetPorts};
+use super::{
+    AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig, UNetConfig,
+    UNetPorts,
+};
 
 /// Deeper networks are not believed.
 const MOST_LEVELS: usize = 16;
@@ -229,5 +232,51 @@ impl DiscriminatorConfig {
         let layers =
             (1..=MOST_LEVELS as i64).take_while(|l| shapes.has(&format!("main.{}.running_mean", 3 * l))).count();
         Ok(DiscriminatorConfig { channels: shapes.axis("main.0.weight", 0)?, layers: layers as i64 })
+    }
+}
+
+impl ImageAutoencoderConfig {
+    /// All but the norm groups, which leave no trace: they are those of Stable Diffusion.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing or out of line.
+    pub fn from_shapes(shapes: &Shapes) -> Result<Self> {
+        let width = |level| format!("encoder.down.{level}.block.0.conv1.weight");
+        let widths: Vec<i64> = (0..MOST_LEVELS)
+            .take_while(|level| shapes.has(&width(*level)))
+            .map(|level| shapes.axis(&width(level), 0))
+            .collect::<Result<_>>()?;
+        let block = |i| format!("encoder.down.0.block.{i}.conv1.weight");
+        Ok(ImageAutoencoderConfig {
+            widths,
+            blocks_per_level: (0..).take_while(|i| shapes.has(&block(*i))).count() as i64,
+            latent_channels: shapes.axis("post_quant_conv.weight", 1)?,
+            attention: shapes.has("encoder.mid.attn_1.norm.weight"),
+            ..ImageAutoencoderConfig::default()
+        })
+    }
+}
+
+impl ClipTextConfig {
+    /// All but heads and nonlinearity, which leave no trace: heads are 64 wide in every CLIP, and the rest is
+    /// as in the one that Stable Diffusion 1.x uses.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing or out of line.
+    pub fn from_shapes(shapes: &Shapes) -> Result<Self> {
+        let tokens = "embeddings.token_embedding.weight";
+        let width = shapes.axis(tokens, 1)?;
+        let layer = |i| format!("encoder.layers.{i}.mlp.fc1.weight");
+        let layers = (0..).take_while(|i| shapes.has(&layer(*i))).count() as i64;
+        ensure!(layers > 0 && width % 64 == 0, "{layers} layers of width {width}: no text encoder that is known");
+        Ok(ClipTextConfig {
+            vocabulary: shapes.axis(tokens, 0)?,
+            positions: shapes.axis("embeddings.position_embedding.weight", 0)?,
+            width,
+            hidden: shapes.axis(&layer(0), 0)?,
+            layers,
+            heads: width / 64,
+            ..ClipTextConfig::default()
+        })
     }
 }

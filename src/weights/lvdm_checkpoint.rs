@@ -22,7 +22,9 @@ pub const FIRST_STAGE: &str = "first_stage_model.";
 /// Where an autoencoder's checkpoint keeps its discriminator.
 pub const DISCRIMINATOR: &str = "loss.discriminator.";
 /// The text encoder of a text-to-video checkpoint.
-pub const TEXT_ENCODER: &str = "cond_stage_model.";
+pub const TEXT_ENCODER: &str = "cond_stage_model.transformer.text_model.";
+/// The same, as newer versions of the library that makes it call it.
+const NEW_TEXT_ENCODER: &str = "cond_stage_model.transformer.";
 /// The prefix of the U-Net inside the average, whose names begin below `model.`.
 pub const AVERAGED_UNET: &str = "diffusion_model.";
 const AVERAGED: &str = "model_ema.";
@@ -148,9 +150,9 @@ impl LvdmCheckpoint {
                 found.ignore("loss.*");
             } else if let Some(rest) = name.strip_prefix(FIRST_STAGE) {
                 found.autoencoder.insert(rest.to_string(), tensor);
-            } else if name.starts_with(TEXT_ENCODER) && name.ends_with("position_ids") {
+            } else if name.starts_with(NEW_TEXT_ENCODER) && name.ends_with("position_ids") {
                 found.ignore("position_ids of the text encoder");
-            } else if let Some(rest) = name.strip_prefix(TEXT_ENCODER) {
+            } else if let Some(rest) = name.strip_prefix(TEXT_ENCODER).or(name.strip_prefix(NEW_TEXT_ENCODER)) {
                 found.text_encoder.insert(rest.to_string(), tensor);
             } else if AUTOENCODER.iter().any(|top| name.starts_with(top)) {
                 found.autoencoder.insert(name, tensor);
@@ -333,7 +335,7 @@ mod tests {
         assert_eq!(keys(&found.unet), ["out.2.weight"]);
         assert_eq!(keys(&found.autoencoder), ["encoder.conv_first.conv.bias"]);
         assert_eq!(keys(&found.discriminator), ["main.0.bias"]);
-        assert_eq!(keys(&found.text_encoder), ["transformer.text_model.final_layer_norm.bias"]);
+        assert_eq!(keys(&found.text_encoder), ["final_layer_norm.bias"]);
         assert_eq!((found.decay, found.scale, found.shift), (Some(0.9999), Some(0.9999), None));
         let ignored: Vec<(&str, usize)> =
             found.ignored.iter().map(|group| (group.name.as_str(), group.count)).collect();
