@@ -92,24 +92,52 @@ pub enum Guidance {
     CfgOriginal,
 }
 
-/// Guidance by the unconditional prediction.
-pub struct Guided<'a, C, U> {
-    pub conditional: C,
-    pub unconditional: U,
+/// Guidance by the unconditional prediction: both are made in one pass of the network over twice the clips.
+pub struct Guided<'a> {
+    pub conditional: UNetDenoiser<'a>,
+    /// The same network, given less.
+    pub unconditional: UNetDenoiser<'a>,
     pub weight: f64,
     pub form: Guidance,
     pub schedule: &'a NoiseSchedule,
 }
 
-impl<C: Denoiser, U: Denoiser> Denoiser for Guided<'_, C, U> {
+impl Denoiser for Guided<'_> {
     fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
-        let conditional = self.conditional.predict(z_t, t).noise;
-        let unconditional = self.unconditional.predict(z_t, t).noise;
+        let both = self.conditional.beside(&self.unconditional, z_t).predict(&Tensor::cat(&[z_t, z_t], 0), t);
+        let [conditional, unconditional] = halves(&both.noise);
         let step = (&conditional - &unconditional) * self.weight;
         let noise = match self.form {
             Guidance::Interpolate => unconditional + step,
             Guidance::CfgOriginal => conditional + step,
         };
         from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+    }
+}
+
+fn halves(both: &Tensor) -> [Tensor; 2] {
+    let n = both.size()[0] / 2;
+    [both.narrow(0, 0, n), both.narrow(0, n, n)]
+}
+
+impl<'a> UNetDenoiser<'a> {
+    /// The denoiser of a batch that holds the clips z_t twice, first as this one is given, then as the other.
+    fn beside(&self, other: &UNetDenoiser<'a>, z_t: &Tensor) -> UNetDenoiser<'a> {
+        let stack = |a: &Option<Tensor>, b: &Option<Tensor>| Some(Tensor::cat(&[a.as_ref()?, b.as_ref()?], 0));
+        // without a level: a number that is no row of the class embedding
+        let level = |given: &UNetCondition| match &given.level {
+            Some(level) => level.shallow_clone(),
+            None => Tensor::full([z_t.size()[0]], -1, (Kind::Int64, z_t.device())),
+        };
+        let (own, others) = (&self.given, &other.given);
+        let told = own.level.is_some() || others.level.is_some();
+        UNetDenoiser {
+            mask: stack(&self.mask, &other.mask),
+            given: UNetCondition {
+                level: told.then(|| Tensor::cat(&[level(own), level(others)], 0)),
+                context: stack(&own.context, &others.context),
+            },
+            ..*self
+        }
     }
 }

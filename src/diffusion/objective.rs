@@ -41,6 +41,20 @@ pub struct GivenFrames {
     pub masked_loss: bool,
 }
 
+/// What a batch is given besides z_t and t.
+pub enum Condition {
+    Nothing,
+    Frames(GivenFrames),
+    /// Encoded texts `[B, S, context_width]`.
+    Text(Tensor),
+}
+
+impl From<Option<GivenFrames>> for Condition {
+    fn from(given: Option<GivenFrames>) -> Self {
+        given.map_or(Condition::Nothing, Condition::Frames)
+    }
+}
+
 impl Objective {
     /// The loss of one batch: z_0 and noise `[B, C, F, h, w]`, t `[B]` int64.
     pub fn loss(
@@ -50,12 +64,16 @@ impl Objective {
         z_0: &Tensor,
         t: &Tensor,
         noise: &Tensor,
-        given: Option<&GivenFrames>,
+        given: &Condition,
     ) -> Tensor {
         let z_t = schedule.add_noise(z_0, t, noise);
         let (prediction, given_frames) = match given {
-            None => (unet.forward(&z_t, t, &UNetCondition::default()), None),
-            Some(given) => {
+            Condition::Nothing => (unet.forward(&z_t, t, &UNetCondition::default()), None),
+            Condition::Text(context) => {
+                let condition = UNetCondition { level: None, context: Some(context.shallow_clone()) };
+                (unet.forward(&z_t, t, &condition), None)
+            }
+            Condition::Frames(given) => {
                 let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
                 let mask = given.mask.to_kind(z_0.kind()).expand([b, 1, f, h, w], false);
                 let frames = match &given.level {
