@@ -1,5 +1,7 @@
 //! From a trained run to videos: noise → sampler × denoiser → z_0 → decoder → u8.
 
+mod long_video;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -23,6 +25,8 @@ use crate::{
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
 };
+
+pub use long_video::{LongVideo, forget};
 
 /// A denoiser with its schedule and latent space.
 pub struct Generator {
@@ -62,8 +66,7 @@ impl Generator {
     /// Settings that do not fit together.
     pub fn new(experiment: &DiffusionExperiment, space: LatentSpace, parameters: &Parameters) -> Result<Self> {
         let data = &experiment.data;
-        let mut latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
-        latent[1] = (latent[1] - 1) / experiment.latent_stride + 1;
+        let latent = seen(space.config.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.unet.validate()?;
         let schedule = NoiseSchedule::new(&experiment.schedule)?;
         if let Some(conditioning) = &experiment.conditioning {
@@ -190,6 +193,12 @@ impl Generator {
             &normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent).to_device(self.space.device()),
         )
     }
+}
+
+/// What an experiment's network sees of a clip's latent: every n-th frame, `[C, F, h, w]`.
+pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> [i64; 4] {
+    let [c, f, h, w] = clip;
+    [c, (f - 1) / experiment.latent_stride + 1, h, w]
 }
 
 /// What enters and leaves an experiment's network, for clips of the shape that it sees.

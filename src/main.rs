@@ -21,7 +21,9 @@ struct Cli {
 enum Verb {
     Train(commands::Train),
     Sample(commands::Sample),
+    SampleLong(commands::SampleLong),
     Evaluate(commands::Evaluate),
+    EvaluateLong(commands::EvaluateLong),
     Demo(commands::Demo),
     Data(commands::Data),
     Import(commands::Import),
@@ -35,7 +37,9 @@ fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
+        Verb::SampleLong(verb) => verb.run(),
         Verb::Evaluate(verb) => verb.run(),
+        Verb::EvaluateLong(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Data(verb) => verb.run(),
         Verb::Import(verb) => verb.run(),

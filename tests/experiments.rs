@@ -12,8 +12,12 @@ use common::source;
 use lvdm::{
     commands::DemoData,
     diffusion::NoiseSchedule,
-    experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Generated, Mistake, parse},
-    models::{AutoencoderConfig, PatchDiscriminator, UNet3d, UNetPorts, VideoAutoencoder},
+    experiment::{
+        AutoencoderExperiment, CurveSource, DiffusionExperiment, EvaluationExperiment, Generated,
+        LongEvaluationExperiment, Mistake, parse,
+    },
+    generate,
+    models::{AutoencoderConfig, PatchDiscriminator, UNet3d, VideoAutoencoder},
     nn::Parameters,
 };
 use serde_yaml::Value;
@@ -24,12 +28,15 @@ enum Kind {
     Autoencoder,
     Diffusion,
     Evaluation,
+    LongEvaluation,
     DemoData,
 }
 
 fn kind(value: &Value) -> Kind {
     if value.get("generated").is_some() {
         Kind::Evaluation
+    } else if value.get("curves").is_some() {
+        Kind::LongEvaluation
     } else if value.get("videos").is_some() {
         Kind::DemoData
     } else if value.get("autoencoder").is_some_and(Value::is_string) {
@@ -45,6 +52,7 @@ fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
         Kind::Autoencoder => parse::<AutoencoderExperiment>(name, text, &[]).map(drop),
         Kind::Diffusion => parse::<DiffusionExperiment>(name, text, &[]).map(drop),
         Kind::Evaluation => parse::<EvaluationExperiment>(name, text, &[]).map(drop),
+        Kind::LongEvaluation => parse::<LongEvaluationExperiment>(name, text, &[]).map(drop),
         Kind::DemoData => parse::<DemoData>(name, text, &[]).map(drop),
     }
 }
@@ -81,7 +89,7 @@ fn shipped() -> Vec<Shipped> {
             Shipped { name, kind: kind(&value), value, text, path }
         })
         .collect();
-    for wanted in [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::DemoData] {
+    for wanted in [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::LongEvaluation, Kind::DemoData] {
         assert!(files.iter().any(|file| file.kind == wanted), "no experiment of kind {wanted:?}");
     }
     files
@@ -133,6 +141,15 @@ fn every_experiment_loads_and_builds() {
                     }
                 };
                 let latent = autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
+                let latent = generate::seen(latent, &experiment);
+                if let Some(conditioning) = &experiment.conditioning {
+                    conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
+                }
+                if let Some(start) = &experiment.start_from {
+                    let text = fs::read_to_string(experiment_of(start).expect("a shipped experiment")).unwrap();
+                    let short: DiffusionExperiment = parse("start", &text, &[]).unwrap();
+                    assert_eq!(short.unet, experiment.unet, "{}: it starts from another network", file.name);
+                }
                 let deepest = 1 << (experiment.unet.multipliers.len() - 1);
                 assert!(latent[2] % deepest == 0, "{}: a latent of {latent:?} does not halve that often", file.name);
                 experiment.unet.validate().unwrap();
@@ -141,9 +158,7 @@ fn every_experiment_loads_and_builds() {
                 let schedule = NoiseSchedule::new(&experiment.schedule).unwrap();
                 experiment.sampler.build().start(&schedule).unwrap();
                 let parameters = Parameters::shapes_only();
-                let ports =
-                    UNetPorts { inputs: latent[0], outputs: latent[0], temporal_length: latent[1], classes: None };
-                UNet3d::new(&parameters.root(), &experiment.unet, &ports);
+                UNet3d::new(&parameters.root(), &experiment.unet, &generate::ports(&experiment, latent));
                 assert!(parameters.count() > 10_000);
             }
             Kind::Evaluation => {
@@ -157,6 +172,22 @@ fn every_experiment_loads_and_builds() {
                     let trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
                     let shape = |data: &lvdm::data::DataConfig| (data.frames, data.frame_stride, data.resolution);
                     assert_eq!(shape(&trained.data), shape(&experiment.real), "{}: clips of another shape", file.name);
+                }
+            }
+            Kind::LongEvaluation => {
+                let experiment: LongEvaluationExperiment = read(&file);
+                experiment.evaluation.validate().unwrap();
+                for curve in &experiment.curves {
+                    let CurveSource::Sampled(long) = &curve.source else { continue };
+                    for run in [Some(&long.prediction), long.interpolation.as_ref()].into_iter().flatten() {
+                        let path = experiment_of(run).unwrap_or_else(|| panic!("who makes {}?", run.display()));
+                        let text = fs::read_to_string(path).unwrap();
+                        let trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
+                        let conditioning = trained.conditioning.expect("a model that is given frames");
+                        long.guidance.validate(&conditioning).unwrap();
+                        assert_eq!(trained.data.resolution, experiment.real.resolution, "{}", file.name);
+                        long.sampler.build().start(&NoiseSchedule::new(&trained.schedule).unwrap()).unwrap();
+                    }
                 }
             }
             Kind::DemoData => {

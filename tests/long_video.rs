@@ -2,14 +2,21 @@
 
 mod common;
 
-use common::{largest_difference, noise, wake};
+use std::path::Path;
+
+use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
+    data::VideoReader,
+    diffusion::{GuidanceConfig, SamplerConfig},
+    experiment::LongVideoConfig,
+    generate::LongVideo,
     models::{
         AutoencoderConfig, Chunks, LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetConfig, UNetPorts,
         VideoAutoencoder,
     },
     nn::Parameters,
 };
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
 
 const CPU: Device = Device::Cpu;
@@ -169,4 +176,175 @@ fn a_grown_network_starts_as_the_short_one() {
         grown.forward(&with_mask(1.0), &t, &UNetCondition::default()).square().mean(None).backward();
         assert!(kernel.grad().narrow(1, 4, 1).abs().max().double_value(&[]) > 0.0);
     }
+}
+
+/// Runs of next to no training, from packed clips: short, prediction (sparse), interpolation.
+fn toy_runs(at: &Path) {
+    write_packed(&at.join("clips.safetensors"), 6, 24, 16);
+    let data = |frames: i64| {
+        format!("data: {{dataset: {{kind: packed, file: clips.safetensors}}, frames: {frames}, resolution: 16}}\n")
+    };
+    let trainer = "optimizer: {kind: adamw, learning_rate: 1.0e-3}\n\
+                   trainer: {steps: 2, batch: 2, log_every: 1, checkpoint_every: 2, picture_every: 2}\n";
+    let autoencoder = "autoencoder: {channels: 8, factors: [2, 4, 4], norm_groups: 8}\n\
+                       loss: {perceptual_weight: 0.0, adversarial_weight: 0.0}\n";
+    let unet = "autoencoder: runs/autoencoder\n\
+                unet: {channels: 32, multipliers: [1], blocks_per_level: 1, attention_factors: [1], heads: 2}\n\
+                sampler: {kind: ddim, steps: 2, eta: 1.0}\n";
+    let long = "start_from: runs/short\n";
+    for (name, task, text) in [
+        ("autoencoder", "autoencoder", [&data(8), autoencoder, trainer].concat()),
+        ("short", "diffusion", [&data(8), unet, trainer].concat()),
+        (
+            "prediction",
+            "diffusion",
+            [&data(24), unet, trainer, long, "latent_stride: 3\nconditioning: {prediction: 0.8, prefixes: [1, 2]}\n"]
+                .concat(),
+        ),
+        (
+            "interpolation",
+            "diffusion",
+            [&data(8), unet, trainer, long, "conditioning: {interpolation: 0.9, masked_loss: true}\n"].concat(),
+        ),
+        (
+            "continuation",
+            "diffusion",
+            [&data(8), unet, trainer, long, "conditioning: {prefixes: [2], perturbation: null}\n"].concat(),
+        ),
+    ] {
+        let file = format!("{name}.yaml");
+        std::fs::write(at.join(&file), text).unwrap();
+        succeed_in(at, &["train", task, &file]);
+    }
+}
+
+fn config(at: &Path) -> LongVideoConfig {
+    LongVideoConfig {
+        prediction: at.join("runs/prediction"),
+        interpolation: Some(at.join("runs/interpolation")),
+        overlap: 1,
+        gap: None,
+        guidance: GuidanceConfig::default(),
+        sampler: SamplerConfig::Ddim { steps: 3, eta: 1.0 },
+        batch: 6,
+    }
+}
+
+/// From runs to videos and curves on the command line.
+#[test]
+fn long_videos_from_the_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    toy_runs(at);
+
+    // the plan: 23 frames are 12 latent frames, sparse 0, 3 … 12
+    let hierarchical = ["sample-long", "runs/prediction", "--interpolation", "runs/interpolation", "--frames", "23"];
+    let with = |more: &[&'static str]| [&hierarchical, more].concat();
+    let said = succeed_in(at, &with(&["--dry-run", "--json"]));
+    let steps: Value = serde_json::from_str(&said.out).unwrap();
+    let step =
+        |model: &str, given: &[i64], written: &[i64]| json!({"model": model, "given": given, "written": written});
+    assert_eq!(
+        steps,
+        json!([
+            step("prediction", &[], &[0, 3, 6, 9]),
+            step("prediction", &[9], &[12]),
+            step("interpolation", &[0, 3], &[1, 2]),
+            step("interpolation", &[3, 6], &[4, 5]),
+            step("interpolation", &[6, 9], &[7, 8]),
+            step("interpolation", &[9, 12], &[10, 11]),
+        ])
+    );
+    let table = succeed_in(at, &with(&["--dry-run"])).out;
+    assert!(table.contains("interpolation") && table.contains("6 clips make 12 latent frames"), "{table}");
+
+    // videos; a second call finds them there, and other settings are refused
+    let sample = with(&["--videos", "3", "--batch", "2", "--steps", "2", "--out", "long"]);
+    succeed_in(at, &sample);
+    let before = contents(&at.join("long"));
+    assert_eq!(before.len(), 4, "{:?}", before.keys());
+    for i in 0..3 {
+        let video = VideoReader::open(&at.join(format!("long/{i:05}.mp4"))).unwrap();
+        assert_eq!((video.frames(), video.width()), (23, 16));
+    }
+    succeed_in(at, &sample);
+    assert!(contents(&at.join("long")) == before);
+    let other = run_in(at, &[&sample[..], &["--seed", "1"]].concat());
+    assert!(other.error(2).contains("other settings"));
+
+    // what does not fit is a mistake that says so
+    for (arguments, word) in [
+        (vec!["sample-long", "runs/short", "--dry-run"], "conditioning"),
+        (vec!["sample-long", "runs/prediction", "--dry-run"], "interpolation"),
+        (vec!["sample-long", "runs/continuation", "--dry-run"], "clean"),
+        (vec!["sample-long", "runs/continuation", "--clean", "--dry-run", "--overlap", "4"], "overlap"),
+        (vec!["sample-long", "runs/none", "--dry-run"], "runs/none"),
+    ] {
+        let said = run_in(at, &arguments);
+        assert!(said.error(2).contains(word), "{arguments:?}: {}", said.err);
+    }
+
+    // curves of two methods and of real videos
+    let data = "{dataset: {kind: packed, file: clips.safetensors}, frames: 10, resolution: 16}";
+    let ddim = "sampler: {kind: ddim, steps: 2, eta: 1.0}, batch: 2";
+    let text = format!(
+        "videos: 3\nframes: 23\nevaluation: {{clips: 4}}\nreal: {data}\ntrain: {data}\nout: curves\ncurves:\n\
+         - {{name: \"hierarchical, w = 0.1\", source: {{kind: sampled, prediction: runs/prediction, interpolation: runs/interpolation, {ddim}}}}}\n\
+         - {{name: autoregressive, source: {{kind: sampled, prediction: runs/continuation, overlap: 2, guidance: {{level: null}}, {ddim}}}}}\n\
+         - {{name: real, source: {{kind: videos, data: {data}}}}}\n"
+    );
+    std::fs::write(at.join("long.yaml"), text).unwrap();
+    let said = succeed_in(at, &["evaluate-long", "long.yaml"]);
+    println!("{}", said.out);
+    let lines = std::fs::read_to_string(at.join("curves/curves.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let frames: Vec<i64> = lines.iter().map(|line| line["first_frame"].as_i64().unwrap()).collect();
+    assert_eq!(frames, [0, 10, 0, 10, 0, 10]);
+    assert!(lines.iter().all(|line| line["fvd"].as_f64().unwrap() > 0.0 && line["kvd"].is_f64()));
+    let figures: Value =
+        serde_json::from_str(&std::fs::read_to_string(at.join("curves/figures.json")).unwrap()).unwrap();
+    assert_eq!(figures["curves"][0]["windows"].as_array().unwrap().len(), 2);
+    for file in ["fvd.svg", "fvd.png", "kvd.svg", "kvd.png", "hierarchical-w-0-1/00000.mp4", "autoregressive/00002.png"]
+    {
+        assert!(at.join("curves").join(file).exists(), "{file}");
+    }
+    for folder in ["hierarchical-w-0-1", "autoregressive", "real"] {
+        assert_eq!(std::fs::read_dir(at.join("curves").join(folder).join("tensorboard")).unwrap().count(), 1);
+    }
+    // nothing is sampled again
+    let windows = at.join("curves/autoregressive/windows-00000.safetensors");
+    let time = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let before = time(&windows);
+    let again = succeed_in(at, &["evaluate-long", "long.yaml"]);
+    assert!(time(&windows) == before && again.out == said.out);
+}
+
+/// Stopped in the middle, it goes on to the same latents; and they do not depend on what is sampled beside them.
+#[test]
+fn an_interrupted_long_video_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    toy_runs(at);
+    let long = LongVideo::open(&config(at), 40, CPU).unwrap();
+    let latents = |long: &LongVideo, samples: &[u64], state: &str| {
+        long.latents(samples, 5, &at.join(state), &mut |_| {}).unwrap()
+    };
+    let whole = latents(&long, &[0, 1], "whole");
+    assert_eq!(whole.size(), [2, 4, 20, 4, 4]);
+    assert!(whole.isfinite().all().int64_value(&[]) == 1);
+    for stop in 1..2 * long.plan.steps.len() as u64 {
+        let state = at.join(format!("state-{stop}"));
+        let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = long.latents(&[0, 1], 5, &state, &mut |clip| assert!(clip < stop, "stopped"));
+        }));
+        assert!(stopped.is_err());
+        assert!(latents(&long, &[0, 1], &format!("state-{stop}")).equal(&whole), "stopped at clip {stop}");
+    }
+    // alone, and with other passes of the networks
+    let other = LongVideo::open(&LongVideoConfig { batch: 1, ..config(at) }, 40, CPU).unwrap();
+    let error = largest_difference(&latents(&other, &[1], "alone").get(0), &whole.get(1));
+    assert!(error < 1e-4, "{error:e}");
+    // a state of another seed is refused
+    let error = long.latents(&[0, 1], 6, &at.join("whole"), &mut |_| {}).unwrap_err().to_string();
+    assert!(error.contains("other settings"), "{error}");
 }

@@ -136,7 +136,12 @@ impl Report {
 }
 
 /// Clips `[N, 3, F, H, W]` → features, in bounded pieces.
-fn features(extractor: &dyn FeatureExtractor, clips: &Tensor, bar: &mut Progress, done: &mut u64) -> Result<Tensor> {
+pub fn features(
+    extractor: &dyn FeatureExtractor,
+    clips: &Tensor,
+    bar: &mut Progress,
+    done: &mut u64,
+) -> Result<Tensor> {
     let count = clips.size()[0];
     let mut rows = Vec::new();
     for i in (0..count).step_by(4) {

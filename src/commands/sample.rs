@@ -22,18 +22,8 @@ pub struct Sample {
     /// How many
     #[arg(long, default_value_t = 16)]
     videos: u64,
-    /// ddim or ddpm
-    #[arg(long, value_enum, default_value = "ddim")]
-    sampler: SamplerName,
-    /// Steps of DDIM
-    #[arg(long, default_value_t = 50)]
-    steps: i64,
-    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM
-    #[arg(long, default_value_t = 1.0)]
-    eta: f64,
-    /// Variance of DDPM
-    #[arg(long, value_enum, default_value = "posterior")]
-    variance: VarianceName,
+    #[command(flatten)]
+    sampler: SamplerOptions,
     /// Video i depends on the seed and i alone
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -51,6 +41,23 @@ pub struct Sample {
     device: DeviceName,
 }
 
+/// Which sampler, on the command line.
+#[derive(Debug, clap::Args)]
+pub struct SamplerOptions {
+    /// ddim or ddpm
+    #[arg(long, value_enum, default_value = "ddim")]
+    sampler: SamplerName,
+    /// Steps of DDIM
+    #[arg(long, default_value_t = 50)]
+    steps: i64,
+    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM
+    #[arg(long, default_value_t = 1.0)]
+    eta: f64,
+    /// Variance of DDPM
+    #[arg(long, value_enum, default_value = "posterior")]
+    variance: VarianceName,
+}
+
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum SamplerName {
     Ddim,
@@ -63,6 +70,16 @@ enum VarianceName {
     Posterior,
     /// beta_t
     Beta,
+}
+
+impl SamplerOptions {
+    pub fn config(&self) -> SamplerConfig {
+        match (self.sampler, self.variance) {
+            (SamplerName::Ddim, _) => SamplerConfig::Ddim { steps: self.steps, eta: self.eta },
+            (SamplerName::Ddpm, VarianceName::Posterior) => SamplerConfig::Ddpm { variance: Variance::Posterior },
+            (SamplerName::Ddpm, VarianceName::Beta) => SamplerConfig::Ddpm { variance: Variance::Beta },
+        }
+    }
 }
 
 impl Sample {
@@ -81,11 +98,7 @@ impl Sample {
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
-        let sampler = match (self.sampler, self.variance) {
-            (SamplerName::Ddim, _) => SamplerConfig::Ddim { steps: self.steps, eta: self.eta },
-            (SamplerName::Ddpm, VarianceName::Posterior) => SamplerConfig::Ddpm { variance: Variance::Posterior },
-            (SamplerName::Ddpm, VarianceName::Beta) => SamplerConfig::Ddpm { variance: Variance::Beta },
-        };
+        let sampler = self.sampler.config();
         let (generator, _) = Generator::open(&self.run, self.device.open()?)?;
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());

@@ -415,6 +415,19 @@ impl VideoWriter {
             .with_context(|| self.failure())
     }
 
+    /// Adds the frames of a piece of a video, unsigned bytes `[3, f, H, W]`, to a writer that the first piece makes.
+    ///
+    /// Errors: as `create` and `write`.
+    pub fn append(writer: &mut Option<Self>, path: &Path, piece: &Tensor, fps: f64) -> Result<()> {
+        let size = piece.size();
+        ensure!(size.len() == 4 && size[0] == 3, "a piece of a video is [3, f, H, W]; this one is {size:?}");
+        let writer = match writer {
+            Some(writer) => writer,
+            None => writer.insert(Self::create(path, size[3] as usize, size[2] as usize, fps)?),
+        };
+        (0..size[1]).try_for_each(|f| writer.write(&RgbFrame::from_tensor(&piece.select(1, f).permute([1, 2, 0]))?))
+    }
+
     /// Brings the file to the disk under its name.
     pub fn finish(mut self) -> Result<()> {
         ensure!(self.frames > 0, "no frames were written to the video {}", self.path.display());
@@ -461,13 +474,9 @@ impl Drop for VideoWriter {
 
 /// Writes one clip, unsigned bytes `[3, F, H, W]`, as an mp4 file.
 pub fn write_video(path: &Path, clip: &Tensor, fps: f64) -> Result<()> {
-    let size = clip.size();
-    ensure!(size.len() == 4 && size[0] == 3, "a clip is [3, F, H, W]; this one is {size:?}");
-    let mut writer = VideoWriter::create(path, size[3] as usize, size[2] as usize, fps)?;
-    for f in 0..size[1] {
-        writer.write(&RgbFrame::from_tensor(&clip.select(1, f).permute([1, 2, 0]))?)?;
-    }
-    writer.finish()
+    let mut writer = None;
+    VideoWriter::append(&mut writer, path, clip, fps)?;
+    writer.context("a clip without a shape")?.finish()
 }
 
 #[cfg(test)]

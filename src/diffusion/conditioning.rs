@@ -243,8 +243,8 @@ mod tests {
                 other => panic!("{other:?}"),
             }] += 1.0 / 4000.0;
         }
-        for (found, wanted) in counts.into_iter().zip([0.5, 0.15, 0.15, 0.2]) {
-            assert!((found - wanted as f64).abs() < 0.03, "{counts:?}");
+        for (found, wanted) in counts.into_iter().zip([0.5f64, 0.15, 0.15, 0.2]) {
+            assert!((found - wanted).abs() < 0.03, "{counts:?}");
         }
     }
 

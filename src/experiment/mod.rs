@@ -14,7 +14,7 @@ pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConf
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
     data::{DataConfig, DatasetConfig},
-    diffusion::{FrameConditioning, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig},
     metrics::EvaluationConfig,
     models::{AutoencoderConfig, UNetConfig},
 };
@@ -139,6 +139,30 @@ impl Experiment for DiffusionExperiment {
     }
 }
 
+/// How long videos are made: `lvdm sample-long`, and each sampled curve of `lvdm evaluate-long`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongVideoConfig {
+    /// A diffusion run trained with `conditioning`: it begins the video and continues it.
+    pub prediction: PathBuf,
+    /// One that fills gaps: hierarchical generation. Without it generation is autoregressive.
+    #[serde(default)]
+    pub interpolation: Option<PathBuf>,
+    /// Latent frames that a clip is given of the one before.
+    #[serde(default = "one")]
+    pub overlap: i64,
+    /// Latent frames from one sparse frame to the next; the prediction run's `latent_stride` where it is not said.
+    #[serde(default)]
+    pub gap: Option<i64>,
+    #[serde(default)]
+    pub guidance: GuidanceConfig,
+    #[serde(default)]
+    pub sampler: SamplerConfig,
+    /// Clips in one pass of the networks.
+    #[serde(default = "batch")]
+    pub batch: i64,
+}
+
 /// What is measured against what: `lvdm evaluate FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EvaluationExperiment {
@@ -154,6 +178,87 @@ pub struct EvaluationExperiment {
     pub train: Option<DataConfig>,
     /// Where figures, videos and pictures are put.
     pub out: PathBuf,
+}
+
+/// Long videos measured window by window, as curves in one figure: `lvdm evaluate-long FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LongEvaluationExperiment {
+    #[serde(default)]
+    pub seed: u64,
+    /// Of each curve.
+    pub videos: u64,
+    /// Of each video.
+    pub frames: i64,
+    #[serde(default)]
+    pub evaluation: EvaluationConfig,
+    /// Clips that nothing was trained on; a window is as long as one of them.
+    pub real: DataConfig,
+    /// Clips that the models were trained on: their distance is the floor.
+    #[serde(default)]
+    pub train: Option<DataConfig>,
+    pub curves: Vec<Curve>,
+    /// Where curves, videos and figures are put.
+    pub out: PathBuf,
+}
+
+/// One curve.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Curve {
+    /// In the legend.
+    pub name: String,
+    pub source: CurveSource,
+}
+
+impl Curve {
+    /// Its folder: the name in small letters, digits and hyphens.
+    pub fn folder(&self) -> String {
+        let letters = self.name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { ' ' });
+        letters.collect::<String>().split_whitespace().collect::<Vec<_>>().join("-")
+    }
+}
+
+/// Where a curve's videos come from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum CurveSource {
+    Sampled(LongVideoConfig),
+    /// The beginnings of a dataset's first videos; `frames` is not read.
+    Videos {
+        data: DataConfig,
+    },
+}
+
+impl Experiment for LongEvaluationExperiment {
+    fn validate(&self) -> Result<()> {
+        self.evaluation.validate().context("evaluation")?;
+        check_data(&self.real).context("real")?;
+        if let Some(train) = &self.train {
+            check_data(train).context("train")?;
+        }
+        ensure!(self.videos >= 2, "videos must be at least 2, not {}", self.videos);
+        ensure!(
+            self.frames >= self.real.frames,
+            "frames: {} make no window of real.frames = {}",
+            self.frames,
+            self.real.frames
+        );
+        ensure!(!self.curves.is_empty(), "curves: at least one is needed");
+        let mut folders = std::collections::BTreeSet::new();
+        for curve in &self.curves {
+            let folder = curve.folder();
+            ensure!(!folder.is_empty(), "curves: the name `{}` has no letter", curve.name);
+            ensure!(folders.insert(folder), "curves: `{}` has the folder of another curve", curve.name);
+            match &curve.source {
+                CurveSource::Videos { data } => check_data(data).with_context(|| curve.name.clone())?,
+                CurveSource::Sampled(config) => {
+                    for run in [Some(&config.prediction), config.interpolation.as_ref()].into_iter().flatten() {
+                        ensure!(run.exists(), "{}: there is no {} (train it first)", curve.name, run.display());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where generated clips come from.

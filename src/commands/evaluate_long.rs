@@ -1,0 +1,405 @@
+//! `lvdm evaluate-long`: FVD and KVD along long videos, window by window, as curves of several methods.
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tch::{Device, Tensor};
+
+use super::evaluate::features;
+use crate::{
+    atomic_file::write_atomically,
+    data::{ClipSpec, DataConfig, VideoWriter, fixed_clips, pictures},
+    experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
+    generate::{LongVideo, forget},
+    metrics::{Distances, FeatureExtractor, Protocol},
+    models::I3d,
+    report::{Plot, Series},
+    safetensors::{read_safetensors, write_safetensors_atomically},
+    torch::DeviceName,
+    train::{logger::RunLogger, progress::Progress},
+};
+
+/// Measure long videos window by window and draw the curves; interrupted, it goes on
+#[derive(Debug, clap::Args)]
+pub struct EvaluateLong {
+    /// Experiment file (YAML)
+    file: PathBuf,
+    /// Replaced settings, key.path=value
+    overrides: Vec<String>,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+}
+
+/// The file of all windows of all curves, one JSON object a line.
+const CURVES_FILE: &str = "curves.jsonl";
+/// The protocol and what each curve was made with.
+const FIGURES_FILE: &str = "figures.json";
+
+/// So many videos of each curve are kept as mp4 and as a strip of pictures.
+const SHOWN: u64 = 4;
+
+/// What was measured of one curve.
+#[derive(Debug, Serialize)]
+struct Measured {
+    name: String,
+    /// Window by window.
+    windows: Vec<Distances>,
+    /// Mean absolute difference of neighbouring frames, in grey levels.
+    motion: f64,
+    /// The same where decoded chunks meet, over its median elsewhere; only of sampled videos.
+    seam: Option<f64>,
+    /// All that the videos depend on.
+    settings: Value,
+}
+
+impl Measured {
+    /// How much worse the last quarter of the windows is than the first, in KVD.
+    fn degradation(&self) -> f64 {
+        let quarter = self.windows.len().div_ceil(4);
+        let mean = |windows: &[Distances]| windows.iter().map(|d| d.kvd).sum::<f64>() / windows.len() as f64;
+        mean(&self.windows[self.windows.len() - quarter..]) - mean(&self.windows[..quarter])
+    }
+}
+
+impl EvaluateLong {
+    /// # Errors
+    /// [`Mistake`] for what the user wrote; runs, data or weights that are not there; a full disk.
+    pub fn run(self) -> Result<()> {
+        let experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
+        let device = self.device.open()?;
+        let LongEvaluationExperiment { seed, evaluation, real, train, curves, out, .. } = &experiment;
+        let extractor = I3d::load(evaluation.extractor.as_deref(), device)?;
+        let clips = evaluation.clips as u64;
+        let mut bar = Progress::new("real clips", clips * (1 + u64::from(train.is_some())), 0);
+        let mut done = 0;
+        let mut of = |data: &DataConfig| -> Result<Tensor> {
+            features(&extractor, &fixed_clips(data, evaluation.clips, *seed)?, &mut bar, &mut done)
+        };
+        let real_features = of(real)?;
+        let floor = match train {
+            None => None,
+            Some(train) => Some(Distances::between(&real_features, &of(train)?)?),
+        };
+        bar.finish();
+
+        let mut measured = Vec::new();
+        for curve in curves {
+            let found = Windows { experiment: &experiment, curve, extractor: &extractor, device }.measure()?;
+            let windows: Vec<Distances> = (0..found.features.size()[1])
+                .map(|i| Distances::between(&real_features, &found.features.select(1, i)))
+                .collect::<Result<_>>()?;
+            measured.push(Measured {
+                name: curve.name.clone(),
+                windows,
+                motion: found.motion,
+                seam: found.seam,
+                settings: found.settings,
+            });
+        }
+        let protocol = Protocol::new(evaluation, real, *seed, &extractor);
+        write(&experiment, &protocol, floor, &measured, device)?;
+        print(&experiment, &protocol, floor, &measured);
+        println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
+        Ok(())
+    }
+}
+
+/// The windows of one curve's videos.
+struct Windows<'a> {
+    experiment: &'a LongEvaluationExperiment,
+    curve: &'a Curve,
+    extractor: &'a I3d,
+    device: Device,
+}
+
+/// Features and frame differences of some videos.
+struct Found {
+    /// `[N, windows, D]`
+    features: Tensor,
+    motion: f64,
+    seam: Option<f64>,
+    settings: Value,
+}
+
+/// Takes a video in pieces, and gives the features of its windows and the differences of its frames.
+struct Reader<'a> {
+    extractor: &'a I3d,
+    window: i64,
+    /// `[3, f, H, W]`: frames that do not fill a window yet.
+    pending: Option<Tensor>,
+    last: Option<Tensor>,
+    features: Vec<Tensor>,
+    steps: Vec<Tensor>,
+    /// The first frame of each window.
+    firsts: Vec<Tensor>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(extractor: &'a I3d, window: i64) -> Self {
+        Reader {
+            extractor,
+            window,
+            pending: None,
+            last: None,
+            features: Vec::new(),
+            steps: Vec::new(),
+            firsts: Vec::new(),
+        }
+    }
+
+    /// A piece u8 `[3, f, H, W]`.
+    fn take(&mut self, piece: &Tensor) -> Result<()> {
+        let join = |before: &Option<Tensor>| match before {
+            None => piece.shallow_clone(),
+            Some(before) => Tensor::cat(&[before, piece], 1),
+        };
+        let chain = join(&self.last).to_kind(tch::Kind::Float);
+        let pairs = chain.size()[1] - 1;
+        let steps = (chain.narrow(1, 1, pairs) - chain.narrow(1, 0, pairs)).abs();
+        self.steps.push(steps.mean_dim([0, 2, 3].as_slice(), false, tch::Kind::Double));
+        self.last = Some(piece.narrow(1, piece.size()[1] - 1, 1).copy());
+        let mut frames = join(&self.pending);
+        while frames.size()[1] >= self.window {
+            let window = frames.narrow(1, 0, self.window);
+            self.firsts.push(window.narrow(1, 0, 1).copy());
+            self.features.push(self.extractor.features(&window.permute([1, 2, 3, 0]).unsqueeze(0))?);
+            frames = frames.narrow(1, self.window, frames.size()[1] - self.window);
+        }
+        self.pending = Some(frames.copy());
+        Ok(())
+    }
+
+    /// Features `[windows, D]`, and the mean differences of neighbouring frames, `[F − 1]`.
+    fn finish(self) -> (Tensor, Tensor) {
+        (Tensor::cat(&self.features, 0), Tensor::cat(&self.steps, 0))
+    }
+}
+
+impl Windows<'_> {
+    fn folder(&self) -> PathBuf {
+        self.experiment.out.join(self.curve.folder())
+    }
+
+    fn measure(&self) -> Result<Found> {
+        match &self.curve.source {
+            CurveSource::Sampled(config) => self.sampled(config),
+            CurveSource::Videos { data } => self.read(data),
+        }
+    }
+
+    /// Sampled a batch at a time; what is measured of a batch is kept in a file.
+    fn sampled(&self, config: &LongVideoConfig) -> Result<Found> {
+        let LongEvaluationExperiment { seed, videos, frames, real, .. } = self.experiment;
+        let long = LongVideo::open(config, *frames, self.device)?;
+        let settings = long.settings(*seed)?;
+        let clips = long.plan.steps.len() as u64;
+        let mut bar = Progress::new(&self.curve.name, videos * clips, 0);
+        let (mut all_features, mut all_steps) = (Vec::new(), Vec::new());
+        for first in (0..*videos).step_by(config.batch as usize) {
+            let samples: Vec<u64> = (first..(first + config.batch as u64).min(*videos)).collect();
+            let end = (first + samples.len() as u64) * clips;
+            let file = self.folder().join(format!("windows-{first:05}.safetensors"));
+            let made_with = json!({"settings": settings, "samples": samples, "window": real.frames,
+                "extractor": self.extractor.weights_sha256()});
+            if let Some((features, steps)) = kept(&file, &made_with)? {
+                all_features.push(features);
+                all_steps.push(steps);
+                bar.step(end, "");
+                continue;
+            }
+            let state = self.folder().join(format!("unfinished-{first:05}.safetensors"));
+            let z = long.latents(&samples, *seed, &state, &mut |clip| bar.step(first * clips + clip, ""))?;
+            let (mut features, mut steps) = (Vec::new(), Vec::new());
+            for (i, &sample) in samples.iter().enumerate() {
+                bar.step(end, &format!("measuring video {sample}"));
+                let mut reader = Reader::new(self.extractor, real.frames);
+                let mut writer = None;
+                let path = self.folder().join(format!("{sample:05}.mp4"));
+                long.decode(&z.narrow(0, i as i64, 1), &mut |piece| {
+                    if sample < SHOWN && cfg!(feature = "video") {
+                        VideoWriter::append(&mut writer, &path, piece, FPS)?;
+                    }
+                    reader.take(piece)
+                })?;
+                writer.map_or(Ok(()), VideoWriter::finish)?;
+                if sample < SHOWN {
+                    let strip = Tensor::stack(&[Tensor::cat(&reader.firsts, 1)], 0);
+                    pictures::write_png(&path.with_extension("png"), &pictures::grid(&strip, 1)?)?;
+                }
+                let (of_video, differences) = reader.finish();
+                features.push(of_video);
+                steps.push(differences);
+            }
+            let (features, steps) = (Tensor::stack(&features, 0), Tensor::stack(&steps, 0));
+            write_safetensors_atomically(&file, &[("features", &features), ("steps", &steps)], &made_with)?;
+            forget(&state)?;
+            all_features.push(features);
+            all_steps.push(steps);
+        }
+        bar.finish();
+        let steps = Tensor::cat(&all_steps, 0);
+        let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
+        Ok(Found {
+            features: Tensor::cat(&all_features, 0),
+            motion: steps.mean(None).double_value(&[]),
+            seam,
+            settings,
+        })
+    }
+
+    /// The first frames of each of the first videos of a dataset.
+    fn read(&self, data: &DataConfig) -> Result<Found> {
+        let LongEvaluationExperiment { videos, frames, real, .. } = self.experiment;
+        let entries = data.videos()?;
+        ensure!(
+            entries.len() as u64 >= *videos,
+            "{}: {} videos, and {videos} are asked for",
+            self.curve.name,
+            entries.len()
+        );
+        let spec = ClipSpec { frames: real.frames, ..data.clip()? };
+        let side = spec.resolution;
+        let mut bar = Progress::new(&self.curve.name, *videos, 0);
+        let (mut features, mut steps) = (Vec::new(), Vec::new());
+        for (i, entry) in entries.iter().take(*videos as usize).enumerate() {
+            let mut source = entry.source.open()?;
+            let mut reader = Reader::new(self.extractor, real.frames);
+            for window in 0..frames / real.frames {
+                let start = window * real.frames * spec.frame_stride;
+                let pictures = source
+                    .read(start, real.frames, spec.frame_stride)
+                    .with_context(|| format!("{}: {frames} frames are measured", entry.name))?;
+                reader.take(&Tensor::from_slice(&spec.fit(&pictures)).reshape([3, real.frames, side, side]))?;
+            }
+            let (of_video, differences) = reader.finish();
+            features.push(of_video);
+            steps.push(differences);
+            bar.step(i as u64 + 1, "");
+        }
+        bar.finish();
+        let motion = Tensor::stack(&steps, 0).mean(None).double_value(&[]);
+        Ok(Found { features: Tensor::stack(&features, 0), motion, seam: None, settings: serde_json::to_value(data)? })
+    }
+}
+
+/// Frames a second of the videos that are kept.
+const FPS: f64 = 8.0;
+
+/// The features and differences in a file, if it is there.
+fn kept(file: &Path, made_with: &Value) -> Result<Option<(Tensor, Tensor)>> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let (mut tensors, before) = read_safetensors(file)?;
+    if before.as_ref() != Some(made_with) {
+        let text =
+            format!("{} was measured with other settings; delete its folder, or give another out", file.display());
+        return Err(Mistake(text).into());
+    }
+    let mut take = |name| tensors.remove(name).with_context(|| format!("{} holds no {name}", file.display()));
+    Ok(Some((take("features")?, take("steps")?)))
+}
+
+/// Mean difference of neighbouring frames at seams, over its median elsewhere; `[N, F − 1]` differences.
+fn seam(steps: &Tensor, seams: &[(i64, i64)]) -> Result<Option<f64>> {
+    let rows: Vec<f64> = steps.mean_dim([0].as_slice(), false, tch::Kind::Double).try_into()?;
+    let mut touched = vec![false; rows.len()];
+    for &(first, count) in seams {
+        (first - 1..first + count).filter(|&i| (i as usize) < rows.len()).for_each(|i| touched[i as usize] = true);
+    }
+    let of =
+        |wanted: bool| rows.iter().zip(&touched).filter(|(_, t)| **t == wanted).map(|(d, _)| *d).collect::<Vec<_>>();
+    let (at, mut elsewhere) = (of(true), of(false));
+    if at.is_empty() || elsewhere.is_empty() {
+        return Ok(None);
+    }
+    elsewhere.sort_by(f64::total_cmp);
+    Ok(Some(at.iter().sum::<f64>() / at.len() as f64 / elsewhere[elsewhere.len() / 2]))
+}
+
+/// The line under a figure and a table.
+fn subtitle(experiment: &LongEvaluationExperiment, protocol: &Protocol) -> String {
+    format!(
+        "{} videos of {} frames a curve, against {}; protocol {}",
+        experiment.videos,
+        experiment.frames,
+        protocol.line(),
+        protocol.hash()
+    )
+}
+
+/// Curves as figures, `curves.jsonl`, TensorBoard and `figures.json`.
+fn write(
+    experiment: &LongEvaluationExperiment,
+    protocol: &Protocol,
+    floor: Option<Distances>,
+    measured: &[Measured],
+    device: Device,
+) -> Result<()> {
+    let LongEvaluationExperiment { out, real, curves, .. } = experiment;
+    let mut lines = String::new();
+    for (curve, found) in curves.iter().zip(measured) {
+        let mut log = RunLogger::open(&out.join(curve.folder()), None)?;
+        for (window, Distances { fvd, kvd }) in found.windows.iter().enumerate() {
+            let frame = window as i64 * real.frames;
+            let line = json!({"curve": found.name, "first_frame": frame, "fvd": fvd, "kvd": kvd});
+            lines.push_str(&format!("{line}\n"));
+            log.scalars(frame, &[("window_fvd", *fvd), ("window_kvd", *kvd)])?;
+        }
+        log.finish()?;
+    }
+    write_atomically(&out.join(CURVES_FILE), |file| Ok(file.write_all(lines.as_bytes())?))?;
+    let figures = json!({
+        "experiment": experiment, "protocol": protocol, "protocol_hash": protocol.hash(), "floor": floor,
+        "curves": measured, "device": format!("{device:?}").to_lowercase(),
+    });
+    let text = serde_json::to_string_pretty(&figures)?;
+    write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
+    let figure = |name: &str, value: fn(&Distances) -> f64| {
+        let point = |(i, d): (usize, &Distances)| ((i as i64 * real.frames) as f64, value(d));
+        let series = measured.iter().map(|found| Series {
+            name: found.name.clone(),
+            points: found.windows.iter().enumerate().map(point).collect(),
+        });
+        let plot = Plot {
+            title: format!("{name} of {}-frame windows along {}-frame videos", real.frames, experiment.frames),
+            subtitle: subtitle(experiment, protocol),
+            x_label: "first frame of the window".into(),
+            y_label: format!("{name} (lower is better)"),
+            series: series.collect(),
+            level: floor.map(|floor| ("clips that were trained on".into(), value(&floor))),
+        };
+        plot.write(&out.join(name.to_lowercase()))
+    };
+    figure("FVD", |d| d.fvd)?;
+    figure("KVD", |d| d.kvd)
+}
+
+fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Option<Distances>, measured: &[Measured]) {
+    let names: Vec<String> = measured.iter().map(|found| format!("{:>20.20}", found.name)).collect();
+    println!("{:>11}  {}", "", names.join("  "));
+    println!("{:>11}  {}", "first frame", vec!["       FVD        KVD"; measured.len()].join("  "));
+    for window in 0..measured.iter().map(|found| found.windows.len()).max().unwrap_or(0) {
+        let cell = |found: &Measured| {
+            found.windows.get(window).map_or(" ".repeat(20), |d| format!("{:10.1} {:9.2}", d.fvd, d.kvd))
+        };
+        let row: Vec<String> = measured.iter().map(cell).collect();
+        println!("{:>11}  {}", window as i64 * experiment.real.frames, row.join("  "));
+    }
+    if let Some(Distances { fvd, kvd }) = floor {
+        println!("clips that were trained on: FVD {fvd:.1}, KVD {kvd:.2}");
+    }
+    for found in measured {
+        let seam = found.seam.map_or(String::new(), |seam| format!(", at seams {seam:.2} of the median elsewhere"));
+        let Measured { name, motion, .. } = found;
+        println!("{name}: KVD of the last quarter minus that of the first {:+.2}", found.degradation());
+        println!("{name}: neighbouring frames differ by {motion:.2} grey levels{seam}");
+    }
+    println!("{}", subtitle(experiment, protocol));
+}

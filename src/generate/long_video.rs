@@ -1,0 +1,225 @@
+//! Long videos (paper, section 3.3): the clips of a plan, each fitted to frames of earlier ones, then decoding
+//! in chunks.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+use super::{ClipId, Generator, Given};
+use crate::{
+    checkpoint,
+    data::to_u8,
+    diffusion::{LongVideoPlan, Role},
+    experiment::{LongVideoConfig, Mistake},
+    models::Chunks,
+    safetensors::{read_safetensors, write_safetensors_atomically},
+};
+
+/// The networks of a long video, and its plan.
+pub struct LongVideo {
+    prediction: Generator,
+    interpolation: Option<Generator>,
+    config: LongVideoConfig,
+    pub plan: LongVideoPlan,
+    /// Frames of the video.
+    pub frames: i64,
+}
+
+/// What a file of unfinished latents says of itself.
+#[derive(Serialize, Deserialize)]
+struct Standing {
+    /// Steps of the plan that are in it.
+    steps: usize,
+    settings: Value,
+}
+
+fn open_conditional(run: &Path, device: Device) -> Result<Generator> {
+    let (generator, _) = Generator::open(run, device)?;
+    if generator.conditioning.is_none() {
+        let run = run.display();
+        return Err(Mistake(format!(
+            "{run} was trained without given frames; a long video needs a run whose experiment has `conditioning`"
+        ))
+        .into());
+    }
+    Ok(generator)
+}
+
+impl LongVideo {
+    /// Opens the networks and plans a video of `frames` frames.
+    ///
+    /// # Errors
+    /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
+    pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
+        let wrong = |text: String| Err(Mistake(text).into());
+        let prediction = open_conditional(&config.prediction, device)?;
+        let interpolation = config.interpolation.as_ref().map(|run| open_conditional(run, device)).transpose()?;
+        let stride = prediction.latent_stride;
+        let gap = match (&interpolation, config.gap) {
+            (None, Some(gap)) => return wrong(format!("gap {gap}: nothing fills it without an interpolation run")),
+            (None, None) if stride > 1 => {
+                return wrong(format!(
+                    "{} makes every {stride}th latent frame: an interpolation run must fill the gaps",
+                    config.prediction.display()
+                ));
+            }
+            (None, None) => 1,
+            (Some(_), gap) => gap.unwrap_or(stride),
+        };
+        if let Some(interpolation) = &interpolation {
+            let shape = |generator: &Generator| {
+                let ([c, _, h, w], moments) = (generator.latent, generator.space.moments);
+                (c, h, w, moments.scale, moments.shift)
+            };
+            if shape(&prediction) != shape(interpolation) {
+                return wrong("the prediction and the interpolation run live in different latent spaces".into());
+            }
+            if gap < 2 {
+                return wrong(format!("a gap of {gap} between latent frames leaves nothing to interpolate"));
+            }
+            if gap != stride {
+                tracing::warn!("a gap of {gap} latent frames; the prediction run was trained on {stride}");
+            }
+            let trained = interpolation.latent[1];
+            if gap + 1 != trained {
+                tracing::warn!(
+                    "clips of {} latent frames fill a gap; the interpolation run was trained on {trained}",
+                    gap + 1
+                );
+            }
+        }
+        for generator in [Some(&prediction), interpolation.as_ref()].into_iter().flatten() {
+            let conditioning = generator.conditioning.as_ref().expect("checked when opened");
+            config.guidance.validate(conditioning).map_err(|error| Mistake(format!("guidance: {error:#}")))?;
+            if let Err(error) = config.sampler.build().start(&generator.schedule) {
+                return wrong(format!("sampler: {error:#}"));
+            }
+        }
+        let prefixes = &prediction.conditioning.as_ref().expect("checked when opened").prefixes;
+        if !prefixes.contains(&config.overlap) {
+            tracing::warn!(
+                "an overlap of {}; the prediction run was trained on {prefixes:?} given frames",
+                config.overlap
+            );
+        }
+        if frames < 1 || config.batch < 1 {
+            return wrong("frames and batch must be at least 1".into());
+        }
+        let total = (frames - 1) / prediction.space.chunks().factor + 1;
+        let plan = LongVideoPlan::for_frames(total, prediction.latent[1], config.overlap, gap)
+            .map_err(|error| Mistake(format!("{error:#}")))?;
+        Ok(LongVideo { prediction, interpolation, config: config.clone(), plan, frames })
+    }
+
+    /// Everything that the latents of a sample depend on, besides its number.
+    ///
+    /// # Errors
+    /// A run that has gone.
+    pub fn settings(&self, seed: u64) -> Result<Value> {
+        let weights = |run: &Path| -> Result<Option<String>> {
+            let file = if run.is_file() { Some(run.to_path_buf()) } else { checkpoint::list(run)?.pop() };
+            Ok(file.map(|file| file.display().to_string()))
+        };
+        let interpolation = self.config.interpolation.as_deref().map(weights).transpose()?.flatten();
+        let LongVideoConfig { overlap, gap, guidance, sampler, .. } = &self.config;
+        Ok(json!({
+            "prediction": weights(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
+            "gap": gap, "guidance": guidance, "sampler": sampler, "frames": self.frames, "seed": seed,
+        }))
+    }
+
+    /// Normalised latents of the numbered samples, `[N, C, F, h, w]` on the host. What is done is kept in the file
+    /// `state`, with which an interrupted call goes on; the caller deletes it. `on_clip` counts clips: those of the
+    /// plan, for each sample.
+    /// Sample i depends on the seed and i alone.
+    ///
+    /// # Errors
+    /// A state of other settings; a full disk.
+    pub fn latents(&self, samples: &[u64], seed: u64, state: &Path, on_clip: &mut dyn FnMut(u64)) -> Result<Tensor> {
+        let [c, _, h, w] = self.prediction.latent;
+        let (count, steps) = (samples.len(), &self.plan.steps);
+        let settings = json!({"settings": self.settings(seed)?, "samples": samples});
+        let (mut done, mut z) = if state.exists() {
+            let (mut tensors, standing) = read_safetensors(state)?;
+            let foreign = || format!("{} holds no unfinished latents", state.display());
+            let standing: Standing = serde_json::from_value(standing.with_context(foreign)?).with_context(foreign)?;
+            ensure!(
+                standing.settings == settings,
+                "{} was begun with other settings; delete it, or give another folder",
+                state.display()
+            );
+            (standing.steps, tensors.remove("latents").with_context(foreign)?)
+        } else {
+            (0, Tensor::zeros([count as i64, c, self.plan.extent, h, w], (Kind::Float, Device::Cpu)))
+        };
+        while done < steps.len() {
+            let role = steps[done].model;
+            // clips of a prediction follow from each other; gaps do not
+            let together = match role {
+                Role::Prediction => 1,
+                Role::Interpolation => (self.config.batch as usize / count).max(1),
+            };
+            let pass = &steps[done..(done + together).min(steps.len())];
+            let generator = match role {
+                Role::Prediction => &self.prediction,
+                Role::Interpolation => self.interpolation.as_ref().expect("a plan with gaps has it"),
+            };
+            let clips: Vec<ClipId> = (done..done + pass.len())
+                .flat_map(|clip| samples.iter().map(move |&sample| ClipId { sample, clip: clip as u64 }))
+                .collect();
+            let first = &pass[0];
+            let given: Vec<Tensor> =
+                pass.iter().map(|step| z.index_select(2, &Tensor::from_slice(&step.given))).collect();
+            let frames = Tensor::cat(&given, 0).to_device(generator.space.device());
+            let indices = first.places(&first.given);
+            let given = Given { indices: &indices, frames: &frames, guidance: self.config.guidance };
+            let given = (!indices.is_empty()).then_some(&given);
+            let base = (done * count) as u64;
+            let made = generator
+                .clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
+                    on_clip(base + (clips.len() * i / n) as u64);
+                })?
+                .to_device(Device::Cpu);
+            for (i, step) in pass.iter().enumerate() {
+                let kept = made
+                    .narrow(0, (i * count) as i64, count as i64)
+                    .index_select(2, &Tensor::from_slice(&step.places(&step.written)));
+                z = z.index_copy(2, &Tensor::from_slice(&step.written), &kept);
+            }
+            done += pass.len();
+            let standing = Standing { steps: done, settings: settings.clone() };
+            write_safetensors_atomically(state, &[("latents", &z)], &serde_json::to_value(standing)?)?;
+        }
+        Ok(z.narrow(2, 0, self.plan.frames))
+    }
+
+    /// Latents `[1, C, F, h, w]` → the video in pieces, u8 `[3, f, H, W]` on the host, in order; together they are
+    /// its frames.
+    ///
+    /// # Errors
+    /// Those of `hand_on`.
+    pub fn decode(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let mut left = self.frames;
+        self.prediction.space.decode_long(z_0, &mut |piece| {
+            let count = piece.size()[1].min(left);
+            left -= count;
+            if count > 0 { hand_on(&to_u8(&piece.narrow(1, 0, count)).to_device(Device::Cpu)) } else { Ok(()) }
+        })
+    }
+
+    /// How its latents are cut for decoding.
+    pub fn chunks(&self) -> Chunks {
+        self.prediction.space.chunks()
+    }
+}
+
+/// Deletes a state that is no longer needed.
+///
+/// # Errors
+/// The disk's.
+pub fn forget(state: &Path) -> Result<()> {
+    fs::remove_file(state).with_context(|| format!("cannot delete {}", state.display()))
+}
