@@ -405,10 +405,10 @@ impl Import<'_> {
         let preset = self.told.latents.map(LatentPreset::constants);
         let told = [self.told.scale.or(preset.map(|p| p.0)), self.told.shift.or(preset.map(|p| p.1))];
         for (name, told, own) in [("scale", told[0], found.scale), ("shift", told[1], found.shift)] {
-            if let (Some(told), Some(own)) = (told, own) {
-                if (told - own).abs() > 1e-6 * own.abs() {
-                    return mistake(format!("the file says {name} = {own}, the options say {told}"));
-                }
+            if let (Some(told), Some(own)) = (told, own)
+                && (told - own).abs() > 1e-6 * own.abs()
+            {
+                return mistake(format!("the file says {name} = {own}, the options say {told}"));
             }
         }
         let exported = self.exported.as_ref().map(|exported| (exported.scale, exported.shift));

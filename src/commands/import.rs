@@ -16,7 +16,7 @@ pub struct Import {
 
 #[derive(Debug, clap::Subcommand)]
 enum From {
-    /// A checkpoint of the released LVDM: autoencoder, short video, prediction or interpolation
+    /// A checkpoint of the released LVDM: autoencoder, short video, prediction, interpolation, text to video
     ///
     /// Networks and their settings come from the names and shapes in the file, whose pickle is read as data:
     /// nothing in it is executed. What the file does not tell is asked for. Anything missing or unknown is an error.
