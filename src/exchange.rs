@@ -186,6 +186,8 @@ struct Exported {
     shift: f64,
     autoencoder: Value,
     diffusion: Option<DiffusionExperiment>,
+    #[serde(default)]
+    text_encoder: Option<TextEncoderConfig>,
 }
 
 /// What is known of an autoencoder that is not of our training.
@@ -615,7 +617,10 @@ impl Import<'_> {
         };
         let mut files = vec![(AUTOENCODER_FILE, carried_checkpoint("autoencoder", known, carried))];
         if text {
-            let config = ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder), None).context("text encoder")?;
+            let exported = self.exported.as_ref().and_then(|exported| exported.text_encoder.clone());
+            let (known, own_tokenizer) = exported.map_or((None, None), |e| (Some(e.text_encoder), e.tokenizer));
+            let inferred_text = || ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder), None);
+            let config = known.map_or_else(inferred_text, Ok).context("text encoder")?;
             ensure!(
                 config.width == inferred.config.context_width,
                 "the text encoder is {} wide, the U-Net attends to {}",
@@ -625,7 +630,10 @@ impl Import<'_> {
             let encoder = Declared::text_encoder(&config);
             let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
             parts.push(encoder.report());
-            let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?;
+            let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
+            if tokenizer.is_none() {
+                tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions");
+            }
             let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
             files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));
         }
@@ -673,7 +681,9 @@ impl Import<'_> {
             ));
         }
         // what leaves no trace in the tensors stays as exported
-        (config.recompute, config.norm_per_frame) = (experiment.unet.recompute, experiment.unet.norm_per_frame);
+        let told = &experiment.unet;
+        (config.recompute, config.norm_per_frame, config.norm_groups) =
+            (told.recompute, told.norm_per_frame, told.norm_groups);
         experiment.unet = config;
         for (name, checkpoint) in files {
             checkpoint.write(&self.run.join(name))?;
@@ -851,7 +861,14 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 parts.push(network.report());
             }
             let (scale, shift) = latent_constants(&found)?;
-            Exported { progress: found.progress, scale, shift, autoencoder: found.experiment, diffusion: None }
+            Exported {
+                progress: found.progress,
+                scale,
+                shift,
+                autoencoder: found.experiment,
+                diffusion: None,
+                text_encoder: None,
+            }
         }
         "diffusion" => {
             let diffusion: DiffusionExperiment =
@@ -875,8 +892,11 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             network.parameters.check(&frozen).with_context(|| first_path.display().to_string())?;
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
+            let mut text_encoder = None;
             if diffusion.unet.attention == AttentionKind::Text {
-                parts.push(export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?);
+                let (part, config) = export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?;
+                parts.push(part);
+                text_encoder = Some(config);
             }
             let (scale, shift) = latent_constants(&first_stage)?;
             Exported {
@@ -886,6 +906,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 autoencoder: first_stage.experiment,
                 // its adapters are merged
                 diffusion: Some(DiffusionExperiment { trained: Trained::All, ..diffusion }),
+                text_encoder,
             }
         }
         other => bail!("{} holds a training of `{other}`, which has no released names", path.display()),
@@ -917,14 +938,15 @@ fn export_network(
     Ok(parts)
 }
 
-fn export_text_encoder(export: &mut Export, path: &Path) -> Result<Part> {
+fn export_text_encoder(export: &mut Export, path: &Path) -> Result<(Part, TextEncoderConfig)> {
     let found = Checkpoint::read(path)?.expect(generate::TEXT_ENCODER, path)?;
-    let known: TextEncoderConfig = serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
+    let known: TextEncoderConfig =
+        serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
     let network = Declared::text_encoder(&known.text_encoder);
     let tensors = found.part("model");
     network.parameters.check(&tensors).with_context(|| path.display().to_string())?;
     export.network(TEXT_ENCODER, &tensors, &[])?;
-    Ok(network.report())
+    Ok((network.report(), known))
 }
 
 fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {

@@ -19,8 +19,8 @@ use crate::{
     },
     experiment::{DiffusionExperiment, Trained},
     models::{
-        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder,
-        TextEncoderConfig, UNet3d, UNetCondition, UNetPorts,
+        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
+        UNet3d, UNetCondition, UNetPorts,
     },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},

@@ -151,7 +151,8 @@ fn the_objective_is_the_formula() {
         let difference: Tensor = &output - target;
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
-            let found = Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::Nothing);
+            let found =
+                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::Nothing);
             let error = relative_error(&found, &expected);
             assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
         }

@@ -141,7 +141,9 @@ impl Pack {
                     None => data.videos()?.videos.len() as u64,
                 };
                 let mut bar = Progress::new("encode", count, 0);
-                pack_latents(&space, text.as_ref(), &data, count, self.seed, &self.out, &mut |done| bar.step(done, ""))?;
+                pack_latents(&space, text.as_ref(), &data, count, self.seed, &self.out, &mut |done| {
+                    bar.step(done, "")
+                })?;
                 bar.finish();
                 count
             }

@@ -177,8 +177,7 @@ impl Sample {
         for first in (0..videos).step_by(self.batch as usize) {
             let samples: Vec<u64> = (first..(first + self.batch).min(videos)).collect();
             let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
-            let shown: Vec<String> =
-                if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() };
+            let shown: Vec<String> = if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() };
             let given = (!shown.is_empty()).then(|| Given::Text {
                 prompts: &shown,
                 negative: self.text.negative.as_deref().unwrap_or_default(),

@@ -9,7 +9,8 @@ use crate::{
     checkpoint::Progress,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment},
     generate::{
-        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_latent_space, open_text_encoder,
+        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_latent_space,
+        open_text_encoder,
     },
     torch::DeviceName,
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},

@@ -169,10 +169,7 @@ mod tests {
                     ,3,000_050,not there\n,4,000_050,  \n,5\n,../secret,,outside\n";
         fs::write(&table, text).unwrap();
         let listing = Webvid { table: table.clone(), root: root.clone() }.videos().unwrap();
-        assert_eq!(
-            names(&listing),
-            [("1.mp4".to_string(), "A dog, \"running\"\nfast"), ("2.webm".to_string(), "Cat")]
-        );
+        assert_eq!(names(&listing), [("1.mp4".to_string(), "A dog, \"running\"\nfast"), ("2.webm".to_string(), "Cat")]);
         assert_eq!(listing.left_out, 4);
 
         fs::write(&table, "videoid,page_dir,contentUrl\n1,a,b\n").unwrap();

@@ -21,7 +21,11 @@ impl VideoDataset for Folder {
         walk(&self.root, &mut |_, files| {
             for file in files {
                 if has_extension(&file, &EXTENSIONS) {
-                    videos.push(VideoEntry { name: file.display().to_string(), source: Source::File(file), caption: None });
+                    videos.push(VideoEntry {
+                        name: file.display().to_string(),
+                        source: Source::File(file),
+                        caption: None,
+                    });
                 } else {
                     others += 1;
                 }

@@ -27,7 +27,11 @@ impl VideoDataset for Frames {
             others += count - files.len();
             if !files.is_empty() {
                 files.sort_by(|a, b| natural_order(a, b));
-                videos.push(VideoEntry { name: folder.display().to_string(), source: Source::Frames(files), caption: None });
+                videos.push(VideoEntry {
+                    name: folder.display().to_string(),
+                    source: Source::Frames(files),
+                    caption: None,
+                });
             }
         })?;
         some(videos, &self.root, &wanted, others)

@@ -111,12 +111,16 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     }
 
     let mut imported = Vec::new();
-    let mut take = |part: &'static str, network: Network, parameters: &Parameters, tensors: &Tensors| -> Result<Tensors> {
-        let names = network.import(tensors, parameters).context(part)?;
-        let own = parameters.named();
-        imported.push(ImportedNetwork { part: Part { name: part, tensors: own.len(), parameters: parameters.count() }, names });
-        Ok(with_prefix("model", own.into_iter().collect()).collect())
-    };
+    let mut take =
+        |part: &'static str, network: Network, parameters: &Parameters, tensors: &Tensors| -> Result<Tensors> {
+            let names = network.import(tensors, parameters).context(part)?;
+            let own = parameters.named();
+            imported.push(ImportedNetwork {
+                part: Part { name: part, tensors: own.len(), parameters: parameters.count() },
+                names,
+            });
+            Ok(with_prefix("model", own.into_iter().collect()).collect())
+        };
     let declared = || Parameters::new(Device::Cpu, 0);
     let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
     let parameters = declared();
@@ -198,7 +202,9 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let (config, frames) = part("vae")?;
     let scale = match &config["scaling_factor"] {
         Value::Null => LatentMoments::STABLE_DIFFUSION.scale,
-        scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("vae: scaling_factor = {scale}"))?,
+        scale => {
+            scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("vae: scaling_factor = {scale}"))?
+        }
     };
     for key in ["shift_factor", "latents_mean", "latents_std"] {
         ensure!(config[key].is_null(), "vae/config.json: {key} = {} is not supported", config[key]);
@@ -219,7 +225,8 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
 
 /// The weights of a part, in single or half precision.
 fn weights(folder: &Path) -> Result<Tensors> {
-    let names = ["diffusion_pytorch_model", "model"].map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
+    let names = ["diffusion_pytorch_model", "model"]
+        .map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
     match names.as_flattened().iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
         Some(file) => Ok(read_safetensors(&file)?.0),
         None => bail!("{} holds no weights; sought were {}", folder.display(), names.as_flattened().join(", ")),
@@ -271,7 +278,8 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
     }
     let shapes = |network: Network, tensors: &Tensors| Shapes::from(&network.own(tensors));
-    let inferred = InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
+    let inferred =
+        InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
     let unet_config = UNetConfig {
         heads: told.heads.unwrap_or(8),

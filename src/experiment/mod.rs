@@ -213,7 +213,9 @@ impl DiffusionExperiment {
                 return Ok(());
             }
             (None, true) => bail!("unet.attention is text: `text.encoder` must name a run that carries a text encoder"),
-            (Some(_), false) => bail!("text: unet.attention is {:?}, and only text attends to one", self.unet.attention),
+            (Some(_), false) => {
+                bail!("text: unet.attention is {:?}, and only text attends to one", self.unet.attention)
+            }
             (Some(text), true) => {
                 ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
                 ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);

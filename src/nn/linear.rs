@@ -108,9 +108,7 @@ impl Linear {
         let y = x.linear(&weight, self.bias.as_ref());
         match &self.adapter {
             None => y,
-            Some((down, up, scale)) => {
-                y + x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale
-            }
+            Some((down, up, scale)) => y + x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale,
         }
     }
 

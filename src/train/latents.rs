@@ -145,7 +145,9 @@ fn encoded_texts(tensors: &mut BTreeMap<String, Tensor>, text: &TextEncoder, pat
     let own = text.empty()?.to_device(Device::Cpu);
     if own.size() != empty.size() || !own.allclose(&empty, 1e-3, 1e-4, false) {
         let path = path.display();
-        return Err(Mistake(format!("{path} was encoded by another text encoder than text.encoder: pack it again")).into());
+        return Err(
+            Mistake(format!("{path} was encoded by another text encoder than text.encoder: pack it again")).into()
+        );
     }
     Ok(context)
 }

@@ -7,8 +7,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved};
 use crate::{
     diffusion::{
-        Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule, Objective,
-        Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
+        Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule,
+        Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
     },
     models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
