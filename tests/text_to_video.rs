@@ -14,14 +14,16 @@ use lvdm::{
     data::{VideoReader, write_video},
     diffusion::{Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
     exchange::NAMES_FILE,
+    experiment::Trained,
     generate::{Generator, Given, open_text_encoder, weights},
     models::{
         AttentionKind, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, UNet3d, UNetCondition,
         UNetConfig, UNetPorts,
     },
-    nn::Parameters,
+    nn::{Adapter, Parameters},
     random::{Purpose, normal},
     safetensors::{read_safetensors, write_safetensors_atomically},
+    torch::{Autocast, peak_host_memory},
     weights::stable_diffusion::{Network, is_temporal},
 };
 use serde_json::{Value, json};
@@ -463,4 +465,49 @@ fn latents_and_texts_are_kept() {
     // a run keeps the encoder that it started with
     let file = experiment(at, "kept-3", BESIDE, "latents: latents.safetensors\n");
     assert!(run_in(at, &["train", "diffusion", &file]).error(2).contains("another text encoder"));
+}
+
+/// The figures in `experiments/webvid/README.md`: the most that one pass forward and back holds beyond weights and
+/// gradients, for clips of few frames of the paper's size, and so what a frame adds.
+#[test]
+#[ignore = "needs 16 GB of memory and many minutes"]
+fn memory_of_the_papers_setting() {
+    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
+    for recompute in [false, true] {
+        let parameters = Parameters::new(CPU, 0);
+        let config = UNetConfig { recompute, ..UNetConfig::stable_diffusion() };
+        let unet = UNet3d::new(&parameters.root(), &config, &ports);
+        for half in [false, true] {
+            let peak = |frames: i64| {
+                let (x, t) = (noise(1, &[1, 4, frames, 32, 32]), Tensor::from_slice(&[300i64]));
+                let given = UNetCondition { level: None, context: Some(noise(2, &[1, 77, 768])) };
+                parameters.named().iter_mut().for_each(|(_, tensor)| tensor.zero_grad());
+                let (_, bytes) = peak_host_memory(|| {
+                    let _autocast = Autocast::bfloat16(CPU, half);
+                    unet.forward(&x, &t, &given).square().mean(Kind::Float).backward();
+                });
+                bytes as f64 / 1e9
+            };
+            // the first pass makes the gradients, which stay
+            let first = peak(1);
+            let (one, two) = (peak(1), peak(2));
+            println!(
+                "recompute {recompute}, bf16 {half}: {one:.2} GB with 1 frame, {two:.2} GB with 2; first {first:.2} GB"
+            );
+        }
+    }
+}
+
+/// How many parameters each choice of what is trained moves, in the paper's setting.
+#[test]
+fn what_is_trained_is_counted() {
+    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
+    let counts =
+        [Trained::All, Trained::Temporal, Trained::Adapters(Adapter { rank: 16, alpha: 16.0 })].map(|trained| {
+            let parameters = Parameters::shapes_only();
+            UNet3d::new(&parameters.root().with_adapters(trained.adapter()), &UNetConfig::stable_diffusion(), &ports);
+            let moved = parameters.trainable().into_iter().filter(|(name, _)| trained.moves(name));
+            moved.map(|(_, tensor)| tensor.numel() as i64).sum::<i64>()
+        });
+    assert_eq!(counts, [958_924_964, 99_404_000, 6_383_616]);
 }

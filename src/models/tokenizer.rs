@@ -51,12 +51,8 @@ fn read_json(path: &Path) -> Result<Value> {
 
 /// A vocabulary and merges as a `tokenizer.json`, with the rules by which CLIP's are applied.
 fn described(vocabulary: &Value, merges: &str) -> Result<Value> {
-    let merges: Vec<&str> = merges
-        .lines()
-        .enumerate()
-        .filter(|(i, l)| !(*i == 0 && l.starts_with("#version")) && !l.is_empty())
-        .map(|(_, l)| l)
-        .collect();
+    let is_merge = |line: &&str| !line.is_empty() && !line.starts_with("#version");
+    let merges: Vec<&str> = merges.lines().filter(is_merge).collect();
     let special = |content: &str| -> Result<Value> {
         let id = vocabulary.get(content).with_context(|| format!("the vocabulary has no `{content}`"))?;
         Ok(json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
