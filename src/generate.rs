@@ -41,7 +41,7 @@ pub struct Generator {
     pub conditioning: Option<FrameConditioning>,
     /// Of a network that attends to a text.
     pub text: Option<TextEncoder>,
-    /// The image side must be a multiple of this, in latent pixels.
+    /// What the latents' height and width must be multiples of.
     halvings: i64,
     predict: Predict,
 }

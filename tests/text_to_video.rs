@@ -467,6 +467,30 @@ fn latents_and_texts_are_kept() {
     assert!(run_in(at, &["train", "diffusion", &file]).error(2).contains("another text encoder"));
 }
 
+/// A dropped caption is the empty prompt: with all dropped, what the captions say makes no difference; with none, it does.
+#[test]
+fn captions_are_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    write_videos(at);
+    assert_eq!(import(at, "sd", "sd-run", &[]).status, 0);
+    let train = |name: &str, more: &[&str]| {
+        let file = experiment(at, name, TABLE, "");
+        succeed_in(at, &[&["train", "diffusion", &file, "trainer.steps=2"], more].concat());
+        model_of(&at.join("runs").join(name))
+    };
+    let same = |a: &Tensors, b: &Tensors| a.iter().all(|(name, tensor)| tensor.equal(&b[name]));
+    let told = train("told", &["text.drop=0"]);
+    let silent = train("silent", &["text.drop=1"]);
+    let table = fs::read_to_string(at.join("table.csv")).unwrap();
+    fs::write(at.join("table.csv"), table.replace("a red cat", "a dog").replace("\"a dog\"", "\"something else\""))
+        .unwrap();
+    assert!(!same(&train("told-2", &["text.drop=0"]), &told));
+    assert!(same(&train("silent-2", &["text.drop=1"]), &silent));
+    assert!(!same(&told, &silent));
+}
+
 /// The figures in `experiments/webvid/README.md`: the most that one pass forward and back holds beyond weights and
 /// gradients, for clips of few frames of the paper's size, and so what a frame adds.
 #[test]
@@ -490,7 +514,7 @@ fn memory_of_the_papers_setting() {
             };
             // the first pass makes the gradients, which stay
             let first = peak(1);
-            let (one, two) = (peak(1), peak(2));
+            let (two, four) = (peak(2), peak(4));
             println!(
                 "recompute {recompute}, bf16 {half}: {one:.2} GB with 1 frame, {two:.2} GB with 2; first {first:.2} GB"
             );
