@@ -516,7 +516,7 @@ fn memory_of_the_papers_setting() {
             let first = peak(1);
             let (two, four) = (peak(2), peak(4));
             println!(
-                "recompute {recompute}, bf16 {half}: {one:.2} GB with 1 frame, {two:.2} GB with 2; first {first:.2} GB"
+                "recompute {recompute}, bf16 {half}: {two:.2} GB with 2 frames, {four:.2} GB with 4; first {first:.2} GB"
             );
         }
     }
