@@ -12,7 +12,7 @@ use common::{moving_clips, noise, pickle::write_checkpoint, relative_error, run_
 use lvdm::{
     checkpoint::{self, Checkpoint},
     data::{VideoReader, write_video},
-    diffusion::{Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
+    diffusion::{Denoiser, Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
     exchange::NAMES_FILE,
     experiment::Trained,
     generate::{Generator, Given, open_text_encoder, weights},
@@ -183,6 +183,14 @@ fn frames_are_images(run: &Path) {
             assert!(error < 1e-4, "clip {clip}, frame {frame}: {error:e}");
         }
     }
+    // both passes as one batch are the two passes
+    let (a, b) = (told(&["a cat", "a dog"]), told(&["", "red"]));
+    let z_t = normal(3, Purpose::SampleStart, 9, 0, &[2, 4, 4, 8, 8]);
+    let (conditional, unconditional) = (a.predict(&z_t, 500).noise, b.predict(&z_t, 500).noise);
+    let apart = &unconditional + (conditional - &unconditional) * 3.0;
+    let form = Guidance::Interpolate;
+    let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, schedule: &generator.schedule };
+    assert!(relative_error(&guided.predict(&z_t, 500).noise, &apart) < 1e-5);
     // the prompt and the negative prompt do something
     let with = |given: &Given| generator.latents(&[0, 1], Some(given), sampler, 3, &mut |_, _| {}).unwrap();
     let other = Given::Text { prompts: &prompts, negative: "", guidance: 7.5 };
