@@ -377,7 +377,7 @@ fn a_masked_loss_leaves_given_frames_out() {
             noise: put.shallow_clone(),
             masked_loss,
         };
-        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, Some(&given)).double_value(&[])
+        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &Some(given).into()).double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);
