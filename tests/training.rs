@@ -8,6 +8,7 @@ use anyhow::Result;
 use common::{contents, run_in, succeed_in, write_packed};
 use lvdm::{
     checkpoint::{self, Checkpoint, Progress},
+    distributed::Ranks,
     experiment::{OptimizerConfig, TrainerConfig},
     nn::{Init, Parameters},
     random::{Purpose, normal_batch},
@@ -61,7 +62,7 @@ fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
     config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     let config: TrainerConfig = serde_json::from_value(config).unwrap();
     let optimizer: OptimizerConfig = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
-    let resume = lvdm::train::resume_point(run, "toy")?;
+    let resume = lvdm::train::resume_point(run, "toy", &Ranks::alone())?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[3], Init::ZEROS);

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
     data::{pack_generated, write_video},
     diffusion::{SamplerConfig, Variance},
+    distributed::{self, Launch, Ranks},
     experiment::Mistake,
     generate::Generator,
     torch::DeviceName,
@@ -39,6 +40,8 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 /// Which sampler, on the command line.
@@ -98,29 +101,46 @@ impl Sample {
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
+        distributed::run(&self.launch, self.device, |ranks, device| self.sample(packed, ranks, device))
+    }
+
+    /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
+    fn sample(&self, packed: bool, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
-        let (generator, _) = Generator::open(&self.run, self.device.open()?)?;
+        let (generator, _) = Generator::open(&self.run, device)?;
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
         let mut all = Vec::new();
-        let mut bar = Progress::new("sample", self.videos, 0);
-        for first in (0..self.videos).step_by(self.batch as usize) {
-            let samples: Vec<u64> = (first..(first + self.batch).min(self.videos)).collect();
-            let clips = generator.videos(&samples, sampler, self.seed, &mut |step, steps| {
-                bar.step(first, &format!("step {step} of {steps}"));
+        let mut bar = Progress::new("sample", self.videos, 0).shown(ranks.is_first());
+        let firsts: Vec<u64> = (0..self.videos).step_by(self.batch as usize).collect();
+        for round in firsts.chunks(ranks.size()) {
+            let samples_of = |first: u64| (first..(first + self.batch).min(self.videos)).collect::<Vec<u64>>();
+            let clips = ranks.share(round.len(), |i| {
+                generator.videos(&samples_of(round[i]), sampler, self.seed, &mut |step, steps| {
+                    bar.step(round[0], &format!("step {step} of {steps}"));
+                })
             })?;
-            if packed {
-                all.push(clips);
-            } else {
-                for (i, &sample) in samples.iter().enumerate() {
-                    let path = self.out.join(format!("{sample:05}.mp4"));
-                    write_video(&path, &clips.get(i as i64), self.fps)?;
-                }
+            if !ranks.is_first() {
+                continue;
             }
-            bar.step(first + samples.len() as u64, "");
+            for (&first, clips) in round.iter().zip(clips) {
+                let samples = samples_of(first);
+                if packed {
+                    all.push(clips);
+                } else {
+                    for (i, &sample) in samples.iter().enumerate() {
+                        let path = self.out.join(format!("{sample:05}.mp4"));
+                        write_video(&path, &clips.get(i as i64), self.fps)?;
+                    }
+                }
+                bar.step(first + samples.len() as u64, "");
+            }
         }
         bar.finish();
+        if !ranks.is_first() {
+            return Ok(());
+        }
         if packed {
             pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?;
         }

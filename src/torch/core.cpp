@@ -7,21 +7,9 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cstring>
+#include "guarded.h"
 
 namespace {
-
-template <typename F>
-char *guarded(F body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception &error) {
-    return strdup(error.what());
-  }
-}
 
 std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t count) {
   std::vector<at::Tensor> result;

@@ -58,6 +58,8 @@ pub struct LatentFile {
     seed: u64,
     batch: u64,
     position: u64,
+    rank: u64,
+    ranks: u64,
     order: (u64, Vec<u64>),
 }
 
@@ -77,7 +79,12 @@ impl LatentFile {
             ))
             .into());
         }
-        Ok(LatentFile { moments, seed, batch: batch as u64, position, order: (u64::MAX, Vec::new()) })
+        Ok(LatentFile { moments, seed, batch: batch as u64, position, rank: 0, ranks: 1, order: (u64::MAX, Vec::new()) })
+    }
+
+    /// One rank's share: of batch · ranks consecutive samples its own `batch`.
+    pub fn of_rank(self, rank: usize, ranks: usize) -> Self {
+        LatentFile { rank: rank as u64, ranks: ranks as u64, ..self }
     }
 
     /// `[C, F, h, w]` of a latent.
@@ -89,7 +96,8 @@ impl LatentFile {
     /// The next samples.
     pub fn next_batch(&mut self) -> Batch {
         let count = self.moments.size()[0] as u64;
-        let samples: Vec<u64> = (self.position..self.position + self.batch).collect();
+        let first = self.position + self.rank * self.batch;
+        let samples: Vec<u64> = (first..first + self.batch).collect();
         let rows: Vec<i64> = samples
             .iter()
             .map(|&n| {
@@ -102,7 +110,7 @@ impl LatentFile {
                 self.order.1[(n % count) as usize] as i64
             })
             .collect();
-        self.position += self.batch;
+        self.position += self.batch * self.ranks;
         Batch { data: self.moments.index_select(0, &Tensor::from_slice(&rows)), samples, position: self.position }
     }
 }
