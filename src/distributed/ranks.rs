@@ -128,8 +128,16 @@ impl Ranks {
     /// # Errors
     /// LibTorch's own.
     pub fn buckets(&self, parameters: &[Tensor]) -> Result<Option<GradientBuckets>> {
+        self.buckets_of(parameters, BUCKET)
+    }
+
+    /// As [`Self::buckets`], of about so many bytes each.
+    ///
+    /// # Errors
+    /// As [`Self::buckets`].
+    pub fn buckets_of(&self, parameters: &[Tensor], bytes: i64) -> Result<Option<GradientBuckets>> {
         let Some(inner) = &self.inner else { return Ok(None) };
-        GradientBuckets::new(&inner.group, parameters, BUCKET).map(Some)
+        GradientBuckets::new(&inner.group, parameters, bytes).map(Some)
     }
 
     /// Waits until the gradients are means over all ranks.
