@@ -431,11 +431,9 @@ fn a_rank_that_fails_is_named() {
     // rank 1 alone cannot read the checkpoint with which rank 0 goes on: it has another folder
     succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "trainer.steps=3"]);
     let other = workplace();
-    let mut folders = [other.path(), at].into_iter();
-    let mut ranks = start(|| lvdm_in(folders.next_back().unwrap(), &["train", "autoencoder", "autoencoder.yaml"]));
-    let [first, second] = &mut ranks;
-    let _ = (first, second);
-    let [first, second] = ranks;
+    let mut folders = [at, other.path()].into_iter();
+    let [first, second] =
+        start(|| lvdm_in(folders.next().unwrap(), &["train", "autoencoder", "autoencoder.yaml"]));
     let (status, text) = ends_within(second, 30);
     assert_eq!(status, 1);
     assert!(text.contains("error: rank 1") && text.contains("same folder"), "{text}");

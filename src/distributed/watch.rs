@@ -81,6 +81,7 @@ impl Watch {
         let (end, ended) = channel();
         let (mine, theirs) = (own.clone(), eyes.clone());
         let thread = std::thread::Builder::new().name("watch".into()).spawn(move || {
+            look(&mine, &theirs);
             let mut blamed: Option<(String, Instant)> = None;
             while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(BEAT) {
                 let found = look(&mine, &theirs);
