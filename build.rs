@@ -36,7 +36,9 @@ fn main() {
     }
 
     let sources = ["src/torch/core.cpp", "src/torch/c10d.cpp"];
-    for file in sources.into_iter().chain(["src/torch/nccl.cpp", "src/torch/guarded.h", "src/torch/gloo/gloo/context.h"]) {
+    for file in
+        sources.into_iter().chain(["src/torch/nccl.cpp", "src/torch/guarded.h", "src/torch/gloo/gloo/context.h"])
+    {
         println!("cargo:rerun-if-changed={file}");
     }
     cc::Build::new()

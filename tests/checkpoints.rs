@@ -107,8 +107,7 @@ fn a_run_that_is_killed_again_and_again() {
     let start = Instant::now();
     while killed < kills {
         let before = losses(&run).len();
-        let mut child =
-            lvdm_in(at, &train("killed")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = lvdm_in(at, &train("killed")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let in_writing = killed % 2 == 0;
         let lines = before + random.random_range(0..5);
         let pause = Duration::from_micros(random.random_range(0..20_000));

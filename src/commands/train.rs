@@ -102,7 +102,9 @@ pub fn autoencoder(experiment: &AutoencoderExperiment, run: &Path, ranks: &Ranks
     let resume = resume_point(run, "autoencoder", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let task = AutoencoderTask::new(experiment, device, position, ranks)?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.over(ranks)?.train()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
+        .over(ranks)?
+        .train()
 }
 
 /// Trains a denoiser, or goes on with it.
@@ -119,7 +121,9 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, de
     ranks.meet()?;
     let space = open_latent_space(&own, device)?;
     let task = DiffusionTask::new(experiment, space, device, position, resume.is_none(), ranks)?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.over(ranks)?.train()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
+        .over(ranks)?
+        .train()
 }
 
 #[cfg(test)]

@@ -324,9 +324,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::data::{
-        pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video,
-    };
+    use crate::data::{pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
 
     fn config(root: &Path) -> DataConfig {
         let dataset = DatasetConfig::Folder { root: root.to_path_buf() };

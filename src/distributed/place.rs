@@ -152,9 +152,11 @@ mod tests {
         assert!(first(&[]).serves);
         let agent = first(&[("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")]);
         assert_eq!((agent.serves, agent.attempt.as_str()), (false, "2"));
-        for (name, value, word) in
-            [("WORLD_SIZE", "9", "rank 9 of 9"), ("MASTER_PORT", "99999", "MASTER_PORT"), ("LOCAL_RANK", "x", "LOCAL_RANK")]
-        {
+        for (name, value, word) in [
+            ("WORLD_SIZE", "9", "rank 9 of 9"),
+            ("MASTER_PORT", "99999", "MASTER_PORT"),
+            ("LOCAL_RANK", "x", "LOCAL_RANK"),
+        ] {
             let mut wrong: Vec<_> = base.iter().copied().filter(|(other, _)| *other != name).collect();
             wrong.push((name, value));
             let error = format!("{:#}", place(&wrong).unwrap_err());

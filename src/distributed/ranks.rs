@@ -1,4 +1,8 @@
-use std::{cell::Cell, rc::Rc, time::{Duration, Instant}};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
@@ -177,7 +181,10 @@ impl Ranks {
                 .map(|rank| format!("rank {rank}"))
                 .collect();
             if !others.is_empty() {
-                bail!("{when}: the ranks' weights differ; the first tensor that does is `{name}`, on {}", others.join(", "));
+                bail!(
+                    "{when}: the ranks' weights differ; the first tensor that does is `{name}`, on {}",
+                    others.join(", ")
+                );
             }
         }
         Ok(())

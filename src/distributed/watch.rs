@@ -162,9 +162,10 @@ impl Watch {
     pub fn has_ended(&self, rank: usize) -> bool {
         let mut eyes = self.eyes.lock().expect("no one panics with it");
         eyes.read().is_err()
-            || eyes.seen.get(&rank).is_some_and(|(sign, when)| {
-                sign.condition != Condition::Working || when.elapsed() > STILL
-            })
+            || eyes
+                .seen
+                .get(&rank)
+                .is_some_and(|(sign, when)| sign.condition != Condition::Working || when.elapsed() > STILL)
     }
 
     fn tell(&self) {
@@ -239,9 +240,10 @@ impl Eyes {
             };
             let Ok(sign) = read() else { return Err(self.store_is_gone()) };
             if let Some(sign) = sign {
-                let changed = self.seen.get(&rank).is_none_or(|(before, _)| {
-                    (before.beat, before.condition) != (sign.beat, sign.condition)
-                });
+                let changed = self
+                    .seen
+                    .get(&rank)
+                    .is_none_or(|(before, _)| (before.beat, before.condition) != (sign.beat, sign.condition));
                 if changed {
                     self.seen.insert(rank, (sign, Instant::now()));
                 }
@@ -276,8 +278,7 @@ impl Eyes {
         }
         let (rank, (sign, _)) =
             self.seen.iter().filter(|(rank, _)| working(rank)).min_by_key(|(_, (sign, _))| sign.calls)?;
-        (sign.calls < calls?).then(|| {
-            format!("rank {rank} hangs: it lives, and stands{} while the others wait for it", at(sign.step))
-        })
+        (sign.calls < calls?)
+            .then(|| format!("rank {rank} hangs: it lives, and stands{} while the others wait for it", at(sign.step)))
     }
 }

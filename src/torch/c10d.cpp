@@ -14,6 +14,8 @@
 
 #include "guarded.h"
 
+extern int FLAGS_caffe2_log_level;  // of libc10: what is below it is not printed
+
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Backend = c10::intrusive_ptr<c10d::Backend>;
 using Milliseconds = std::chrono::milliseconds;
@@ -24,6 +26,8 @@ using Milliseconds = std::chrono::milliseconds;
 extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, int64_t timeout, Store **store,
                                  uint16_t *chosen) {
   return guarded([&] {
+    // a server that is gone is an error that the caller tells in one line: no warning with a backtrace beside it
+    if (!getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 2;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;

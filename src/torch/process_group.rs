@@ -25,12 +25,8 @@ unsafe extern "C" {
     fn lvdm_store_under(store: *const c_void, prefix: *const c_char, under: *mut *mut c_void) -> *mut c_char;
     fn lvdm_store_free(store: *mut c_void);
     fn lvdm_store_set(store: *const c_void, key: *const c_char, value: *const u8, length: usize) -> *mut c_char;
-    fn lvdm_store_get(
-        store: *const c_void,
-        key: *const c_char,
-        value: *mut *mut u8,
-        length: *mut usize,
-    ) -> *mut c_char;
+    fn lvdm_store_get(store: *const c_void, key: *const c_char, value: *mut *mut u8, length: *mut usize)
+    -> *mut c_char;
     fn lvdm_store_has(store: *const c_void, key: *const c_char, has: *mut bool) -> *mut c_char;
     fn lvdm_group_open(
         store: *const c_void,
@@ -246,9 +242,7 @@ impl ProcessGroup {
         let tensor = tensor.contiguous();
         let all: Vec<Tensor> = (0..self.size).map(|_| tensor.zeros_like()).collect();
         // SAFETY: a live group and `size` live tensors.
-        check(unsafe {
-            lvdm_group_gather(self.group.0, tensor.as_ptr().cast_mut().cast(), pointers(&all).as_ptr())
-        })?;
+        check(unsafe { lvdm_group_gather(self.group.0, tensor.as_ptr().cast_mut().cast(), pointers(&all).as_ptr()) })?;
         Ok(all)
     }
 
@@ -294,8 +288,7 @@ fn nccl_path() -> Result<PathBuf> {
 }
 
 fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Duration) -> Result<*mut c_void> {
-    type Open =
-        unsafe extern "C" fn(*const c_void, c_int, c_int, i64, c_int, *mut *mut c_void) -> *mut c_char;
+    type Open = unsafe extern "C" fn(*const c_void, c_int, c_int, i64, c_int, *mut *mut c_void) -> *mut c_char;
     if let Err(error) = super::load_cuda() {
         bail!("NCCL needs LibTorch with CUDA: {error}");
     }
@@ -303,18 +296,11 @@ fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Du
     let mut backend = std::ptr::null_mut();
     // SAFETY: the library is nccl.cpp, built with this program; its one function has this signature.
     unsafe {
-        let library = Library::open(Some(&path), RTLD_NOW)
-            .map_err(|error| anyhow!("cannot load {}: {error}", path.display()))?;
+        let library =
+            Library::open(Some(&path), RTLD_NOW).map_err(|error| anyhow!("cannot load {}: {error}", path.display()))?;
         let open = *library.get::<Open>(b"lvdm_nccl_open").context("the library is of another build")?;
         std::mem::forget(library); // what it makes lives on
-        check(open(
-            store.store,
-            rank as c_int,
-            size as c_int,
-            milliseconds(timeout),
-            device as c_int,
-            &mut backend,
-        ))?;
+        check(open(store.store, rank as c_int, size as c_int, milliseconds(timeout), device as c_int, &mut backend))?;
     }
     Ok(backend)
 }
@@ -340,13 +326,7 @@ impl GradientBuckets {
         let mut buckets = std::ptr::null_mut();
         // SAFETY: a live group and tensors; `buckets` receives an owned pointer where there is no error.
         check(unsafe {
-            lvdm_buckets_new(
-                group.group.0,
-                pointers(parameters).as_ptr(),
-                parameters.len() as i64,
-                bytes,
-                &mut buckets,
-            )
+            lvdm_buckets_new(group.group.0, pointers(parameters).as_ptr(), parameters.len() as i64, bytes, &mut buckets)
         })?;
         Ok(GradientBuckets { buckets })
     }

@@ -40,7 +40,8 @@ impl AutoencoderTask {
     /// Data or LPIPS weights that are not there.
     pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64, ranks: &Ranks) -> Result<Self> {
         let data = &experiment.data;
-        let loader = Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
+        let loader =
+            Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
         let parameters = Parameters::new(device, experiment.seed);
         let autoencoder = VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
         let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?.over(ranks);

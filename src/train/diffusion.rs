@@ -51,7 +51,8 @@ impl DiffusionTask {
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
-                let latents = LatentFile::open(file, &space, batch, seed, position)?.of_rank(ranks.rank(), ranks.size());
+                let latents =
+                    LatentFile::open(file, &space, batch, seed, position)?.of_rank(ranks.rank(), ranks.size());
                 ensure!(
                     latents.shape() == latent,
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",

@@ -79,7 +79,15 @@ impl LatentFile {
             ))
             .into());
         }
-        Ok(LatentFile { moments, seed, batch: batch as u64, position, rank: 0, ranks: 1, order: (u64::MAX, Vec::new()) })
+        Ok(LatentFile {
+            moments,
+            seed,
+            batch: batch as u64,
+            position,
+            rank: 0,
+            ranks: 1,
+            order: (u64::MAX, Vec::new()),
+        })
     }
 
     /// One rank's share: of batch · ranks consecutive samples its own `batch`.
