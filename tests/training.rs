@@ -164,7 +164,7 @@ data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 
 autoencoder: {channels: 4, factors: [2, 4, 4], norm_groups: 4}
 loss: {pixel: l1, perceptual_weight: 0.0, adversarial_weight: 0.1, adversarial_start: 2, adversarial_warmup: 3, discriminator: {channels: 4, layers: 1}}
 optimizer: {kind: adam, learning_rate: 1.0e-3, warmup: 2, decay: cosine}
-trainer: {steps: 6, batch: 2, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1000.0}
+trainer: {steps: 6, batch: 2, device: cpu, deterministic: true, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1000.0}
 ";
 
 const DIFFUSION: &str = "\

@@ -10,6 +10,7 @@ use crate::{
     distributed::{self, Launch, Ranks},
     experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig},
     generate::{AUTOENCODER_FILE, carry_autoencoder, open_latent_space},
+    torch::be_deterministic,
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
 
@@ -67,6 +68,9 @@ impl Options {
         trainer: &TrainerConfig,
         body: impl FnOnce(&Path, &Ranks, Device) -> Result<Progress>,
     ) -> Result<()> {
+        if trainer.deterministic {
+            be_deterministic();
+        }
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
             let progress = body(&run, ranks, device)?;

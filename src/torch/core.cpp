@@ -205,6 +205,13 @@ extern "C" void lvdm_attention_kernels(bool *flash, bool *memory_efficient, bool
   *cudnn = context.userEnabledCuDNNSDP();
 }
 
+extern "C" void lvdm_deterministic() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);  // read when cuBLAS starts
+  at::globalContext().setDeterministicAlgorithms(true, false);
+  at::globalContext().setDeterministicCuDNN(true);
+  at::globalContext().setBenchmarkCuDNN(false);
+}
+
 extern "C" void lvdm_allow_tf32(bool allow) {
   at::globalContext().setAllowTF32CuBLAS(allow);
   at::globalContext().setAllowTF32CuDNN(allow);
