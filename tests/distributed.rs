@@ -138,9 +138,16 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { nproc: None, rank_timeout: 60 };
-    distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
+    let launch = Launch { nproc: None, rank_timeout: if names == "hang" { 3 } else { 60 } };
+    let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
+            if name == "hang" {
+                ranks.at_step(if ranks.is_first() { 5 } else { 4 });
+                if !ranks.is_first() {
+                    std::thread::sleep(Duration::from_secs(600));
+                }
+                ranks.meet()?;
+            }
             if name == "differ" {
                 let mut tensors: Found = ["a", "b", "c"].map(|n| (n.to_string(), noise(1, &[5]))).into();
                 ranks.ensure_same("step 7", &tensors)?;
@@ -158,8 +165,11 @@ fn worker() {
             }
         }
         Ok(())
-    })
-    .unwrap();
+    });
+    if let Err(error) = done {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
 }
 
 /// Starts one process for each of two ranks, as torchrun would.
@@ -180,6 +190,16 @@ fn start(mut command: impl FnMut() -> Command) -> [Child; 2] {
     })
 }
 
+/// Two ranks of this test's own program.
+fn workers(job: &str, out: &Path) -> [Child; 2] {
+    start(|| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["worker", "--exact", "--ignored", "--nocapture"]);
+        command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
+        command
+    })
+}
+
 fn said(child: Child) -> Said {
     child.wait_with_output().unwrap().into()
 }
@@ -191,13 +211,7 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
     let folder = tempfile::tempdir().unwrap();
     let names =
         ["diffusion.float", "diffusion.double", "diffusion.recompute", "autoencoder.float", "autoencoder.double"];
-    let workers = start(|| {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["worker", "--exact", "--ignored", "--nocapture"]);
-        command.env(JOB, names.join(",") + ",differ").env(OUT, folder.path()).env("OMP_NUM_THREADS", "1");
-        command
-    });
-    for worker in workers {
+    for worker in workers(&(names.join(",") + ",differ"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     }
@@ -307,6 +321,9 @@ fn two_ranks_do_what_one_does() {
         println!("{kind}: the logs differ by {difference:.1e}");
         assert!(difference < 1e-4, "{kind}: {difference:e}");
         assert_eq!(Checkpoint::read(&last("-two", 6)).unwrap().progress.position, 6 * 8);
+        // a group of one
+        train(kind, &run("-one"), &["--nproc", "1", "trainer.accumulate=2"]);
+        same_checkpoint(&last("", 6), &last("-one", 6));
         // interrupted after step 3
         let stop = ["trainer.steps=3"];
         train(kind, &run("-parts"), &[&two[..], &halves, &stop].concat());
@@ -426,6 +443,18 @@ fn a_lost_rank_is_named() {
         signal(&lost_rank, "KILL");
         said(lost_rank);
     }
+}
+
+/// A rank that lives, and does not do what the others wait for.
+#[test]
+fn a_hanging_rank_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, hanging] = workers("hang", folder.path());
+    let (status, text) = ends_within(first, 60);
+    assert_eq!(status, 1);
+    assert!(text.contains("error: rank 0, step 5: rank 1 hangs") && text.contains("step 4"), "{text}");
+    signal(&hanging, "KILL");
+    said(hanging);
 }
 
 /// A rank that fails by itself: its own error, and the other's, which names it; the launcher names it too.

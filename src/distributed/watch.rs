@@ -136,7 +136,7 @@ impl Watch {
         let asked = Instant::now();
         loop {
             let mut eyes = self.eyes.lock().expect("no one panics with it");
-            let late = asked.elapsed() > STILL + GRACE;
+            let late = asked.elapsed() > STILL + 2 * BEAT;
             let calls = self.own.lock().expect("no one panics with it").sign.calls;
             if let Err(words) = eyes.read() {
                 return words;
@@ -186,6 +186,10 @@ impl Drop for Watch {
 
 fn at(step: i64) -> String {
     if step < 0 { String::new() } else { format!(", step {step}") }
+}
+
+fn where_it_stood(step: i64) -> String {
+    if step < 0 { "before the first step".to_string() } else { format!("at step {step}") }
 }
 
 /// One beat: tells of this rank, and, where nothing has happened here for a while, looks at the others.
@@ -265,9 +269,9 @@ impl Eyes {
             match self.seen.get(&rank) {
                 Some((sign, when)) if working(&rank) && when.elapsed() > silent => {
                     return Some(format!(
-                        "rank {rank} is gone: no sign of it for {:.0} s, the last one{}",
+                        "rank {rank} is gone: no sign of it for {:.0} s, the last one {}",
                         when.elapsed().as_secs_f64(),
-                        if sign.step < 0 { " before the first step".into() } else { format!(" at step {}", sign.step) }
+                        where_it_stood(sign.step)
                     ));
                 }
                 None if self.began.elapsed() > silent.max(STILL) => {
@@ -278,7 +282,8 @@ impl Eyes {
         }
         let (rank, (sign, _)) =
             self.seen.iter().filter(|(rank, _)| working(rank)).min_by_key(|(_, (sign, _))| sign.calls)?;
-        (sign.calls < calls?)
-            .then(|| format!("rank {rank} hangs: it lives, and stands{} while the others wait for it", at(sign.step)))
+        (sign.calls < calls?).then(|| {
+            format!("rank {rank} hangs: it lives, and stands {} while others wait for it", where_it_stood(sign.step))
+        })
     }
 }

@@ -12,7 +12,9 @@ mod process_group;
 mod recompute;
 
 pub use autocast::Autocast;
-pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, be_deterministic, gpus, libtorch_version, load_cuda};
+pub use backend::{
+    AttentionKernels, Gpu, allow_tf32, attention_kernels, be_deterministic, gpus, libtorch_version, load_cuda,
+};
 pub use caught::caught;
 pub use device::DeviceName;
 pub use memory::peak_host_memory;
