@@ -3,7 +3,7 @@
 #
 #   apt packages    compilers, FFmpeg, OpenCV
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
-#   .python/        TensorBoard's reader, for one test
+#   .python/        TensorBoard's reader and safetensors, for two tests
 #
 # What is there already is left alone, so a second call only looks.
 set -eu
@@ -98,17 +98,19 @@ libtorch() {
     mv .libtorch.partial .libtorch
 }
 
-reads_events() {
-    PYTHONPATH=.python python3 -c 'from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
+has_readers() {
+    PYTHONPATH=.python python3 -c '
+import numpy, safetensors
+from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
 }
 
-tensorboard_reader() {
-    reads_events && return
-    say "TensorBoard's reader, for the tests"
+python_readers() {
+    has_readers && return
+    say "TensorBoard's reader and safetensors, for the tests"
     rm -rf .python
     python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .python --no-deps \
-        --only-binary=:all: tensorboard protobuf numpy absl-py && reads_events ||
-        fail "TensorBoard could not be installed; by hand: python3 -m pip install --target .python tensorboard"
+        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors && has_readers ||
+        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors"
 }
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"
@@ -116,4 +118,4 @@ command -v cargo >/dev/null ||
     fail "Rust is missing (1.88 or newer is needed); install it by hand with rustup"
 system_packages
 libtorch
-tensorboard_reader
+python_readers

@@ -18,7 +18,10 @@ use crate::{
         frame_conditioned, sample,
     },
     experiment::DiffusionExperiment,
-    models::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition, UNetPorts},
+    models::{
+        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition,
+        UNetPorts,
+    },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
 };
@@ -89,6 +92,11 @@ impl Generator {
         let found = found.expect("diffusion", &path)?;
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
+        ensure!(
+            experiment.unet.attention != AttentionKind::Text,
+            "{} is a text-to-video model: those cannot be sampled yet",
+            path.display()
+        );
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = open_latent_space(&folder.join(AUTOENCODER_FILE), device)?;
         let parameters = Parameters::new(device, 0);
@@ -223,8 +231,11 @@ pub fn starting_weights(
 /// The autoencoder that a diffusion run carries with it.
 pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
 
+/// The text encoder that an imported text-to-video run carries with it.
+pub const TEXT_ENCODER_FILE: &str = "text_encoder.safetensors";
+
 /// The run folder of a checkpoint file.
-fn run_of(checkpoint: &Path) -> PathBuf {
+pub fn run_of(checkpoint: &Path) -> PathBuf {
     checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_path_buf()
 }
 

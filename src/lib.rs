@@ -16,6 +16,7 @@
 //! commands                                one verb, one file
 //! report                                  figures of what was measured
 //! train                                   the one loop, its two tasks, the log of a run
+//! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
 //! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
@@ -37,6 +38,7 @@ pub mod commands;
 pub mod data;
 pub mod diffusion;
 pub mod distributed;
+pub mod exchange;
 pub mod experiment;
 pub mod generate;
 pub mod metrics;

@@ -103,6 +103,16 @@ fn mistakes_are_status_2() {
     refused(at, &["evaluate", "--real", "nowhere", "--generated", "nowhere"], 2, &["nowhere"]);
     refused(at, &["evaluate", "missing.yaml"], 2, &["missing.yaml"]);
     refused(at, &["demo", "nowhere"], 2, &["nowhere"]);
+    refused(at, &["import", "lvdm", "nowhere.ckpt", "--out", "runs/imported"], 2, &["nowhere.ckpt"]);
+    refused(
+        at,
+        &["import", "lvdm", "diffusion.yaml", "--out", "runs/imported"],
+        1,
+        &["diffusion.yaml", "not a checkpoint"],
+    );
+    refused(at, &["export", "runs/nothing", "--out", "x.safetensors"], 2, &["runs/nothing"]);
+    refused(at, &["export", ".", "--out", "x.ckpt"], 2, &[".safetensors"]);
+    refused(at, &["export", ".", "--out", "x.safetensors"], 1, &["holds no checkpoint"]);
 }
 
 /// What clap refuses: status 2 too, and no panic.
@@ -258,7 +268,7 @@ fn every_verb_has_help() {
         1 + below
     }
     let said = succeed_in(Path::new("/"), &["--help"]);
-    for verb in ["train", "sample", "evaluate", "demo", "data", "weights", "verify", "doctor"] {
+    for verb in ["train", "sample", "evaluate", "demo", "data", "import", "export", "weights", "verify", "doctor"] {
         assert!(verbs(&said.out).contains(&verb.to_string()), "{verb}: {}", said.out);
     }
     let seen = visit(&[]);

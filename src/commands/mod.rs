@@ -5,6 +5,8 @@ mod demo;
 mod doctor;
 mod evaluate;
 mod evaluate_long;
+mod export;
+mod import;
 mod sample;
 mod sample_long;
 mod train;
@@ -16,6 +18,8 @@ pub use demo::{Demo, DemoData};
 pub use doctor::Doctor;
 pub use evaluate::{Evaluate, FIGURES_FILE};
 pub use evaluate_long::EvaluateLong;
+pub use export::Export;
+pub use import::Import;
 pub use sample::Sample;
 pub use sample_long::SampleLong;
 pub use train::Train;
@@ -33,7 +37,25 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{distributed::rank, train::progress::beside_bars};
+use crate::{distributed::rank, exchange::Part, train::progress::beside_bars};
+
+/// One row a network of a checkpoint.
+fn parts_table(parts: &[Part]) -> String {
+    let row = |name: &str, tensors: &str, parameters: &str| format!("{name:22} {tensors:>8} {parameters:>14}\n");
+    let mut table = row("part", "tensors", "parameters");
+    for part in parts {
+        table += &row(part.name, &part.tensors.to_string(), &with_commas(part.parameters));
+    }
+    table
+}
+
+/// 1234567 → 1,234,567
+fn with_commas(number: i64) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
+    groups.join(",")
+}
 
 /// Sends warnings, errors and notes (`tracing::info!`) to stderr, one short line each, above any
 /// progress bar. Of several ranks each gives its name, and those other than the first no notes. A second
@@ -110,6 +132,11 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!([0, 999, 1000, 548_904_580].map(with_commas), ["0", "999", "1,000", "548,904,580"]);
     }
 
     #[test]

@@ -10,8 +10,31 @@ use crate::models::{UNet3d, UNetCondition};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Predict {
+    /// ε (the released setting)
     Noise,
     Z0,
+    /// v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans & Ho 2022): z_0 where noise rules, noise where it does not, so that small
+    /// networks keep the level of colours, which they lose when they predict noise.
+    Velocity,
+}
+
+impl Predict {
+    /// z_0 and noise from a network's output for z_t at ᾱ.
+    fn read(self, z_t: Tensor, output: Tensor, alpha_bar: f64) -> Prediction {
+        let (signal, sigma) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+        match self {
+            Predict::Noise => from_noise(z_t, output, alpha_bar),
+            Predict::Z0 => {
+                let noise = (&z_t - &output * signal) / sigma;
+                Prediction { z_t, z_0: output, noise }
+            }
+            Predict::Velocity => {
+                let z_0 = &z_t * signal - &output * sigma;
+                let noise = &z_t * sigma + &output * signal;
+                Prediction { z_t, z_0, noise }
+            }
+        }
+    }
 }
 
 /// A denoiser's answer; all `[B, C, F, h, w]`.
@@ -50,14 +73,7 @@ impl Denoiser for UNetDenoiser<'_> {
             }
         };
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
-        let alpha_bar = self.schedule.alpha_bar[t as usize];
-        match self.predict {
-            Predict::Noise => from_noise(z_t, output, alpha_bar),
-            Predict::Z0 => {
-                let noise = (&z_t - &output * alpha_bar.sqrt()) / (1.0 - alpha_bar).sqrt();
-                Prediction { z_t, z_0: output, noise }
-            }
-        }
+        self.predict.read(z_t, output, self.schedule.alpha_bar[t as usize])
     }
 }
 
@@ -111,5 +127,36 @@ impl<C: Denoiser, U: Denoiser> Denoiser for Guided<'_, C, U> {
             Guidance::CfgOriginal => conditional + step,
         };
         from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::diffusion::ScheduleConfig;
+
+    /// A network that answers exactly what it is trained on gives back z_0 and noise.
+    #[test]
+    fn a_perfect_answer_is_read_back() {
+        let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+        let draw = || Tensor::randn([1, 2, 3, 4, 4], (Kind::Double, Device::Cpu));
+        let (z_0, noise) = (draw(), draw());
+        for t in [0, 300, 999] {
+            let times = Tensor::from_slice(&[t]);
+            let z_t = schedule.add_noise(&z_0, &times, &noise);
+            for (predict, output) in [
+                (Predict::Noise, noise.shallow_clone()),
+                (Predict::Z0, z_0.shallow_clone()),
+                (Predict::Velocity, schedule.velocity(&z_0, &times, &noise)),
+            ] {
+                let found = predict.read(z_t.shallow_clone(), output, schedule.alpha_bar[t as usize]);
+                for (found, wanted) in [(&found.z_0, &z_0), (&found.noise, &noise)] {
+                    let error = (found - wanted).abs().max().double_value(&[]);
+                    assert!(error < 1e-9, "{predict:?} at {t}: {error:e}");
+                }
+            }
+        }
     }
 }

@@ -68,11 +68,18 @@ impl Objective {
                 (output, Some((mask, given)))
             }
         };
-        let target = match (self.predict, &given_frames) {
-            (Predict::Z0, _) => z_0.shallow_clone(),
-            (Predict::Noise, None) => noise.shallow_clone(),
-            // on given frames: the noise that was put on them
-            (Predict::Noise, Some((mask, given))) => noise * (1.0 - mask) + &given.noise * mask,
+        // of a frame that carries `noise` at the levels `t`
+        let target_at = |t: Option<&Tensor>, noise: &Tensor| match self.predict {
+            Predict::Z0 => z_0.shallow_clone(),
+            Predict::Noise => noise.shallow_clone(),
+            Predict::Velocity => t.map_or_else(|| noise.shallow_clone(), |t| schedule.velocity(z_0, t, noise)),
+        };
+        let target = match &given_frames {
+            None => target_at(Some(t), noise),
+            // on given frames: by the noise that was put on them
+            Some((mask, given)) => {
+                target_at(Some(t), noise) * (1.0 - mask) + target_at(given.level.as_ref(), &given.noise) * mask
+            }
         };
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
         let compare = |reduction| match self.loss {

@@ -127,8 +127,24 @@ impl Parameters {
     /// Copies values in by name, aliases accepted.
     ///
     /// # Errors
-    /// Names everything that is missing, unknown or of another shape; then nothing is copied.
+    /// As [`Self::check`]; then nothing is copied.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.check(tensors)?;
+        no_grad(|| {
+            for entry in self.entries.borrow().iter() {
+                let value = tensors.get(&entry.name).or_else(|| tensors.get(entry.alias.as_ref()?));
+                let mut tensor = entry.tensor.shallow_clone();
+                tensor.copy_(value.expect("checked above"));
+            }
+        });
+        Ok(())
+    }
+
+    /// Whether values fit by name and shape, aliases accepted.
+    ///
+    /// # Errors
+    /// Names everything that is missing, unknown or of another shape.
+    pub fn check(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         let entries = self.entries.borrow();
         let mut wrong = Vec::new();
         let mut known = Vec::new();
@@ -149,19 +165,12 @@ impl Parameters {
         }
         let known: std::collections::BTreeSet<&str> = known.into_iter().collect();
         wrong.extend(tensors.keys().filter(|n| !known.contains(n.as_str())).map(|n| format!("`{n}` is unknown")));
-        if !wrong.is_empty() {
-            let shown = wrong.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
-            let more = if wrong.len() > 3 { format!("; and {} more", wrong.len() - 3) } else { String::new() };
-            bail!("these weights belong to another architecture: {shown}{more}");
+        if wrong.is_empty() {
+            return Ok(());
         }
-        no_grad(|| {
-            for entry in entries.iter() {
-                let value = tensors.get(&entry.name).or_else(|| tensors.get(entry.alias.as_ref()?));
-                let mut tensor = entry.tensor.shallow_clone();
-                tensor.copy_(value.expect("checked above"));
-            }
-        });
-        Ok(())
+        let shown = wrong.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
+        let more = if wrong.len() > 3 { format!("; and {} more", wrong.len() - 3) } else { String::new() };
+        bail!("these weights belong to another architecture: {shown}{more}")
     }
 
     fn declare(&self, name: String, alias: Option<String>, shape: &[i64], init: Init, trainable: bool) -> Tensor {

@@ -156,17 +156,30 @@ impl<T: Task> Trainer<T> {
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         let mut window = Window::default();
         if let Some(found) = resume {
-            for (phase, optimizer) in phases.iter().zip(&mut optimizers) {
-                phase.parameters.load(&found.part(phase.name)).with_context(|| {
+            for (i, (phase, optimizer)) in phases.iter().zip(&mut optimizers).enumerate() {
+                let (weights, state) = (found.part(phase.name), found.part(&format!("optimizer.{}", phase.name)));
+                if i > 0 && weights.is_empty() {
+                    tracing::warn!("{} has no {}: it starts anew", run.display(), phase.name);
+                    continue;
+                }
+                phase.parameters.load(&weights).with_context(|| {
                     format!(
                         "{} was trained with other settings; give another --run, or delete it to start anew",
                         run.display()
                     )
                 })?;
-                optimizer.load_state(&found.part(&format!("optimizer.{}", phase.name)))?;
+                // an imported run has none
+                if state.is_empty() {
+                    tracing::warn!("{} has no state of the {}'s optimizer: it starts anew", run.display(), phase.name);
+                } else {
+                    optimizer.load_state(&state)?;
+                }
             }
-            if let Some(ema) = &mut ema {
-                ema.load_state(found.progress.ema_updates, &found.part("ema"))?;
+            let average = found.part("ema");
+            if average.is_empty() {
+                ema = config.ema_decay.map(|decay| Ema::new(decay, &phases[0].parameters));
+            } else if let Some(ema) = &mut ema {
+                ema.load_state(found.progress.ema_updates, &average)?;
             }
             window.restore(&found.part("window"));
             progress = found.progress;

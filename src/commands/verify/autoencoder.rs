@@ -11,7 +11,10 @@ use crate::{
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
     train::Optimizer,
-    weights::synthesize,
+    weights::{
+        lvdm_checkpoint::{DISCRIMINATOR, FIRST_STAGE},
+        synthesize,
+    },
 };
 
 /// The released names of the autoencoder's settings.
@@ -38,7 +41,7 @@ impl ReleasedAutoencoder {
         config.validate()?;
         let parameters = Parameters::new(case.device(), 0);
         let autoencoder = VideoAutoencoder::new(&parameters.root(), &config);
-        case.fill(&parameters, "first_stage_model.", false)?;
+        case.fill(&parameters, FIRST_STAGE, false)?;
         parameters.to_kind(kind);
         Ok((autoencoder, parameters))
     }
@@ -121,7 +124,7 @@ impl LossCase {
         };
         let criterion = AutoencoderLoss::new(&config, case.device(), kind, 0)?;
         let parameters = criterion.discriminator_parameters();
-        parameters.load(&synthesize(&parameters.named(), "loss.discriminator."))?;
+        parameters.load(&synthesize(&parameters.named(), DISCRIMINATOR))?;
         Ok(criterion)
     }
 }

@@ -14,7 +14,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     nn::Parameters,
     safetensors::read_safetensors,
-    weights::{read_state_dict, stable_diffusion::Network, synthesize},
+    weights::{lvdm_checkpoint::averaged_name, read_state_dict, stable_diffusion::Network, synthesize},
 };
 
 /// The contents of a case.
@@ -84,7 +84,7 @@ impl Case {
         let tensors = read_state_dict(checkpoint)?;
         let own: BTreeMap<String, Tensor> = if averaged {
             let inner = prefix.trim_start_matches("model.");
-            let stored = |name: &str| format!("model_ema.{}", format!("{inner}{name}").replace('.', ""));
+            let stored = |name: &str| averaged_name(inner, name);
             let find = |(name, _): (String, Tensor)| Some((name.clone(), tensors.get(&stored(&name))?.shallow_clone()));
             parameters.named().into_iter().filter_map(find).collect()
         } else {

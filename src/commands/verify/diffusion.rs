@@ -14,6 +14,7 @@ use crate::{
     nn::Parameters,
     torch::{Adam, Autocast},
     train::{Ema, Optimizer},
+    weights::lvdm_checkpoint::UNET,
 };
 
 /// The released names of a U-Net's settings.
@@ -82,7 +83,7 @@ impl ReleasedUNet {
         };
         let parameters = Parameters::new(case.device(), 0);
         let unet = UNet3d::new(&parameters.root(), &config, &ports);
-        case.fill(&parameters, "model.diffusion_model.", self.ema)?;
+        case.fill(&parameters, UNET, self.ema)?;
         Ok((unet, parameters))
     }
 }
