@@ -7,6 +7,7 @@ mod latents;
 pub mod logger;
 mod optimizer;
 pub mod progress;
+mod saver;
 mod trainer;
 
 pub use autoencoder::AutoencoderTask;
