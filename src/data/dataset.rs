@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    clip::{ClipSpec, FrameSource},
+    clip::{ClipSpec, Fit, FrameSource},
     folder::Folder,
     frame_folder::FrameFolder,
     frames::Frames,
@@ -69,6 +69,31 @@ pub enum DatasetConfig {
 }
 
 impl DatasetConfig {
+    /// The dataset that a path is, by its name or by what lies in it: a packed file, a folder of videos, a folder of
+    /// folders of pictures.
+    ///
+    /// Errors: nothing there, or nothing of these; says what was found.
+    pub fn at(path: &Path) -> Result<Self> {
+        ensure!(path.exists(), "there is no {}", path.display());
+        if path.is_file() {
+            let file = path.to_path_buf();
+            ensure!(
+                has_extension(path, &["safetensors"]),
+                "{} is none of the files that hold videos here: packed clips (.safetensors)",
+                path.display()
+            );
+            return Ok(Self::Packed { file });
+        }
+        let root = path.to_path_buf();
+        if let Err(no_videos) = (Folder { root: root.clone() }).videos() {
+            return match (Frames { root: root.clone() }).videos() {
+                Ok(_) => Ok(Self::Frames { root }),
+                Err(no_frames) => anyhow::bail!("{no_videos}; {no_frames}"),
+            };
+        }
+        Ok(Self::Folder { root })
+    }
+
     /// The dataset's videos, for clips that take every `frame_stride`-th frame.
     pub fn videos(&self, frame_stride: i64) -> Result<Vec<VideoEntry>> {
         match self.clone() {
@@ -116,7 +141,7 @@ impl DataConfig {
         for (name, value) in [("frames", frames), ("frame_stride", frame_stride), ("resolution", resolution)] {
             ensure!(value >= 1, "data.{name} is {value}; it must be at least 1");
         }
-        Ok(ClipSpec { frames, frame_stride, resolution })
+        Ok(ClipSpec { frames, frame_stride, resolution, fit: Fit::default() })
     }
 
     /// All videos of the dataset.
