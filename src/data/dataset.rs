@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     clip::{ClipSpec, Fit, FrameSource},
     folder::Folder,
-    frame_folder::FrameFolder,
+    frame_folder::{FrameFolder, pictures_in},
     frames::Frames,
+    index::Indexed,
     packed::{Packed, PackedFile, PackedVideo},
     video_file::VideoReader,
 };
@@ -41,6 +42,8 @@ pub enum Source {
     File(PathBuf),
     /// Pictures, in the order in which they are shown.
     Frames(Vec<PathBuf>),
+    /// A folder of pictures, which is listed when it is opened.
+    PictureFolder(PathBuf),
     /// A clip of a packed file, which holds every `step`-th frame of the original video.
     Packed { file: Arc<PackedFile>, index: i64, step: i64 },
 }
@@ -51,6 +54,7 @@ impl Source {
         Ok(match self {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
+            Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
     }
@@ -64,22 +68,31 @@ pub enum DatasetConfig {
     Folder { root: PathBuf },
     /// Every folder under a folder, at any depth, that holds pictures: each is one video.
     Frames { root: PathBuf },
+    /// What `lvdm data prepare` found: an index, and one split of it or all.
+    Indexed {
+        file: PathBuf,
+        #[serde(default)]
+        split: Option<String>,
+    },
     /// A file written by `pack_clips`.
     Packed { file: PathBuf },
 }
 
 impl DatasetConfig {
-    /// The dataset that a path is, by its name or by what lies in it: a packed file, a folder of videos, a folder of
-    /// folders of pictures.
+    /// The dataset that a path is, by its name or by what lies in it: an index, a packed file, a folder of videos, a
+    /// folder of folders of pictures.
     ///
     /// Errors: nothing there, or nothing of these; says what was found.
     pub fn at(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no {}", path.display());
         if path.is_file() {
             let file = path.to_path_buf();
+            if has_extension(path, &["jsonl"]) {
+                return Ok(Self::Indexed { file, split: None });
+            }
             ensure!(
                 has_extension(path, &["safetensors"]),
-                "{} is none of the files that hold videos here: packed clips (.safetensors)",
+                "{} is none of the files that hold videos here: an index (.jsonl), packed clips (.safetensors)",
                 path.display()
             );
             return Ok(Self::Packed { file });
@@ -94,12 +107,13 @@ impl DatasetConfig {
         Ok(Self::Folder { root })
     }
 
-    /// The dataset's videos, for clips that take every `frame_stride`-th frame.
-    pub fn videos(&self, frame_stride: i64) -> Result<Vec<VideoEntry>> {
+    /// The dataset's videos, for such clips.
+    pub fn videos(&self, clip: &ClipSpec) -> Result<Vec<VideoEntry>> {
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
-            Self::Packed { file } => Packed { file, frame_stride }.videos(),
+            Self::Indexed { file, split } => Indexed { file, split, least_frames: clip.span() }.videos(),
+            Self::Packed { file } => Packed { file, frame_stride: clip.frame_stride }.videos(),
         }
     }
 }
@@ -146,7 +160,7 @@ impl DataConfig {
 
     /// All videos of the dataset.
     pub fn videos(&self) -> Result<Vec<VideoEntry>> {
-        self.dataset.videos(self.frame_stride)
+        self.dataset.videos(&self.clip()?)
     }
 }
 

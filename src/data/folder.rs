@@ -6,7 +6,8 @@ use anyhow::Result;
 
 use super::dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
 
-const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
+/// Endings of video files.
+pub(super) const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
 
 /// Every video file under `root`, at any depth, sorted by path.
 pub struct Folder {

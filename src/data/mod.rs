@@ -12,10 +12,12 @@ pub mod demo;
 pub mod folder;
 pub mod frame_folder;
 pub mod frames;
+pub mod index;
 pub mod loader;
 pub mod pack;
 pub mod packed;
 pub mod pictures;
+pub mod prepare;
 pub mod stream;
 #[cfg(feature = "video")]
 pub mod video_file;

@@ -55,6 +55,14 @@ fn check_data(data: &DataConfig) -> Result<()> {
     ensure!(data.workers >= 1, "data.workers must be at least 1");
     let path = match &data.dataset {
         DatasetConfig::Folder { root } | DatasetConfig::Frames { root } => root,
+        DatasetConfig::Indexed { file, .. } => {
+            ensure!(
+                file.exists(),
+                "data.dataset: there is no index {} (write it first: lvdm data prepare …)",
+                file.display()
+            );
+            file
+        }
         DatasetConfig::Packed { file } => file,
     };
     ensure!(path.exists(), "data.dataset: there is no {}", path.display());
