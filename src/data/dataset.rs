@@ -17,6 +17,7 @@ use super::{
     frame_folder::{FrameFolder, pictures_in},
     frames::Frames,
     index::Indexed,
+    numpy::{Numpy, NumpyFile, NumpyVideo},
     packed::{Packed, PackedFile, PackedVideo},
     video_file::VideoReader,
 };
@@ -44,6 +45,8 @@ pub enum Source {
     Frames(Vec<PathBuf>),
     /// A folder of pictures, which is listed when it is opened.
     PictureFolder(PathBuf),
+    /// A video of a numpy array.
+    Numpy { file: Arc<NumpyFile>, index: i64 },
     /// A clip of a packed file, which holds every `step`-th frame of the original video.
     Packed { file: Arc<PackedFile>, index: i64, step: i64 },
 }
@@ -55,6 +58,7 @@ impl Source {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
             Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?)),
+            Self::Numpy { file, index } => Box::new(NumpyVideo::new(file.clone(), *index)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
     }
@@ -74,13 +78,15 @@ pub enum DatasetConfig {
         #[serde(default)]
         split: Option<String>,
     },
+    /// A numpy file (.npy, .npz) of unsigned bytes `[N, F, H, W, 3]`.
+    Numpy { file: PathBuf },
     /// A file written by `pack_clips`.
     Packed { file: PathBuf },
 }
 
 impl DatasetConfig {
-    /// The dataset that a path is, by its name or by what lies in it: an index, a packed file, a folder of videos, a
-    /// folder of folders of pictures.
+    /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
+    /// folder of videos, a folder of folders of pictures.
     ///
     /// Errors: nothing there, or nothing of these; says what was found.
     pub fn at(path: &Path) -> Result<Self> {
@@ -90,9 +96,13 @@ impl DatasetConfig {
             if has_extension(path, &["jsonl"]) {
                 return Ok(Self::Indexed { file, split: None });
             }
+            if has_extension(path, &["npy", "npz"]) {
+                return Ok(Self::Numpy { file });
+            }
             ensure!(
                 has_extension(path, &["safetensors"]),
-                "{} is none of the files that hold videos here: an index (.jsonl), packed clips (.safetensors)",
+                "{} is none of the files that hold videos here: an index (.jsonl), a numpy array (.npy, .npz), packed \
+                 clips (.safetensors)",
                 path.display()
             );
             return Ok(Self::Packed { file });
@@ -113,6 +123,7 @@ impl DatasetConfig {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
             Self::Indexed { file, split } => Indexed { file, split, least_frames: clip.span() }.videos(),
+            Self::Numpy { file } => Numpy { file }.videos(),
             Self::Packed { file } => Packed { file, frame_stride: clip.frame_stride }.videos(),
         }
     }

@@ -14,6 +14,7 @@ pub mod frame_folder;
 pub mod frames;
 pub mod index;
 pub mod loader;
+pub mod numpy;
 pub mod pack;
 pub mod packed;
 pub mod pictures;

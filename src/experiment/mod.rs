@@ -63,7 +63,7 @@ fn check_data(data: &DataConfig) -> Result<()> {
             );
             file
         }
-        DatasetConfig::Packed { file } => file,
+        DatasetConfig::Numpy { file } | DatasetConfig::Packed { file } => file,
     };
     ensure!(path.exists(), "data.dataset: there is no {}", path.display());
     Ok(())

@@ -204,15 +204,20 @@ pub enum FloorSets {
 }
 
 impl Floor {
-    /// Of the halves of one set, whose clips take turns.
+    /// The halves of one set, whose clips take turns.
+    pub fn halves(real: &Tensor) -> (Tensor, Tensor) {
+        let half = real.size()[0] / 2;
+        let rows = |first: i64| real.slice(0, first, first + 2 * half - 1, 2);
+        (rows(0), rows(1))
+    }
+
+    /// Of the halves of one set.
     ///
     /// # Errors
     /// Fewer than four clips.
     pub fn of_halves(real: &Tensor, divisor: Divisor) -> Result<Self> {
-        let half = real.size()[0] / 2;
-        let rows = |first: i64| real.slice(0, first, first + 2 * half - 1, 2);
-        let distances = Distances::by(&rows(0), &rows(1), divisor)?;
-        Ok(Floor { distances, clips: half, sets: FloorSets::Halves })
+        let (a, b) = Self::halves(real);
+        Self::between(&a, &b, FloorSets::Halves, divisor)
     }
 
     /// Of two sets.

@@ -121,6 +121,8 @@ pub struct Real {
     /// One set of features a run, or one for all.
     pub sets: Vec<Tensor>,
     pub floor: Option<Floor>,
+    /// Features of other real clips than the first set, where the floor is not that of halves.
+    others: Option<Tensor>,
     /// Made of the first set's clips.
     pub yardsticks: BTreeMap<&'static str, Tensor>,
 }
@@ -207,19 +209,19 @@ impl RealClips<'_> {
             sets.push(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?);
         }
         let divisor = protocol.covariance;
-        let floor = match (floor_sets(protocol, self.videos, trained.is_some()), trained) {
-            (FloorSets::Trained, Some(trained)) => {
-                Some(Floor::between(&sets[0], trained, FloorSets::Trained, divisor)?)
+        let how = floor_sets(protocol, self.videos, trained.is_some());
+        let others = match (how, trained, sets.get(1)) {
+            (FloorSets::Trained, trained, _) => trained.map(Tensor::shallow_clone),
+            (FloorSets::Draws, _, Some(second)) => Some(second.shallow_clone()),
+            (FloorSets::Draws, _, None) => {
+                Some(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?)
             }
-            (FloorSets::Draws, _) => {
-                let other = match sets.get(1) {
-                    Some(other) => other.shallow_clone(),
-                    None => features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?,
-                };
-                Some(Floor::between(&sets[0], &other, FloorSets::Draws, divisor)?)
-            }
-            _ if sets[0].size()[0] >= 4 => Some(Floor::of_halves(&sets[0], divisor)?),
-            _ => None,
+            (FloorSets::Halves, ..) => None,
+        };
+        let floor = match &others {
+            Some(others) => Some(Floor::between(&sets[0], others, how, divisor)?),
+            None if sets[0].size()[0] >= 4 => Some(Floor::of_halves(&sets[0], divisor)?),
+            None => None,
         };
         let mut made = BTreeMap::new();
         if yardsticks.frozen {
@@ -228,7 +230,7 @@ impl RealClips<'_> {
         if yardsticks.shuffled {
             made.insert("shuffled", mixed.finish()?);
         }
-        Ok(Real { sets, floor, yardsticks: made })
+        Ok(Real { sets, floor, others, yardsticks: made })
     }
 }
 
@@ -236,6 +238,17 @@ impl Real {
     /// The figure of some sets of features, one a run or one for all.
     pub fn figure(&self, protocol: &ProtocolConfig, sets: &[Tensor], seed: u64) -> Result<Figure> {
         Figure::of(&self.sets, sets, protocol.covariance, seed)
+    }
+
+    /// Real clips against real ones: others, or the halves of one set, which are half as many.
+    pub fn floor_figure(&self, protocol: &ProtocolConfig, seed: u64) -> Result<Option<Figure>> {
+        let first = &self.sets[0];
+        let (a, b) = match &self.others {
+            Some(others) => (first.shallow_clone(), others.shallow_clone()),
+            None if self.floor.is_some() => Floor::halves(first),
+            None => return Ok(None),
+        };
+        Figure::of(&[a], &[b], protocol.covariance, seed).map(Some)
     }
 }
 

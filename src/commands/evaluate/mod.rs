@@ -1,6 +1,8 @@
 //! `lvdm evaluate`: generated clips against real ones, beside yardsticks.
 
+mod card;
 mod measure;
+mod reconstruction;
 
 use std::{
     collections::BTreeMap,
@@ -26,18 +28,24 @@ use crate::{
     torch::DeviceName,
 };
 
+use card::{CARD_FILE, card};
 pub use measure::Extraction;
 use measure::{Bar, RealClips, Yardsticks, enough, features_of, generated_sets, refit};
+use reconstruction::Reconstruction;
 
 /// Measure FVD and KVD of generated clips against real ones
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Evaluate {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Experiment file (YAML)
     #[arg(required_unless_present_all = ["real", "generated"])]
     file: Option<PathBuf>,
     /// Replaced settings of the file, key.path=value
     overrides: Vec<String>,
-    /// Real videos, instead of a file: a folder of videos or of folders of pictures, a packed file
+    /// Real videos, instead of a file: a folder of videos or of folders of pictures, an index (.jsonl), a numpy array
+    /// (.npz, .npy: uint8 [N, F, H, W, 3]), a packed file
     #[arg(long, requires = "generated", conflicts_with = "file")]
     real: Option<PathBuf>,
     /// Generated videos, in the same ways, or a diffusion run, which is sampled
@@ -58,6 +66,9 @@ pub struct Evaluate {
     /// Height and width of a clip before the extractor's own resize [default: 256, or the run's]
     #[arg(long)]
     resolution: Option<i64>,
+    /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents
+    #[arg(long)]
+    card: bool,
     /// Which real clips
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -69,11 +80,24 @@ pub struct Evaluate {
     device: DeviceName,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Reconstruction(Reconstruction),
+}
+
 impl Evaluate {
     /// # Errors
     /// [`Mistake`] for what the user wrote; data or weights that are not there.
     pub fn run(self) -> Result<()> {
+        if let Some(What::Reconstruction(reconstruction)) = self.what {
+            return reconstruction.run();
+        }
         let experiment = self.experiment()?;
+        if self.card {
+            card(&experiment, self.device.open()?)?.print();
+            println!("figures: {}", experiment.out.join(CARD_FILE).display());
+            return Ok(());
+        }
         evaluate(&experiment, self.device.open()?)?.print();
         println!("figures: {}", experiment.out.join(FIGURES_FILE).display());
         Ok(())
@@ -145,7 +169,7 @@ pub const FIGURES_FILE: &str = "figures.json";
 /// What an evaluation found.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`.
+    /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`; on a card `real` and `shuffled` too.
     pub figures: BTreeMap<String, Figure>,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
@@ -162,10 +186,12 @@ pub struct Report {
 }
 
 /// Order and meaning of the sets in a table.
-const SETS: [(&str, &str); 4] = [
+const SETS: [(&str, &str); 6] = [
     ("samples", "generated"),
     ("train", "real clips that were trained on: the floor at this number of clips"),
+    ("real", "real clips against other real clips: the floor"),
     ("frozen", "real clips that stand still at their first frame"),
+    ("shuffled", "real clips whose frames come in a random order"),
     ("gaussian", "decoded Gaussian latents: no diffusion learned"),
 ];
 
