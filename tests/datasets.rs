@@ -72,7 +72,8 @@ fn ucf101_in_every_layout() {
     let place = tempfile::tempdir().unwrap();
     let at = place.path();
     let class = |name: &str| name.split('_').nth(1).unwrap().to_string();
-    let layouts: [(&str, Box<dyn Fn(usize, &str) -> PathBuf>); 4] = [
+    type PathOf<'a> = Box<dyn Fn(usize, &str) -> PathBuf + 'a>;
+    let layouts: [(&str, PathOf); 4] = [
         ("flat", Box::new(|_, name| at.join("flat").join(format!("{name}.avi")))),
         ("classes", Box::new(|_, name| at.join("classes").join(class(name)).join(format!("{name}.avi")))),
         ("split", {

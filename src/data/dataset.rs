@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    captioned::{Captioned, Webvid},
     clip::{ClipSpec, Fit, FrameSource},
     folder::Folder,
     frame_folder::{FrameFolder, pictures_in},
@@ -25,7 +26,21 @@ use super::{
 /// A list of videos, in an order that does not depend on the machine.
 pub trait VideoDataset {
     /// Errors: a place that is missing or holds no videos.
-    fn videos(&self) -> Result<Vec<VideoEntry>>;
+    fn videos(&self) -> Result<Listing>;
+}
+
+/// The videos of a dataset.
+#[derive(Debug)]
+pub struct Listing {
+    pub videos: Vec<VideoEntry>,
+    /// How many more the dataset names that are not there, or lack their caption.
+    pub left_out: usize,
+}
+
+impl From<Vec<VideoEntry>> for Listing {
+    fn from(videos: Vec<VideoEntry>) -> Self {
+        Listing { videos, left_out: 0 }
+    }
 }
 
 /// One video of a dataset.
@@ -34,6 +49,8 @@ pub struct VideoEntry {
     /// For people: a path, as it was found.
     pub name: String,
     pub source: Source,
+    /// What it shows, of datasets that say so.
+    pub caption: Option<String>,
 }
 
 /// What holds a video's frames.
@@ -72,6 +89,11 @@ pub enum DatasetConfig {
     Folder { root: PathBuf },
     /// Every folder under a folder, at any depth, that holds pictures: each is one video.
     Frames { root: PathBuf },
+    /// A table (CSV) with the columns `videoid` and `name`, the caption, and a folder of its videos:
+    /// `page_dir/videoid.mp4`, or without the first.
+    Webvid { table: PathBuf, root: PathBuf },
+    /// Every video file under a folder that has its caption beside it: `x.mp4`, `x.txt`.
+    Captioned { root: PathBuf },
     /// What `lvdm data prepare` found: an index, and one split of it or all.
     Indexed {
         file: PathBuf,
@@ -118,13 +140,45 @@ impl DatasetConfig {
     }
 
     /// The dataset's videos, for such clips.
-    pub fn videos(&self, clip: &ClipSpec) -> Result<Vec<VideoEntry>> {
+    pub fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
+            Self::Webvid { table, root } => Webvid { table, root }.videos(),
+            Self::Captioned { root } => Captioned { root }.videos(),
             Self::Indexed { file, split } => Indexed { file, split, least_frames: clip.span() }.videos(),
             Self::Numpy { file } => Numpy { file }.videos(),
             Self::Packed { file } => Packed { file, frame_stride: clip.frame_stride }.videos(),
+        }
+    }
+
+    /// What can be seen without opening videos. Errors: a place that is missing, a table without its columns.
+    pub fn check(&self) -> Result<()> {
+        let path = match self {
+            Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } => root,
+            Self::Webvid { table, root } => {
+                if table.exists() {
+                    Webvid { table: table.clone(), root: root.clone() }.check()?;
+                    root
+                } else {
+                    table
+                }
+            }
+            Self::Indexed { file, .. } => {
+                ensure!(file.exists(), "there is no index {} (write it first: lvdm data prepare …)", file.display());
+                file
+            }
+            Self::Numpy { file } | Self::Packed { file } => file,
+        };
+        ensure!(path.exists(), "there is no {}", path.display());
+        Ok(())
+    }
+
+    /// Whether its videos may have captions.
+    pub fn has_captions(&self) -> bool {
+        match self {
+            Self::Folder { .. } | Self::Frames { .. } | Self::Indexed { .. } | Self::Numpy { .. } => false,
+            Self::Webvid { .. } | Self::Captioned { .. } | Self::Packed { .. } => true,
         }
     }
 }
@@ -170,7 +224,7 @@ impl DataConfig {
     }
 
     /// All videos of the dataset.
-    pub fn videos(&self) -> Result<Vec<VideoEntry>> {
+    pub fn videos(&self) -> Result<Listing> {
         self.dataset.videos(&self.clip()?)
     }
 }
@@ -182,9 +236,9 @@ pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
 }
 
 /// The videos that were found, of which there must be some; else says what was looked for and what is there.
-pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Vec<VideoEntry>> {
+pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Listing> {
     ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
-    Ok(videos)
+    Ok(videos.into())
 }
 
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
-    dataset::{Source, VideoDataset, VideoEntry, has_extension},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
     folder,
 };
 use crate::atomic_file::write_atomically;
@@ -88,7 +88,7 @@ pub struct Indexed {
 }
 
 impl VideoDataset for Indexed {
-    fn videos(&self) -> Result<Vec<VideoEntry>> {
+    fn videos(&self) -> Result<Listing> {
         let all = read_index(&self.file)?;
         let name = self.file.display();
         ensure!(!all.is_empty(), "the index {name} is empty");
@@ -107,7 +107,7 @@ impl VideoDataset for Indexed {
         let long: Vec<VideoEntry> = chosen
             .iter()
             .filter(|entry| entry.frames >= self.least_frames)
-            .map(|entry| VideoEntry { name: entry.path.display().to_string(), source: entry.source() })
+            .map(|entry| VideoEntry { name: entry.path.display().to_string(), source: entry.source(), caption: None })
             .collect();
         let short = chosen.len() - long.len();
         ensure!(
@@ -122,7 +122,7 @@ impl VideoDataset for Indexed {
                 self.least_frames
             );
         }
-        Ok(long)
+        Ok(Listing { videos: long, left_out: short })
     }
 }
 
@@ -156,8 +156,9 @@ mod tests {
             let file = moved.join("index.jsonl");
             Indexed { file, split: split.map(String::from), least_frames }.videos()
         };
-        assert_eq!(videos(None, 1).unwrap().len(), 3);
-        assert_eq!(videos(Some("train"), 16).unwrap().len(), 1);
+        assert_eq!(videos(None, 1).unwrap().videos.len(), 3);
+        assert_eq!(videos(Some("train"), 16).unwrap().videos.len(), 1);
+        assert_eq!(videos(Some("train"), 16).unwrap().left_out, 1);
         let error = videos(Some("validation"), 1).unwrap_err().to_string();
         assert!(error.contains("`validation`") && error.contains("`train` (2)"), "{error}");
         assert!(videos(None, 99).unwrap_err().to_string().contains("shorter"));

@@ -14,7 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
-    dataset::{Source, VideoDataset, VideoEntry, has_extension},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
 };
 
 /// More than any header of an array of five dimensions.
@@ -177,13 +177,14 @@ pub struct Numpy {
 }
 
 impl VideoDataset for Numpy {
-    fn videos(&self) -> Result<Vec<VideoEntry>> {
+    fn videos(&self) -> Result<Listing> {
         let file = Arc::new(NumpyFile::open(&self.file)?);
         let entry = |index| VideoEntry {
             name: format!("{}#{index}", self.file.display()),
             source: Source::Numpy { file: file.clone(), index },
+            caption: None,
         };
-        Ok((0..file.videos()).map(entry).collect())
+        Ok((0..file.videos()).map(entry).collect::<Vec<_>>().into())
     }
 }
 
@@ -233,7 +234,7 @@ mod tests {
         npz(&at("deflated.npz"), CompressionMethod::Deflated, &[("arr_0.npy", &array)]);
         npz(&at("named.npz"), CompressionMethod::Stored, &[("samples.npy", &array)]);
         for name in ["a.npy", "stored.npz", "deflated.npz", "named.npz"] {
-            let videos = Numpy { file: at(name) }.videos().unwrap();
+            let videos = Numpy { file: at(name) }.videos().unwrap().videos;
             assert_eq!(videos.len(), 2, "{name}");
             let mut second = videos[1].source.open().unwrap();
             let frames = second.read(0, 2, 2).unwrap();

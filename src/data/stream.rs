@@ -82,7 +82,7 @@ impl ClipStream {
         let rest = match draw {
             Draw::Random => Rest::Random(Box::new(FixedClips::fitted(config, fit, seed)?)),
             _ => {
-                let videos = config.videos()?.into_iter();
+                let videos = config.videos()?.videos.into_iter();
                 Rest::InOrder(InOrder { videos, draw, seed, opened: 0, open: None })
             }
         };
@@ -96,7 +96,7 @@ impl ClipStream {
     #[allow(clippy::should_implement_trait)] // it has errors
     pub fn next(&mut self) -> Result<Option<Tensor>> {
         match &mut self.rest {
-            Rest::Random(clips) => clips.next(u64::MAX),
+            Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|(clip, _)| clip)),
             Rest::InOrder(order) => order.next(&self.spec),
         }
     }

@@ -82,14 +82,14 @@ fn to_files(
         let dataset = DatasetConfig::Packed { file };
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: 2 })
     };
-    let samples = write("samples", &|samples| generator.videos(samples, *sampler, *seed, &mut |_, _| {}))?;
+    let samples = write("samples", &|samples| generator.videos(samples, None, *sampler, *seed, &mut |_, _| {}))?;
     let gaussian = write("gaussian", &|samples| Ok(generator.gaussian_videos(samples, *seed)))?;
     Ok((samples, Some(gaussian), begin.elapsed().as_secs_f64()))
 }
 
 /// The frames of a data set's first video that can be opened.
 fn frames_of(data: &DataConfig) -> Result<i64> {
-    let videos = data.videos()?;
+    let videos = data.videos()?.videos;
     let mut opened = videos.iter().map(|video| Ok(video.source.open()?.frames()));
     opened.next().context("no generated videos")?
 }
@@ -103,13 +103,13 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let EvaluationExperiment { seed, real, train, out, .. } = experiment;
     let own = experiment.protocol()?;
     if let Generated::Clips { data } = &experiment.generated {
-        enough(&own, data.videos()?.len() as i64)?;
+        enough(&own, data.videos()?.videos.len() as i64)?;
     }
     let (samples, gaussian, sample_seconds) = to_files(experiment, own.clips, device)?;
-    let there = samples.videos()?.len() as i64;
+    let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
     let extractor = I3d::load(own.extractor.as_deref(), device)?;
-    let videos = real.videos()?.len() as i64;
+    let videos = real.videos()?.videos.len() as i64;
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
     let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());

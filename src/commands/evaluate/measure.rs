@@ -264,7 +264,7 @@ pub fn generated_sets(
     observe: &mut dyn FnMut(&Tensor) -> Result<()>,
 ) -> Result<Vec<Tensor>> {
     let (draws, clips) = (protocol.generated_draws(), protocol.generated_clips());
-    enough(protocol, data.videos()?.len() as i64)?;
+    enough(protocol, data.videos()?.videos.len() as i64)?;
     // what was made by another stride already lies frame by frame
     let data = DataConfig { frame_stride: data.frame_stride, ..protocol.applied_to(data) };
     let mut stream = ClipStream::new(&data, Draw::Beginnings, Fit::default(), 0)?;

@@ -142,7 +142,7 @@ impl Evaluate {
             Some(run) => (Generated::Run { run: generated.into(), sampler: run.sampler, batch: 16 }, i64::MAX),
             None => {
                 let data = data(generated, 1)?;
-                let found = data.videos()?.len() as i64;
+                let found = data.videos()?.videos.len() as i64;
                 (Generated::Clips { data }, found)
             }
         };
@@ -244,12 +244,12 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
     let EvaluationExperiment { seed, real, generated, train, out, .. } = experiment;
     let config = &experiment.protocol()?;
     let start = Instant::now();
-    let videos = real.videos()?.len() as i64;
+    let videos = real.videos()?.videos.len() as i64;
     if videos < config.clips {
         tracing::warn!("{} real clips out of {videos} videos: some videos give several", config.clips);
     }
     if let Generated::Clips { data } = generated {
-        enough(config, data.videos()?.len() as i64)?;
+        enough(config, data.videos()?.videos.len() as i64)?;
     }
     let extractor = I3d::load(config.extractor.as_deref(), device)?;
     let measured = Measurement { config, extractor: &extractor };
@@ -297,7 +297,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
                 &mut bar,
                 &mut |samples| {
                     let begin = Instant::now();
-                    let clips = generator.videos(samples, *sampler, *seed, &mut |_, _| {});
+                    let clips = generator.videos(samples, None, *sampler, *seed, &mut |_, _| {});
                     sample_seconds += begin.elapsed().as_secs_f64();
                     clips
                 },
