@@ -1,5 +1,7 @@
 # make demo         set up, build, fetch weights, run the main job on generated videos
 # make demo-long    after it: prediction and interpolation models, 256 frames two ways, curves
+# make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
+#                   also make sky_timelapse, make taichi; stopped, they go on where they were
 # make test         set up, build, fetch weights, run all tests
 # make lint         formatting and clippy, warnings as errors
 # make soak         kill a training two hundred times and compare it with one never interrupted
@@ -8,7 +10,10 @@
 #
 # Everything is built in the release profile, so that `demo` and `test` share one build.
 
-.PHONY: setup build weights demo demo-long test lint soak bench-scaling clean-runs
+# The data sets of the paper.
+PAPER = ucf101 sky_timelapse taichi
+
+.PHONY: setup build weights demo demo-long $(PAPER) test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -34,6 +39,20 @@ demo-long: weights runs/demo/latents-48.safetensors runs/demo/latents-10.safeten
 	target/release/lvdm train diffusion experiments/demo/interpolation.yaml
 	target/release/lvdm train diffusion experiments/demo/continuation.yaml
 	target/release/lvdm evaluate-long experiments/demo/long.yaml
+
+data/%/index.jsonl: | weights
+	target/release/lvdm data prepare $(subst _,-,$*) data/$*
+
+# A training that is done is not done again, and one that was stopped goes on; so do long videos.
+$(PAPER): %: data/%/index.jsonl | weights
+	target/release/lvdm train autoencoder experiments/$@/autoencoder.yaml
+	target/release/lvdm train diffusion experiments/$@/diffusion.yaml
+	target/release/lvdm sample runs/$@/diffusion --videos 16 --out runs/$@/samples
+	test -f runs/$@/evaluation/figures.json || target/release/lvdm evaluate experiments/$@/evaluate.yaml
+	target/release/lvdm train diffusion experiments/$@/prediction.yaml
+	target/release/lvdm train diffusion experiments/$@/interpolation.yaml
+	target/release/lvdm train diffusion experiments/$@/continuation.yaml
+	target/release/lvdm evaluate-long experiments/$@/long.yaml
 
 test: weights
 	cargo test --release --locked

@@ -262,6 +262,13 @@ impl Generator {
         Tensor::cat(&clips, 0)
     }
 
+    /// The shape `[3, F, H, W]` of the videos it makes.
+    pub fn clip_size(&self) -> [i64; 4] {
+        let [_, f, h, w] = self.latent;
+        let [ft, fs] = self.space.factors();
+        [3, f * ft, h * fs, w * fs]
+    }
+
     /// Decoded Gaussian latents: what one gets without learning any diffusion.
     pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Tensor {
         self.decode(

@@ -14,9 +14,10 @@ use lvdm::{
     diffusion::NoiseSchedule,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, EvaluationExperiment, Generated,
-        LongEvaluationExperiment, Mistake, parse,
+        LongEvaluationExperiment, Mistake, parse, protocol,
     },
     generate,
+    metrics::ProtocolConfig,
     models::{
         AutoencoderConfig, ImageAutoencoderConfig, LatentSpaceConfig, PatchDiscriminator, UNet3d, UNetConfig,
         VideoAutoencoder,
@@ -32,6 +33,7 @@ enum Kind {
     Diffusion,
     Evaluation,
     LongEvaluation,
+    Protocol,
     DemoData,
 }
 
@@ -40,6 +42,8 @@ fn kind(value: &Value) -> Kind {
         Kind::Evaluation
     } else if value.get("curves").is_some() {
         Kind::LongEvaluation
+    } else if value.get("clips").is_some() {
+        Kind::Protocol
     } else if value.get("videos").is_some() {
         Kind::DemoData
     } else if value.get("autoencoder").is_some_and(Value::is_string) {
@@ -56,6 +60,7 @@ fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
         Kind::Diffusion => parse::<DiffusionExperiment>(name, text, &[]).map(drop),
         Kind::Evaluation => parse::<EvaluationExperiment>(name, text, &[]).map(drop),
         Kind::LongEvaluation => parse::<LongEvaluationExperiment>(name, text, &[]).map(drop),
+        Kind::Protocol => parse::<ProtocolConfig>(name, text, &[]).map(drop),
         Kind::DemoData => parse::<DemoData>(name, text, &[]).map(drop),
     }
 }
@@ -92,7 +97,9 @@ fn shipped() -> Vec<Shipped> {
             Shipped { name, kind: kind(&value), value, text, path }
         })
         .collect();
-    for wanted in [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::LongEvaluation, Kind::DemoData] {
+    let kinds =
+        [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::LongEvaluation, Kind::Protocol, Kind::DemoData];
+    for wanted in kinds {
         assert!(files.iter().any(|file| file.kind == wanted), "no experiment of kind {wanted:?}");
     }
     files
@@ -171,7 +178,7 @@ fn every_experiment_loads_and_builds() {
             }
             Kind::Evaluation => {
                 let experiment: EvaluationExperiment = read(&file);
-                experiment.evaluation.validate().unwrap();
+                experiment.protocol().unwrap_or_else(|error| panic!("{}: {error:#}", file.name));
                 experiment.real.clip().unwrap();
                 if let Generated::Run { run, .. } = &experiment.generated {
                     let path =
@@ -184,7 +191,7 @@ fn every_experiment_loads_and_builds() {
             }
             Kind::LongEvaluation => {
                 let experiment: LongEvaluationExperiment = read(&file);
-                experiment.evaluation.validate().unwrap();
+                experiment.protocol().unwrap_or_else(|error| panic!("{}: {error:#}", file.name));
                 for curve in &experiment.curves {
                     let CurveSource::Sampled(long) = &curve.source else { continue };
                     for run in [Some(&long.prediction), long.interpolation.as_ref()].into_iter().flatten() {
@@ -197,6 +204,13 @@ fn every_experiment_loads_and_builds() {
                         long.sampler.build().start(&NoiseSchedule::new(&trained.schedule).unwrap()).unwrap();
                     }
                 }
+            }
+            Kind::Protocol => {
+                let config: ProtocolConfig = read(&file);
+                config.validate().unwrap();
+                let name = file.path.file_stem().unwrap().to_str().unwrap();
+                assert_eq!(config.name, name, "{}", file.name);
+                assert_eq!(protocol(name).unwrap(), config, "{} is not built in", file.name);
             }
             Kind::DemoData => {
                 let data: DemoData = read(&file);

@@ -1,18 +1,28 @@
-//! `lvdm data`: the demo's videos, and packing.
+//! `lvdm data`: data sets made ready, the demo's videos, and packing.
 
-use std::path::PathBuf;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use anyhow::Result;
+use tch::Tensor;
 
 use crate::{
-    data::{DataConfig, DatasetConfig, demo, pack_clips},
+    data::{
+        ClipSpec, DataConfig, DatasetConfig, Fit, demo,
+        index::{IndexEntry, read_index},
+        pack_clips, pictures,
+        prepare::{Count, KnownSet, ProblemKind, prepare, problems_file},
+    },
     experiment::Mistake,
     generate::{open_latent_space, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
 };
 
-/// Make and pack data
+/// Prepare, look at, make and pack data
 #[derive(Debug, clap::Args)]
 pub struct Data {
     #[command(subcommand)]
@@ -21,10 +31,61 @@ pub struct Data {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
+    /// Find a data set's videos, check them, and write an index from which training starts at once
+    Prepare(Prepare),
+    /// Show an index: counts, durations, and a contact sheet
+    Inspect(Inspect),
     /// Write the procedural demo videos
     MakeDemo(MakeDemo),
     /// Pack clips, or their latents, into one safetensors file, from which everything trains without FFmpeg and OpenCV
     Pack(Pack),
+}
+
+#[derive(Debug, clap::Args)]
+struct Prepare {
+    set: Set,
+    /// Where it was unpacked
+    root: PathBuf,
+    /// The index [default: ROOT/index.jsonl]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Folder with UCF-101's trainlist01.txt and testlist01.txt, if it is neither in ROOT nor beside it
+    #[arg(long)]
+    lists: Option<PathBuf>,
+    /// Frames of the clips that videos must be long enough for
+    #[arg(long, default_value_t = 16)]
+    frames: i64,
+    /// Every n-th frame of a video [default: 4 for taichi, else 1]
+    #[arg(long)]
+    frame_stride: Option<i64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Set {
+    /// 101 actions: files flat or in folders, or folders of frames
+    Ucf101,
+    /// Skies: folders of frames
+    SkyTimelapse,
+    /// Tai chi: mp4 files
+    Taichi,
+}
+
+#[derive(Debug, clap::Args)]
+struct Inspect {
+    /// Index written by `lvdm data prepare`
+    index: PathBuf,
+    /// One split only
+    #[arg(long)]
+    split: Option<String>,
+    /// The contact sheet [default: beside the index, .png]
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Videos on the sheet, evenly out of all
+    #[arg(long, default_value_t = 12)]
+    videos: usize,
+    /// Height and width of a picture on it
+    #[arg(long, default_value_t = 96)]
+    resolution: i64,
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,7 +111,7 @@ struct MakeDemo {
 
 #[derive(Debug, clap::Args)]
 struct Pack {
-    /// Folder of videos
+    /// Folder of videos, or an index (.jsonl), a numpy array (.npy, .npz), a packed file
     #[arg(long)]
     videos: PathBuf,
     /// The folder holds folders of pictures instead of video files
@@ -101,9 +162,164 @@ impl Data {
                 println!("{train} videos to train on and {test} held out in {}", config.root.display());
                 Ok(())
             }
+            What::Prepare(options) => options.run(),
+            What::Inspect(options) => options.run(),
             What::Pack(options) => options.run(),
         }
     }
+}
+
+/// So many problems of a kind are printed; the file has them all.
+const SHOWN: usize = 5;
+
+impl Prepare {
+    fn run(self) -> Result<()> {
+        let (known, usual_stride) = match self.set {
+            Set::Ucf101 => (KnownSet::Ucf101, 1),
+            Set::SkyTimelapse => (KnownSet::SkyTimelapse, 1),
+            Set::Taichi => (KnownSet::Taichi, 4),
+        };
+        let stride = self.frame_stride.unwrap_or(usual_stride);
+        if self.frames < 1 || stride < 1 {
+            return Err(Mistake("--frames and --frame-stride must be at least 1".into()).into());
+        }
+        if let Some(folder) = self.lists.as_ref().filter(|folder| !folder.join("trainlist01.txt").is_file()) {
+            return Err(Mistake(format!("--lists: there is no trainlist01.txt in {}", folder.display())).into());
+        }
+        let span = (self.frames - 1) * stride + 1;
+        let bar: Mutex<Option<(Progress, u64)>> = Mutex::new(None);
+        let done = |total: usize| {
+            let mut bar = bar.lock().unwrap_or_else(PoisonError::into_inner);
+            let (progress, count) = bar.get_or_insert_with(|| (Progress::new("look into", total as u64, 0), 0));
+            *count += 1;
+            progress.step(*count, "");
+        };
+        // a wrong folder is what the user wrote
+        let prepared = prepare(known, &self.root, self.lists.as_deref(), span, &done)
+            .map_err(|error| Mistake(format!("{error:#}")))?;
+        if let Some((progress, _)) = bar.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            progress.finish();
+        }
+        let index = self.out.unwrap_or_else(|| self.root.join("index.jsonl"));
+        prepared.write(&index)?;
+        for Count { what, found, published } in &prepared.counts {
+            let beside = match published {
+                Some(published) if published == found => ", as published".to_string(),
+                Some(published) => format!(", published are {published}"),
+                None => String::new(),
+            };
+            println!("{found} {what}{beside}");
+        }
+        for note in &prepared.notes {
+            println!("note: {note}");
+        }
+        for (kind, what) in [
+            (ProblemKind::Missing, "missing".to_string()),
+            (ProblemKind::Corrupt, "corrupt, left out".to_string()),
+            (
+                ProblemKind::TooShort,
+                format!("too short for {} frames at stride {stride}; in the index all the same", self.frames),
+            ),
+        ] {
+            println!("{} {what}", prepared.count(kind));
+            let of_kind = prepared.problems.iter().filter(|problem| problem.kind == kind);
+            for problem in of_kind.take(SHOWN) {
+                println!("    {}: {}", problem.name, problem.reason);
+            }
+            if prepared.count(kind) > SHOWN {
+                println!("    …");
+            }
+        }
+        println!("{} videos in {}", prepared.entries.len(), index.display());
+        if !prepared.problems.is_empty() {
+            println!("all problems: {}", problems_file(&index).display());
+        }
+        println!("data: {{dataset: {{kind: indexed, file: {}}}, …}}", index.display());
+        Ok(())
+    }
+}
+
+impl Inspect {
+    fn run(self) -> Result<()> {
+        if !self.index.exists() {
+            let text = format!("there is no index {} (`lvdm data prepare` writes one)", self.index.display());
+            return Err(Mistake(text).into());
+        }
+        if self.videos < 1 || self.resolution < 1 {
+            return Err(Mistake("--videos and --resolution must be at least 1".into()).into());
+        }
+        let mut entries = read_index(&self.index)?;
+        if let Some(split) = &self.split {
+            entries.retain(|entry| entry.split.as_ref() == Some(split));
+        }
+        if entries.is_empty() {
+            return Err(Mistake(format!("no videos of this split in {}", self.index.display())).into());
+        }
+        print!("{}", summary(&entries));
+        let out = self.out.unwrap_or_else(|| self.index.with_extension("png"));
+        let rows = entries.len().min(self.videos);
+        let chosen: Vec<&IndexEntry> = (0..rows).map(|row| &entries[row * entries.len() / rows]).collect();
+        let clips = chosen.iter().map(|entry| overview(entry, self.resolution)).collect::<Result<Vec<_>>>()?;
+        pictures::write_png(&out, &pictures::grid(&Tensor::stack(&clips, 0), 1)?)?;
+        println!("contact sheet, from top to bottom: {}", out.display());
+        for entry in chosen {
+            println!("    {}", entry.path.display());
+        }
+        Ok(())
+    }
+}
+
+/// Pictures of a row of the contact sheet.
+const COLUMNS: i64 = 8;
+
+/// Frames from the first to the last of a video, evenly, `[3, COLUMNS, S, S]`.
+fn overview(entry: &IndexEntry, side: i64) -> Result<Tensor> {
+    let spec = ClipSpec { frames: COLUMNS, frame_stride: 1, resolution: side, fit: Fit::default() };
+    let mut source = entry.source().open()?;
+    let frame = |column: i64| column * (source.frames() - 1) / (COLUMNS - 1);
+    let places: Vec<i64> = (0..COLUMNS).map(frame).collect();
+    let mut frames = Vec::new();
+    for place in places {
+        frames.extend(source.read(place, 1, 1)?);
+    }
+    Ok(Tensor::from_slice(&spec.fit(&frames)).reshape([3, COLUMNS, side, side]))
+}
+
+/// Counts and ranges, split by split.
+fn summary(entries: &[IndexEntry]) -> String {
+    let mut splits: BTreeMap<&str, Vec<&IndexEntry>> = BTreeMap::new();
+    for entry in entries {
+        splits.entry(entry.split.as_deref().unwrap_or("(no split)")).or_default().push(entry);
+    }
+    let mut text = format!(
+        "{:12} {:>8} {:>8} {:>11} {:>9}  {:24} {}\n",
+        "split", "videos", "classes", "frames", "hours", "frames a video", "sizes and rates"
+    );
+    for (split, entries) in splits {
+        let classes: BTreeSet<&String> = entries.iter().filter_map(|entry| entry.class.as_ref()).collect();
+        let mut frames: Vec<i64> = entries.iter().map(|entry| entry.frames).collect();
+        frames.sort_unstable();
+        let seconds: Option<f64> = entries.iter().map(|entry| Some(entry.frames as f64 / entry.fps?)).sum();
+        let hours = seconds.map_or("-".into(), |seconds| format!("{:.2}", seconds / 3600.0));
+        let range = format!("{} / {} / {}", frames[0], frames[frames.len() / 2], frames[frames.len() - 1]);
+        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+        for IndexEntry { width, height, fps, .. } in &entries {
+            let rate = fps.map_or("pictures".into(), |fps| format!("{fps:.2} fps"));
+            *kinds.entry(format!("{width}x{height} {rate}")).or_default() += 1;
+        }
+        let mut kinds: Vec<(String, usize)> = kinds.into_iter().collect();
+        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let more = if kinds.len() > 3 { format!(", {} others", kinds.len() - 3) } else { String::new() };
+        let kinds: Vec<String> = kinds.iter().take(3).map(|(kind, count)| format!("{kind} ({count})")).collect();
+        text += &format!(
+            "{split:12} {:>8} {:>8} {:>11} {hours:>9}  {range:24} {}{more}\n",
+            entries.len(),
+            classes.len(),
+            frames.iter().sum::<i64>(),
+            kinds.join(", ")
+        );
+    }
+    text + "frames a video: shortest / median / longest\n"
 }
 
 impl Pack {
@@ -116,6 +332,7 @@ impl Pack {
             Some(table) => DatasetConfig::Webvid { table, root },
             None if self.captions => DatasetConfig::Captioned { root },
             None if self.frames_folders => DatasetConfig::Frames { root },
+            None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
             None => DatasetConfig::Folder { root },
         };
         dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;

@@ -138,15 +138,15 @@ fn stage_line(stage: &str, place: &Path) {
 }
 
 fn summary(report: &Report, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {
-    let by_set = |value: fn(&crate::metrics::Distances) -> f64| {
-        report.figures.iter().map(|(set, distances)| (set.clone(), value(distances))).collect()
+    let by_set = |value: fn(&crate::metrics::Figure) -> f64| {
+        report.figures.iter().map(|(set, figure)| (set.clone(), value(figure))).collect()
     };
     Ok(Summary {
         psnr_db: report.psnr_db.context("evaluate.yaml must evaluate a run")?,
         fvd: by_set(|d| d.fvd),
         kvd: by_set(|d| d.kvd),
-        clips: report.protocol.clips,
-        protocol: Protocol { hash: report.protocol_hash.clone(), text: report.protocol.line() },
+        clips: report.protocol.settings.clips,
+        protocol: Protocol { hash: report.protocol_hash.clone(), text: report.protocol_text.clone() },
         device: report.device.clone(),
         seconds,
     })

@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use super::evaluate::features;
+use super::evaluate::{Extraction, Shared};
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipSpec, DataConfig, VideoWriter, fixed_clips, pictures},
+    data::{ClipSpec, ClipStream, DataConfig, VideoWriter, pictures},
+    distributed::Ranks,
     experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
     generate::{LongVideo, forget},
     metrics::{Distances, FeatureExtractor, Protocol},
@@ -73,18 +74,27 @@ impl EvaluateLong {
     pub fn run(self) -> Result<()> {
         let experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
         let device = self.device.open()?;
-        let LongEvaluationExperiment { seed, evaluation, real, train, curves, out, .. } = &experiment;
-        let extractor = I3d::load(evaluation.extractor.as_deref(), device)?;
-        let clips = evaluation.clips as u64;
+        let LongEvaluationExperiment { seed, real, train, curves, out, .. } = &experiment;
+        let config = &experiment.protocol()?;
+        let extractor = I3d::load(config.extractor.as_deref(), device)?;
+        let clips = config.clips as u64;
         let mut bar = Progress::new("real clips", clips * (1 + u64::from(train.is_some())), 0);
         let mut done = 0;
+        let alone = Ranks::alone();
         let mut of = |data: &DataConfig| -> Result<Tensor> {
-            features(&extractor, &fixed_clips(data, evaluation.clips, *seed)?, &mut bar, &mut done)
+            let mut clips = ClipStream::new(&config.applied_to(data), config.draw, config.fit, *seed)?;
+            let mut extraction = Extraction::new(Shared { extractor: &extractor, ranks: &alone });
+            for _ in 0..config.clips {
+                extraction.take(&clips.next()?.context("the draw has an end")?)?;
+                done += 1;
+                bar.step(done, "");
+            }
+            extraction.finish()
         };
         let real_features = of(real)?;
         let floor = match train {
             None => None,
-            Some(train) => Some(Distances::between(&real_features, &of(train)?)?),
+            Some(train) => Some(Distances::by(&real_features, &of(train)?, config.covariance)?),
         };
         bar.finish();
 
@@ -92,7 +102,7 @@ impl EvaluateLong {
         for curve in curves {
             let found = Windows { experiment: &experiment, curve, extractor: &extractor, device }.measure()?;
             let windows: Vec<Distances> = (0..found.features.size()[1])
-                .map(|i| Distances::between(&real_features, &found.features.select(1, i)))
+                .map(|i| Distances::by(&real_features, &found.features.select(1, i), config.covariance))
                 .collect::<Result<_>>()?;
             measured.push(Measured {
                 name: curve.name.clone(),
@@ -102,7 +112,7 @@ impl EvaluateLong {
                 settings: found.settings,
             });
         }
-        let protocol = Protocol::new(evaluation, real, *seed, &extractor);
+        let protocol = Protocol::new(config, real, *seed, &extractor);
         write(&experiment, &protocol, floor, &measured, device)?;
         print(&experiment, &protocol, floor, &measured);
         println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());

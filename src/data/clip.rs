@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::dataset::Source;
@@ -54,6 +55,41 @@ pub(crate) fn window(frames: i64, start: i64, count: i64, stride: i64) -> Result
     Ok((0..count).map(|i| (start + i * stride) as usize).collect())
 }
 
+/// How a frame becomes a square. Training uses the default; the others are what some evaluations do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Fit {
+    pub filter: Filter,
+    /// Both sides are resized to the resolution, and nothing is cropped.
+    pub squash: bool,
+    /// Resized values are cut off instead of rounded.
+    pub truncate: bool,
+}
+
+/// What a resized pixel is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Filter {
+    /// A triangle as wide as the picture shrinks (bilinear where it grows).
+    #[default]
+    Antialiased,
+    /// The two nearest pixels along each axis, however much the picture shrinks.
+    Bilinear,
+}
+
+impl Fit {
+    /// A few words for people.
+    pub fn words(&self) -> String {
+        let filter = match self.filter {
+            Filter::Antialiased => "antialiased triangle",
+            Filter::Bilinear => "bilinear without antialias",
+        };
+        let shape = if self.squash { "squashed" } else { "centre crop" };
+        let cut = if self.truncate { ", truncated to bytes" } else { "" };
+        format!("{filter}, {shape}{cut}")
+    }
+}
+
 /// What is cut out of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipSpec {
@@ -63,6 +99,7 @@ pub struct ClipSpec {
     pub frame_stride: i64,
     /// H and W, in pixels: the short side is resized to it, the long side is cropped at both ends.
     pub resolution: i64,
+    pub fit: Fit,
 }
 
 impl ClipSpec {
@@ -105,7 +142,7 @@ impl ClipSpec {
         let mut resize: Option<Resize> = None;
         for (f, frame) in frames.iter().enumerate() {
             if resize.as_ref().is_none_or(|resize| resize.from != (frame.width, frame.height)) {
-                resize = Some(Resize::new(frame.width, frame.height, side));
+                resize = Some(Resize::new(frame.width, frame.height, side, self.fit));
             }
             let (red, rest) = clip.split_at_mut(plane);
             let (green, blue) = rest.split_at_mut(plane);
@@ -117,11 +154,12 @@ impl ClipSpec {
     }
 }
 
-/// Resizing of one picture size, with the centre crop: a triangle filter as wide as the picture
-/// shrinks (bilinear where it grows), which is what "antialiased bilinear" means elsewhere. Only
-/// the pixels inside the crop are computed.
+/// Resizing of one picture size, with the centre crop. The default filter is what "antialiased bilinear" means
+/// elsewhere. Only the pixels inside the crop are computed.
 struct Resize {
     from: (usize, usize),
+    /// Added before the cast to bytes, which cuts off.
+    half: f32,
     columns: Vec<Taps>,
     rows: Vec<Taps>,
 }
@@ -133,13 +171,18 @@ struct Taps {
 }
 
 impl Resize {
-    fn new(width: usize, height: usize, side: usize) -> Self {
+    fn new(width: usize, height: usize, side: usize, fit: Fit) -> Self {
         let short = width.min(height);
-        let scaled = |length: usize| (2 * length * side + short) / (2 * short); // rounded length·side / short
+        let scaled = |length: usize| match fit.squash {
+            true => side,
+            false => (2 * length * side + short) / (2 * short), // rounded length·side / short
+        };
         Self {
             from: (width, height),
-            columns: taps(width, scaled(width), side),
-            rows: taps(height, scaled(height), side),
+            // what is a whole number must not fall below it by the arithmetic of floats
+            half: if fit.truncate { 1e-3 } else { 0.5 },
+            columns: taps(width, scaled(width), side, fit.filter),
+            rows: taps(height, scaled(height), side, fit.filter),
         }
     }
 
@@ -158,7 +201,7 @@ impl Resize {
                 }
             }
             for (x, taps) in self.columns.iter().enumerate() {
-                let mut sums = [0.5f32; 3]; // the cast below cuts off
+                let mut sums = [self.half; 3];
                 let pixels = line[(taps.first - left) * 3..].chunks_exact(3);
                 for (&weight, pixel) in taps.weights.iter().zip(pixels) {
                     for (sum, value) in sums.iter_mut().zip(pixel) {
@@ -174,9 +217,12 @@ impl Resize {
 }
 
 /// The middle `side` of `to` output pixels that `from` pixels are resized to.
-fn taps(from: usize, to: usize, side: usize) -> Vec<Taps> {
+fn taps(from: usize, to: usize, side: usize, filter: Filter) -> Vec<Taps> {
     let scale = from as f64 / to as f64;
-    let support = scale.max(1.0);
+    let support = match filter {
+        Filter::Antialiased => scale.max(1.0),
+        Filter::Bilinear => 1.0,
+    };
     let offset = (to - side) / 2;
     let tap = |i: usize| {
         let centre = (i as f64 + 0.5) * scale;
@@ -218,7 +264,7 @@ mod tests {
     }
 
     fn spec(resolution: i64) -> ClipSpec {
-        ClipSpec { frames: 1, frame_stride: 1, resolution }
+        ClipSpec { frames: 1, frame_stride: 1, resolution, fit: Fit::default() }
     }
 
     #[test]
@@ -266,9 +312,40 @@ mod tests {
         }
     }
 
+    /// Each other way of making a square, against LibTorch's.
+    #[test]
+    fn other_fits_are_those_of_libtorch() {
+        for (width, height, side) in [(320, 240, 256), (90, 64, 32), (50, 33, 64)] {
+            let noise = |x: usize, y: usize, c: usize| ((x * 7919 + y * 104_729 + c * 31) % 251) as u8;
+            let frame = picture(width, height, noise);
+            let x = frame.to_tensor().permute([2, 0, 1]).unsqueeze(0).to_kind(Kind::Float);
+            let short = width.min(height) as f64;
+            for (filter, squash) in [(Filter::Bilinear, false), (Filter::Bilinear, true), (Filter::Antialiased, true)] {
+                let size = match squash {
+                    true => [side; 2],
+                    false => [height, width].map(|n| (n as f64 * side as f64 / short).round() as i64),
+                };
+                let reference = match filter {
+                    Filter::Bilinear => x.upsample_bilinear2d(size, false, None, None),
+                    Filter::Antialiased => x.internal_upsample_bilinear2d_aa(size, false, None, None),
+                };
+                let crop = reference.squeeze_dim(0).narrow(1, (size[0] - side) / 2, side);
+                let crop = crop.narrow(2, (size[1] - side) / 2, side);
+                for truncate in [false, true] {
+                    let spec = ClipSpec { fit: Fit { filter, squash, truncate }, ..spec(side) };
+                    let clip = Tensor::from_slice(&spec.fit(std::slice::from_ref(&frame))).reshape([3, side, side]);
+                    let above = &crop - clip.to_kind(Kind::Float);
+                    let ends = [above.min().double_value(&[]), above.max().double_value(&[])];
+                    let wanted = if truncate { [-0.01, 1.01] } else { [-0.51, 0.51] };
+                    assert!(ends[0] > wanted[0] && ends[1] < wanted[1], "{spec:?}: {ends:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_start_is_drawn_and_none_beyond() {
-        let spec = ClipSpec { frames: 4, frame_stride: 3, resolution: 8 };
+        let spec = ClipSpec { frames: 4, frame_stride: 3, ..spec(8) };
         let mut seen = [0; 4];
         for sample in 0..400 {
             seen[spec.start(13, &mut stream(0, Purpose::Crop, sample, 0)).unwrap() as usize] += 1;

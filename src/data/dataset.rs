@@ -13,10 +13,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     captioned::{Captioned, Webvid},
-    clip::{ClipSpec, FrameSource},
+    clip::{ClipSpec, Fit, FrameSource},
     folder::Folder,
-    frame_folder::FrameFolder,
+    frame_folder::{FrameFolder, pictures_in},
     frames::Frames,
+    index::Indexed,
+    numpy::{Numpy, NumpyFile, NumpyVideo},
     packed::{Packed, PackedFile, PackedVideo},
     video_file::VideoReader,
 };
@@ -58,6 +60,10 @@ pub enum Source {
     File(PathBuf),
     /// Pictures, in the order in which they are shown.
     Frames(Vec<PathBuf>),
+    /// A folder of pictures, which is listed when it is opened.
+    PictureFolder(PathBuf),
+    /// A video of a numpy array.
+    Numpy { file: Arc<NumpyFile>, index: i64 },
     /// A clip of a packed file, which holds every `step`-th frame of the original video.
     Packed { file: Arc<PackedFile>, index: i64, step: i64 },
 }
@@ -68,6 +74,8 @@ impl Source {
         Ok(match self {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
+            Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?)),
+            Self::Numpy { file, index } => Box::new(NumpyVideo::new(file.clone(), *index)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
     }
@@ -86,19 +94,61 @@ pub enum DatasetConfig {
     Webvid { table: PathBuf, root: PathBuf },
     /// Every video file under a folder that has its caption beside it: `x.mp4`, `x.txt`.
     Captioned { root: PathBuf },
+    /// What `lvdm data prepare` found: an index, and one split of it or all.
+    Indexed {
+        file: PathBuf,
+        #[serde(default)]
+        split: Option<String>,
+    },
+    /// A numpy file (.npy, .npz) of unsigned bytes `[N, F, H, W, 3]`.
+    Numpy { file: PathBuf },
     /// A file written by `pack_clips`.
     Packed { file: PathBuf },
 }
 
 impl DatasetConfig {
-    /// The dataset's videos, for clips that take every `frame_stride`-th frame.
-    pub fn videos(&self, frame_stride: i64) -> Result<Listing> {
+    /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
+    /// folder of videos, a folder of folders of pictures.
+    ///
+    /// Errors: nothing there, or nothing of these; says what was found.
+    pub fn at(path: &Path) -> Result<Self> {
+        ensure!(path.exists(), "there is no {}", path.display());
+        if path.is_file() {
+            let file = path.to_path_buf();
+            if has_extension(path, &["jsonl"]) {
+                return Ok(Self::Indexed { file, split: None });
+            }
+            if has_extension(path, &["npy", "npz"]) {
+                return Ok(Self::Numpy { file });
+            }
+            ensure!(
+                has_extension(path, &["safetensors"]),
+                "{} is none of the files that hold videos here: an index (.jsonl), a numpy array (.npy, .npz), packed \
+                 clips (.safetensors)",
+                path.display()
+            );
+            return Ok(Self::Packed { file });
+        }
+        let root = path.to_path_buf();
+        if let Err(no_videos) = (Folder { root: root.clone() }).videos() {
+            return match (Frames { root: root.clone() }).videos() {
+                Ok(_) => Ok(Self::Frames { root }),
+                Err(no_frames) => anyhow::bail!("{no_videos}; {no_frames}"),
+            };
+        }
+        Ok(Self::Folder { root })
+    }
+
+    /// The dataset's videos, for such clips.
+    pub fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
             Self::Webvid { table, root } => Webvid { table, root }.videos(),
             Self::Captioned { root } => Captioned { root }.videos(),
-            Self::Packed { file } => Packed { file, frame_stride }.videos(),
+            Self::Indexed { file, split } => Indexed { file, split, least_frames: clip.span() }.videos(),
+            Self::Numpy { file } => Numpy { file }.videos(),
+            Self::Packed { file } => Packed { file, frame_stride: clip.frame_stride }.videos(),
         }
     }
 
@@ -114,7 +164,11 @@ impl DatasetConfig {
                     table
                 }
             }
-            Self::Packed { file } => file,
+            Self::Indexed { file, .. } => {
+                ensure!(file.exists(), "there is no index {} (write it first: lvdm data prepare …)", file.display());
+                file
+            }
+            Self::Numpy { file } | Self::Packed { file } => file,
         };
         ensure!(path.exists(), "there is no {}", path.display());
         Ok(())
@@ -123,7 +177,7 @@ impl DatasetConfig {
     /// Whether its videos may have captions.
     pub fn has_captions(&self) -> bool {
         match self {
-            Self::Folder { .. } | Self::Frames { .. } => false,
+            Self::Folder { .. } | Self::Frames { .. } | Self::Indexed { .. } | Self::Numpy { .. } => false,
             Self::Webvid { .. } | Self::Captioned { .. } | Self::Packed { .. } => true,
         }
     }
@@ -166,12 +220,12 @@ impl DataConfig {
         for (name, value) in [("frames", frames), ("frame_stride", frame_stride), ("resolution", resolution)] {
             ensure!(value >= 1, "data.{name} is {value}; it must be at least 1");
         }
-        Ok(ClipSpec { frames, frame_stride, resolution })
+        Ok(ClipSpec { frames, frame_stride, resolution, fit: Fit::default() })
     }
 
     /// All videos of the dataset.
     pub fn videos(&self) -> Result<Listing> {
-        self.dataset.videos(self.frame_stride)
+        self.dataset.videos(&self.clip()?)
     }
 }
 

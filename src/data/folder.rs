@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
 
+/// Endings of video files.
 pub(super) const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
 
 /// Every video file under `root`, at any depth, sorted by path.

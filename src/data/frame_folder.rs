@@ -2,14 +2,36 @@
 
 use std::{
     cmp::Ordering,
+    fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
-#[cfg(feature = "opencv")]
-use anyhow::{Context, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::clip::{FrameSource, RgbFrame, window};
+use super::{
+    clip::{FrameSource, RgbFrame, window},
+    dataset::has_extension,
+};
+
+/// Endings of pictures.
+pub(super) const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
+
+/// The pictures that lie directly in a folder, in the order in which they are shown. Hidden names are passed over.
+///
+/// Errors: no such folder, no pictures in it.
+pub fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut pictures = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && has_extension(&path, &EXTENSIONS) {
+            pictures.push(path);
+        }
+    }
+    ensure!(!pictures.is_empty(), "there are no pictures ({}) in {}", EXTENSIONS.join(", "), folder.display());
+    pictures.sort_by(|a, b| natural_order(a, b));
+    Ok(pictures)
+}
 
 /// Pictures in the order in which they are shown.
 pub struct FrameFolder {

@@ -6,10 +6,8 @@ use anyhow::Result;
 
 use super::{
     dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
-    frame_folder::natural_order,
+    frame_folder::{EXTENSIONS, natural_order},
 };
-
-const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth.
 pub struct Frames {

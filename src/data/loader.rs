@@ -22,7 +22,7 @@ use tch::{Kind, Tensor};
 use tracing::warn;
 
 use super::{
-    clip::ClipSpec,
+    clip::{ClipSpec, Fit},
     dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
 };
 use crate::random::{Purpose, stream};
@@ -100,6 +100,17 @@ impl Loader {
     /// As `new`, for one of several processes: each step uses batch · ranks consecutive samples, of
     /// which this rank loads its `batch`. `position` is the same on all ranks.
     pub fn of_rank(config: &DataConfig, batch: i64, seed: u64, start: u64, rank: usize, ranks: usize) -> Result<Self> {
+        Self::fitted(config, Fit::default(), batch, seed, start, [rank, ranks])
+    }
+
+    fn fitted(
+        config: &DataConfig,
+        fit: Fit,
+        batch: i64,
+        seed: u64,
+        start: u64,
+        [rank, ranks]: [usize; 2],
+    ) -> Result<Self> {
         ensure!(batch >= 1, "a batch of {batch} clips; it must be at least 1");
         ensure!(rank < ranks, "rank {rank} of {ranks}");
         ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
@@ -118,10 +129,11 @@ impl Loader {
             | DatasetConfig::Frames { root }
             | DatasetConfig::Webvid { root, .. }
             | DatasetConfig::Captioned { root } => Some(root.clone()),
-            DatasetConfig::Packed { .. } => None,
+            DatasetConfig::Indexed { .. } | DatasetConfig::Numpy { .. } | DatasetConfig::Packed { .. } => None,
         };
         let away = AtomicBool::new(false);
-        let set = Set { videos, clip: config.clip()?, flip: config.flip, seed, root, away };
+        let clip = ClipSpec { fit, ..config.clip()? };
+        let set = Set { videos, clip, flip: config.flip, seed, root, away };
         let batch = batch as u64;
         let mut loader = Self {
             set: Arc::new(set),
@@ -303,7 +315,13 @@ pub(super) struct FixedClips {
 
 impl FixedClips {
     pub fn new(config: &DataConfig, seed: u64) -> Result<Self> {
-        Ok(Self { loader: Loader::new(&DataConfig { flip: false, ..config.clone() }, 1, seed, 0)? })
+        Self::fitted(config, Fit::default(), seed)
+    }
+
+    /// As `new`, with squares made in another way.
+    pub fn fitted(config: &DataConfig, fit: Fit, seed: u64) -> Result<Self> {
+        let config = DataConfig { flip: false, ..config.clone() };
+        Ok(Self { loader: Loader::fitted(&config, fit, 1, seed, 0, [0, 1])? })
     }
 
     /// Videos of the dataset, usable or not.

@@ -13,20 +13,25 @@ pub mod demo;
 pub mod folder;
 pub mod frame_folder;
 pub mod frames;
+pub mod index;
 pub mod loader;
+pub mod numpy;
 pub mod pack;
 pub mod packed;
 pub mod pictures;
+pub mod prepare;
+pub mod stream;
 #[cfg(feature = "video")]
 pub mod video_file;
 #[cfg(not(feature = "video"))]
 #[path = "video_file_absent.rs"]
 pub mod video_file;
 
-pub use clip::{ClipSpec, FrameSource, RgbFrame, normalise, to_u8};
+pub use clip::{ClipSpec, Filter, Fit, FrameSource, RgbFrame, normalise, to_u8};
 pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry};
 pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
-pub use pack::{pack_clips, pack_generated};
+pub use pack::{PackedWriter, pack_clips, pack_generated};
 pub use packed::PackedFile;
+pub use stream::{ClipStream, Draw};
 pub use video_file::{VideoReader, VideoWriter, write_video};

@@ -1,5 +1,6 @@
 //! What an experiment file says: typed, strict, overridable.
 
+mod evaluation;
 mod file;
 mod training;
 
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use evaluation::{EvaluationConfig, built_in_protocols, protocol};
 pub use file::{parse, read};
 pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
@@ -15,7 +17,7 @@ use crate::{
     autoencoder_loss::AutoencoderLossConfig,
     data::DataConfig,
     diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig},
-    metrics::EvaluationConfig,
+    metrics::ProtocolConfig,
     models::{AttentionKind, AutoencoderConfig, UNetConfig},
     nn::Adapter,
     weights::stable_diffusion::is_temporal,
@@ -331,9 +333,28 @@ pub enum CurveSource {
     },
 }
 
+impl LongEvaluationExperiment {
+    /// How each window is measured.
+    ///
+    /// # Errors
+    /// A protocol that does not fit: one that has several runs or measures other windows.
+    pub fn protocol(&self) -> Result<ProtocolConfig> {
+        let protocol = self.evaluation.resolve(&self.real).context("evaluation")?;
+        ensure!(
+            protocol.runs == 1 && protocol.drop_partial_batch.is_none() && protocol.draw.is_endless(),
+            "evaluation: the protocol {} is one of clips; windows are measured by lvdm1024 or by a number of clips",
+            protocol.name
+        );
+        if let Some(whole) = protocol.windows_of {
+            ensure!(whole == self.frames, "frames is {}, and the protocol {} says {whole}", self.frames, protocol.name);
+        }
+        Ok(protocol)
+    }
+}
+
 impl Experiment for LongEvaluationExperiment {
     fn validate(&self) -> Result<()> {
-        self.evaluation.validate().context("evaluation")?;
+        self.protocol()?;
         check_data(&self.real).context("real")?;
         if let Some(train) = &self.train {
             check_data(train).context("train")?;
@@ -388,9 +409,29 @@ fn batch() -> i64 {
     16
 }
 
+impl EvaluationExperiment {
+    /// How clips are measured.
+    ///
+    /// # Errors
+    /// A protocol that does not fit the data, or one of long videos.
+    pub fn protocol(&self) -> Result<ProtocolConfig> {
+        let protocol = self.evaluation.resolve(&self.real).context("evaluation")?;
+        ensure!(
+            protocol.windows_of.is_none(),
+            "evaluation: the protocol {} is a curve along long videos: `lvdm evaluate-long` draws it",
+            protocol.name
+        );
+        if let Generated::Clips { data } = &self.generated {
+            let own = DataConfig { frame_stride: protocol.frame_stride.unwrap_or(data.frame_stride), ..data.clone() };
+            protocol.agrees_with(&own).context("generated.data")?;
+        }
+        Ok(protocol)
+    }
+}
+
 impl Experiment for EvaluationExperiment {
     fn validate(&self) -> Result<()> {
-        self.evaluation.validate().context("evaluation")?;
+        self.protocol()?;
         check_data(&self.real).context("real")?;
         if let Some(train) = &self.train {
             check_data(train).context("train")?;

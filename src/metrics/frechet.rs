@@ -1,7 +1,19 @@
 //! The Fréchet distance between Gaussians fitted to two sets of features (FVD, on I3D's).
 
 use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
+
+/// What a covariance of n samples is divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Divisor {
+    /// n − 1: the original implementation, and the released LVDM code.
+    #[default]
+    NMinusOne,
+    /// n: StyleGAN-V.
+    N,
+}
 
 /// The squared Fréchet distance ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr √(Σ₁Σ₂) of Gaussians fitted to features
 /// `[N, D]` and `[M, D]`, in float64 and with covariances over n − 1.
@@ -12,6 +24,14 @@ use tch::{Kind, Tensor};
 /// # Errors
 /// Fewer than 2 samples, different widths, features that are not finite.
 pub fn frechet_distance(real: &Tensor, fake: &Tensor) -> Result<f64> {
+    frechet_distance_by(real, fake, Divisor::NMinusOne)
+}
+
+/// [`frechet_distance`] with covariances over n − 1 or over n.
+///
+/// # Errors
+/// As [`frechet_distance`].
+pub fn frechet_distance_by(real: &Tensor, fake: &Tensor, divisor: Divisor) -> Result<f64> {
     let (real, fake) = (checked("real", real)?, checked("generated", fake)?);
     same_width(&real, &fake)?;
     let centred = |x: &Tensor| {
@@ -19,7 +39,8 @@ pub fn frechet_distance(real: &Tensor, fake: &Tensor) -> Result<f64> {
         (x - &mean, mean)
     };
     let ((a, mean_a), (b, mean_b)) = (centred(&real), centred(&fake));
-    let (n, m) = ((a.size()[0] - 1) as f64, (b.size()[0] - 1) as f64);
+    let less = i64::from(divisor == Divisor::NMinusOne);
+    let (n, m) = ((a.size()[0] - less) as f64, (b.size()[0] - less) as f64);
     let square = |x: &Tensor| x.square().sum(Kind::Double).double_value(&[]);
     let (_, root, _) = triangle(a.shallow_clone()).matmul(&triangle(b.shallow_clone()).tr()).svd(true, false);
     let root = root.sum(Kind::Double).double_value(&[]) / (n * m).sqrt();
@@ -128,6 +149,17 @@ mod tests {
             // the order of samples does not matter
             close(frechet_distance(&a.flip([0]), &b).unwrap(), forth, 1e-9 * forth);
         }
+    }
+
+    /// Dividing by n shrinks both covariances, and with equal numbers all of the distance but that of the means.
+    #[test]
+    fn covariances_over_n() {
+        let (a, b) = (numbers(20, 6, 1), numbers(20, 6, 2).exp());
+        let over = |divisor| frechet_distance_by(&a, &b, divisor).unwrap();
+        let means =
+            (a.mean_dim(0, false, Kind::Double) - b.mean_dim(0, false, Kind::Double)).square().sum(Kind::Double);
+        let means = means.double_value(&[]);
+        close(over(Divisor::N) - means, (over(Divisor::NMinusOne) - means) * 19.0 / 20.0, 1e-9);
     }
 
     #[test]

@@ -5,45 +5,197 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tch::Tensor;
 
-use super::{FeatureExtractor, frechet_distance, kernel_distance};
-use crate::data::DataConfig;
+use super::{Divisor, FeatureExtractor};
+use crate::data::{DataConfig, DatasetConfig, Draw, Fit};
 
-/// How many clips, and which extractor.
+/// A way to measure, as a file says it: everything but the videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct EvaluationConfig {
+#[serde(deny_unknown_fields)]
+pub struct ProtocolConfig {
+    /// What people call it.
+    pub name: String,
     /// Clips of each set.
     pub clips: i64,
-    /// Another file of I3D weights in the packaged layout; its hash is part of the protocol.
+    /// F, frames of a clip.
+    pub frames: i64,
+    /// Every n-th frame of the real videos; where it is not said, what their data set's experiment says.
+    #[serde(default)]
+    pub frame_stride: Option<i64>,
+    /// H and W of a clip, in pixels, before the extractor's own resize.
+    pub resolution: i64,
+    /// How real frames become squares. Generated ones of another size are made so by the default.
+    #[serde(default)]
+    pub fit: Fit,
+    /// How real clips are drawn.
+    #[serde(default)]
+    pub draw: Draw,
+    /// Figures that are averaged.
+    #[serde(default = "one")]
+    pub runs: i64,
+    /// The side that is drawn anew in each run.
+    #[serde(default)]
+    pub redraw: Redraw,
+    /// Generated clips are counted in batches of this size, and the last one is left out where it is not full.
+    #[serde(default)]
+    pub drop_partial_batch: Option<i64>,
+    /// Generated videos have this many frames, and each of their windows of `frames` is one figure, all against the same
+    /// real clips: a curve, which `lvdm evaluate-long` draws.
+    #[serde(default)]
+    pub windows_of: Option<i64>,
+    /// What covariances are divided by.
+    #[serde(default)]
+    pub covariance: Divisor,
+    /// Another file of I3D weights in the packaged layout; its hash is part of every figure.
+    #[serde(default)]
     pub extractor: Option<PathBuf>,
 }
 
-impl Default for EvaluationConfig {
-    fn default() -> Self {
-        EvaluationConfig { clips: 2048, extractor: None }
+/// Which side has new clips in each run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Redraw {
+    #[default]
+    Real,
+    Generated,
+    Both,
+}
+
+impl Redraw {
+    pub fn real(self) -> bool {
+        self != Redraw::Generated
+    }
+
+    pub fn generated(self) -> bool {
+        self != Redraw::Real
+    }
+
+    fn words(self) -> &'static str {
+        match self {
+            Redraw::Real => "real clips redrawn",
+            Redraw::Generated => "generated clips redrawn",
+            Redraw::Both => "both sides redrawn",
+        }
     }
 }
 
-impl EvaluationConfig {
+fn one() -> i64 {
+    1
+}
+
+impl ProtocolConfig {
+    /// So many clips of the real data's own shape, one run: nobody's published figure.
+    pub fn plain(clips: i64, real: &DataConfig) -> Self {
+        ProtocolConfig {
+            name: "plain".into(),
+            clips,
+            frames: real.frames,
+            frame_stride: None,
+            resolution: real.resolution,
+            fit: Fit::default(),
+            draw: Draw::default(),
+            runs: 1,
+            redraw: Redraw::default(),
+            drop_partial_batch: None,
+            windows_of: None,
+            covariance: Divisor::default(),
+            extractor: None,
+        }
+    }
+
+    /// The same with another number of clips, which its name then says: such figures are no longer the protocol's.
+    pub fn at(self, clips: i64) -> Self {
+        if clips == self.clips {
+            return self;
+        }
+        let name = self.name.split('@').next().unwrap_or_default();
+        ProtocolConfig { name: format!("{name}@{clips}"), clips, ..self }
+    }
+
     /// # Errors
-    /// Fewer clips than a covariance needs.
+    /// Names the key and the rule.
     pub fn validate(&self) -> Result<()> {
+        ensure!(!self.name.trim().is_empty(), "name: a protocol needs one");
         ensure!(self.clips >= 2, "clips must be at least 2, not {}", self.clips);
+        for (key, value) in [
+            ("frames", Some(self.frames)),
+            ("frame_stride", self.frame_stride),
+            ("resolution", Some(self.resolution)),
+            ("runs", Some(self.runs)),
+            ("drop_partial_batch", self.drop_partial_batch),
+        ] {
+            ensure!(
+                value.is_none_or(|value| value >= 1),
+                "{key} must be at least 1, not {}",
+                value.unwrap_or_default()
+            );
+        }
+        ensure!(
+            self.generated_clips() >= 2,
+            "drop_partial_batch: {} clips make no full batch of {}",
+            self.clips,
+            self.drop_partial_batch.unwrap_or_default()
+        );
+        ensure!(
+            self.windows_of.is_none_or(|whole| whole >= self.frames),
+            "windows_of: {} frames hold no window of {}",
+            self.windows_of.unwrap_or_default(),
+            self.frames
+        );
+        Ok(())
+    }
+
+    /// Generated clips that count.
+    pub fn generated_clips(&self) -> i64 {
+        self.drop_partial_batch.map_or(self.clips, |batch| self.clips / batch * batch)
+    }
+
+    /// Sets of real clips.
+    pub fn real_draws(&self) -> i64 {
+        if self.redraw.real() { self.runs } else { 1 }
+    }
+
+    /// Sets of generated clips.
+    pub fn generated_draws(&self) -> i64 {
+        if self.redraw.generated() { self.runs } else { 1 }
+    }
+
+    /// What is read of a data set under this protocol.
+    pub fn applied_to(&self, data: &DataConfig) -> DataConfig {
+        DataConfig {
+            frames: self.frames,
+            frame_stride: self.frame_stride.unwrap_or(data.frame_stride),
+            resolution: self.resolution,
+            flip: false,
+            ..data.clone()
+        }
+    }
+
+    /// Whether an experiment's own data agree with it.
+    ///
+    /// # Errors
+    /// Names the key and both values.
+    pub fn agrees_with(&self, data: &DataConfig) -> Result<()> {
+        for (key, own, theirs) in [
+            ("frames", self.frames, data.frames),
+            ("frame_stride", self.frame_stride.unwrap_or(data.frame_stride), data.frame_stride),
+            ("resolution", self.resolution, data.resolution),
+        ] {
+            ensure!(own == theirs, "{key} is {theirs}, and the protocol {} says {own}", self.name);
+        }
         Ok(())
     }
 }
 
-/// Everything that moves an FVD besides the videos: printed and stored with each figure.
+/// Everything that moves a figure besides the videos of the generated side: printed and stored with each figure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protocol {
-    pub clips: i64,
-    /// The real side: data set, frames, stride, resolution.
-    pub real: DataConfig,
+    /// With the stride that was used.
+    pub settings: ProtocolConfig,
+    /// The real side: data set and split.
+    pub real: DatasetConfig,
     /// Draws the real clips.
     pub seed: u64,
-    pub resize: String,
     pub extractor: String,
     pub extractor_sha256: String,
     pub fvd: String,
@@ -51,16 +203,22 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    pub fn new(config: &EvaluationConfig, real: &DataConfig, seed: u64, extractor: &dyn FeatureExtractor) -> Self {
+    pub fn new(config: &ProtocolConfig, real: &DataConfig, seed: u64, extractor: &dyn FeatureExtractor) -> Self {
+        let stride = config.frame_stride.unwrap_or(real.frame_stride);
+        let divisor = match config.covariance {
+            Divisor::NMinusOne => "n - 1",
+            Divisor::N => "n",
+        };
         Protocol {
-            clips: config.clips,
-            real: real.clone(),
+            settings: ProtocolConfig { frame_stride: Some(stride), ..config.clone() },
+            real: real.dataset.clone(),
             seed,
-            resize: "short side to the resolution by an antialiased triangle filter, centre crop; then 224x224 bilinear without antialias".into(),
             extractor: extractor.name().into(),
             extractor_sha256: extractor.weights_sha256().into(),
-            fvd: "Fréchet distance of Gaussians, covariance with n - 1, one draw".into(),
-            kvd: "unbiased MMD², kernel (x·y/D + 1)³, one draw".into(),
+            fvd: format!(
+                "Fréchet distance of Gaussians, covariance over {divisor}; clips to 224x224 bilinear without antialias"
+            ),
+            kvd: "unbiased MMD², kernel (x·y/D + 1)³".into(),
         }
     }
 
@@ -72,54 +230,127 @@ impl Protocol {
 
     /// One line for people.
     pub fn line(&self) -> String {
-        format!(
-            "{} clips of {} frames at stride {}, {} px, real clips of seed {}, {} (sha256 {}…)",
-            self.clips,
-            self.real.frames,
-            self.real.frame_stride,
-            self.real.resolution,
+        let ProtocolConfig { name, clips, frames, resolution, fit, draw, runs, redraw, .. } = &self.settings;
+        let stride = self.settings.frame_stride.unwrap_or(1);
+        let runs = match runs {
+            1 => "one run".to_string(),
+            runs => format!("{runs} runs, {}", redraw.words()),
+        };
+        let mut line = format!(
+            "{name}: {clips} clips of {frames} frames at stride {stride}, {resolution} px ({}), real clips {} (seed {}), \
+             {runs}, {} (sha256 {}…)",
+            fit.words(),
+            draw.words(),
             self.seed,
             self.extractor,
             &self.extractor_sha256[..12.min(self.extractor_sha256.len())]
-        )
+        );
+        if self.settings.covariance == Divisor::N {
+            line += ", covariances over n";
+        }
+        if self.settings.generated_clips() != *clips {
+            line += &format!(", {} generated clips in full batches", self.settings.generated_clips());
+        }
+        if let Some(whole) = self.settings.windows_of {
+            line += &format!(", one figure for each window of videos of {whole} frames");
+        }
+        line
     }
-}
-
-/// The figures of one set of clips against the real ones.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Distances {
-    pub fvd: f64,
-    pub kvd: f64,
-}
-
-impl Distances {
-    /// Of features `[N, D]` and `[M, D]`.
-    ///
-    /// # Errors
-    /// Fewer than two samples, other widths, values that are not finite.
-    pub fn between(real: &Tensor, generated: &Tensor) -> Result<Self> {
-        Ok(Distances { fvd: frechet_distance(real, generated)?, kvd: kernel_distance(real, generated)? })
-    }
-}
-
-/// Mean over clips of 10·log10(255²/MSE), for u8 clips `[N, …]`; equal clips count as 100 dB.
-pub fn psnr_db(a: &Tensor, b: &Tensor) -> f64 {
-    let difference: Tensor = a.to_kind(tch::Kind::Double) - b.to_kind(tch::Kind::Double);
-    let mse = difference.square().flatten(1, -1).mean_dim([1i64].as_slice(), false, None);
-    let psnr: Tensor = (mse.clamp_min(1e-30).reciprocal() * (255.0 * 255.0)).log10() * 10.0;
-    psnr.clamp_max(100.0).mean(None).double_value(&[])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    struct Nothing;
+
+    impl FeatureExtractor for Nothing {
+        fn name(&self) -> &'static str {
+            "nothing"
+        }
+
+        fn weights_sha256(&self) -> &str {
+            "00"
+        }
+
+        fn width(&self) -> i64 {
+            1
+        }
+
+        fn features(&self, videos: &tch::Tensor) -> Result<tch::Tensor> {
+            Ok(videos.shallow_clone())
+        }
+    }
+
+    fn data() -> DataConfig {
+        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        DataConfig { dataset, frames: 16, frame_stride: 2, resolution: 64, flip: true, workers: 3 }
+    }
+
     #[test]
-    fn psnr_is_a_mean_over_clips() {
-        let a = Tensor::zeros([2, 3, 1, 2, 2], (tch::Kind::Uint8, tch::Device::Cpu));
-        let b = a.copy();
-        let _ = b.get(0).fill_(10); // mse 100, 28.13 dB
-        let _ = b.get(1).fill_(255); // 0 dB
-        assert!((psnr_db(&a, &b) - 28.1308 / 2.0).abs() < 1e-3);
+    fn whatever_moves_a_figure_moves_the_hash() {
+        let plain = ProtocolConfig::plain(96, &data());
+        let hash =
+            |config: &ProtocolConfig, data: &DataConfig, seed| Protocol::new(config, data, seed, &Nothing).hash();
+        let base = hash(&plain, &data(), 0);
+        // threads and mirroring do not
+        assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
+        let squash = Fit { squash: true, ..Fit::default() };
+        let mut others = vec![
+            hash(&plain, &data(), 1),
+            hash(&plain, &DataConfig { frame_stride: 1, ..data() }, 0),
+            hash(&plain, &DataConfig { dataset: DatasetConfig::Frames { root: "videos".into() }, ..data() }, 0),
+        ];
+        for config in [
+            plain.clone().at(95),
+            ProtocolConfig { frames: 15, ..plain.clone() },
+            ProtocolConfig { resolution: 32, ..plain.clone() },
+            ProtocolConfig { fit: squash, ..plain.clone() },
+            ProtocolConfig { draw: Draw::Listed, ..plain.clone() },
+            ProtocolConfig { runs: 2, ..plain.clone() },
+            ProtocolConfig { redraw: Redraw::Both, ..plain.clone() },
+            ProtocolConfig { drop_partial_batch: Some(5), ..plain.clone() },
+            ProtocolConfig { covariance: Divisor::N, ..plain.clone() },
+        ] {
+            config.validate().unwrap();
+            others.push(hash(&config, &data(), 0));
+        }
+        others.push(base);
+        let count = others.len();
+        others.sort();
+        others.dedup();
+        assert_eq!(others.len(), count);
+        // and a figure's file gives back the same protocol
+        let protocol = Protocol::new(&plain, &data(), 0, &Nothing);
+        let text = serde_json::to_string(&protocol).unwrap();
+        assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), protocol);
+    }
+
+    #[test]
+    fn another_number_of_clips_is_said_by_the_name() {
+        let config = ProtocolConfig { name: "lvdm16".into(), ..ProtocolConfig::plain(2048, &data()) };
+        assert_eq!(config.clone().at(2048).name, "lvdm16");
+        assert_eq!(config.clone().at(96).at(64).name, "lvdm16@64");
+        let line = Protocol::new(&config.at(96), &data(), 0, &Nothing).line();
+        assert!(line.starts_with("lvdm16@96: 96 clips of 16 frames at stride 2, 64 px"), "{line}");
+    }
+
+    #[test]
+    fn wrong_protocols_name_their_key() {
+        let plain = ProtocolConfig::plain(96, &data());
+        for (config, word) in [
+            (ProtocolConfig { clips: 1, ..plain.clone() }, "clips"),
+            (ProtocolConfig { runs: 0, ..plain.clone() }, "runs"),
+            (ProtocolConfig { frame_stride: Some(0), ..plain.clone() }, "frame_stride"),
+            (ProtocolConfig { drop_partial_batch: Some(97), ..plain.clone() }, "drop_partial_batch"),
+            (ProtocolConfig { windows_of: Some(8), ..plain.clone() }, "windows_of"),
+            (ProtocolConfig { name: " ".into(), ..plain.clone() }, "name"),
+        ] {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
+        }
+        let message = plain.agrees_with(&DataConfig { frames: 8, ..data() }).unwrap_err().to_string();
+        assert!(message.contains("frames is 8") && message.contains("16"), "{message}");
+        assert_eq!(ProtocolConfig { drop_partial_batch: Some(32), ..plain }.generated_clips(), 96);
     }
 }

@@ -50,12 +50,17 @@ impl ImageAutoencoderConfig {
         Ok(())
     }
 
+    /// Pixels along a side for one of the latent.
+    pub fn factor(&self) -> i64 {
+        1 << (self.widths.len() - 1)
+    }
+
     /// The latent's shape `[C, F, H/f, W/f]` of a clip.
     ///
     /// # Errors
     /// Where the clip's height or width is not a multiple of f.
     pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
-        let factor = 1 << (self.widths.len() - 1);
+        let factor = self.factor();
         ensure!(
             height % factor == 0 && width % factor == 0,
             "pictures of {height}x{width} do not divide by the image autoencoder's factor {factor}"

@@ -185,6 +185,15 @@ impl LatentSpace {
         no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x.to_device(self.device)).mean))
     }
 
+    /// Frames of a clip for one of its latent, and pixels along a side.
+    pub fn factors(&self) -> [i64; 2] {
+        let [frames, side, _] = match &self.config {
+            LatentSpaceConfig::Image { image } => [1, image.factor(), image.factor()],
+            LatentSpaceConfig::Video(video) => video.factors,
+        };
+        [frames, side]
+    }
+
     pub fn device(&self) -> Device {
         self.device
     }

@@ -2,5 +2,7 @@
 
 mod drawing;
 mod plot;
+mod table;
 
 pub use plot::{Plot, Series};
+pub use table::FigureTable;

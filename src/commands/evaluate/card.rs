@@ -1,0 +1,196 @@
+//! `lvdm evaluate --card`: one set of samples under every protocol, beside yardsticks.
+
+use std::{collections::BTreeMap, io::Write, path::Path, time::Instant};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use super::{
+    Report, SETS,
+    measure::{Bar, RealClips, Shared, Yardsticks, enough, features_of, generated_sets},
+};
+use crate::{
+    atomic_file::write_atomically,
+    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter},
+    distributed::Ranks,
+    experiment::{EvaluationExperiment, Generated, built_in_protocols},
+    generate::Generator,
+    metrics::{Protocol, ProtocolConfig},
+    models::I3d,
+    report::FigureTable,
+};
+
+/// The file of a card's figures in an evaluation's folder.
+pub const CARD_FILE: &str = "card.json";
+
+/// What a card found.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Card {
+    /// One a protocol.
+    pub reports: Vec<Report>,
+    /// Protocols under which the samples could not be measured, and why.
+    pub not_measured: BTreeMap<String, String>,
+}
+
+impl Card {
+    /// Every protocol's figures in one table, which says that they are of several.
+    pub fn print(&self) {
+        let mut table = FigureTable::new();
+        for report in &self.reports {
+            for (set, meaning) in SETS {
+                if let Some(figure) = report.figures.get(set) {
+                    table.row(set, figure, &report.protocol, meaning);
+                }
+            }
+        }
+        print!("{table}");
+        println!("[…]: 95 % intervals by the jackknife");
+        for report in &self.reports {
+            println!("protocol {}: {}", report.protocol_hash, report.protocol_text);
+        }
+        for (name, why) in &self.not_measured {
+            println!("{name} is not measured: {why}");
+        }
+    }
+}
+
+/// Samples of a run lie, as they are, in a file between sampling and measuring.
+fn to_files(
+    experiment: &EvaluationExperiment,
+    count: i64,
+    device: Device,
+) -> Result<(DataConfig, Option<DataConfig>, f64)> {
+    let EvaluationExperiment { seed, generated, out, .. } = experiment;
+    let (run, sampler, batch) = match generated {
+        Generated::Clips { data } => return Ok((data.clone(), None, 0.0)),
+        Generated::Run { run, sampler, batch } => (run, sampler, *batch),
+    };
+    let begin = Instant::now();
+    let (generator, _) = Generator::open(run, device)?;
+    let [_, frames, side, _] = generator.clip_size();
+    let write = |name: &str, make: &dyn Fn(&[u64]) -> Result<Tensor>| -> Result<DataConfig> {
+        let file = out.join(format!("{name}.safetensors"));
+        let mut writer = PackedWriter::create(&file, count, frames, side, *seed)?;
+        let mut bar = Bar::new(name, count, &Ranks::alone());
+        for first in (0..count as u64).step_by(batch as usize) {
+            let samples: Vec<u64> = (first..(first + batch as u64).min(count as u64)).collect();
+            writer.push(&make(&samples)?)?;
+            bar.advance(samples.len() as u64);
+        }
+        bar.finish();
+        writer.finish()?;
+        let dataset = DatasetConfig::Packed { file };
+        Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: 2 })
+    };
+    let samples = write("samples", &|samples| generator.videos(samples, None, *sampler, *seed, &mut |_, _| {}))?;
+    let gaussian = write("gaussian", &|samples| Ok(generator.gaussian_videos(samples, *seed)))?;
+    Ok((samples, Some(gaussian), begin.elapsed().as_secs_f64()))
+}
+
+/// The frames of a data set's first video that can be opened.
+fn frames_of(data: &DataConfig) -> Result<i64> {
+    let videos = data.videos()?.videos;
+    let mut opened = videos.iter().map(|video| Ok(video.source.open()?.frames()));
+    opened.next().context("no generated videos")?
+}
+
+/// Measures under the experiment's own protocol and every known one, and writes the card into the experiment's folder.
+/// A protocol that asks for more clips than there are is measured at as many as there are, and named so.
+///
+/// # Errors
+/// Data or weights that are not there; a full disk.
+pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
+    let EvaluationExperiment { seed, real, train, out, .. } = experiment;
+    let own = experiment.protocol()?;
+    if let Generated::Clips { data } = &experiment.generated {
+        enough(&own, data.videos()?.videos.len() as i64)?;
+    }
+    let (samples, gaussian, sample_seconds) = to_files(experiment, own.clips, device)?;
+    let there = samples.videos()?.videos.len() as i64;
+    let frames = frames_of(&samples)?;
+    let extractor = I3d::load(own.extractor.as_deref(), device)?;
+    let alone = Ranks::alone();
+    let shared = Shared { extractor: &extractor, ranks: &alone };
+    let videos = real.videos()?.videos.len() as i64;
+    let known =
+        built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
+    let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());
+    let first = ProtocolConfig { runs: if own.redraw.generated() { 1 } else { own.runs }, ..own.clone() };
+    for protocol in std::iter::once(first).chain(known) {
+        let clips = protocol.clips.min(there);
+        let protocol = ProtocolConfig { extractor: own.extractor.clone(), ..protocol }.at(clips);
+        if let Some(why) = obstacle(&protocol, real, frames, *seed) {
+            not_measured.insert(protocol.name.clone(), why);
+            continue;
+        }
+        let begin = Instant::now();
+        let yardsticks = Yardsticks { frozen: true, shuffled: true };
+        let real_clips = RealClips { data: real, videos, seed: *seed };
+        let sets = i64::from(train.is_some()) + 1 + i64::from(gaussian.is_some());
+        let work = real_clips.work(&protocol, yardsticks, train.is_some()) + sets * clips;
+        let mut bar = Bar::new(&protocol.name, work, &alone);
+        let mut nothing = |_: &Tensor| Ok(());
+        let trained = match train {
+            None => None,
+            Some(train) => {
+                let data = protocol.applied_to(train);
+                let mut clips = ClipStream::new(&data, protocol.draw, protocol.fit, *seed)?;
+                Some(features_of(&mut clips, protocol.clips, shared, &mut bar, &mut nothing)?)
+            }
+        };
+        let measured = real_clips.measure(&protocol, shared, yardsticks, trained.as_ref(), &mut bar, &mut nothing)?;
+        let mut figures = BTreeMap::new();
+        for (name, data) in [("samples", Some(&samples)), ("gaussian", gaussian.as_ref())] {
+            let Some(data) = data else { continue };
+            let sets = generated_sets(&protocol, data, shared, &mut bar, &mut nothing)?;
+            figures.insert(name.to_string(), measured.figure(&protocol, &sets, *seed)?);
+        }
+        for (name, features) in &measured.yardsticks {
+            figures.insert(name.to_string(), measured.figure(&protocol, std::slice::from_ref(features), *seed)?);
+        }
+        if let Some(figure) = measured.floor_figure(&protocol, *seed)? {
+            figures.insert("real".into(), figure);
+        }
+        bar.finish();
+        let protocol = Protocol::new(&protocol, real, *seed, &extractor);
+        reports.push(Report {
+            figures,
+            floor: measured.floor,
+            psnr_db: None,
+            protocol_hash: protocol.hash(),
+            protocol_text: protocol.line(),
+            protocol,
+            device: format!("{device:?}").to_lowercase(),
+            sample_seconds,
+            evaluate_seconds: begin.elapsed().as_secs_f64(),
+        });
+    }
+    let card = Card { reports, not_measured };
+    write(&card, &out.join(CARD_FILE))?;
+    Ok(card)
+}
+
+fn write(card: &Card, path: &Path) -> Result<()> {
+    let text = serde_json::to_string_pretty(card)?;
+    write_atomically(path, |file| Ok(file.write_all(text.as_bytes())?))
+}
+
+/// Why samples of so many frames cannot be measured under a protocol, if so.
+fn obstacle(protocol: &ProtocolConfig, real: &DataConfig, frames: i64, seed: u64) -> Option<String> {
+    if let Some(whole) = protocol.windows_of {
+        return Some(format!("it is a curve along videos of {whole} frames, which `lvdm evaluate-long` draws"));
+    }
+    if frames < protocol.frames {
+        return Some(format!("it measures clips of {} frames, and the samples have {frames}", protocol.frames));
+    }
+    if let Err(error) = protocol.validate() {
+        return Some(format!("{error:#}"));
+    }
+    let clip = ClipStream::new(&protocol.applied_to(real), protocol.draw, protocol.fit, seed);
+    match clip.and_then(|mut clips| clips.next()) {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(format!("no real video has {} frames", protocol.frames)),
+        Err(error) => Some(format!("no real clip of it can be read: {error:#}")),
+    }
+}

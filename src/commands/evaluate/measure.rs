@@ -1,0 +1,390 @@
+//! Clips stream by, their features stay: one set of generated clips against real ones, beside yardsticks.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use rand::seq::SliceRandom;
+use tch::Tensor;
+
+use crate::{
+    data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, RgbFrame},
+    distributed::Ranks,
+    experiment::Mistake,
+    metrics::{FeatureExtractor, Figure, Floor, FloorSets, ProtocolConfig},
+    random::{Purpose, stream},
+    train::progress::Progress,
+};
+
+/// Clips that go through the extractor at once, however they arrive.
+const PIECE: i64 = 4;
+
+/// An extractor whose work ranks share: all see the clips, and each piece goes through on one of them.
+#[derive(Clone, Copy)]
+pub struct Shared<'a> {
+    pub extractor: &'a dyn FeatureExtractor,
+    pub ranks: &'a Ranks,
+}
+
+/// Features of clips as they stream by; of the clips no more than a piece is kept.
+pub struct Extraction<'a> {
+    extractor: Shared<'a>,
+    /// Fewer clips than a piece, `[n, 3, F, H, W]`.
+    pending: Option<Tensor>,
+    /// Of each piece; none where another rank has it.
+    rows: Vec<Option<Tensor>>,
+}
+
+impl<'a> Extraction<'a> {
+    pub fn new(extractor: Shared<'a>) -> Self {
+        Extraction { extractor, pending: None, rows: Vec::new() }
+    }
+
+    /// Clips u8 `[n, 3, F, H, W]`.
+    pub fn take(&mut self, clips: &Tensor) -> Result<()> {
+        let mut clips = match self.pending.take() {
+            None => clips.shallow_clone(),
+            Some(pending) => Tensor::cat(&[&pending, clips], 0),
+        };
+        while clips.size()[0] >= PIECE {
+            self.extract(&clips.narrow(0, 0, PIECE))?;
+            clips = clips.narrow(0, PIECE, clips.size()[0] - PIECE);
+        }
+        // a copy: a view would keep all that arrived
+        self.pending = (clips.size()[0] > 0).then(|| clips.copy());
+        Ok(())
+    }
+
+    fn extract(&mut self, clips: &Tensor) -> Result<()> {
+        let Shared { extractor, ranks } = self.extractor;
+        let own = self.rows.len() % ranks.size() == ranks.rank();
+        self.rows.push(if own { Some(extractor.features(&clips.permute([0, 2, 3, 4, 1]))?) } else { None });
+        Ok(())
+    }
+
+    /// `[N, D]`
+    pub fn finish(mut self) -> Result<Tensor> {
+        if let Some(pending) = self.pending.take() {
+            self.extract(&pending)?;
+        }
+        anyhow::ensure!(!self.rows.is_empty(), "there are no clips to measure");
+        let rows = &mut self.rows;
+        let shared = self.extractor.ranks.share(rows.len(), |i| rows[i].take().context("a piece of another rank"))?;
+        Ok(Tensor::cat(&shared, 0))
+    }
+}
+
+/// Features of the first `count` clips of a draw, or of all where there are fewer, `[N, D]`; `observe` sees each clip.
+pub fn features_of(
+    clips: &mut ClipStream,
+    count: i64,
+    extractor: Shared,
+    bar: &mut Bar,
+    observe: &mut dyn FnMut(&Tensor) -> Result<()>,
+) -> Result<Tensor> {
+    let mut extraction = Extraction::new(extractor);
+    for _ in 0..count {
+        let Some(clip) = clips.next()? else { break };
+        observe(&clip)?;
+        extraction.take(&clip)?;
+        bar.advance(1);
+    }
+    extraction.finish()
+}
+
+/// Progress that is counted by the piece.
+pub struct Bar {
+    progress: Progress,
+    done: u64,
+}
+
+impl Bar {
+    /// Shown by the first rank.
+    pub fn new(label: &str, total: i64, ranks: &Ranks) -> Self {
+        Bar { progress: Progress::new(label, total as u64, 0).shown(ranks.is_first()), done: 0 }
+    }
+
+    pub fn advance(&mut self, by: u64) {
+        self.done += by;
+        self.progress.step(self.done, "");
+    }
+
+    pub fn finish(self) {
+        self.progress.finish();
+    }
+}
+
+/// Every frame is the first. Clips `[N, 3, F, H, W]`.
+pub fn frozen(clips: &Tensor) -> Tensor {
+    clips.narrow(2, 0, 1).expand_as(clips)
+}
+
+/// The frames of each clip in a random order; `first` is the number of the first clip.
+pub fn shuffled(clips: &Tensor, first: u64, seed: u64) -> Tensor {
+    let rows: Vec<Tensor> = (0..clips.size()[0])
+        .map(|i| {
+            let mut order: Vec<i64> = (0..clips.size()[2]).collect();
+            order.shuffle(&mut stream(seed, Purpose::Evaluation, first + i as u64, 1));
+            clips.narrow(0, i, 1).index_select(2, &Tensor::from_slice(&order))
+        })
+        .collect();
+    Tensor::cat(&rows, 0)
+}
+
+/// The real side of an evaluation, measured once for all sets.
+pub struct Real {
+    /// One set of features a run, or one for all.
+    pub sets: Vec<Tensor>,
+    pub floor: Option<Floor>,
+    /// Features of other real clips than the first set, where the floor is not that of halves.
+    others: Option<Tensor>,
+    /// Made of the first set's clips.
+    pub yardsticks: BTreeMap<&'static str, Tensor>,
+}
+
+/// What is made of real clips besides their own features.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Yardsticks {
+    pub frozen: bool,
+    pub shuffled: bool,
+}
+
+impl Yardsticks {
+    fn count(self) -> i64 {
+        i64::from(self.frozen) + i64::from(self.shuffled)
+    }
+}
+
+/// Where real clips come from, and how many videos there are.
+pub struct RealClips<'a> {
+    pub data: &'a DataConfig,
+    pub videos: i64,
+    pub seed: u64,
+}
+
+/// Which two sets give the floor.
+fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSets {
+    let distinct = protocol.draw == Draw::Random && videos >= 2 * protocol.clips;
+    match (distinct, protocol.real_draws() > 1, trained) {
+        (true, true, _) => FloorSets::Draws,
+        (_, _, true) => FloorSets::Trained,
+        (true, false, false) => FloorSets::Draws,
+        (false, _, false) => FloorSets::Halves,
+    }
+}
+
+impl RealClips<'_> {
+    /// How many clips go through the extractor for the real side.
+    pub fn work(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> i64 {
+        let extra = floor_sets(protocol, self.videos, trained) == FloorSets::Draws && protocol.real_draws() == 1;
+        protocol.clips * (protocol.real_draws() + yardsticks.count() + i64::from(extra))
+    }
+
+    /// `trained` are the features of clips that were trained on; `observe` sees the clips of the first set.
+    pub fn measure(
+        &self,
+        protocol: &ProtocolConfig,
+        extractor: Shared,
+        yardsticks: Yardsticks,
+        trained: Option<&Tensor>,
+        bar: &mut Bar,
+        observe: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Real> {
+        let data = protocol.applied_to(self.data);
+        let open = |run: u64| ClipStream::new(&data, protocol.draw, protocol.fit, self.seed + run);
+        let mut clips = open(0)?;
+        let mut still = Extraction::new(extractor);
+        let mut mixed = Extraction::new(extractor);
+        let (mut seen, mut sets) = (0, Vec::new());
+        let first = {
+            let mut made = 0;
+            let mut both = |clip: &Tensor| {
+                observe(clip)?;
+                if yardsticks.frozen {
+                    still.take(&frozen(clip))?;
+                    made += 1;
+                }
+                if yardsticks.shuffled {
+                    mixed.take(&shuffled(clip, seen, self.seed))?;
+                    made += 1;
+                }
+                seen += 1;
+                Ok(())
+            };
+            let first = features_of(&mut clips, protocol.clips, extractor, bar, &mut both)?;
+            bar.advance(made);
+            first
+        };
+        sets.push(first);
+        for run in 1..protocol.real_draws() {
+            // an order without end goes on: other videos, as long as there are any
+            if !protocol.draw.is_endless() {
+                clips = open(run as u64)?;
+            }
+            sets.push(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?);
+        }
+        let divisor = protocol.covariance;
+        let how = floor_sets(protocol, self.videos, trained.is_some());
+        let others = match (how, trained, sets.get(1)) {
+            (FloorSets::Trained, trained, _) => trained.map(Tensor::shallow_clone),
+            (FloorSets::Draws, _, Some(second)) => Some(second.shallow_clone()),
+            (FloorSets::Draws, _, None) => {
+                Some(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?)
+            }
+            (FloorSets::Halves, ..) => None,
+        };
+        let floor = match &others {
+            Some(others) => Some(Floor::between(&sets[0], others, how, divisor)?),
+            None if sets[0].size()[0] >= 4 => Some(Floor::of_halves(&sets[0], divisor)?),
+            None => None,
+        };
+        let mut made = BTreeMap::new();
+        if yardsticks.frozen {
+            made.insert("frozen", still.finish()?);
+        }
+        if yardsticks.shuffled {
+            made.insert("shuffled", mixed.finish()?);
+        }
+        Ok(Real { sets, floor, others, yardsticks: made })
+    }
+}
+
+impl Real {
+    /// The figure of some sets of features, one a run or one for all.
+    pub fn figure(&self, protocol: &ProtocolConfig, sets: &[Tensor], seed: u64) -> Result<Figure> {
+        Figure::of(&self.sets, sets, protocol.covariance, seed)
+    }
+
+    /// Real clips against real ones: others, or the halves of one set, which are half as many.
+    pub fn floor_figure(&self, protocol: &ProtocolConfig, seed: u64) -> Result<Option<Figure>> {
+        let first = &self.sets[0];
+        let (a, b) = match &self.others {
+            Some(others) => (first.shallow_clone(), others.shallow_clone()),
+            None if self.floor.is_some() => Floor::halves(first),
+            None => return Ok(None),
+        };
+        Figure::of(&[a], &[b], protocol.covariance, seed).map(Some)
+    }
+}
+
+/// Features of generated clips out of files, one set a draw.
+///
+/// # Errors
+/// [`Mistake`] where there are fewer videos than clips are asked for.
+pub fn generated_sets(
+    protocol: &ProtocolConfig,
+    data: &DataConfig,
+    extractor: Shared,
+    bar: &mut Bar,
+    observe: &mut dyn FnMut(&Tensor) -> Result<()>,
+) -> Result<Vec<Tensor>> {
+    let (draws, clips) = (protocol.generated_draws(), protocol.generated_clips());
+    enough(protocol, data.videos()?.videos.len() as i64)?;
+    // what was made by another stride already lies frame by frame
+    let data = DataConfig { frame_stride: data.frame_stride, ..protocol.applied_to(data) };
+    let mut stream = ClipStream::new(&data, Draw::Beginnings, Fit::default(), 0)?;
+    let mut sets = Vec::new();
+    for draw in 0..draws {
+        let set = features_of(&mut stream, clips, extractor, bar, &mut |clip| {
+            if draw == 0 { observe(clip) } else { Ok(()) }
+        })?;
+        if set.size()[0] < clips {
+            let usable = set.size()[0];
+            return Err(Mistake(format!(
+                "{usable} generated videos can be read, and {clips} clips are asked for: ask for fewer"
+            ))
+            .into());
+        }
+        sets.push(set);
+    }
+    Ok(sets)
+}
+
+/// Generated clips u8 `[N, 3, F, H, W]` as the protocol measures them: their first frames, at its resolution.
+///
+/// # Errors
+/// Clips with fewer frames.
+pub fn refit(clips: &Tensor, protocol: &ProtocolConfig) -> Result<Tensor> {
+    let (n, _, f, h, w) = clips.size5()?;
+    let ProtocolConfig { frames, resolution, .. } = *protocol;
+    anyhow::ensure!(f >= frames, "clips of {f} frames, and the protocol {} measures {frames}", protocol.name);
+    let clips = clips.narrow(2, 0, frames);
+    if (h, w) == (resolution, resolution) {
+        return Ok(clips);
+    }
+    let spec = ClipSpec { frames, frame_stride: 1, resolution, fit: Fit::default() };
+    let rows = (0..n).map(|i| {
+        let pictures = (0..frames).map(|f| RgbFrame::from_tensor(&clips.get(i).select(1, f).permute([1, 2, 0])));
+        let pictures = pictures.collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::from_slice(&spec.fit(&pictures)).reshape([3, frames, resolution, resolution]))
+    });
+    Ok(Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0))
+}
+
+/// # Errors
+/// [`Mistake`]: fewer generated videos than the protocol asks for.
+pub fn enough(protocol: &ProtocolConfig, found: i64) -> Result<()> {
+    let asked = protocol.generated_draws() * protocol.generated_clips();
+    if found < asked {
+        return Err(Mistake(format!(
+            "{found} generated videos, and {asked} clips are asked for: the same clip twice would lower FVD; ask for {found}"
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    struct First;
+
+    impl FeatureExtractor for First {
+        fn name(&self) -> &'static str {
+            "the first pixel"
+        }
+
+        fn weights_sha256(&self) -> &str {
+            ""
+        }
+
+        fn width(&self) -> i64 {
+            1
+        }
+
+        fn features(&self, videos: &Tensor) -> Result<Tensor> {
+            assert!(videos.size()[0] <= PIECE);
+            Ok(videos.select(1, 0).select(1, 0).select(1, 0).narrow(1, 0, 1).to_kind(Kind::Float))
+        }
+    }
+
+    #[test]
+    fn features_do_not_depend_on_how_clips_arrive() {
+        let clips =
+            Tensor::arange(11, (Kind::Uint8, Device::Cpu)).view([11, 1, 1, 1, 1]).expand([11, 3, 2, 4, 4], false);
+        let alone = Ranks::alone();
+        let first = Shared { extractor: &First, ranks: &alone };
+        for arriving in [1, 3, 4, 11] {
+            let mut extraction = Extraction::new(first);
+            for at in (0..11).step_by(arriving) {
+                extraction.take(&clips.narrow(0, at, (arriving as i64).min(11 - at))).unwrap();
+            }
+            let found = extraction.finish().unwrap();
+            assert!(found.flatten(0, 1).equal(&Tensor::arange(11, (Kind::Float, Device::Cpu))), "{arriving}");
+        }
+        assert!(Extraction::new(first).finish().is_err());
+    }
+
+    #[test]
+    fn shuffled_frames_are_the_same_frames() {
+        let clips = Tensor::arange(12, (Kind::Uint8, Device::Cpu)).view([2, 1, 6, 1, 1]).expand([2, 3, 6, 4, 4], false);
+        let mixed = shuffled(&clips, 5, 0);
+        assert!(!mixed.equal(&clips));
+        assert!(mixed.sort(2, false).0.equal(&clips));
+        // a clip's order does not depend on its neighbours
+        assert!(shuffled(&clips.narrow(0, 1, 1), 6, 0).equal(&mixed.narrow(0, 1, 1)));
+        assert!(frozen(&clips).select(2, 5).equal(&clips.select(2, 0)));
+    }
+}

@@ -1,0 +1,482 @@
+//! `lvdm evaluate`: generated clips against real ones, beside yardsticks.
+
+mod card;
+mod measure;
+mod reconstruction;
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+
+use crate::{
+    atomic_file::write_atomically,
+    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, normalise, pictures, to_u8, write_video},
+    distributed::{self, Launch, Ranks},
+    experiment::{
+        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, protocol, read,
+    },
+    generate::Generator,
+    metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
+    models::I3d,
+    report::FigureTable,
+    torch::DeviceName,
+};
+
+use card::{CARD_FILE, card};
+use measure::{Bar, RealClips, Yardsticks, enough, features_of, generated_sets, refit};
+pub use measure::{Extraction, Shared};
+use reconstruction::Reconstruction;
+
+/// Measure FVD and KVD of generated clips against real ones
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Evaluate {
+    #[command(subcommand)]
+    what: Option<What>,
+    /// Experiment file (YAML)
+    #[arg(required_unless_present_all = ["real", "generated"])]
+    file: Option<PathBuf>,
+    /// Replaced settings of the file, key.path=value
+    overrides: Vec<String>,
+    /// Real videos, instead of a file: a folder of videos or of folders of pictures, an index (.jsonl), a numpy array
+    /// (.npz, .npy: uint8 [N, F, H, W, 3]), a packed file
+    #[arg(long, requires = "generated", conflicts_with = "file")]
+    real: Option<PathBuf>,
+    /// Generated videos, in the same ways, or a diffusion run, which is sampled
+    #[arg(long, requires = "real")]
+    generated: Option<PathBuf>,
+    /// lvdm16, stylegan-v-16, stylegan-v-128, or a YAML file; without one so many clips of the size given here
+    #[arg(long, requires = "generated", conflicts_with_all = ["frames", "resolution"])]
+    protocol: Option<String>,
+    /// Clips of each set [default: the protocol's, or as many as there are, at most 2048]
+    #[arg(long)]
+    clips: Option<i64>,
+    /// Frames of a clip [default: 16, or the run's]
+    #[arg(long)]
+    frames: Option<i64>,
+    /// Every n-th frame of the real videos [default: the protocol's, else 1]
+    #[arg(long)]
+    frame_stride: Option<i64>,
+    /// Height and width of a clip before the extractor's own resize [default: 256, or the run's]
+    #[arg(long)]
+    resolution: Option<i64>,
+    /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents
+    #[arg(long)]
+    card: bool,
+    /// Which real clips
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder for the figures
+    #[arg(long, default_value = "runs/evaluation")]
+    out: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    Reconstruction(Reconstruction),
+}
+
+impl Evaluate {
+    /// # Errors
+    /// [`Mistake`] for what the user wrote; data or weights that are not there.
+    pub fn run(self) -> Result<()> {
+        if let Some(What::Reconstruction(reconstruction)) = self.what {
+            return reconstruction.run();
+        }
+        let experiment = self.experiment()?;
+        if self.card {
+            card(&experiment, self.device.open()?)?.print();
+            println!("figures: {}", experiment.out.join(CARD_FILE).display());
+            return Ok(());
+        }
+        distributed::run(&self.launch, self.device, |ranks, device| {
+            let report = evaluate(&experiment, device, ranks)?;
+            if ranks.is_first() {
+                report.print();
+                println!("figures: {}", experiment.out.join(FIGURES_FILE).display());
+            }
+            Ok(())
+        })
+    }
+
+    fn experiment(&self) -> Result<EvaluationExperiment> {
+        match (&self.file, &self.real, &self.generated) {
+            (Some(file), _, _) => Ok(EvaluationExperiment::load(file, &self.overrides)?),
+            (None, Some(real), Some(generated)) => {
+                let experiment = self.of_paths(real, generated)?;
+                experiment.validate().map_err(|error| Mistake(format!("{error:#}")))?;
+                Ok(experiment)
+            }
+            _ => Err(Mistake("give an experiment file, or --real and --generated".into()).into()),
+        }
+    }
+
+    /// The experiment that `--real` and `--generated` stand for.
+    fn of_paths(&self, real: &Path, generated: &Path) -> Result<EvaluationExperiment> {
+        let run = is_run(generated).then(|| read::<DiffusionExperiment>(&generated.join("experiment.yaml"), &[]));
+        let run = run.transpose()?;
+        let config = self.protocol.as_deref().map(protocol).transpose()?;
+        let (frames, resolution) = match (&config, &run) {
+            (Some(config), _) => (config.frames, config.resolution),
+            (None, Some(run)) => (run.data.frames, run.data.resolution),
+            (None, None) => (16, 256),
+        };
+        let asked = config.as_ref().and_then(|config| config.frame_stride);
+        let stride = self.frame_stride.or(asked).or(run.as_ref().map(|run| run.data.frame_stride)).unwrap_or(1);
+        let data = |path: &Path, frame_stride| -> Result<DataConfig> {
+            Ok(DataConfig {
+                dataset: DatasetConfig::at(path).map_err(|error| Mistake(format!("{error:#}")))?,
+                frames: self.frames.unwrap_or(frames),
+                frame_stride,
+                resolution: self.resolution.unwrap_or(resolution),
+                flip: false,
+                workers: 2,
+            })
+        };
+        let real = data(real, stride)?;
+        let (generated, found) = match run {
+            Some(run) => (Generated::Run { run: generated.into(), sampler: run.sampler, batch: 16 }, i64::MAX),
+            None => {
+                let data = data(generated, 1)?;
+                let found = data.videos()?.videos.len() as i64;
+                (Generated::Clips { data }, found)
+            }
+        };
+        let clips = self.clips.or(config.is_none().then(|| found.min(2048)));
+        Ok(EvaluationExperiment {
+            seed: self.seed,
+            evaluation: EvaluationConfig { protocol: self.protocol.clone(), clips, extractor: None },
+            real,
+            generated,
+            train: None,
+            out: self.out.clone(),
+        })
+    }
+}
+
+/// Whether a path is the folder of a run.
+fn is_run(path: &Path) -> bool {
+    path.join("experiment.yaml").is_file() && path.join("checkpoints").is_dir()
+}
+
+/// The file of figures in an evaluation's folder.
+pub const FIGURES_FILE: &str = "figures.json";
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`; on a card `real` and `shuffled` too.
+    pub figures: BTreeMap<String, Figure>,
+    /// What two sets of real clips are apart.
+    pub floor: Option<Floor>,
+    /// Of reconstructed real clips; only where a run was evaluated.
+    pub psnr_db: Option<f64>,
+    pub protocol: Protocol,
+    pub protocol_hash: String,
+    /// The protocol in a line.
+    pub protocol_text: String,
+    pub device: String,
+    /// Time of sampling, and of all the rest.
+    pub sample_seconds: f64,
+    pub evaluate_seconds: f64,
+}
+
+/// Order and meaning of the sets in a table.
+const SETS: [(&str, &str); 6] = [
+    ("samples", "generated"),
+    ("train", "real clips that were trained on: the floor at this number of clips"),
+    ("real", "real clips against other real clips: the floor"),
+    ("frozen", "real clips that stand still at their first frame"),
+    ("shuffled", "real clips whose frames come in a random order"),
+    ("gaussian", "decoded Gaussian latents: no diffusion learned"),
+];
+
+impl Report {
+    /// The table, with what it depends on.
+    pub fn print(&self) {
+        let mut table = FigureTable::new();
+        for (set, meaning) in SETS {
+            if let Some(figure) = self.figures.get(set) {
+                table.row(set, figure, &self.protocol, meaning);
+            }
+        }
+        print!("{table}");
+        self.print_details();
+        println!("protocol {}: {}; on {}", self.protocol_hash, self.protocol_text, self.device);
+    }
+
+    /// Runs, floor, extrapolation, PSNR: below the table.
+    fn print_details(&self) {
+        println!("[…]: 95 % intervals by the jackknife");
+        if let Some(figure) = self.figures.get("samples") {
+            if figure.runs.len() > 1 {
+                let of = |value: fn(&crate::metrics::Distances) -> String| {
+                    figure.runs.iter().map(value).collect::<Vec<_>>().join(" ")
+                };
+                println!("FVD of each run: {}", of(|run| format!("{:.2}", run.fvd)));
+                println!("KVD of each run: {}", of(|run| format!("{:.3}", run.kvd)));
+            }
+            let bound = match figure.extrapolates(I3d::CLASSES) {
+                true => String::new(),
+                false => format!(" at most (a set has fewer than {} clips)", I3d::CLASSES),
+            };
+            println!("samples, extrapolated to infinitely many clips: FVD {:.2}{bound}", figure.fvd_extrapolated);
+        }
+        if let Some(floor) = &self.floor {
+            println!("{}", floor.line());
+        }
+        if let Some(psnr) = self.psnr_db {
+            println!("reconstruction of held-out clips: {psnr:.2} dB PSNR");
+        }
+    }
+}
+
+/// Measures, writes figures, videos and pictures into the experiment's folder. Clips stream by: memory does not grow
+/// with their number. Ranks share sampling and features; each sees all clips, and rank 0 writes.
+///
+/// # Errors
+/// Data or weights that are not there; a full disk.
+pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks) -> Result<Report> {
+    let EvaluationExperiment { seed, real, generated, train, out, .. } = experiment;
+    let config = &experiment.protocol()?;
+    let start = Instant::now();
+    let videos = real.videos()?.videos.len() as i64;
+    if videos < config.clips && ranks.is_first() {
+        tracing::warn!("{} real clips out of {videos} videos: some videos give several", config.clips);
+    }
+    if let Generated::Clips { data } = generated {
+        enough(config, data.videos()?.videos.len() as i64)?;
+    }
+    let extractor = I3d::load(config.extractor.as_deref(), device)?;
+    let shared = Shared { extractor: &extractor, ranks };
+    let measured = Measurement { config, extractor: shared };
+
+    let generator = match generated {
+        Generated::Run { run, .. } => Some(Generator::open(run, device)?.0),
+        Generated::Clips { .. } => None,
+    };
+    if let Some(generator) = &generator {
+        let [_, frames, ..] = generator.clip_size();
+        if frames < config.frames {
+            let text =
+                format!("the run makes {frames} frames, and the protocol {} measures {}", config.name, config.frames);
+            return Err(Mistake(text).into());
+        }
+    }
+    let is_run = generator.is_some();
+    let real_clips = RealClips { data: real, videos, seed: *seed };
+    let yardsticks = Yardsticks { frozen: is_run, shuffled: false };
+    let samples = config.generated_clips() * (config.generated_draws() + i64::from(is_run));
+    let trained = if train.is_some() { config.clips } else { 0 };
+    let work = real_clips.work(config, yardsticks, train.is_some()) + samples + trained;
+    let mut bar = Bar::new("evaluate", work, ranks);
+
+    let trained = match train {
+        None => None,
+        Some(train) => {
+            let mut clips = ClipStream::new(&config.applied_to(train), config.draw, config.fit, *seed)?;
+            Some(features_of(&mut clips, config.clips, shared, &mut bar, &mut |_| Ok(()))?)
+        }
+    };
+    let mut reconstructions = Reconstructions::default();
+    let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar, &mut |clip| {
+        generator.as_ref().map_or(Ok(()), |generator| reconstructions.take(generator, clip))
+    })?;
+
+    let mut figures = BTreeMap::new();
+    let mut sample_seconds = 0.0;
+    let sets = match (generated, &generator) {
+        (Generated::Run { sampler, batch, .. }, Some(generator)) => {
+            let [_, frames, side, _] = generator.clip_size();
+            let shown = || Shown::new(out, config.generated_clips(), frames, side, *seed);
+            let mut shown = if ranks.is_first() { Some(shown()?) } else { None };
+            let sets = measured.of_generator(
+                config.generated_draws(),
+                *batch,
+                &mut bar,
+                &mut |samples| {
+                    let begin = Instant::now();
+                    let clips = generator.videos(samples, None, *sampler, *seed, &mut |_, _| {});
+                    sample_seconds += begin.elapsed().as_secs_f64();
+                    clips
+                },
+                &mut |clips| shown.as_mut().map_or(Ok(()), |shown| shown.take(clips)),
+            )?;
+            let mut few = None;
+            let gaussian = measured.of_generator(
+                1,
+                *batch,
+                &mut bar,
+                &mut |samples| Ok(generator.gaussian_videos(samples, *seed)),
+                &mut |clips| {
+                    few.get_or_insert_with(|| clips.narrow(0, 0, clips.size()[0].min(4)).copy());
+                    Ok(())
+                },
+            )?;
+            figures.insert("gaussian".to_string(), real.figure(config, &gaussian, *seed)?);
+            shown.map_or(Ok(()), |shown| shown.finish(&reconstructions, few.as_ref()))?;
+            sets
+        }
+        (Generated::Clips { data }, _) => generated_sets(config, data, shared, &mut bar, &mut |_| Ok(()))?,
+        (Generated::Run { .. }, None) => unreachable!("opened above"),
+    };
+    bar.finish();
+    figures.insert("samples".into(), real.figure(config, &sets, *seed)?);
+    for (name, features) in
+        real.yardsticks.iter().map(|(name, features)| (*name, features)).chain(trained.iter().map(|t| ("train", t)))
+    {
+        figures.insert(name.to_string(), real.figure(config, std::slice::from_ref(features), *seed)?);
+    }
+    let protocol = Protocol::new(config, &experiment.real, *seed, &extractor);
+    let report = Report {
+        figures,
+        floor: real.floor,
+        psnr_db: reconstructions.psnr_db(),
+        protocol_hash: protocol.hash(),
+        protocol_text: protocol.line(),
+        protocol,
+        device: format!("{device:?}").to_lowercase(),
+        sample_seconds,
+        evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
+    };
+    if ranks.is_first() {
+        let text = serde_json::to_string_pretty(&report)?;
+        write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
+    }
+    Ok(report)
+}
+
+/// What every measurement of an evaluation shares.
+struct Measurement<'a> {
+    config: &'a ProtocolConfig,
+    extractor: Shared<'a>,
+}
+
+impl Measurement<'_> {
+    /// Features of generated clips, one set a draw; `observe` sees those of the first.
+    fn of_generator(
+        &self,
+        draws: i64,
+        batch: i64,
+        bar: &mut Bar,
+        make: &mut dyn FnMut(&[u64]) -> Result<Tensor>,
+        observe: &mut dyn FnMut(&Tensor) -> Result<()>,
+    ) -> Result<Vec<Tensor>> {
+        let clips = self.config.generated_clips() as u64;
+        let mut sets = Vec::new();
+        for draw in 0..draws as u64 {
+            let mut extraction = Extraction::new(self.extractor);
+            let end = (draw + 1) * clips;
+            let ranks = self.extractor.ranks;
+            let firsts: Vec<u64> = (draw * clips..end).step_by(batch as usize).collect();
+            for round in firsts.chunks(ranks.size()) {
+                // each batch on one rank
+                let made = ranks.share(round.len(), |i| {
+                    make(&(round[i]..(round[i] + batch as u64).min(end)).collect::<Vec<u64>>())
+                })?;
+                for made in &made {
+                    if draw == 0 {
+                        observe(made)?;
+                    }
+                    extraction.take(&refit(made, self.config)?)?;
+                    bar.advance(made.size()[0] as u64);
+                }
+            }
+            sets.push(extraction.finish()?);
+        }
+        Ok(sets)
+    }
+}
+
+/// Real clips through an autoencoder and back.
+#[derive(Default)]
+struct Reconstructions {
+    psnr: Vec<f64>,
+    /// The first clips, each before its reconstruction.
+    pairs: Vec<Tensor>,
+}
+
+impl Reconstructions {
+    /// One clip u8 `[1, 3, F, H, W]`.
+    fn take(&mut self, generator: &Generator, clip: &Tensor) -> Result<()> {
+        let x = normalise(&clip.to_device(generator.space.device()));
+        let back = to_u8(&generator.space.reconstruct(&x)).to_device(Device::Cpu);
+        self.psnr.push(psnr_db(clip, &back).double_value(&[0]));
+        if self.pairs.len() < 2 * 4 {
+            self.pairs.extend([clip.shallow_clone(), back]);
+        }
+        Ok(())
+    }
+
+    fn psnr_db(&self) -> Option<f64> {
+        (!self.psnr.is_empty()).then(|| self.psnr.iter().sum::<f64>() / self.psnr.len() as f64)
+    }
+}
+
+/// Videos of all samples (packed, where this binary cannot write mp4), and pictures of the first of each set.
+struct Shown<'a> {
+    out: &'a Path,
+    count: i64,
+    first: Vec<Tensor>,
+    packed: Option<PackedWriter>,
+}
+
+/// Frames a second of the videos that are kept.
+const FPS: f64 = 8.0;
+
+impl<'a> Shown<'a> {
+    /// For `count` clips of the shape of `[3, F, S, S]`.
+    fn new(out: &'a Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
+        let packed = match cfg!(feature = "video") {
+            true => None,
+            false => Some(PackedWriter::create(&out.join("samples.safetensors"), count, frames, side, seed)?),
+        };
+        Ok(Shown { out, count: 0, first: Vec::new(), packed })
+    }
+
+    fn take(&mut self, clips: &Tensor) -> Result<()> {
+        match &mut self.packed {
+            Some(packed) => packed.push(clips)?,
+            None => {
+                for i in 0..clips.size()[0] {
+                    let path = self.out.join(format!("samples/{:05}.mp4", self.count + i));
+                    write_video(&path, &clips.get(i), FPS)?;
+                }
+            }
+        }
+        self.count += clips.size()[0];
+        for i in 0..clips.size()[0].min(8 - self.first.len() as i64) {
+            self.first.push(clips.narrow(0, i, 1).copy());
+        }
+        Ok(())
+    }
+
+    fn finish(self, reconstructions: &Reconstructions, gaussian: Option<&Tensor>) -> Result<()> {
+        if let Some(packed) = self.packed {
+            packed.finish()?;
+        }
+        let mut sheets = vec![("samples", Tensor::cat(&self.first, 0))];
+        if !reconstructions.pairs.is_empty() {
+            sheets.push(("reconstructions", Tensor::cat(&reconstructions.pairs, 0)));
+        }
+        sheets.extend(gaussian.map(|clips| ("gaussian", clips.shallow_clone())));
+        for (name, clips) in &sheets {
+            let every = (clips.size()[2] / 8).max(1);
+            pictures::write_png(&self.out.join(format!("{name}.png")), &pictures::grid(clips, every)?)?;
+        }
+        let gif = pictures::gif(&sheets[0].1, FPS)?;
+        write_atomically(&self.out.join("samples.gif"), |file| Ok(file.write_all(&gif)?))
+    }
+}

@@ -1,0 +1,168 @@
+//! An index of videos: what `lvdm data prepare` found, so that training starts at once and walks no tree.
+//!
+//! One JSON object a line. Paths are relative to the index's folder, or absolute.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{
+    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
+    folder,
+};
+use crate::atomic_file::write_atomically;
+
+/// One video of an index.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IndexEntry {
+    /// A video file, or a folder of pictures.
+    pub path: PathBuf,
+    pub frames: i64,
+    /// In pixels.
+    pub width: usize,
+    pub height: usize,
+    /// Frames a second; pictures have no rate.
+    pub fps: Option<f64>,
+    pub class: Option<String>,
+    pub split: Option<String>,
+}
+
+impl IndexEntry {
+    /// What holds its frames.
+    pub fn source(&self) -> Source {
+        match has_extension(&self.path, &folder::EXTENSIONS) {
+            true => Source::File(self.path.clone()),
+            false => Source::PictureFolder(self.path.clone()),
+        }
+    }
+}
+
+/// Reads an index; paths come back as they can be opened.
+///
+/// Errors: a file that is missing or no index, with the line.
+pub fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
+    let file = File::open(path)
+        .with_context(|| format!("cannot open the index {} (`lvdm data prepare` writes one)", path.display()))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut entries = Vec::new();
+    for (number, line) in BufReader::new(file).lines().enumerate() {
+        let place = || format!("line {} of {} is none of an index of videos", number + 1, path.display());
+        let mut entry: IndexEntry = serde_json::from_str(&line.with_context(place)?).with_context(place)?;
+        entry.path = folder.join(entry.path);
+        entries.push(entry);
+    }
+    Ok(entries)
+}
+
+/// Writes an index, with paths below its folder made relative to it.
+///
+/// Errors: a full disk, which leaves what was there before.
+pub fn write_index(path: &Path, entries: &[IndexEntry]) -> Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    write_atomically(path, |file| {
+        let folder = folder.canonicalize()?;
+        for entry in entries {
+            let whole = entry.path.canonicalize().with_context(|| entry.path.display().to_string())?;
+            let path = whole.strip_prefix(&folder).map(Path::to_path_buf).unwrap_or(whole.clone());
+            writeln!(file, "{}", serde_json::to_string(&IndexEntry { path, ..entry.clone() })?)?;
+        }
+        Ok(())
+    })
+}
+
+/// The videos of an index, in its order.
+pub struct Indexed {
+    pub file: PathBuf,
+    /// Those of one split only.
+    pub split: Option<String>,
+    /// Shorter ones are left out without being opened.
+    pub least_frames: i64,
+}
+
+impl VideoDataset for Indexed {
+    fn videos(&self) -> Result<Listing> {
+        let all = read_index(&self.file)?;
+        let name = self.file.display();
+        ensure!(!all.is_empty(), "the index {name} is empty");
+        let mut splits: BTreeMap<&str, usize> = BTreeMap::new();
+        for entry in &all {
+            *splits.entry(entry.split.as_deref().unwrap_or("none")).or_default() += 1;
+        }
+        let wanted = |entry: &&IndexEntry| self.split.is_none() || entry.split == self.split;
+        let chosen: Vec<&IndexEntry> = all.iter().filter(wanted).collect();
+        ensure!(
+            !chosen.is_empty(),
+            "{name} has no videos of the split `{}`; it has {}",
+            self.split.as_deref().unwrap_or_default(),
+            splits.iter().map(|(split, count)| format!("`{split}` ({count})")).collect::<Vec<_>>().join(", ")
+        );
+        let long: Vec<VideoEntry> = chosen
+            .iter()
+            .filter(|entry| entry.frames >= self.least_frames)
+            .map(|entry| VideoEntry { name: entry.path.display().to_string(), source: entry.source(), caption: None })
+            .collect();
+        let short = chosen.len() - long.len();
+        ensure!(
+            !long.is_empty(),
+            "all {short} videos of {name} are shorter than a clip's {} frames",
+            self.least_frames
+        );
+        if short > 0 {
+            warn!(
+                "{short} of {} videos of {name} are shorter than a clip's {} frames",
+                chosen.len(),
+                self.least_frames
+            );
+        }
+        Ok(Listing { videos: long, left_out: short })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn entry(path: PathBuf, frames: i64, split: &str) -> IndexEntry {
+        IndexEntry { path, frames, width: 8, height: 6, fps: None, class: None, split: Some(split.into()) }
+    }
+
+    #[test]
+    fn what_was_written_is_read_wherever_the_folder_goes() {
+        let place = tempfile::tempdir().unwrap();
+        let (root, other) = (place.path().join("a"), place.path().join("elsewhere"));
+        for folder in [root.join("v1"), root.join("v2"), other.clone()] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let entries =
+            [entry(root.join("v1"), 20, "train"), entry(root.join("v2"), 5, "train"), entry(other.clone(), 9, "test")];
+        write_index(&root.join("index.jsonl"), &entries).unwrap();
+        let moved = place.path().join("b");
+        fs::rename(&root, &moved).unwrap();
+        let found = read_index(&moved.join("index.jsonl")).unwrap();
+        assert_eq!(found[0], IndexEntry { path: moved.join("v1"), ..entries[0].clone() });
+        assert_eq!(found[2].path, other.canonicalize().unwrap());
+
+        let videos = |split: Option<&str>, least_frames| {
+            let file = moved.join("index.jsonl");
+            Indexed { file, split: split.map(String::from), least_frames }.videos()
+        };
+        assert_eq!(videos(None, 1).unwrap().videos.len(), 3);
+        assert_eq!(videos(Some("train"), 16).unwrap().videos.len(), 1);
+        assert_eq!(videos(Some("train"), 16).unwrap().left_out, 1);
+        let error = videos(Some("validation"), 1).unwrap_err().to_string();
+        assert!(error.contains("`validation`") && error.contains("`train` (2)"), "{error}");
+        assert!(videos(None, 99).unwrap_err().to_string().contains("shorter"));
+        fs::write(moved.join("index.jsonl"), "{\"path\": 3}\n").unwrap();
+        assert!(format!("{:#}", videos(None, 1).unwrap_err()).contains("line 1"));
+    }
+}

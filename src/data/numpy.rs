@@ -1,0 +1,293 @@
+//! Videos in numpy's files, as other projects write their samples: `.npy`, or `.npz` with an array `arr_0`, unsigned
+//! bytes `[N, F, H, W, 3]`. Windows are read when they are asked for; nothing of the file is executed.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use zip::{CompressionMethod, ZipArchive};
+
+use super::{
+    clip::{FrameSource, RgbFrame, window},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
+};
+
+/// More than any header of an array of five dimensions.
+const MAX_HEADER: usize = 1 << 16;
+
+/// An array of videos, open.
+#[derive(Debug)]
+pub struct NumpyFile {
+    path: PathBuf,
+    file: File,
+    /// Where the pixels begin.
+    start: u64,
+    /// N, F, H, W
+    shape: [usize; 4],
+}
+
+impl NumpyFile {
+    /// A compressed archive is unpacked into a temporary file without a name first.
+    ///
+    /// Errors: a file that is missing, truncated, or holds another kind of array; says what it holds.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::open_inner(path).with_context(|| format!("cannot read the videos in {}", path.display()))
+    }
+
+    fn open_inner(path: &Path) -> Result<Self> {
+        let whole = File::open(path)?;
+        let (file, start, length) = match has_extension(path, &["npz"]) {
+            false => {
+                let length = whole.metadata()?.len();
+                (whole, 0, length)
+            }
+            true => member(whole)?,
+        };
+        let mut magic = [0; 8];
+        file.read_exact_at(&mut magic, start).context("the file ends within its header")?;
+        ensure!(magic.starts_with(b"\x93NUMPY"), "this is no numpy array");
+        let (prefix, size) = match magic[6] {
+            1 => {
+                let mut bytes = [0; 2];
+                file.read_exact_at(&mut bytes, start + 8)?;
+                (10, usize::from(u16::from_le_bytes(bytes)))
+            }
+            2 | 3 => {
+                let mut bytes = [0; 4];
+                file.read_exact_at(&mut bytes, start + 8)?;
+                (12, u32::from_le_bytes(bytes) as usize)
+            }
+            version => bail!("version {version} of numpy's format is not known"),
+        };
+        ensure!(size <= MAX_HEADER, "a header of {size} bytes");
+        let mut header = vec![0; size];
+        file.read_exact_at(&mut header, start + prefix).context("the file ends within its header")?;
+        let shape = shape(std::str::from_utf8(&header).context("a header that is no text")?)?;
+        let begin = prefix + size as u64;
+        let bytes = shape.iter().try_fold(3u64, |bytes, size| bytes.checked_mul(*size as u64));
+        let there = length.checked_sub(begin).context("the file ends within its header")?;
+        ensure!(
+            bytes == Some(there),
+            "an array of shape [{}, 3] with {there} bytes of pixels",
+            shape.map(|size| size.to_string()).join(", ")
+        );
+        ensure!(shape.iter().all(|size| *size > 0), "an empty array");
+        Ok(Self { path: path.to_path_buf(), file, start: start + begin, shape })
+    }
+
+    /// N, the number of videos.
+    pub fn videos(&self) -> i64 {
+        self.shape[0] as i64
+    }
+
+    /// F, the frames of each.
+    pub fn frames(&self) -> i64 {
+        self.shape[1] as i64
+    }
+}
+
+/// The array of an archive: a file that holds it, where it begins, and its length.
+fn member(file: File) -> Result<(File, u64, u64)> {
+    let mut archive = ZipArchive::new(file).context("this is no .npz archive")?;
+    let names: Vec<String> = archive.file_names().map(String::from).collect();
+    let name = match names.as_slice() {
+        [only] => only.clone(),
+        _ => names.iter().find(|name| *name == "arr_0.npy").cloned().with_context(|| {
+            format!(
+                "the archive holds {}, and no arr_0",
+                names.iter().map(|n| n.trim_end_matches(".npy")).collect::<Vec<_>>().join(", ")
+            )
+        })?,
+    };
+    let mut entry = archive.by_name(&name)?;
+    let (start, length) = (entry.data_start(), entry.size());
+    if entry.compression() == CompressionMethod::Stored {
+        drop(entry);
+        return Ok((archive.into_inner(), start, length));
+    }
+    let mut unpacked = tempfile::tempfile().context("no room for the unpacked videos")?;
+    let copied = io::copy(&mut entry.by_ref().take(length), &mut unpacked).context("cannot unpack the videos")?;
+    Ok((unpacked, 0, copied))
+}
+
+/// N, F, H, W of a header such as `{'descr': '|u1', 'fortran_order': False, 'shape': (4, 16, 64, 64, 3), }`.
+fn shape(header: &str) -> Result<[usize; 4]> {
+    let value = |key: &str| {
+        let at = header.find(&format!("'{key}':")).with_context(|| format!("a header without `{key}`"))?;
+        Ok::<&str, anyhow::Error>(header[at + key.len() + 3..].trim_start())
+    };
+    let descr = value("descr")?;
+    let kind = descr.strip_prefix('\'').and_then(|rest| rest.split('\'').next()).unwrap_or("a structure");
+    let sizes = value("shape")?;
+    let inside = sizes.strip_prefix('(').and_then(|rest| rest.split(')').next()).context("a header without a shape")?;
+    let sizes: Vec<usize> = inside
+        .split(',')
+        .map(str::trim)
+        .filter(|size| !size.is_empty())
+        .map(|size| size.parse().with_context(|| format!("a shape that holds `{size}`")))
+        .collect::<Result<_>>()?;
+    let wanted = "unsigned bytes (uint8) of shape [N, F, H, W, 3] are";
+    ensure!(matches!(kind, "|u1" | "u1" | "<u1" | ">u1"), "{wanted} expected; these are `{kind}` of shape {sizes:?}");
+    ensure!(value("fortran_order")?.starts_with("False"), "{wanted} expected in C order; these are in Fortran's");
+    match sizes[..] {
+        [n, f, h, w, 3] => Ok([n, f, h, w]),
+        _ => bail!("{wanted} expected; these have shape {sizes:?}"),
+    }
+}
+
+/// One video of an array.
+pub struct NumpyVideo {
+    file: Arc<NumpyFile>,
+    index: i64,
+}
+
+impl NumpyVideo {
+    pub fn new(file: Arc<NumpyFile>, index: i64) -> Self {
+        Self { file, index }
+    }
+}
+
+impl FrameSource for NumpyVideo {
+    fn frames(&self) -> i64 {
+        self.file.frames()
+    }
+
+    fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        let NumpyFile { path, file, start: begin, shape: [_, frames, height, width] } = &*self.file;
+        let picture = height * width * 3;
+        let read = |frame: usize| {
+            let mut pixels = vec![0; picture];
+            let offset = (self.index as usize * frames + frame) * picture;
+            file.read_exact_at(&mut pixels, begin + offset as u64)
+                .with_context(|| format!("cannot read video {} of {}", self.index, path.display()))?;
+            Ok(RgbFrame { width: *width, height: *height, pixels })
+        };
+        window(*frames as i64, start, count, stride)?.into_iter().map(read).collect()
+    }
+}
+
+/// The videos of such a file, in its order.
+pub struct Numpy {
+    pub file: PathBuf,
+}
+
+impl VideoDataset for Numpy {
+    fn videos(&self) -> Result<Listing> {
+        let file = Arc::new(NumpyFile::open(&self.file)?);
+        let entry = |index| VideoEntry {
+            name: format!("{}#{index}", self.file.display()),
+            source: Source::Numpy { file: file.clone(), index },
+            caption: None,
+        };
+        Ok((0..file.videos()).map(entry).collect::<Vec<_>>().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io::Write};
+
+    use zip::{ZipWriter, write::FileOptions};
+
+    use super::*;
+
+    /// As `numpy.save` writes it.
+    fn npy(descr: &str, fortran: &str, shape: &str, pixels: &[u8]) -> Vec<u8> {
+        let mut header = format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}");
+        while (header.len() + 11) % 64 != 0 {
+            header.push(' ');
+        }
+        header.push('\n');
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend((header.len() as u16).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(pixels);
+        bytes
+    }
+
+    fn npz(path: &Path, method: CompressionMethod, members: &[(&str, &[u8])]) {
+        let mut writer = ZipWriter::new(File::create(path).unwrap());
+        for (name, bytes) in members {
+            writer.start_file(*name, FileOptions::default().compression_method(method)).unwrap();
+            writer.write_all(bytes).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    fn pixels() -> Vec<u8> {
+        (0..2 * 3 * 4 * 5 * 3u32).map(|i| (i * 7 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn arrays_and_archives_hold_the_same_videos() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let pixels = pixels();
+        let array = npy("'|u1'", "False", "(2, 3, 4, 5, 3)", &pixels);
+        fs::write(at("a.npy"), &array).unwrap();
+        npz(&at("stored.npz"), CompressionMethod::Stored, &[("label.npy", b"no array"), ("arr_0.npy", &array)]);
+        npz(&at("deflated.npz"), CompressionMethod::Deflated, &[("arr_0.npy", &array)]);
+        npz(&at("named.npz"), CompressionMethod::Stored, &[("samples.npy", &array)]);
+        for name in ["a.npy", "stored.npz", "deflated.npz", "named.npz"] {
+            let videos = Numpy { file: at(name) }.videos().unwrap().videos;
+            assert_eq!(videos.len(), 2, "{name}");
+            let mut second = videos[1].source.open().unwrap();
+            let frames = second.read(0, 2, 2).unwrap();
+            for (frame, number) in frames.iter().zip([3, 5]) {
+                assert_eq!((frame.width, frame.height), (5, 4));
+                assert_eq!(frame.pixels, pixels[number * 60..(number + 1) * 60], "{name}");
+            }
+            assert!(second.read(1, 2, 2).is_err());
+        }
+    }
+
+    #[test]
+    fn other_arrays_say_what_they_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        let pixels = pixels();
+        for (bytes, word) in [
+            (npy("'<f4'", "False", "(2, 3, 4, 5, 3)", &pixels), "`<f4` of shape [2, 3, 4, 5, 3]"),
+            (
+                npy("'|u1'", "False", "(2, 3, 3, 4, 5)", &pixels),
+                "[N, F, H, W, 3] are expected; these have shape [2, 3, 3, 4, 5]",
+            ),
+            (npy("'|u1'", "True", "(2, 3, 4, 5, 3)", &pixels), "Fortran"),
+            (npy("[('a', '<f4')]", "False", "(2,)", &pixels), "a structure"),
+            (npy("'|u1'", "False", "(2, 3, 4, 5, 3)", &pixels[1..]), "359 bytes of pixels"),
+            (npy("'|u1'", "False", "(0, 3, 4, 5, 3)", &[]), "empty"),
+            (npy("'|u1'", "False", "(99999999999, 99999999999, 4, 5, 3)", &pixels), "bytes of pixels"),
+            (npy("'|u1'", "False", "(2, -3, 4, 5, 3)", &pixels), "`-3`"),
+            (b"hello, this is a text".to_vec(), "no numpy array"),
+            (b"\x93NUM".to_vec(), "ends within its header"),
+        ] {
+            fs::write(&path, bytes).unwrap();
+            let message = format!("{:#}", NumpyFile::open(&path).unwrap_err());
+            assert!(message.contains(word) && message.contains("x.npy"), "{message}");
+        }
+        let path = folder.path().join("x.npz");
+        npz(&path, CompressionMethod::Stored, &[("a.npy", b"1"), ("b.npy", b"2")]);
+        let message = format!("{:#}", NumpyFile::open(&path).unwrap_err());
+        assert!(message.contains("holds a, b") || message.contains("holds b, a"), "{message}");
+        fs::write(&path, b"no archive").unwrap();
+        assert!(NumpyFile::open(&path).is_err());
+    }
+
+    #[test]
+    fn damaged_files_never_panic() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.npy");
+        let whole = npy("'|u1'", "False", "(2, 3, 4, 5, 3)", &pixels());
+        for bit in 0..128 * 8 {
+            let mut damaged = whole.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, damaged).unwrap();
+            let _ = NumpyFile::open(&path);
+        }
+    }
+}

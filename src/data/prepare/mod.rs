@@ -1,0 +1,294 @@
+//! From a downloaded data set to an index: what is there, what is missing, what cannot be used.
+//!
+//! A data set is one file beside this one: it says which of a tree's videos are its own, their class and split, and
+//! what was published about their number. Looking into the videos is the same for all.
+
+mod sky_timelapse;
+mod taichi;
+mod ucf101;
+
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    VideoReader,
+    clip::FrameSource,
+    dataset::{has_extension, walk},
+    folder,
+    frame_folder::{self, FrameFolder, pictures_in},
+    index::{IndexEntry, write_index},
+};
+use crate::atomic_file::write_atomically;
+
+/// The data sets that can be prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KnownSet {
+    Ucf101,
+    SkyTimelapse,
+    Taichi,
+}
+
+/// What can be told about a data set without opening a video.
+#[derive(Debug, Default)]
+pub struct Survey {
+    pub found: Vec<Found>,
+    /// Names of videos that should be there.
+    pub missing: Vec<String>,
+    pub counts: Vec<Count>,
+    /// What else people should know.
+    pub notes: Vec<String>,
+}
+
+/// A video that belongs to the data set.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub path: PathBuf,
+    pub class: Option<String>,
+    pub split: Option<String>,
+}
+
+/// A number beside the published one, where there is one.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Count {
+    pub what: String,
+    pub found: u64,
+    pub published: Option<u64>,
+}
+
+/// A video that cannot be used, or not by everyone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Problem {
+    pub name: String,
+    pub kind: ProblemKind,
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// It should be there.
+    Missing,
+    /// It cannot be decoded, and is not in the index.
+    Corrupt,
+    /// Shorter than the clips that were asked about; it is in the index all the same.
+    TooShort,
+}
+
+/// What was prepared.
+#[derive(Debug)]
+pub struct Prepared {
+    pub entries: Vec<IndexEntry>,
+    pub problems: Vec<Problem>,
+    pub counts: Vec<Count>,
+    pub notes: Vec<String>,
+}
+
+impl Prepared {
+    /// How many problems of a kind there are.
+    pub fn count(&self, kind: ProblemKind) -> usize {
+        self.problems.iter().filter(|problem| problem.kind == kind).count()
+    }
+
+    /// Writes the index, and beside it the problems (`….problems.jsonl`), of which there may be none.
+    ///
+    /// Errors: a full disk; no video that can be used.
+    pub fn write(&self, index: &Path) -> Result<()> {
+        let first = self.problems.iter().find(|problem| problem.kind == ProblemKind::Corrupt);
+        ensure!(
+            !self.entries.is_empty(),
+            "no video can be used; the first: {}",
+            first.map_or(String::new(), |problem| format!("{}: {}", problem.name, problem.reason))
+        );
+        write_index(index, &self.entries)?;
+        write_atomically(&problems_file(index), |file| {
+            for problem in &self.problems {
+                writeln!(file, "{}", serde_json::to_string(problem)?)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Where the problems of an index are written.
+pub fn problems_file(index: &Path) -> PathBuf {
+    index.with_extension("problems.jsonl")
+}
+
+/// Finds the set's videos under `root`, looks into each of them on all cores, and says which are shorter than
+/// `least_frames`. `lists` is where UCF-101's lists of splits lie, if not in their usual place. `done` is told after
+/// each video how many are left to do.
+///
+/// Errors: a folder that is not laid out in any of the set's ways; says what was found and what was expected.
+pub fn prepare(
+    set: KnownSet,
+    root: &Path,
+    lists: Option<&Path>,
+    least_frames: i64,
+    done: &(dyn Fn(usize) + Sync),
+) -> Result<Prepared> {
+    let tree = Tree::read(root)?;
+    let Survey { found, missing, counts, notes } = match set {
+        KnownSet::Ucf101 => ucf101::survey(&tree, lists)?,
+        KnownSet::SkyTimelapse => sky_timelapse::survey(&tree)?,
+        KnownSet::Taichi => taichi::survey(&tree)?,
+    };
+    let total = found.len();
+    let looked: Vec<Result<IndexEntry, Problem>> = found
+        .into_par_iter()
+        .map(|found| {
+            let looked = look_into(&found).map_err(|error| Problem {
+                name: found.path.display().to_string(),
+                kind: ProblemKind::Corrupt,
+                reason: format!("{error:#}"),
+            });
+            done(total);
+            looked
+        })
+        .collect();
+    let missing = missing.into_iter().map(|name| Problem {
+        name,
+        kind: ProblemKind::Missing,
+        reason: "it is not in the folder".into(),
+    });
+    let mut problems: Vec<Problem> = missing.collect();
+    let mut entries = Vec::new();
+    for looked in looked {
+        match looked {
+            Err(problem) => problems.push(problem),
+            Ok(entry) => {
+                if entry.frames < least_frames {
+                    problems.push(Problem {
+                        name: entry.path.display().to_string(),
+                        kind: ProblemKind::TooShort,
+                        reason: format!("{} frames, a clip spans {least_frames}", entry.frames),
+                    });
+                }
+                entries.push(entry);
+            }
+        }
+    }
+    problems.sort_by_key(|problem| problem.kind);
+    Ok(Prepared { entries, problems, counts, notes })
+}
+
+/// Size, rate and number of frames; the first and the last one are decoded.
+fn look_into(found: &Found) -> Result<IndexEntry> {
+    let Found { path, class, split } = found.clone();
+    let entry =
+        |frames, width, height, fps| IndexEntry { path: path.clone(), frames, width, height, fps, class, split };
+    if has_extension(&path, &folder::EXTENSIONS) {
+        let mut reader = VideoReader::open(&path)?;
+        let frames = reader.frames();
+        reader.read(0, 1, 1)?;
+        reader.read(frames - 1, 1, 1)?;
+        return Ok(entry(frames, reader.width(), reader.height(), Some(reader.fps())));
+    }
+    let mut pictures = FrameFolder::new(pictures_in(&path)?);
+    let frames = pictures.frames();
+    let first = pictures.read(0, 1, 1)?.remove(0);
+    pictures.read(frames - 1, 1, 1)?;
+    Ok(entry(frames, first.width, first.height, None))
+}
+
+/// What lies under a folder.
+pub(super) struct Tree {
+    root: PathBuf,
+    videos: Vec<PathBuf>,
+    /// Folders that directly hold pictures.
+    picture_folders: Vec<PathBuf>,
+    folders: Vec<PathBuf>,
+    others: Vec<PathBuf>,
+}
+
+impl Tree {
+    fn read(root: &Path) -> Result<Self> {
+        super::dataset::ensure_folder(root, "a data set")?;
+        let (mut videos, mut picture_folders) = (Vec::new(), Vec::new());
+        let (mut folders, mut others) = (Vec::new(), Vec::new());
+        walk(root, &mut |folder, files| {
+            if folder != root {
+                folders.push(folder.to_path_buf());
+            }
+            let mut pictures = false;
+            for file in files {
+                if has_extension(&file, &folder::EXTENSIONS) {
+                    videos.push(file);
+                } else if has_extension(&file, &frame_folder::EXTENSIONS) {
+                    pictures = true;
+                } else {
+                    others.push(file);
+                }
+            }
+            if pictures {
+                picture_folders.push(folder.to_path_buf());
+            }
+        })?;
+        Ok(Tree { root: root.to_path_buf(), videos, picture_folders, folders, others })
+    }
+
+    /// The folders between the root and a path, in small letters.
+    fn ancestors(&self, path: &Path) -> Vec<String> {
+        let below = path.strip_prefix(&self.root).unwrap_or(path);
+        let names: Vec<String> =
+            below.components().map(|part| part.as_os_str().to_string_lossy().to_lowercase()).collect();
+        names[..names.len().saturating_sub(1)].to_vec()
+    }
+
+    /// `train` or `test`, as a folder above the path says it; `root` itself counts too.
+    fn split_of(&self, path: &Path) -> Option<String> {
+        let own = self.root.file_name().map(|name| name.to_string_lossy().to_lowercase());
+        let names = own.into_iter().chain(self.ancestors(path)).collect::<Vec<_>>();
+        names.iter().rev().find_map(|name| {
+            let words: Vec<&str> = name.split(['_', '-']).collect();
+            let says = |known: &[&str]| words.iter().any(|word| known.contains(word));
+            if says(&["train", "training"]) {
+                Some("train".to_string())
+            } else if says(&["test", "testing", "val", "validation"]) {
+                Some("test".to_string())
+            } else {
+                None
+            }
+        })
+    }
+
+    /// What a person who gave the wrong folder needs to see.
+    fn found(&self) -> String {
+        let show = |paths: &[PathBuf], what: &str| {
+            let names: Vec<String> = paths
+                .iter()
+                .take(3)
+                .map(|path| path.strip_prefix(&self.root).unwrap_or(path).display().to_string())
+                .collect();
+            let such = if names.is_empty() { String::new() } else { format!(" ({}…)", names.join(", ")) };
+            format!("{} {what}{such}", paths.len())
+        };
+        format!(
+            "{}, {}, {} and {} in {}",
+            show(&self.folders, "folders"),
+            show(&self.videos, "video files"),
+            show(&self.picture_folders, "folders of pictures"),
+            show(&self.others, "other files"),
+            self.root.display()
+        )
+    }
+}
+
+/// Counts by split, beside published ones.
+fn count_splits(found: &[Found], published: &[(&str, u64)]) -> Vec<Count> {
+    let of = |split: &str| found.iter().filter(|video| video.split.as_deref() == Some(split)).count() as u64;
+    ["train", "test"]
+        .into_iter()
+        .filter(|split| of(split) > 0)
+        .map(|split| Count {
+            what: format!("videos of the split `{split}`"),
+            found: of(split),
+            published: published.iter().find(|(name, _)| *name == split).map(|(_, count)| *count),
+        })
+        .collect()
+}

@@ -1,0 +1,27 @@
+//! Taichi-HD (Siarohin et al. 2019, arXiv 2003.00196): mp4 files cut out of videos of others.
+//!
+//! Flat, or below `train/` and `test/`; folders of frames serve too. Its loading script fetches the videos one by one,
+//! and some of them are gone: there is no number that all must reach.
+
+use anyhow::{Result, ensure};
+
+use super::{Count, Found, Survey, Tree, count_splits};
+
+pub fn survey(tree: &Tree) -> Result<Survey> {
+    let videos = tree.videos.iter().map(|file| (file.clone(), file.clone()));
+    let folders = tree.picture_folders.iter().filter(|folder| **folder != tree.root);
+    let folders = folders.map(|folder| (folder.clone(), folder.join("0.png")));
+    let found: Vec<Found> = videos
+        .chain(folders)
+        .map(|(path, inside)| Found { path, class: None, split: tree.split_of(&inside) })
+        .collect();
+    ensure!(
+        !found.is_empty(),
+        "this is no Taichi-HD: expected are mp4 files (or folders of frames), flat or below train/ and test/; found \
+         were {}",
+        tree.found()
+    );
+    let mut counts = vec![Count { what: "videos".into(), found: found.len() as u64, published: None }];
+    counts.extend(count_splits(&found, &[]));
+    Ok(Survey { found, missing: Vec::new(), counts, notes: Vec::new() })
+}
