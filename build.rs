@@ -35,7 +35,7 @@ fn main() {
         ),
     }
 
-    let sources = ["src/torch/core.cpp"];
+    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp"];
     for source in sources {
         println!("cargo:rerun-if-changed={source}");
     }
@@ -43,7 +43,8 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .opt_level(2)
+        .opt_level(3)
+        .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
         .debug(false)
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::{Init, Scope, norm::full_precision};
-use crate::torch::Autocast;
+use crate::torch::{Autocast, PositionTerms, frame_attention, fuses};
 
 /// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
@@ -106,6 +106,27 @@ impl RelativePosition {
         let value_rows = self.rows(&self.values, length);
         let positions = Tensor::einsum("nhts,tsd->nhtd", &[&weights, &value_rows], None::<i64>);
         join_heads(&(weights.matmul(&v) + positions))
+    }
+}
+
+impl RelativePosition {
+    /// As [`Self::attention`], of q, k and v in one, `[B, F, P, 3·C]` → `[B, F, P, C]`: no frame is moved in memory.
+    /// None where there is no kernel for it.
+    pub fn in_place(&self, qkv: &Tensor, heads: i64, key_term: KeyTerm) -> Option<Tensor> {
+        let qkv = full_precision(qkv);
+        let (_, frames, _, channels) = qkv.size4().expect("[B, F, P, 3·C]");
+        if !fuses(&qkv) || frames > 32 {
+            return None;
+        }
+        let width = (channels / 3 / heads) as f64;
+        let terms = match key_term {
+            KeyTerm::Transposed => {
+                PositionTerms { alpha: width.powf(-0.5), beta: width.powf(-0.25), transposed: true }
+            }
+            KeyTerm::Scaled => PositionTerms { alpha: width.powf(-0.5), beta: width.powf(-0.5), transposed: false },
+        };
+        let (keys, values) = (self.rows(&self.keys, frames), self.rows(&self.values, frames));
+        Some(frame_attention(&qkv, &keys, &values, heads, terms))
     }
 }
 

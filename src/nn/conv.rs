@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
 
@@ -130,11 +130,13 @@ impl SpatialConv {
     }
 
     fn with_init(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, init: Init) -> Self {
-        SpatialConv {
-            weight: scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init),
-            bias: scope.parameter("bias", &[outputs], init),
-            stride,
+        let mut weight = scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init);
+        // channels last in memory, as the convolution and its gradient want it; a set of shapes only has no memory
+        if weight.is_contiguous() {
+            let laid = weight.detach().permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3]);
+            no_grad(|| weight.set_data(&laid));
         }
+        SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
     pub fn forward(&self, x: &Frames) -> Frames {

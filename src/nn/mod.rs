@@ -16,6 +16,6 @@ pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use frames::Frames;
 pub use linear::Linear;
-pub use norm::{BatchNorm2d, GroupNorm, LayerNorm};
+pub use norm::{BatchNorm2d, GroupNorm, LayerNorm, Over};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

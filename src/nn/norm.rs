@@ -1,6 +1,7 @@
 use tch::{Kind, Tensor};
 
-use super::{Init, Scope};
+use super::{Frames, Init, Scope};
+use crate::torch::{fuses, group_norm};
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
 pub(super) fn full_precision(x: &Tensor) -> Tensor {
@@ -32,6 +33,69 @@ impl GroupNorm {
     /// `[N, C, …]` → the same shape and memory order.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         full_precision(x).group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// What a group norm of frames pools over, besides the channels of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// F, H and W.
+    Clip,
+    /// H and W of each frame.
+    Frame,
+    /// F at each position.
+    Track,
+}
+
+impl GroupNorm {
+    /// x̂·w + b, then (1 + scale)· + shift of each clip (`[B, C]`, not over tracks) where they are given, then SiLU
+    /// where it is asked for. On the CPU in one pass.
+    pub fn of_frames(&self, x: &Frames, over: Over, film: Option<[&Tensor; 2]>, silu: bool) -> Frames {
+        let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
+        let (b, f) = (bf / x.frames, x.frames);
+        // rows of the clips' factors → rows of the frames'
+        let by_frame = |t: &Tensor| if f == 1 { t.shallow_clone() } else { t.repeat_interleave_self_int(f, 0, None) };
+        let x = x.with(full_precision(&x.x));
+        if fuses(&x.x) {
+            let shape = match over {
+                Over::Clip => [b, f * h * w, 1, c],
+                Over::Frame => [bf, h * w, 1, c],
+                Over::Track => [b, f, h * w, c],
+            };
+            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+            let (scale, shift) = match film {
+                None => (weight, bias),
+                Some([scale, shift]) => {
+                    let scale = scale + 1.0;
+                    let (scale, shift) = (weight * &scale, bias * &scale + shift);
+                    if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
+                }
+            };
+            let positions = x.positions();
+            let y = group_norm(&positions.reshape(shape), &scale, &shift, self.groups, self.eps, silu);
+            return x.from_positions(&y.view([bf, h * w, c]));
+        }
+        let mut y = match over {
+            Over::Clip => Frames::fold(&self.forward(&x.video())),
+            Over::Frame => x.with(self.forward(&x.x)),
+            Over::Track => x.from_tracks(&self.of_tokens(&x.tracks())),
+        };
+        if let Some([scale, shift]) = film {
+            let spread = |t: &Tensor| by_frame(t).unsqueeze(-1).unsqueeze(-1);
+            y = x.with(y.x * (spread(scale) + 1.0) + spread(shift));
+        }
+        if silu { x.with(y.x.silu()) } else { y }
+    }
+
+    /// `[N, T, C]`, over T.
+    pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
+        let tokens = full_precision(tokens);
+        if fuses(&tokens) {
+            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+            return group_norm(&tokens.unsqueeze(2), &weight, &bias, self.groups, self.eps, false).squeeze_dim(2);
+        }
+        // [N, C, 1, T]: channels last in memory, which the norm reads as it lies
+        self.forward(&tokens.transpose(1, 2).unsqueeze(2)).squeeze_dim(2).transpose(1, 2)
     }
 }
 

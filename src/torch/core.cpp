@@ -65,6 +65,13 @@ extern "C" char *lvdm_foreach_mul(at::Tensor *const *a, int64_t count, const at:
   });
 }
 
+// gradients are forgotten: the next backward pass hands its own over instead of adding them to zeros
+extern "C" char *lvdm_clear_gradients(at::Tensor *const *parameters, int64_t count) {
+  return guarded([&] {
+    for (int64_t i = 0; i < count; i++) parameters[i]->mutable_grad().reset();
+  });
+}
+
 // *norm <- the L2 norm over the elements of all tensors, a scalar on their device
 extern "C" char *lvdm_global_norm(at::Tensor *const *a, int64_t count, at::Tensor **norm) {
   return guarded([&] {

@@ -1,10 +1,11 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! One C++ file (`core.cpp`), one small safe Rust file a subject.
+//! Two C++ files (`core.cpp`; `fused.cpp`, kernels of our own), one small safe Rust file a subject.
 
 mod autocast;
 mod backend;
 mod device;
+mod fused;
 mod memory;
 mod multi_tensor;
 mod recompute;
@@ -12,8 +13,9 @@ mod recompute;
 pub use autocast::Autocast;
 pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, gpus, libtorch_version, load_cuda};
 pub use device::DeviceName;
+pub use fused::{PositionTerms, frame_attention, fuses, group_norm};
 pub use memory::peak_host_memory;
-pub use multi_tensor::{Adam, clip_global_norm, lerp_all};
+pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use recompute::recompute;
 
 use std::ffi::{CStr, c_char, c_void};

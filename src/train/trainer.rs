@@ -237,7 +237,7 @@ impl<T: Task> Trainer<T> {
         for phase in 0..self.phases.len() {
             let optimizer = &mut self.optimizers[phase];
             optimizer.set_learning_rate(rate);
-            optimizer.zero_grad();
+            optimizer.zero_grad()?;
             let mut finite = true;
             for batch in &batches {
                 let scale = 1.0 / self.config.accumulate as f64;
