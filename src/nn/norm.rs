@@ -155,3 +155,65 @@ impl BatchNorm2d {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::{
+        nn::Parameters,
+        random::{Purpose, normal},
+    };
+
+    /// y and the gradients of x, weight, bias, scale and shift.
+    fn run(kind: Kind, over: Over, with_film: bool, silu: bool) -> Vec<Tensor> {
+        let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(kind);
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+        parameters.to_kind(kind);
+        tch::no_grad(|| {
+            norm.weight.shallow_clone().copy_(&(noise(1, &[8]) + 1.0));
+            norm.bias.shallow_clone().copy_(&noise(2, &[8]));
+        });
+        let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
+        // 130 positions: pieces of the kernel that are not full
+        let (x, scale, shift) = (leaf(3, &[2, 8, 3, 13, 10]), leaf(4, &[2, 8]), leaf(5, &[2, 8]));
+        let film = with_film.then_some([&scale, &shift]);
+        let y = norm.of_frames(&Frames::fold(&(&x * 2.0 + 3.0)), over, film, silu).video();
+        (&y * noise(6, &y.size())).sum(None).backward();
+        let mut found = vec![y, x.grad(), norm.weight.grad(), norm.bias.grad()];
+        if with_film {
+            found.extend([scale.grad(), shift.grad()]);
+        }
+        found.iter().map(|t| t.detach().to_kind(Kind::Double)).collect()
+    }
+
+    /// float32 runs through the kernel, float64 through LibTorch's own operations.
+    #[test]
+    fn one_pass_is_norm_film_and_silu() {
+        for over in [Over::Clip, Over::Frame, Over::Track] {
+            for (film, silu) in [(false, false), (false, true), (true, true), (true, false)] {
+                if film && over == Over::Track {
+                    continue;
+                }
+                let pairs = run(Kind::Float, over, film, silu).into_iter().zip(run(Kind::Double, over, film, silu));
+                for (i, (found, wanted)) in pairs.enumerate() {
+                    let difference = (&found - &wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+                    assert!(difference < 2e-6, "{over:?}, film {film}, SiLU {silu}, tensor {i}: {difference}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+        let x = Tensor::ones([1, 8, 2, 4, 4], (Kind::Float, Device::Cpu));
+        let _ = x.narrow(1, 0, 1).fill_(f64::NAN);
+        let y = norm.of_frames(&Frames::fold(&x), Over::Clip, None, true).video();
+        assert!(y.narrow(1, 0, 2).isnan().all().int64_value(&[]) == 1);
+        assert!(y.narrow(1, 2, 6).isfinite().all().int64_value(&[]) == 1);
+    }
+}
