@@ -10,7 +10,7 @@ use std::{
 
 use common::source;
 use lvdm::{
-    commands::DemoData,
+    commands::{BenchExperiment, DemoData},
     diffusion::NoiseSchedule,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, EvaluationExperiment, Generated,
@@ -30,10 +30,13 @@ enum Kind {
     Evaluation,
     LongEvaluation,
     DemoData,
+    Bench,
 }
 
 fn kind(value: &Value) -> Kind {
-    if value.get("generated").is_some() {
+    if value.get("repeats").is_some() {
+        Kind::Bench
+    } else if value.get("generated").is_some() {
         Kind::Evaluation
     } else if value.get("curves").is_some() {
         Kind::LongEvaluation
@@ -54,6 +57,7 @@ fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
         Kind::Evaluation => parse::<EvaluationExperiment>(name, text, &[]).map(drop),
         Kind::LongEvaluation => parse::<LongEvaluationExperiment>(name, text, &[]).map(drop),
         Kind::DemoData => parse::<DemoData>(name, text, &[]).map(drop),
+        Kind::Bench => parse::<BenchExperiment>(name, text, &[]).map(drop),
     }
 }
 
@@ -189,6 +193,11 @@ fn every_experiment_loads_and_builds() {
                         long.sampler.build().start(&NoiseSchedule::new(&trained.schedule).unwrap()).unwrap();
                     }
                 }
+            }
+            Kind::Bench => {
+                let bench: BenchExperiment = read(&file);
+                lvdm::experiment::Experiment::validate(&bench).unwrap();
+                assert!(bench.unet.is_some() || bench.autoencoder.is_some(), "{} times nothing", file.name);
             }
             Kind::DemoData => {
                 let data: DemoData = read(&file);

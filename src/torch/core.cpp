@@ -2,6 +2,7 @@
 // that the caller frees with `free`. Tensors cross as `at::Tensor *`, owned by the caller.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -211,6 +212,16 @@ extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t
       call(data);
     }
     *peak = memory->peak;
+  });
+}
+
+// *peak is the most bytes of tensors that a GPU held since the last reset
+extern "C" char *lvdm_device_memory(int index, bool reset, int64_t *peak) {
+  return guarded([&] {
+    auto *allocator = at::getDeviceAllocator(at::kCUDA);
+    if (reset) allocator->resetPeakStats(static_cast<c10::DeviceIndex>(index));
+    // of several kinds of statistics the first one is their sum
+    *peak = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(index)).allocated_bytes[0].peak;
   });
 }
 

@@ -14,7 +14,7 @@ pub use autocast::Autocast;
 pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, gpus, libtorch_version, load_cuda};
 pub use device::DeviceName;
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm};
-pub use memory::peak_host_memory;
+pub use memory::{peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use recompute::recompute;
 
