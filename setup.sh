@@ -3,7 +3,7 @@
 #
 #   apt packages    compilers, FFmpeg, OpenCV
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
-#   .python/        TensorBoard's reader and safetensors, for two tests
+#   .python/        TensorBoard's reader, safetensors and CLIP's vocabulary, for three tests
 #
 # What is there already is left alone, so a second call only looks.
 set -eu
@@ -98,18 +98,18 @@ libtorch() {
 }
 
 has_readers() {
-    PYTHONPATH=.python python3 -c '
+    [ -e .python/clip/bpe_simple_vocab_16e6.txt.gz ] && PYTHONPATH=.python python3 -c '
 import numpy, safetensors
 from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
 }
 
 python_readers() {
     has_readers && return
-    say "TensorBoard's reader and safetensors, for the tests"
+    say "TensorBoard's reader, safetensors and CLIP's vocabulary, for the tests"
     rm -rf .python
     python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .python --no-deps \
-        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors && has_readers ||
-        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors"
+        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors clip-anytorch==2.6.0 && has_readers ||
+        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors clip-anytorch==2.6.0"
 }
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"

@@ -3,23 +3,31 @@
 //! A checkpoint is tensors with names. Their shapes tell most of the networks' settings; what they do not tell
 //! is asked for; what training needs besides (data, optimizer, schedule) is taken as published.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+mod stable_diffusion;
+
+pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
+
 use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig, ScheduleKind},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake},
-    generate::{AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
+    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, last_and_averaged, run_of, weights},
     models::{
         AttentionKind, AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder,
         ImageAutoencoderConfig, InferredAutoencoder, InferredUNet, LatentSpaceConfig, PatchDiscriminator, Shapes,
-        UNet3d, UNetConfig, UNetPorts, VideoAutoencoder,
+        TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder,
     },
     nn::Parameters,
     safetensors::write_safetensors_atomically,
@@ -27,6 +35,12 @@ use crate::{
         AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, Ignored, LvdmCheckpoint, TEXT_ENCODER, Tensors, UNET,
     },
 };
+
+/// # Errors
+/// [`Mistake`]: a folder that holds no tokenizer.
+fn tokenizer(folder: &Path) -> Result<TokenizerFiles> {
+    TokenizerFiles::read(folder).map_err(|error| Mistake(format!("--tokenizer: {error:#}")).into())
+}
 
 /// Published constants by which raw latents are normalised, with the data that they belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,7 +72,9 @@ impl LatentPreset {
             LatentPreset::Sky => (json!({"kind": "frames", "root": "data/sky_timelapse"}), 1),
             LatentPreset::Ucf101 => (json!({"kind": "folder", "root": "data/ucf101"}), 1),
             LatentPreset::Taichi => (json!({"kind": "folder", "root": "data/taichi"}), 4),
-            LatentPreset::Text => (json!({"kind": "folder", "root": "data/webvid"}), 1),
+            LatentPreset::Text => {
+                (json!({"kind": "webvid", "table": "data/webvid/train.csv", "root": "data/webvid/videos"}), 1)
+            }
         }
     }
 }
@@ -125,6 +141,9 @@ pub struct Told {
     /// Height and width of a clip [default: 256]
     #[arg(long)]
     pub resolution: Option<i64>,
+    /// Of a text-to-video network: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
+    #[arg(long)]
+    pub tokenizer: Option<PathBuf>,
 }
 
 impl Told {
@@ -167,18 +186,14 @@ struct Exported {
     shift: f64,
     autoencoder: Value,
     diffusion: Option<DiffusionExperiment>,
+    #[serde(default)]
+    text_encoder: Option<TextEncoderConfig>,
 }
 
 /// What is known of an autoencoder that is not of our training.
 #[derive(Serialize, Deserialize)]
 struct Carried {
     autoencoder: LatentSpaceConfig,
-}
-
-/// What a carried text encoder looks like.
-#[derive(Serialize, Deserialize)]
-struct CarriedText {
-    text_encoder: ClipTextConfig,
 }
 
 /// A network that was declared without memory, to hold a checkpoint against.
@@ -306,6 +321,13 @@ impl Asked {
     }
 }
 
+fn new_run(run: &Path) -> Result<()> {
+    if run.exists() && fs::read_dir(run).map_or(true, |mut entries| entries.next().is_some()) {
+        return mistake(format!("{} is there already: an import makes a new run", run.display()));
+    }
+    Ok(())
+}
+
 /// Turns a released checkpoint into a run.
 ///
 /// # Errors
@@ -315,9 +337,7 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));
     }
-    if run.exists() && fs::read_dir(run).map_or(true, |mut entries| entries.next().is_some()) {
-        return mistake(format!("{} is there already: an import makes a new run", run.display()));
-    }
+    new_run(run)?;
     for (option, value) in told.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));
@@ -597,7 +617,10 @@ impl Import<'_> {
         };
         let mut files = vec![(AUTOENCODER_FILE, carried_checkpoint("autoencoder", known, carried))];
         if text {
-            let config = ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder)).context("text encoder")?;
+            let exported = self.exported.as_ref().and_then(|exported| exported.text_encoder.clone());
+            let (known, own_tokenizer) = exported.map_or((None, None), |e| (Some(e.text_encoder), e.tokenizer));
+            let inferred_text = || ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder), None);
+            let config = known.map_or_else(inferred_text, Ok).context("text encoder")?;
             ensure!(
                 config.width == inferred.config.context_width,
                 "the text encoder is {} wide, the U-Net attends to {}",
@@ -607,8 +630,12 @@ impl Import<'_> {
             let encoder = Declared::text_encoder(&config);
             let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
             parts.push(encoder.report());
-            let known = serde_json::to_value(CarriedText { text_encoder: config })?;
-            files.push((TEXT_ENCODER_FILE, carried_checkpoint("text_encoder", known, tensors)));
+            let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
+            if tokenizer.is_none() {
+                tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions");
+            }
+            let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
+            files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));
         }
 
         let progress = self.progress(&found);
@@ -636,6 +663,8 @@ impl Import<'_> {
         experiment.latent_stride = setting.latent_stride;
         experiment.conditioning = setting.conditioning;
         experiment.start_from = None;
+        experiment.trained = Trained::All;
+        experiment.text = text.then(|| TextConditioning::of(self.run));
         if let Some(resolution) = self.told.resolution {
             experiment.data.resolution = resolution;
         }
@@ -652,7 +681,9 @@ impl Import<'_> {
             ));
         }
         // what leaves no trace in the tensors stays as exported
-        (config.recompute, config.norm_per_frame) = (experiment.unet.recompute, experiment.unet.norm_per_frame);
+        let told = &experiment.unet;
+        (config.recompute, config.norm_per_frame, config.norm_groups) =
+            (told.recompute, told.norm_per_frame, told.norm_groups);
         experiment.unet = config;
         for (name, checkpoint) in files {
             checkpoint.write(&self.run.join(name))?;
@@ -728,7 +759,6 @@ impl Import<'_> {
         Ok(Clip { frames, latent_frames })
     }
 
-    /// The checkpoint comes last: without it the folder is no run.
     fn write(
         &self,
         task: &'static str,
@@ -738,20 +768,31 @@ impl Import<'_> {
         parts: Vec<Part>,
         ignored: Vec<Ignored>,
     ) -> Result<Imported> {
-        let yaml = serde_yaml::to_string(experiment)?;
-        let file = self.file.file_name().unwrap_or_default().to_string_lossy();
-        write_atomically(&self.run.join("experiment.yaml"), |out| {
-            writeln!(out, "# Imported from {file}. The networks are as the file has them; the rest is as published,")?;
-            writeln!(out, "# and data.dataset is a placeholder: put in your own before training.")?;
-            out.write_all(yaml.as_bytes())?;
-            Ok(())
-        })?;
         let step = progress.step;
-        let checkpoint =
-            Checkpoint { task: task.to_string(), progress, experiment: serde_json::to_value(experiment)?, tensors };
-        checkpoint.write(&checkpoint::path(self.run, step))?;
+        write_run(self.run, self.file, task, experiment, progress, tensors)?;
         Ok(Imported { task, step, parts, ignored })
     }
+}
+
+/// The checkpoint comes last: without it the folder is no run.
+fn write_run(
+    run: &Path,
+    from: &Path,
+    task: &str,
+    experiment: &impl Serialize,
+    progress: Progress,
+    tensors: Tensors,
+) -> Result<()> {
+    let yaml = serde_yaml::to_string(experiment)?;
+    let from = from.file_name().unwrap_or_default().to_string_lossy();
+    write_atomically(&run.join("experiment.yaml"), |out| {
+        writeln!(out, "# Imported from {from}. The networks are as the file has them; the rest is as published,")?;
+        writeln!(out, "# and data.dataset is a placeholder: put in your own before training.")?;
+        out.write_all(yaml.as_bytes())?;
+        Ok(())
+    })?;
+    let path = checkpoint::path(run, progress.step);
+    Checkpoint { task: task.to_string(), progress, experiment: serde_json::to_value(experiment)?, tensors }.write(&path)
 }
 
 struct UNetSetting {
@@ -820,7 +861,14 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 parts.push(network.report());
             }
             let (scale, shift) = latent_constants(&found)?;
-            Exported { progress: found.progress, scale, shift, autoencoder: found.experiment, diffusion: None }
+            Exported {
+                progress: found.progress,
+                scale,
+                shift,
+                autoencoder: found.experiment,
+                diffusion: None,
+                text_encoder: None,
+            }
         }
         "diffusion" => {
             let diffusion: DiffusionExperiment =
@@ -840,12 +888,15 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 export_network(&mut export, &network, UNET, AVERAGED_UNET, &found, average).with_context(context)?,
             );
             let network = Declared::first_stage(&known.autoencoder);
-            let frozen = weights(&first_stage);
+            let frozen = weights(&first_stage)?;
             network.parameters.check(&frozen).with_context(|| first_path.display().to_string())?;
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
+            let mut text_encoder = None;
             if diffusion.unet.attention == AttentionKind::Text {
-                parts.push(export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?);
+                let (part, config) = export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?;
+                parts.push(part);
+                text_encoder = Some(config);
             }
             let (scale, shift) = latent_constants(&first_stage)?;
             Exported {
@@ -853,7 +904,9 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 scale,
                 shift,
                 autoencoder: first_stage.experiment,
-                diffusion: Some(diffusion),
+                // its adapters are merged
+                diffusion: Some(DiffusionExperiment { trained: Trained::All, ..diffusion }),
+                text_encoder,
             }
         }
         other => bail!("{} holds a training of `{other}`, which has no released names", path.display()),
@@ -871,7 +924,7 @@ fn export_network(
     found: &Checkpoint,
     decay: Option<f64>,
 ) -> Result<Vec<Part>> {
-    let (model, average) = (found.part("model"), found.part("ema"));
+    let [model, average] = last_and_averaged(found)?;
     network.parameters.check(&model)?;
     let aliases = network.parameters.aliases();
     export.network(prefix, &model, &aliases)?;
@@ -885,14 +938,15 @@ fn export_network(
     Ok(parts)
 }
 
-fn export_text_encoder(export: &mut Export, path: &Path) -> Result<Part> {
-    let found = Checkpoint::read(path)?.expect("text_encoder", path)?;
-    let known: CarriedText = serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
+fn export_text_encoder(export: &mut Export, path: &Path) -> Result<(Part, TextEncoderConfig)> {
+    let found = Checkpoint::read(path)?.expect(generate::TEXT_ENCODER, path)?;
+    let known: TextEncoderConfig =
+        serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
     let network = Declared::text_encoder(&known.text_encoder);
     let tensors = found.part("model");
     network.parameters.check(&tensors).with_context(|| path.display().to_string())?;
     export.network(TEXT_ENCODER, &tensors, &[])?;
-    Ok(network.report())
+    Ok((network.report(), known))
 }
 
 fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {

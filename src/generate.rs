@@ -14,13 +14,13 @@ use crate::{
     checkpoint::{self, Checkpoint},
     data::to_u8,
     diffusion::{
-        Denoiser, FrameConditioning, GivenLatents, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig, UNetDenoiser,
-        frame_conditioned, sample,
+        Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
+        SamplerConfig, UNetDenoiser, frame_conditioned, sample,
     },
-    experiment::DiffusionExperiment,
+    experiment::{DiffusionExperiment, Trained},
     models::{
-        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, UNet3d, UNetCondition,
-        UNetPorts,
+        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
+        UNet3d, UNetCondition, UNetPorts,
     },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
@@ -39,6 +39,10 @@ pub struct Generator {
     pub latent_stride: i64,
     /// Of a network with a mask channel.
     pub conditioning: Option<FrameConditioning>,
+    /// Of a network that attends to a text.
+    pub text: Option<TextEncoder>,
+    /// What the latents' height and width must be multiples of.
+    halvings: i64,
     predict: Predict,
 }
 
@@ -50,13 +54,25 @@ pub struct ClipId {
     pub clip: u64,
 }
 
-/// Frames that all clips of a batch are given.
-pub struct Given<'a> {
-    /// Their places in the clip.
-    pub indices: &'a [i64],
-    /// Normalised latents `[N, C, k, h, w]`.
-    pub frames: &'a Tensor,
-    pub guidance: GuidanceConfig,
+/// What the clips of a batch are given.
+pub enum Given<'a> {
+    /// To a network with a mask channel.
+    Frames {
+        /// Their places in the clip, the same in all clips.
+        indices: &'a [i64],
+        /// Normalised latents `[N, C, k, h, w]`.
+        frames: &'a Tensor,
+        guidance: GuidanceConfig,
+    },
+    /// To a network with a text encoder.
+    Text {
+        /// One a clip.
+        prompts: &'a [String],
+        /// What guidance leads away from.
+        negative: &'a str,
+        /// w in ε_u + w (ε_c − ε_u).
+        guidance: f64,
+    },
 }
 
 impl Generator {
@@ -64,7 +80,12 @@ impl Generator {
     ///
     /// # Errors
     /// Settings that do not fit together.
-    pub fn new(experiment: &DiffusionExperiment, space: LatentSpace, parameters: &Parameters) -> Result<Self> {
+    pub fn new(
+        experiment: &DiffusionExperiment,
+        space: LatentSpace,
+        text: Option<TextEncoder>,
+        parameters: &Parameters,
+    ) -> Result<Self> {
         let data = &experiment.data;
         let latent = seen(space.config.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.unet.validate()?;
@@ -72,13 +93,24 @@ impl Generator {
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], schedule.steps()).context("conditioning")?;
         }
+        if let Some(text) = &text {
+            ensure!(
+                text.width() == experiment.unet.context_width,
+                "the text encoder is {} wide, unet.context_width is {}",
+                text.width(),
+                experiment.unet.context_width
+            );
+        }
+        let scope = parameters.root().with_adapters(experiment.trained.adapter());
         Ok(Generator {
-            unet: UNet3d::new(&parameters.root(), &experiment.unet, &ports(experiment, latent)),
+            unet: UNet3d::new(&scope, &experiment.unet, &ports(experiment, latent)),
             schedule,
             space,
             latent,
             latent_stride: experiment.latent_stride,
             conditioning: experiment.conditioning.clone(),
+            text,
+            halvings: 1 << (experiment.unet.multipliers.len() - 1),
             predict: experiment.objective.predict,
         })
     }
@@ -92,40 +124,59 @@ impl Generator {
         let found = found.expect("diffusion", &path)?;
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
-        ensure!(
-            experiment.unet.attention != AttentionKind::Text,
-            "{} is a text-to-video model: those cannot be sampled yet",
-            path.display()
-        );
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = open_latent_space(&folder.join(AUTOENCODER_FILE), device)?;
+        let text = match experiment.unet.attention {
+            AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
+            AttentionKind::Factorized | AttentionKind::Joint => None,
+        };
         let parameters = Parameters::new(device, 0);
-        let generator = Generator::new(&experiment, space, &parameters)?;
-        parameters.load(&weights(&found)).with_context(|| path.display().to_string())?;
+        // adapters are merged into what is loaded
+        let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
+        let generator = Generator::new(&merged, space, text, &parameters)?;
+        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
         parameters.freeze();
         Ok((generator, experiment))
     }
 
-    /// Normalised z_0 of the numbered samples, `[N, C, F, h, w]`. Sample i depends on the seed and i alone.
+    /// Clips of another length and size than those of the training.
     ///
     /// # Errors
-    /// A sampler that does not fit the schedule.
+    /// Names the number of which a side must be a multiple.
+    pub fn resize(&mut self, frames: i64, height: i64, width: i64) -> Result<()> {
+        ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
+        let [c, f, h, w] = self.space.config.latent_shape(frames, height, width)?;
+        for (side, pixels) in [(h, height), (w, width)] {
+            let factor = pixels / side * self.halvings;
+            ensure!(side % self.halvings == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
+        }
+        self.latent = [c, (f - 1) / self.latent_stride + 1, h, w];
+        Ok(())
+    }
+
+    /// Normalised z_0 of the numbered samples, `[N, C, F, h, w]`. Sample i depends on the seed, on what it is given
+    /// and on i alone.
+    ///
+    /// # Errors
+    /// As [`Self::clips`].
     pub fn latents(
         &self,
         samples: &[u64],
+        given: Option<&Given>,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
         let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { sample, clip: 0 }).collect();
-        self.clips(&clips, self.latent[1], None, sampler, seed, on_step)
+        self.clips(&clips, self.latent[1], given, sampler, seed, on_step)
     }
 
-    /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`; a network with a mask channel can be given frames.
-    /// What comes back in their places is the network's, not what was given.
+    /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`. A network with a mask channel can be given frames;
+    /// what comes back in their places is the network's, not what was given. A text network that is given none
+    /// sees the empty prompt.
     ///
     /// # Errors
-    /// A sampler that does not fit the schedule; frames given to a network without a mask channel.
+    /// A sampler that does not fit the schedule; what the network cannot be given.
     pub fn clips(
         &self,
         clips: &[ClipId],
@@ -141,41 +192,65 @@ impl Generator {
             Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0).to_device(self.space.device())
         };
         let start = draw(Purpose::SampleStart, frames, 0);
-        let denoiser: Box<dyn Denoiser> = if self.conditioning.is_some() {
-            let noise = given.map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
-            let given = given.zip(noise.as_ref()).map(|(given, noise)| GivenLatents {
-                indices: given.indices,
-                frames: given.frames,
-                noise,
-                guidance: given.guidance,
-            });
-            frame_conditioned(&self.unet, &self.schedule, self.predict, &start, given.as_ref())?
-        } else {
-            ensure!(given.is_none(), "this network has no mask channel: it cannot be given frames");
-            Box::new(UNetDenoiser {
-                unet: &self.unet,
-                schedule: &self.schedule,
-                predict: self.predict,
-                mask: None,
-                given: UNetCondition::default(),
-            })
+        let denoiser: Box<dyn Denoiser> = match given {
+            None if self.conditioning.is_some() => {
+                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, None)?
+            }
+            None => {
+                let empty = vec![""; clips.len()];
+                Box::new(self.told(self.text.as_ref().map(|text| text.encode(&empty)).transpose()?))
+            }
+            Some(Given::Frames { indices, frames, guidance }) => {
+                ensure!(self.conditioning.is_some(), "this network has no mask channel: it cannot be given frames");
+                let noise = draw(Purpose::Perturbation, indices.len() as i64, 0);
+                let given = GivenLatents { indices, frames, noise: &noise, guidance: *guidance };
+                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, Some(&given))?
+            }
+            Some(Given::Text { prompts, negative, guidance }) => {
+                let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
+                ensure!(prompts.len() == clips.len(), "{} prompts for {} clips", prompts.len(), clips.len());
+                let conditional = self.told(Some(text.encode(prompts)?));
+                if *guidance == 1.0 {
+                    Box::new(conditional)
+                } else {
+                    Box::new(Guided {
+                        conditional,
+                        unconditional: self.told(Some(text.encode(&vec![*negative; clips.len()])?)),
+                        weight: *guidance,
+                        form: Guidance::Interpolate,
+                        schedule: &self.schedule,
+                    })
+                }
+            }
         };
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
 
+    /// The network given an encoded text, or nothing.
+    fn told(&self, context: Option<Tensor>) -> UNetDenoiser<'_> {
+        UNetDenoiser {
+            unet: &self.unet,
+            schedule: &self.schedule,
+            predict: self.predict,
+            mask: None,
+            given: UNetCondition { level: None, context },
+        }
+    }
+
     /// The numbered samples as u8 `[N, 3, F, H, W]` on the host.
     ///
     /// # Errors
-    /// As [`Self::latents`].
+    /// As [`Self::clips`].
     pub fn videos(
         &self,
         samples: &[u64],
+        given: Option<&Given>,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let z_0 = self.latents(samples, sampler, seed, on_step)?;
+        let z_0 = self.latents(samples, given, sampler, seed, on_step)?;
         Ok(self.decode(&z_0))
     }
 
@@ -223,7 +298,7 @@ pub fn starting_weights(
     latent: [i64; 4],
 ) -> Result<BTreeMap<String, Tensor>> {
     let (path, found) = checkpoint::open(run)?;
-    let mut weights = weights(&found.expect("diffusion", &path)?);
+    let mut weights = weights(&found.expect("diffusion", &path)?)?;
     ports(experiment, latent).adopt(&mut weights, &experiment.unet);
     Ok(weights)
 }
@@ -231,27 +306,81 @@ pub fn starting_weights(
 /// The autoencoder that a diffusion run carries with it.
 pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
 
-/// The text encoder that an imported text-to-video run carries with it.
+/// The text encoder, with its tokenizer, that a text-to-video run carries with it.
 pub const TEXT_ENCODER_FILE: &str = "text_encoder.safetensors";
+
+/// What such a file says it holds.
+pub const TEXT_ENCODER: &str = "text_encoder";
 
 /// The run folder of a checkpoint file.
 pub fn run_of(checkpoint: &Path) -> PathBuf {
     checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_path_buf()
 }
 
-/// The averaged weights where there are any, else the last ones.
-pub fn weights(checkpoint: &Checkpoint) -> BTreeMap<String, Tensor> {
-    let averaged = checkpoint.part("ema");
-    if averaged.is_empty() { checkpoint.part("model") } else { averaged }
+/// A network's last weights and, where there are any, its averaged ones, which are whole: what was not trained is as
+/// in the last. Adapters are merged into both.
+///
+/// # Errors
+/// An adapter that is not whole.
+pub fn last_and_averaged(checkpoint: &Checkpoint) -> Result<[BTreeMap<String, Tensor>; 2]> {
+    let (mut last, average) = (checkpoint.part("model"), checkpoint.part("ema"));
+    let mut averaged = BTreeMap::new();
+    if !average.is_empty() {
+        averaged = checkpoint.part("model");
+        averaged.extend(average);
+    }
+    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
+    if let Some(adapter) = trained.and_then(Trained::adapter) {
+        adapter.merge(&mut last)?;
+        adapter.merge(&mut averaged)?;
+    }
+    Ok([last, averaged])
 }
 
-/// The latent space of an autoencoder run (or checkpoint file).
+/// The averaged weights where there are any, else the last ones.
+///
+/// # Errors
+/// As [`last_and_averaged`].
+pub fn weights(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Tensor>> {
+    let [last, averaged] = last_and_averaged(checkpoint)?;
+    Ok(if averaged.is_empty() { last } else { averaged })
+}
+
+/// The checkpoint that a path names: a file, what a run carries under this name, or the run's own.
+fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpoint)> {
+    let inside = path.join(carried);
+    let (path, found) = checkpoint::open(if inside.is_file() { &inside } else { path })?;
+    let found = found.expect(task, &path)?;
+    Ok((path, found))
+}
+
+/// The text encoder that a run carries, or of its file.
+///
+/// # Errors
+/// A folder that carries none; damaged or foreign weights; no tokenizer.
+pub fn open_text_encoder(run: &Path, device: Device) -> Result<TextEncoder> {
+    let (path, found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
+    let config: TextEncoderConfig = serde_json::from_value(found.experiment.clone())
+        .with_context(|| format!("the settings stored in {}", path.display()))?;
+    TextEncoder::new(&config, &found.part("model"), device).with_context(|| path.display().to_string())
+}
+
+/// Copies a text encoder into a diffusion run.
+///
+/// # Errors
+/// A folder that carries none; a full disk.
+pub fn carry_text_encoder(from: &Path, run: &Path) -> Result<()> {
+    let (_, found) = open_part(from, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
+    found.write(&run.join(TEXT_ENCODER_FILE))
+}
+
+/// The latent space of an autoencoder run (or checkpoint file), or of a run that carries an autoencoder.
 ///
 /// # Errors
 /// A folder that is not such a run; damaged or foreign weights.
 pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, found) = checkpoint::open(run)?;
-    latent_space(&found.expect("autoencoder", &path)?, device).with_context(|| path.display().to_string())
+    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    latent_space(&found, device).with_context(|| path.display().to_string())
 }
 
 /// The latent space of a checkpoint.
@@ -273,7 +402,7 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
             frames / video.factors[0]
         }
     };
-    LatentSpace::new(&autoencoder, &weights(checkpoint), moments, clip, device)
+    LatentSpace::new(&autoencoder, &weights(checkpoint)?, moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run.
@@ -281,9 +410,8 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
 /// # Errors
 /// A folder that is not an autoencoder run; a full disk.
 pub fn carry_autoencoder(autoencoder: &Path, run: &Path) -> Result<()> {
-    let (path, mut found) = checkpoint::open(autoencoder)?;
-    found = found.expect("autoencoder", &path)?;
-    let weights = weights(&found);
+    let (_, mut found) = open_part(autoencoder, AUTOENCODER_FILE, "autoencoder")?;
+    let weights = weights(&found)?;
     found.tensors.retain(|name, _| name.starts_with("latent."));
     found.tensors.extend(weights.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)));
     found.write(&run.join(AUTOENCODER_FILE))

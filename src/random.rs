@@ -40,6 +40,8 @@ pub enum Purpose {
     Perturbation = 14,
     /// Subsets drawn by an evaluation.
     Evaluation = 15,
+    /// Whether a training sample goes without its caption.
+    Caption = 16,
 }
 
 /// The generator for one (seed, purpose, sample, step): the four words are ChaCha8's key.

@@ -17,7 +17,10 @@ use lvdm::{
         LongEvaluationExperiment, Mistake, parse,
     },
     generate,
-    models::{AutoencoderConfig, PatchDiscriminator, UNet3d, VideoAutoencoder},
+    models::{
+        AutoencoderConfig, ImageAutoencoderConfig, LatentSpaceConfig, PatchDiscriminator, UNet3d, UNetConfig,
+        VideoAutoencoder,
+    },
     nn::Parameters,
 };
 use serde_yaml::Value;
@@ -137,11 +140,12 @@ fn every_experiment_loads_and_builds() {
             Kind::Diffusion => {
                 let experiment: DiffusionExperiment = read(&file);
                 let data = &experiment.data;
-                let autoencoder = match experiment_of(&experiment.autoencoder) {
-                    None => AutoencoderConfig::default(),
+                let autoencoder: LatentSpaceConfig = match experiment_of(&experiment.autoencoder) {
+                    None if experiment.text.is_some() => ImageAutoencoderConfig::default().into(),
+                    None => AutoencoderConfig::default().into(),
                     Some(path) => {
                         let text = fs::read_to_string(&path).unwrap();
-                        parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder
+                        parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder.into()
                     }
                 };
                 let latent = autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
@@ -149,7 +153,11 @@ fn every_experiment_loads_and_builds() {
                 if let Some(conditioning) = &experiment.conditioning {
                     conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
                 }
-                if let Some(start) = &experiment.start_from {
+                if experiment.text.is_some() {
+                    let recompute = experiment.unet.recompute;
+                    let imported = UNetConfig { recompute, ..UNetConfig::stable_diffusion() };
+                    assert_eq!(experiment.unet, imported, "{}: it starts from another network", file.name);
+                } else if let Some(start) = &experiment.start_from {
                     let text = fs::read_to_string(experiment_of(start).expect("a shipped experiment")).unwrap();
                     let short: DiffusionExperiment = parse("start", &text, &[]).unwrap();
                     assert_eq!(short.unet, experiment.unet, "{}: it starts from another network", file.name);

@@ -11,7 +11,11 @@ use std::{
     process::Command,
 };
 
-use common::{contents, noise, run_in, source, succeed_in, wake, write_packed};
+use common::{
+    contents, noise,
+    pickle::{Pickle, bytes, write_checkpoint},
+    run_in, source, succeed_in, wake, write_packed,
+};
 use lvdm::{
     checkpoint::{self, Checkpoint},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig},
@@ -30,56 +34,9 @@ use lvdm::{
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
-use zip::{CompressionMethod, ZipWriter, write::FileOptions};
+use zip::{ZipWriter, write::FileOptions};
 
 type Tensors = BTreeMap<String, Tensor>;
-
-/// A pickle under construction, as PyTorch writes it.
-struct Pickle(Vec<u8>);
-
-impl Pickle {
-    fn raw(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn text(&mut self, text: &str) {
-        self.raw(b"X");
-        self.raw(&(text.len() as u32).to_le_bytes());
-        self.raw(text.as_bytes());
-    }
-
-    fn int(&mut self, value: i64) {
-        self.raw(b"J");
-        self.raw(&(value as i32).to_le_bytes());
-    }
-
-    fn ints(&mut self, values: &[i64]) {
-        self.raw(b"(");
-        values.iter().for_each(|&value| self.int(value));
-        self.raw(b"t");
-    }
-
-    /// A call of `_rebuild_tensor_v2` on a contiguous tensor.
-    fn tensor(&mut self, tensor: &Tensor, storage: &str) {
-        self.raw(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        self.text("storage");
-        let kind = match tensor.kind() {
-            Kind::Float => "Float",
-            Kind::Half => "Half",
-            Kind::Int => "Int",
-            Kind::Int64 => "Long",
-            other => panic!("{other:?}"),
-        };
-        self.raw(format!("ctorch\n{kind}Storage\n").as_bytes());
-        self.text(storage);
-        self.text("cpu");
-        self.int(tensor.numel() as i64);
-        self.raw(b"tQK\x00");
-        self.ints(&tensor.size());
-        self.ints(&tensor.stride());
-        self.raw(b"\x89ccollections\nOrderedDict\n)RtR");
-    }
-}
 
 /// What stands beside the weights, as PyTorch Lightning writes it; a class is a dictionary's key.
 fn beside(pickle: &mut Pickle) {
@@ -97,42 +54,6 @@ fn beside(pickle: &mut Pickle) {
     pickle.raw(b"]");
     pickle.text("hparams_name");
     pickle.text("kwargs");
-}
-
-/// Writes a checkpoint; `more` adds to the dictionary that holds the state dict.
-fn write_checkpoint(path: &Path, tensors: &Tensors, more: &dyn Fn(&mut Pickle)) {
-    let mut pickle = Pickle(b"\x80\x02}(".to_vec());
-    more(&mut pickle);
-    pickle.text("state_dict");
-    pickle.raw(b"ccollections\nOrderedDict\n)R(");
-    // names of one tensor share its storage
-    let mut storages: Vec<&Tensor> = Vec::new();
-    for (name, tensor) in tensors {
-        let known = storages.iter().position(|other| other.data_ptr() == tensor.data_ptr());
-        let storage = known.unwrap_or_else(|| {
-            storages.push(tensor);
-            storages.len() - 1
-        });
-        pickle.text(name);
-        pickle.tensor(tensor, &storage.to_string());
-    }
-    pickle.raw(b"uu.");
-    let mut archive = ZipWriter::new(File::create(path).unwrap());
-    let stored = FileOptions::default().compression_method(CompressionMethod::Stored);
-    archive.start_file("archive/data.pkl", stored).unwrap();
-    archive.write_all(&pickle.0).unwrap();
-    for (i, tensor) in storages.iter().enumerate() {
-        archive.start_file(format!("archive/data/{i}"), stored).unwrap();
-        archive.write_all(&bytes(tensor)).unwrap();
-    }
-    archive.finish().unwrap();
-}
-
-fn bytes(tensor: &Tensor) -> Vec<u8> {
-    let tensor = tensor.detach().contiguous();
-    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
-    tensor.copy_data_u8(&mut bytes, tensor.numel());
-    bytes
 }
 
 /// A network's tensors with random values, under a prefix, aliases too.
@@ -789,7 +710,8 @@ fn half_precision_becomes_single() {
     // metadata of no known kind is not one of `lvdm export`
     let said = import(at, "x.safetensors", "run", &[]);
     assert!(said.error(1).contains("lvdm export"), "{}", said.err);
-    let pairs: Vec<(&str, &Tensor)> = half.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let dense: Tensors = half.into_iter().map(|(n, t)| (n, t.contiguous())).collect();
+    let pairs: Vec<(&str, &Tensor)> = dense.iter().map(|(n, t)| (n.as_str(), t)).collect();
     Tensor::write_safetensors(&pairs, at.join("x.safetensors")).unwrap();
     assert_eq!(import(at, "x.safetensors", "run", &[]).status, 0);
     let run = latest(&at.join("run"));

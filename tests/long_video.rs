@@ -7,7 +7,7 @@ use std::path::Path;
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
     data::VideoReader,
-    diffusion::{GuidanceConfig, SamplerConfig},
+    diffusion::{FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
     experiment::LongVideoConfig,
     generate::LongVideo,
     models::{
@@ -347,4 +347,52 @@ fn an_interrupted_long_video_goes_on() {
     // a state of another seed is refused
     let error = long.latents(&[0, 1], 6, &at.join("whole"), &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("other settings"), "{error}");
+}
+
+/// The masked loss is the mean over frames that are made; the whole one counts given frames too, whose target is the
+/// noise that was put on them.
+#[test]
+fn a_masked_loss_leaves_given_frames_out() {
+    let config = UNetConfig {
+        channels: 32,
+        multipliers: vec![1],
+        blocks_per_level: 1,
+        attention_factors: vec![1],
+        ..UNetConfig::default()
+    };
+    let ports = UNetPorts { inputs: 5, outputs: 4, temporal_length: 4, classes: Some(11) };
+    let parameters = Parameters::new(CPU, 4);
+    let network = UNet3d::new(&parameters.root(), &config, &ports);
+    wake(&parameters);
+    parameters.freeze();
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+    let shape = [2, 4, 4, 4, 4];
+    let (z_0, fresh, put) = (noise(0, &shape), noise(1, &shape), noise(2, &shape));
+    let (t, s) = (Tensor::from_slice(&[300i64, 900]), Tensor::from_slice(&[0i64, 9]));
+    let mask = Tensor::cat(&[FrameMask::Prefix(1).tensor(4), FrameMask::Endpoints.tensor(4)], 0).unsqueeze(1);
+    let loss = |masked_loss| {
+        let given = GivenFrames {
+            mask: mask.shallow_clone(),
+            level: Some(s.shallow_clone()),
+            noise: put.shallow_clone(),
+            masked_loss,
+        };
+        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &Some(given).into()).double_value(&[])
+    };
+    // the same by hand: frames as the network sees them, each with its own target
+    let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);
+    let seen = schedule.add_noise(&z_0, &s, &put).where_self(&is_given, &schedule.add_noise(&z_0, &t, &fresh));
+    let target = put.where_self(&is_given, &fresh);
+    let channel = mask.expand([2, 1, 4, 4, 4], false);
+    let output = network.forward(
+        &Tensor::cat(&[seen, channel], 1),
+        &t,
+        &UNetCondition { level: Some(s.shallow_clone()), context: None },
+    );
+    let error = (output - target).abs();
+    let whole = error.mean(None).double_value(&[]);
+    let made = error.masked_select(&is_given.logical_not()).mean(None).double_value(&[]);
+    assert!((loss(false) - whole).abs() < 1e-5, "{} {whole}", loss(false));
+    assert!((loss(true) - made).abs() < 1e-5, "{} {made}", loss(true));
+    assert!((whole - made).abs() > 1e-3);
 }

@@ -37,7 +37,7 @@ impl Task for Toy {
         let samples: Vec<u64> = (self.position..self.position + 2).collect();
         self.position += 2;
         let data = normal_batch(1, Purpose::DiffusionNoise, &samples, 0, &[3]) * 0.1 + 1.0;
-        Ok(Batch { data, samples, position: self.position })
+        Ok(Batch { data, text: None, samples, position: self.position })
     }
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {

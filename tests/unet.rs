@@ -4,7 +4,7 @@ mod common;
 
 use common::{largest_difference, noise, relative_error, wake};
 use lvdm::{
-    diffusion::{Denoiser, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser},
+    diffusion::{Condition, Denoiser, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser},
     models::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Frames, Init, Parameters},
     torch::peak_host_memory,
@@ -93,7 +93,7 @@ fn step(recompute: bool) -> (f64, Vec<(String, Tensor)>, i64) {
     }
     parameters.zero_grad();
     let (loss, peak) = peak_host_memory(|| {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, None);
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Condition::Nothing);
         loss.backward();
         loss.double_value(&[])
     });
@@ -151,7 +151,8 @@ fn the_objective_is_the_formula() {
         let difference: Tensor = &output - target;
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
-            let found = Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, None);
+            let found =
+                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::Nothing);
             let error = relative_error(&found, &expected);
             assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
         }
@@ -165,6 +166,7 @@ fn the_objective_is_the_formula() {
         let direct = match predict {
             Predict::Noise => &prediction.noise,
             Predict::Z0 => &prediction.z_0,
+            Predict::Velocity => unreachable!("not asked for above"),
         };
         assert!(relative_error(direct, &output.narrow(0, 1, 1)) < 1e-5, "{predict:?}");
     }

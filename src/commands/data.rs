@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::{
     data::{DataConfig, DatasetConfig, demo, pack_clips},
     experiment::Mistake,
-    generate::open_latent_space,
+    generate::{open_latent_space, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
 };
@@ -56,6 +56,12 @@ struct Pack {
     /// The folder holds folders of pictures instead of video files
     #[arg(long)]
     frames_folders: bool,
+    /// Each video has its caption beside it, in a text file of its name
+    #[arg(long, conflicts_with = "frames_folders")]
+    captions: bool,
+    /// Table (CSV) of the videos with the columns videoid, name (the caption) and perhaps page_dir
+    #[arg(long, conflicts_with_all = ["frames_folders", "captions"])]
+    table: Option<PathBuf>,
     /// Frames of a clip
     #[arg(long, default_value_t = 16)]
     frames: i64,
@@ -71,6 +77,9 @@ struct Pack {
     /// Pack latents of this autoencoder run instead of pixels
     #[arg(long)]
     latents: Option<PathBuf>,
+    /// Pack captions too, as the text encoder of this run makes them
+    #[arg(long, requires = "latents")]
+    text: Option<PathBuf>,
     /// The file
     #[arg(long)]
     out: PathBuf,
@@ -103,8 +112,18 @@ impl Pack {
             return Err(Mistake(format!("there is no folder {}", self.videos.display())).into());
         }
         let root = self.videos;
+        let dataset = match self.table {
+            Some(table) => DatasetConfig::Webvid { table, root },
+            None if self.captions => DatasetConfig::Captioned { root },
+            None if self.frames_folders => DatasetConfig::Frames { root },
+            None => DatasetConfig::Folder { root },
+        };
+        dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
+        if self.text.is_some() && !dataset.has_captions() {
+            return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
+        }
         let data = DataConfig {
-            dataset: if self.frames_folders { DatasetConfig::Frames { root } } else { DatasetConfig::Folder { root } },
+            dataset,
             frames: self.frames,
             frame_stride: self.frame_stride,
             resolution: self.resolution,
@@ -114,13 +133,17 @@ impl Pack {
         let count = match &self.latents {
             None => pack_clips(&data, self.clips, self.seed, &self.out)?,
             Some(run) => {
-                let space = open_latent_space(run, self.device.open()?)?;
+                let device = self.device.open()?;
+                let space = open_latent_space(run, device)?;
+                let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
                 let count = match self.clips {
                     Some(count) => count,
-                    None => data.videos()?.len() as u64,
+                    None => data.videos()?.videos.len() as u64,
                 };
                 let mut bar = Progress::new("encode", count, 0);
-                pack_latents(&space, &data, count, self.seed, &self.out, &mut |done| bar.step(done, ""))?;
+                pack_latents(&space, text.as_ref(), &data, count, self.seed, &self.out, &mut |done| {
+                    bar.step(done, "")
+                })?;
                 bar.finish();
                 count
             }

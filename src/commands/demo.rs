@@ -91,7 +91,9 @@ impl Demo {
             stage_line("latents", latents);
             let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
             let mut bar = Progress::new("encode", data.latent_clips, 0);
-            pack_latents(&space, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| bar.step(done, ""))?;
+            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| {
+                bar.step(done, "")
+            })?;
             bar.finish();
         }
         seconds.insert("latents", stage.elapsed().as_secs_f64());

@@ -165,7 +165,7 @@ fn frozen(clips: &Tensor) -> Tensor {
 pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Report> {
     let EvaluationExperiment { seed, evaluation, real, generated, train, out } = experiment;
     let start = Instant::now();
-    let videos = real.videos()?.len() as i64;
+    let videos = real.videos()?.videos.len() as i64;
     if videos < evaluation.clips {
         tracing::warn!("{} real clips out of {videos} videos: some videos give several", evaluation.clips);
     }
@@ -186,7 +186,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
     let (mut sample_seconds, mut psnr) = (0.0, None);
     match generated {
         Generated::Clips { data } => {
-            let found = data.videos()?.len();
+            let found = data.videos()?.videos.len();
             if (found as i64) < evaluation.clips {
                 let asked = evaluation.clips;
                 return Err(Mistake(format!(
@@ -200,7 +200,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
             let sampling = Instant::now();
             let (generator, _) = Generator::open(run, device)?;
             let samples = generate("sample", count as u64, *batch as u64, |samples| {
-                generator.videos(samples, *sampler, *seed, &mut |_, _| {})
+                generator.videos(samples, None, *sampler, *seed, &mut |_, _| {})
             })?;
             sample_seconds = sampling.elapsed().as_secs_f64();
             measure("samples", &samples)?;

@@ -256,7 +256,7 @@ impl Windows<'_> {
     /// The first frames of each of the first videos of a dataset.
     fn read(&self, data: &DataConfig) -> Result<Found> {
         let LongEvaluationExperiment { videos, frames, real, .. } = self.experiment;
-        let entries = data.videos()?;
+        let entries = data.videos()?.videos;
         ensure!(
             entries.len() as u64 >= *videos,
             "{}: {} videos, and {videos} are asked for",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::parts_table;
-use crate::exchange::{self, Told};
+use crate::exchange::{self, ImportedNetwork, StableDiffusionTold, Told};
 
 /// Turn a released checkpoint into a run
 #[derive(Debug, clap::Args)]
@@ -21,6 +21,39 @@ enum From {
     /// Networks and their settings come from the names and shapes in the file, whose pickle is read as data:
     /// nothing in it is executed. What the file does not tell is asked for. Anything missing or unknown is an error.
     Lvdm(Lvdm),
+    /// A Stable Diffusion 1.x, to be made a text-to-video network
+    ///
+    /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/ with safetensors) or one original file
+    /// (.ckpt or .safetensors). Kernels gain a frame axis; temporal layers are new and start as the identity, so that
+    /// each frame is what the image network makes. Anything missing or unknown is an error.
+    StableDiffusion(StableDiffusion),
+}
+
+#[derive(Debug, clap::Args)]
+struct StableDiffusion {
+    /// Folder, or file
+    path: PathBuf,
+    /// Run folder to make
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    told: StableDiffusionTold,
+}
+
+impl StableDiffusion {
+    fn run(self) -> Result<()> {
+        let imported = exchange::import_stable_diffusion(&self.path, &self.told, &self.out)?;
+        let parts: Vec<_> = imported.iter().map(|network| network.part.clone()).collect();
+        print!("{}", parts_table(&parts));
+        println!("{:22} {:>8} {:>8} {:>8}", "names", "loaded", "new", "unused");
+        for ImportedNetwork { part, names } in &imported {
+            let [loaded, new, unused] = [names.loaded.len(), names.new.len(), names.ignored.len()];
+            println!("{:22} {loaded:>8} {new:>8} {unused:>8}", part.name);
+        }
+        println!("all names: {}", self.out.join(exchange::NAMES_FILE).display());
+        println!("a run of the diffusion at step 0: {}", self.out.display());
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -38,7 +71,16 @@ impl Import {
     /// # Errors
     /// [`crate::experiment::Mistake`] where something must be told; else what is wrong with the file.
     pub fn run(self) -> Result<()> {
-        let From::Lvdm(Lvdm { file, out, told }) = self.from;
+        match self.from {
+            From::Lvdm(lvdm) => lvdm.run(),
+            From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
+        }
+    }
+}
+
+impl Lvdm {
+    fn run(self) -> Result<()> {
+        let Lvdm { file, out, told } = self;
         let imported = exchange::import(&file, &told, &out)?;
         print!("{}", parts_table(&imported.parts));
         if !imported.ignored.is_empty() {

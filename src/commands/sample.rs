@@ -1,15 +1,15 @@
 //! `lvdm sample`: a diffusion run → videos.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::Tensor;
 
 use crate::{
-    data::{pack_generated, write_video},
+    data::{DataConfig, pack_generated, write_video},
     diffusion::{SamplerConfig, Variance},
     experiment::Mistake,
-    generate::Generator,
+    generate::{Generator, Given},
     torch::DeviceName,
     train::progress::Progress,
 };
@@ -19,9 +19,20 @@ use crate::{
 pub struct Sample {
     /// Run folder of `lvdm train diffusion`, or one of its checkpoints
     run: PathBuf,
-    /// How many
-    #[arg(long, default_value_t = 16)]
-    videos: u64,
+    /// How many [default: one a prompt; without prompts 16]
+    #[arg(long)]
+    videos: Option<u64>,
+    #[command(flatten)]
+    text: TextOptions,
+    /// Frames of a video [default: as trained]
+    #[arg(long)]
+    frames: Option<i64>,
+    /// Pixels [default: as trained]
+    #[arg(long)]
+    height: Option<i64>,
+    /// Pixels [default: as trained]
+    #[arg(long)]
+    width: Option<i64>,
     #[command(flatten)]
     sampler: SamplerOptions,
     /// Video i depends on the seed and i alone
@@ -39,6 +50,52 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+}
+
+/// What a text-to-video run is told.
+#[derive(Debug, clap::Args)]
+struct TextOptions {
+    /// What to show; give it several times for several videos. Video i shows prompt i, from the first again after the last
+    #[arg(long = "prompt")]
+    prompts: Vec<String>,
+    /// File of prompts, one a line
+    #[arg(long = "prompts", conflicts_with = "prompts")]
+    file: Option<PathBuf>,
+    /// How strongly the prompt is followed: 1 without guidance, 7.5 to 15 is usual [default: 7.5]
+    #[arg(long)]
+    guidance: Option<f64>,
+    /// What not to show
+    #[arg(long)]
+    negative: Option<String>,
+}
+
+impl TextOptions {
+    fn prompts(&self) -> Result<Vec<String>> {
+        let Some(file) = &self.file else { return Ok(self.prompts.clone()) };
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
+        let prompts: Vec<String> =
+            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        if prompts.is_empty() {
+            return Err(Mistake(format!("{} holds no prompts", file.display())).into());
+        }
+        Ok(prompts)
+    }
+
+    /// Whether what is told fits a run that attends to a text, or to none.
+    fn check(&self, run: &Path, is_text: bool, prompts: &[String]) -> Result<()> {
+        let given = !prompts.is_empty();
+        let wrong = match (is_text, given) {
+            (true, false) => format!("{} makes videos from text: give --prompt \"…\" or --prompts FILE", run.display()),
+            (false, true) => format!("{} was not trained with text: it cannot be given prompts", run.display()),
+            (false, false) if self.guidance.is_some() || self.negative.is_some() => {
+                "--guidance and --negative are for runs that make videos from text".to_string()
+            }
+            _ if self.guidance.is_some_and(|weight| !weight.is_finite()) => "--guidance must be a number".to_string(),
+            _ => return Ok(()),
+        };
+        Err(Mistake(wrong).into())
+    }
 }
 
 /// Which sampler, on the command line.
@@ -90,7 +147,9 @@ impl Sample {
     /// # Errors
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
     pub fn run(self) -> Result<()> {
-        if self.videos == 0 || self.batch == 0 {
+        let prompts = self.text.prompts()?;
+        let videos = self.videos.unwrap_or(if prompts.is_empty() { 16 } else { prompts.len() as u64 });
+        if videos == 0 || self.batch == 0 {
             return Err(Mistake("--videos and --batch must be at least 1".into()).into());
         }
         let packed = self.out.extension().is_some_and(|extension| extension == "safetensors");
@@ -103,15 +162,32 @@ impl Sample {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
         let sampler = self.sampler.config();
-        let (generator, _) = Generator::open(&self.run, self.device.open()?)?;
+        let (mut generator, experiment) = Generator::open(&self.run, self.device.open()?)?;
+        self.text.check(&self.run, generator.text.is_some(), &prompts)?;
+        if self.frames.is_some() || self.height.is_some() || self.width.is_some() {
+            let DataConfig { frames, resolution, .. } = experiment.data;
+            let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
+            let resized = generator.resize(self.frames.unwrap_or(frames), height, width);
+            resized.map_err(|error| Mistake(format!("{error:#}")))?;
+            if packed && height != width {
+                return Err(Mistake(format!("{width}x{height}: packed videos are square; give a folder")).into());
+            }
+        }
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
         let mut all = Vec::new();
-        let mut bar = Progress::new("sample", self.videos, 0);
-        for first in (0..self.videos).step_by(self.batch as usize) {
-            let samples: Vec<u64> = (first..(first + self.batch).min(self.videos)).collect();
-            let clips = generator.videos(&samples, sampler, self.seed, &mut |step, steps| {
+        let mut bar = Progress::new("sample", videos, 0);
+        for first in (0..videos).step_by(self.batch as usize) {
+            let samples: Vec<u64> = (first..(first + self.batch).min(videos)).collect();
+            let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
+            let shown: Vec<String> = if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() };
+            let given = (!shown.is_empty()).then(|| Given::Text {
+                prompts: &shown,
+                negative: self.text.negative.as_deref().unwrap_or_default(),
+                guidance: self.text.guidance.unwrap_or(7.5),
+            });
+            let clips = generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
                 bar.step(first, &format!("step {step} of {steps}"));
             })?;
             if packed {
@@ -120,6 +196,10 @@ impl Sample {
                 for (i, &sample) in samples.iter().enumerate() {
                     let path = self.out.join(format!("{sample:05}.mp4"));
                     write_video(&path, &clips.get(i as i64), self.fps)?;
+                    if let Some(prompt) = shown.get(i) {
+                        std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
+                            .with_context(|| format!("cannot write beside {}", path.display()))?;
+                    }
                 }
             }
             bar.step(first + samples.len() as u64, "");
@@ -128,7 +208,7 @@ impl Sample {
         if packed {
             pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?;
         }
-        println!("{} videos in {}", self.videos, self.out.display());
+        println!("{videos} videos in {}", self.out.display());
         Ok(())
     }
 }

@@ -8,7 +8,10 @@ use tch::Device;
 use crate::{
     checkpoint::Progress,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment},
-    generate::{AUTOENCODER_FILE, carry_autoencoder, open_latent_space},
+    generate::{
+        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_latent_space,
+        open_text_encoder,
+    },
     torch::DeviceName,
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
@@ -93,7 +96,18 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path) -> Result<Progres
     if !own.exists() {
         carry_autoencoder(&experiment.autoencoder, run)?;
     }
-    let task = DiffusionTask::new(experiment, open_latent_space(&own, device)?, device, position, resume.is_none())?;
+    let text = match &experiment.text {
+        None => None,
+        Some(text) => {
+            let own = run.join(TEXT_ENCODER_FILE);
+            if !own.exists() {
+                carry_text_encoder(&text.encoder, run)?;
+            }
+            Some(open_text_encoder(&own, device)?)
+        }
+    };
+    let space = open_latent_space(&own, device)?;
+    let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none())?;
     Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.train()
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
+    captioned::{Captioned, Webvid},
     clip::{ClipSpec, FrameSource},
     folder::Folder,
     frame_folder::FrameFolder,
@@ -23,7 +24,21 @@ use super::{
 /// A list of videos, in an order that does not depend on the machine.
 pub trait VideoDataset {
     /// Errors: a place that is missing or holds no videos.
-    fn videos(&self) -> Result<Vec<VideoEntry>>;
+    fn videos(&self) -> Result<Listing>;
+}
+
+/// The videos of a dataset.
+#[derive(Debug)]
+pub struct Listing {
+    pub videos: Vec<VideoEntry>,
+    /// How many more the dataset names that are not there, or lack their caption.
+    pub left_out: usize,
+}
+
+impl From<Vec<VideoEntry>> for Listing {
+    fn from(videos: Vec<VideoEntry>) -> Self {
+        Listing { videos, left_out: 0 }
+    }
 }
 
 /// One video of a dataset.
@@ -32,6 +47,8 @@ pub struct VideoEntry {
     /// For people: a path, as it was found.
     pub name: String,
     pub source: Source,
+    /// What it shows, of datasets that say so.
+    pub caption: Option<String>,
 }
 
 /// What holds a video's frames.
@@ -64,17 +81,50 @@ pub enum DatasetConfig {
     Folder { root: PathBuf },
     /// Every folder under a folder, at any depth, that holds pictures: each is one video.
     Frames { root: PathBuf },
+    /// A table (CSV) with the columns `videoid` and `name`, the caption, and a folder of its videos:
+    /// `page_dir/videoid.mp4`, or without the first.
+    Webvid { table: PathBuf, root: PathBuf },
+    /// Every video file under a folder that has its caption beside it: `x.mp4`, `x.txt`.
+    Captioned { root: PathBuf },
     /// A file written by `pack_clips`.
     Packed { file: PathBuf },
 }
 
 impl DatasetConfig {
     /// The dataset's videos, for clips that take every `frame_stride`-th frame.
-    pub fn videos(&self, frame_stride: i64) -> Result<Vec<VideoEntry>> {
+    pub fn videos(&self, frame_stride: i64) -> Result<Listing> {
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
+            Self::Webvid { table, root } => Webvid { table, root }.videos(),
+            Self::Captioned { root } => Captioned { root }.videos(),
             Self::Packed { file } => Packed { file, frame_stride }.videos(),
+        }
+    }
+
+    /// What can be seen without opening videos. Errors: a place that is missing, a table without its columns.
+    pub fn check(&self) -> Result<()> {
+        let path = match self {
+            Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } => root,
+            Self::Webvid { table, root } => {
+                if table.exists() {
+                    Webvid { table: table.clone(), root: root.clone() }.check()?;
+                    root
+                } else {
+                    table
+                }
+            }
+            Self::Packed { file } => file,
+        };
+        ensure!(path.exists(), "there is no {}", path.display());
+        Ok(())
+    }
+
+    /// Whether its videos may have captions.
+    pub fn has_captions(&self) -> bool {
+        match self {
+            Self::Folder { .. } | Self::Frames { .. } => false,
+            Self::Webvid { .. } | Self::Captioned { .. } | Self::Packed { .. } => true,
         }
     }
 }
@@ -120,7 +170,7 @@ impl DataConfig {
     }
 
     /// All videos of the dataset.
-    pub fn videos(&self) -> Result<Vec<VideoEntry>> {
+    pub fn videos(&self) -> Result<Listing> {
         self.dataset.videos(self.frame_stride)
     }
 }
@@ -132,9 +182,9 @@ pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
 }
 
 /// The videos that were found, of which there must be some; else says what was looked for and what is there.
-pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Vec<VideoEntry>> {
+pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Listing> {
     ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
-    Ok(videos)
+    Ok(videos.into())
 }
 
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
+use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
 
-const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
+pub(super) const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
 
 /// Every video file under `root`, at any depth, sorted by path.
 pub struct Folder {
@@ -14,14 +14,18 @@ pub struct Folder {
 }
 
 impl VideoDataset for Folder {
-    fn videos(&self) -> Result<Vec<VideoEntry>> {
+    fn videos(&self) -> Result<Listing> {
         let wanted = format!("video files ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
         let (mut videos, mut others) = (Vec::new(), 0);
         walk(&self.root, &mut |_, files| {
             for file in files {
                 if has_extension(&file, &EXTENSIONS) {
-                    videos.push(VideoEntry { name: file.display().to_string(), source: Source::File(file) });
+                    videos.push(VideoEntry {
+                        name: file.display().to_string(),
+                        source: Source::File(file),
+                        caption: None,
+                    });
                 } else {
                     others += 1;
                 }
@@ -47,7 +51,7 @@ mod tests {
         for name in ["z.MP4", "b/c/y.avi", "b/x.webm", "note.txt", ".hidden.mp4"] {
             fs::write(root.join(name), []).unwrap();
         }
-        let names: Vec<String> = folder.videos().unwrap().into_iter().map(|video| video.name).collect();
+        let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
         assert_eq!(names, ["z.MP4", "b/x.webm", "b/c/y.avi"].map(|name| root.join(name).display().to_string()));
         fs::remove_dir_all(&root).unwrap();
         assert!(folder.videos().unwrap_err().to_string().contains("there is no folder"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{
-    dataset::{Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
     frame_folder::natural_order,
 };
 
@@ -17,7 +17,7 @@ pub struct Frames {
 }
 
 impl VideoDataset for Frames {
-    fn videos(&self) -> Result<Vec<VideoEntry>> {
+    fn videos(&self) -> Result<Listing> {
         let wanted = format!("folders of pictures ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
         let (mut videos, mut others) = (Vec::new(), 0);
@@ -27,7 +27,11 @@ impl VideoDataset for Frames {
             others += count - files.len();
             if !files.is_empty() {
                 files.sort_by(|a, b| natural_order(a, b));
-                videos.push(VideoEntry { name: folder.display().to_string(), source: Source::Frames(files) });
+                videos.push(VideoEntry {
+                    name: folder.display().to_string(),
+                    source: Source::Frames(files),
+                    caption: None,
+                });
             }
         })?;
         some(videos, &self.root, &wanted, others)
@@ -50,7 +54,7 @@ mod tests {
             fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
             fs::write(root.join(name), []).unwrap();
         }
-        let videos = frames.videos().unwrap();
+        let videos = frames.videos().unwrap().videos;
         let names: Vec<String> = videos.iter().map(|video| video.name.clone()).collect();
         assert_eq!(names, ["v1/c1", "v1/c2", "v2"].map(|name| root.join(name).display().to_string()));
         let Source::Frames(pictures) = &videos[0].source else { panic!() };

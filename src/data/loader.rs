@@ -20,7 +20,7 @@ use tracing::warn;
 
 use super::{
     clip::ClipSpec,
-    dataset::{DataConfig, VideoEntry},
+    dataset::{DataConfig, Listing, VideoEntry},
 };
 use crate::random::{Purpose, stream};
 
@@ -32,6 +32,8 @@ const AHEAD: usize = 3;
 pub struct Batch {
     /// Unsigned bytes `[B, 3, F, H, W]` on the host.
     pub clips: Tensor,
+    /// What each shows, where the dataset says so.
+    pub captions: Vec<Option<String>>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The `start` of a loader that goes on after this batch.
@@ -55,6 +57,7 @@ pub struct Loader {
     offset: u64,
     order: Option<(u64, Arc<Vec<u32>>)>,
     skipped: BTreeMap<String, String>,
+    left_out: usize,
     stop: Arc<AtomicBool>,
 }
 
@@ -68,8 +71,8 @@ struct Set {
 
 /// What a thread hands back.
 struct Sample {
-    /// `[3, F, H, W]`; none if no video of the set can be used.
-    clip: Option<Vec<u8>>,
+    /// `[3, F, H, W]` and its caption; none if no video of the set can be used.
+    clip: Option<(Vec<u8>, Option<String>)>,
     /// Name and reason of the videos that were tried before.
     skipped: Vec<(String, String)>,
 }
@@ -88,7 +91,7 @@ impl Loader {
         ensure!(batch >= 1, "a batch of {batch} clips; it must be at least 1");
         ensure!(rank < ranks, "rank {rank} of {ranks}");
         ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
-        let videos = config.videos()?;
+        let Listing { videos, left_out } = config.videos()?;
         ensure!(!videos.is_empty(), "the dataset {:?} has no videos", config.dataset);
         ensure!(u32::try_from(videos.len()).is_ok(), "{} videos are more than a loader can number", videos.len());
         let pool = ThreadPoolBuilder::new()
@@ -111,6 +114,7 @@ impl Loader {
             offset: rank as u64 * batch,
             order: None,
             skipped: BTreeMap::new(),
+            left_out,
             stop: Arc::new(AtomicBool::new(false)),
         };
         loader.schedule();
@@ -127,6 +131,11 @@ impl Loader {
         &self.skipped
     }
 
+    /// How many videos of the dataset could not be used so far: those, and what it names and does not have.
+    pub fn unusable(&self) -> usize {
+        self.left_out + self.skipped.len()
+    }
+
     /// The next batch. A video that is corrupt, cut off or too short is named in the log, once, and
     /// replaced by the next usable one of the epoch's order.
     ///
@@ -134,7 +143,7 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
-        let (mut clips, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut clips, mut captions, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
             let sample = receiver.recv().with_context(|| format!("the thread that decoded sample {number} died"))?;
@@ -145,15 +154,16 @@ impl Loader {
                 }
                 skipped.push(name);
             }
-            let Some(clip) = sample.clip else { bail!(self.nothing_usable()) };
+            let Some((clip, caption)) = sample.clip else { bail!(self.nothing_usable()) };
             clips.extend_from_slice(&clip);
+            captions.push(caption);
             samples.push(number);
         }
         self.position += self.advance;
         let ClipSpec { frames, resolution, .. } = self.set.clip;
         let shape = [self.batch as i64, 3, frames, resolution, resolution];
         let clips = Tensor::f_from_data_size(&clips, &shape, Kind::Uint8)?;
-        Ok(Batch { clips, samples, position: self.position, skipped })
+        Ok(Batch { clips, captions, samples, position: self.position, skipped })
     }
 
     /// Keeps the threads at work on this batch and the following ones.
@@ -215,7 +225,7 @@ impl Set {
             let video = &self.videos[*video as usize];
             let mut generator = stream(self.seed, Purpose::Crop, number, 0);
             match self.clip.cut(&video.source, &mut generator, self.flip) {
-                Ok(clip) => return Sample { clip: Some(clip), skipped },
+                Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped },
                 Err(error) => skipped.push((video.name.clone(), format!("{error:#}"))),
             }
         }
@@ -246,12 +256,12 @@ impl FixedClips {
         self.loader.videos() as u64
     }
 
-    /// The clip of the next usable sample with a number below `end`: `[1, 3, F, H, W]`.
-    pub fn next(&mut self, end: u64) -> Result<Option<Tensor>> {
+    /// The clip of the next usable sample with a number below `end`, `[1, 3, F, H, W]`, and its caption.
+    pub fn next(&mut self, end: u64) -> Result<Option<(Tensor, Option<String>)>> {
         while self.loader.position < end {
-            let batch = self.loader.next()?;
+            let mut batch = self.loader.next()?;
             if batch.skipped.is_empty() {
-                return Ok(Some(batch.clips));
+                return Ok(Some((batch.clips, batch.captions.remove(0))));
             }
         }
         Ok(None)
@@ -263,7 +273,7 @@ impl FixedClips {
 pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor> {
     ensure!(count >= 1, "{count} clips; it must be at least 1");
     let mut fixed = FixedClips::new(config, seed)?;
-    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end")));
+    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end").0));
     Ok(Tensor::cat(&clips.collect::<Result<Vec<_>>>()?, 0))
 }
 

@@ -6,6 +6,7 @@
 //! batches `[B, 3, F, H, W]` on the host. [`normalise`] and [`to_u8`] are the two ends of the networks:
 //! bytes to [-1, 1] and back. Latents never enter here.
 
+pub mod captioned;
 pub mod clip;
 pub mod dataset;
 pub mod demo;
@@ -23,7 +24,7 @@ pub mod video_file;
 pub mod video_file;
 
 pub use clip::{ClipSpec, FrameSource, RgbFrame, normalise, to_u8};
-pub use dataset::{DataConfig, DatasetConfig, Source, VideoDataset, VideoEntry};
+pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry};
 pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
 pub use pack::{pack_clips, pack_generated};

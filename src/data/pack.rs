@@ -12,15 +12,19 @@ use tch::Tensor;
 use super::{
     dataset::DataConfig,
     loader::FixedClips,
-    packed::{CLIPS, PackedSpec},
+    packed::{CAPTIONS, CLIPS, PackedSpec},
 };
 use crate::{
     atomic_file::write_atomically,
     safetensors::{header_bytes, write_safetensors_atomically},
 };
 
+/// What room is left for in the header.
+const MOST_CAPTION_BYTES: usize = 1 << 40;
+
 /// Writes the first `count` samples of the seed, or one of each usable video, as a tensor `clips`,
-/// unsigned bytes `[N, 3, F, H, W]`, never mirrored. Returns N. Clips go to the disk one by one.
+/// unsigned bytes `[N, 3, F, H, W]`, never mirrored; captions as a tensor `captions`, the bytes of a JSON list.
+/// Returns N. Clips go to the disk one by one.
 ///
 /// With more frames than training uses, training cuts its clips at random places out of the packed
 /// ones. Errors: no usable video; a full disk, which leaves what was there before.
@@ -37,14 +41,18 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     };
     let metadata = serde_json::to_value(&spec)?;
     let [frames, side] = [clip.frames as usize, clip.resolution as usize];
-    let header = |clips: u64, least: usize| {
-        let shape = vec![clips as usize, 3, frames, side, side];
-        let bytes = shape.iter().product();
-        header_bytes(
-            vec![(CLIPS.into(), TensorInfo { dtype: Dtype::U8, shape, data_offsets: (0, bytes) })],
-            &metadata,
-            least,
-        )
+    let header = |clips: u64, captions: usize, least: usize| {
+        let mut start = 0;
+        let mut tensor = |name: &str, shape: Vec<usize>| {
+            let data_offsets = (start, start + shape.iter().product::<usize>());
+            start = data_offsets.1;
+            (name.to_string(), TensorInfo { dtype: Dtype::U8, shape, data_offsets })
+        };
+        let mut tensors = vec![tensor(CLIPS, vec![clips as usize, 3, frames, side, side])];
+        if captions > 0 {
+            tensors.push(tensor(CAPTIONS, vec![captions]));
+        }
+        header_bytes(tensors, &metadata, least)
     };
 
     let (most, end) = match count {
@@ -54,17 +62,23 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     let mut packed = 0;
     write_atomically(out, |file| {
         // How many are usable shows at the end: the header is written again, no longer than before.
-        let room = header(most, 0)?;
+        let room = header(most, MOST_CAPTION_BYTES, 0)?;
         file.write_all(&room)?;
+        let mut captions = Vec::new();
         while packed < most
-            && let Some(clip) = fixed.next(end)?
+            && let Some((clip, caption)) = fixed.next(end)?
         {
             file.write_all(&bytes(&clip)?)?;
+            captions.extend(caption);
             packed += 1;
         }
         ensure!(packed > 0, "no usable video");
+        // all have one, or the dataset has none
+        let captions = if captions.is_empty() { Vec::new() } else { serde_json::to_vec(&captions)? };
+        ensure!(captions.len() <= MOST_CAPTION_BYTES, "captions of {} bytes", captions.len());
+        file.write_all(&captions)?;
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(&header(packed, room.len())?)?;
+        file.write_all(&header(packed, captions.len(), room.len())?)?;
         Ok(())
     })?;
     Ok(packed)

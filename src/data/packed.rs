@@ -13,12 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
-    dataset::{DatasetConfig, Source, VideoDataset, VideoEntry},
+    dataset::{DatasetConfig, Listing, Source, VideoDataset, VideoEntry},
 };
 use crate::safetensors::Header;
 
 /// The name of the tensor of clips, unsigned bytes `[N, 3, F, H, W]`.
 pub(super) const CLIPS: &str = "clips";
+
+/// The name of the tensor of captions, the bytes of a JSON list of N texts.
+pub(super) const CAPTIONS: &str = "captions";
 
 /// What a packed file says about its clips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +46,7 @@ pub struct PackedFile {
     start: u64,
     /// N, F, H, W
     shape: [usize; 4],
+    captions: Option<Vec<String>>,
     pub spec: PackedSpec,
 }
 
@@ -59,7 +63,18 @@ impl PackedFile {
         };
         ensure!(info.dtype == Dtype::U8, "{}: their type is {:?}, not U8", foreign(), info.dtype);
         let start = header.data_start + info.data_offsets.0 as u64;
-        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], spec })
+        let captions = match header.tensors.info(CAPTIONS) {
+            None => None,
+            Some(info) => {
+                let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+                file.read_exact_at(&mut bytes, header.data_start + info.data_offsets.0 as u64)?;
+                let captions: Vec<String> =
+                    serde_json::from_slice(&bytes).with_context(|| format!("the captions of {}", path.display()))?;
+                ensure!(captions.len() == n, "{} has {n} clips and {} captions", path.display(), captions.len());
+                Some(captions)
+            }
+        };
+        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], captions, spec })
     }
 
     /// N, the number of clips.
@@ -128,7 +143,7 @@ pub struct Packed {
 }
 
 impl VideoDataset for Packed {
-    fn videos(&self) -> Result<Vec<VideoEntry>> {
+    fn videos(&self) -> Result<Listing> {
         let file = Arc::new(PackedFile::open(&self.file)?);
         ensure!(file.clips() > 0, "{} holds no clips", self.file.display());
         let packed = file.spec.frame_stride;
@@ -141,7 +156,8 @@ impl VideoDataset for Packed {
         let entry = |index| VideoEntry {
             name: format!("{}#{index}", self.file.display()),
             source: Source::Packed { file: file.clone(), index, step: packed },
+            caption: file.captions.as_ref().map(|captions| captions[index as usize].clone()),
         };
-        Ok((0..file.clips()).map(entry).collect())
+        Ok((0..file.clips()).map(entry).collect::<Vec<_>>().into())
     }
 }

@@ -10,8 +10,31 @@ use crate::models::{UNet3d, UNetCondition};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Predict {
+    /// ε (the released setting)
     Noise,
     Z0,
+    /// v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans & Ho 2022): z_0 where noise rules, noise where it does not, so that small
+    /// networks keep the level of colours, which they lose when they predict noise.
+    Velocity,
+}
+
+impl Predict {
+    /// z_0 and noise from a network's output for z_t at ᾱ.
+    fn read(self, z_t: Tensor, output: Tensor, alpha_bar: f64) -> Prediction {
+        let (signal, sigma) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+        match self {
+            Predict::Noise => from_noise(z_t, output, alpha_bar),
+            Predict::Z0 => {
+                let noise = (&z_t - &output * signal) / sigma;
+                Prediction { z_t, z_0: output, noise }
+            }
+            Predict::Velocity => {
+                let z_0 = &z_t * signal - &output * sigma;
+                let noise = &z_t * sigma + &output * signal;
+                Prediction { z_t, z_0, noise }
+            }
+        }
+    }
 }
 
 /// A denoiser's answer; all `[B, C, F, h, w]`.
@@ -50,14 +73,7 @@ impl Denoiser for UNetDenoiser<'_> {
             }
         };
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
-        let alpha_bar = self.schedule.alpha_bar[t as usize];
-        match self.predict {
-            Predict::Noise => from_noise(z_t, output, alpha_bar),
-            Predict::Z0 => {
-                let noise = (&z_t - &output * alpha_bar.sqrt()) / (1.0 - alpha_bar).sqrt();
-                Prediction { z_t, z_0: output, noise }
-            }
-        }
+        self.predict.read(z_t, output, self.schedule.alpha_bar[t as usize])
     }
 }
 
@@ -92,24 +108,79 @@ pub enum Guidance {
     CfgOriginal,
 }
 
-/// Guidance by the unconditional prediction.
-pub struct Guided<'a, C, U> {
-    pub conditional: C,
-    pub unconditional: U,
+/// Guidance by the unconditional prediction: both are made in one pass of the network over twice the clips.
+pub struct Guided<'a> {
+    pub conditional: UNetDenoiser<'a>,
+    /// The same network, given less.
+    pub unconditional: UNetDenoiser<'a>,
     pub weight: f64,
     pub form: Guidance,
     pub schedule: &'a NoiseSchedule,
 }
 
-impl<C: Denoiser, U: Denoiser> Denoiser for Guided<'_, C, U> {
+impl Denoiser for Guided<'_> {
     fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
-        let conditional = self.conditional.predict(z_t, t).noise;
-        let unconditional = self.unconditional.predict(z_t, t).noise;
-        let step = (&conditional - &unconditional) * self.weight;
+        let both = self.conditional.beside(&self.unconditional, z_t).predict(&Tensor::cat(&[z_t, z_t], 0), t);
+        let halves = both.noise.chunk(2, 0);
+        let [conditional, unconditional] = [&halves[0], &halves[1]];
+        let step = (conditional - unconditional) * self.weight;
         let noise = match self.form {
             Guidance::Interpolate => unconditional + step,
             Guidance::CfgOriginal => conditional + step,
         };
         from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+    }
+}
+
+impl<'a> UNetDenoiser<'a> {
+    /// The denoiser of a batch that holds the clips z_t twice, first as this one is given, then as the other.
+    fn beside(&self, other: &UNetDenoiser<'a>, z_t: &Tensor) -> UNetDenoiser<'a> {
+        let stack = |a: &Option<Tensor>, b: &Option<Tensor>| Some(Tensor::cat(&[a.as_ref()?, b.as_ref()?], 0));
+        // without a level: a number that is no row of the class embedding
+        let level = |given: &UNetCondition| match &given.level {
+            Some(level) => level.shallow_clone(),
+            None => Tensor::full([z_t.size()[0]], -1, (Kind::Int64, z_t.device())),
+        };
+        let (own, others) = (&self.given, &other.given);
+        let told = own.level.is_some() || others.level.is_some();
+        UNetDenoiser {
+            mask: stack(&self.mask, &other.mask),
+            given: UNetCondition {
+                level: told.then(|| Tensor::cat(&[level(own), level(others)], 0)),
+                context: stack(&own.context, &others.context),
+            },
+            ..*self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::diffusion::ScheduleConfig;
+
+    /// A network that answers exactly what it is trained on gives back z_0 and noise.
+    #[test]
+    fn a_perfect_answer_is_read_back() {
+        let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+        let draw = || Tensor::randn([1, 2, 3, 4, 4], (Kind::Double, Device::Cpu));
+        let (z_0, noise) = (draw(), draw());
+        for t in [0, 300, 999] {
+            let times = Tensor::from_slice(&[t]);
+            let z_t = schedule.add_noise(&z_0, &times, &noise);
+            for (predict, output) in [
+                (Predict::Noise, noise.shallow_clone()),
+                (Predict::Z0, z_0.shallow_clone()),
+                (Predict::Velocity, schedule.velocity(&z_0, &times, &noise)),
+            ] {
+                let found = predict.read(z_t.shallow_clone(), output, schedule.alpha_bar[t as usize]);
+                for (found, wanted) in [(&found.z_0, &z_0), (&found.noise, &noise)] {
+                    let error = (found - wanted).abs().max().double_value(&[]);
+                    assert!(error < 1e-9, "{predict:?} at {t}: {error:e}");
+                }
+            }
+        }
     }
 }

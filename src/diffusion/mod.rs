@@ -11,6 +11,6 @@ mod schedule;
 pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GuidanceConfig, frame_conditioned};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
-pub use objective::{GivenFrames, Loss, Objective};
+pub use objective::{Condition, GivenFrames, Loss, Objective};
 pub use sampler::{Ddim, Ddpm, DpmSolver, Sampler, SamplerConfig, SamplerRun, UniPc, Variance, sample};
 pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleKind};

@@ -41,6 +41,20 @@ pub struct GivenFrames {
     pub masked_loss: bool,
 }
 
+/// What a batch is given besides z_t and t.
+pub enum Condition {
+    Nothing,
+    Frames(GivenFrames),
+    /// Encoded texts `[B, S, context_width]`.
+    Text(Tensor),
+}
+
+impl From<Option<GivenFrames>> for Condition {
+    fn from(given: Option<GivenFrames>) -> Self {
+        given.map_or(Condition::Nothing, Condition::Frames)
+    }
+}
+
 impl Objective {
     /// The loss of one batch: z_0 and noise `[B, C, F, h, w]`, t `[B]` int64.
     pub fn loss(
@@ -50,12 +64,16 @@ impl Objective {
         z_0: &Tensor,
         t: &Tensor,
         noise: &Tensor,
-        given: Option<&GivenFrames>,
+        given: &Condition,
     ) -> Tensor {
         let z_t = schedule.add_noise(z_0, t, noise);
         let (prediction, given_frames) = match given {
-            None => (unet.forward(&z_t, t, &UNetCondition::default()), None),
-            Some(given) => {
+            Condition::Nothing => (unet.forward(&z_t, t, &UNetCondition::default()), None),
+            Condition::Text(context) => {
+                let condition = UNetCondition { level: None, context: Some(context.shallow_clone()) };
+                (unet.forward(&z_t, t, &condition), None)
+            }
+            Condition::Frames(given) => {
                 let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
                 let mask = given.mask.to_kind(z_0.kind()).expand([b, 1, f, h, w], false);
                 let frames = match &given.level {
@@ -68,11 +86,18 @@ impl Objective {
                 (output, Some((mask, given)))
             }
         };
-        let target = match (self.predict, &given_frames) {
-            (Predict::Z0, _) => z_0.shallow_clone(),
-            (Predict::Noise, None) => noise.shallow_clone(),
-            // on given frames: the noise that was put on them
-            (Predict::Noise, Some((mask, given))) => noise * (1.0 - mask) + &given.noise * mask,
+        // of a frame that carries `noise` at the levels `t`
+        let target_at = |t: Option<&Tensor>, noise: &Tensor| match self.predict {
+            Predict::Z0 => z_0.shallow_clone(),
+            Predict::Noise => noise.shallow_clone(),
+            Predict::Velocity => t.map_or_else(|| noise.shallow_clone(), |t| schedule.velocity(z_0, t, noise)),
+        };
+        let target = match &given_frames {
+            None => target_at(Some(t), noise),
+            // on given frames: by the noise that was put on them
+            Some((mask, given)) => {
+                target_at(Some(t), noise) * (1.0 - mask) + target_at(given.level.as_ref(), &given.noise) * mask
+            }
         };
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
         let compare = |reduction| match self.loss {

@@ -79,6 +79,12 @@ impl NoiseSchedule {
         signal * z_0 + sigma * noise
     }
 
+    /// √ᾱ_t·noise − √(1−ᾱ_t)·z_0, for t `[B]` int64.
+    pub fn velocity(&self, z_0: &Tensor, t: &Tensor, noise: &Tensor) -> Tensor {
+        let (signal, sigma) = self.rates(t, z_0);
+        signal * noise - sigma * z_0
+    }
+
     /// (√ᾱ_t, √(1−ᾱ_t)) of each sample, shaped to multiply `like` `[B, …]`.
     pub fn rates(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];

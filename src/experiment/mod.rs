@@ -5,7 +5,7 @@ mod training;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use file::{parse, read};
@@ -13,10 +13,12 @@ pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConf
 
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
-    data::{DataConfig, DatasetConfig},
+    data::DataConfig,
     diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig},
     metrics::EvaluationConfig,
-    models::{AutoencoderConfig, UNetConfig},
+    models::{AttentionKind, AutoencoderConfig, UNetConfig},
+    nn::Adapter,
+    weights::stable_diffusion::is_temporal,
 };
 
 /// Something that the user wrote is wrong: exit status 2.
@@ -51,12 +53,69 @@ pub trait Experiment: Serialize + serde::de::DeserializeOwned {
 fn check_data(data: &DataConfig) -> Result<()> {
     data.clip()?;
     ensure!(data.workers >= 1, "data.workers must be at least 1");
-    let path = match &data.dataset {
-        DatasetConfig::Folder { root } | DatasetConfig::Frames { root } => root,
-        DatasetConfig::Packed { file } => file,
-    };
-    ensure!(path.exists(), "data.dataset: there is no {}", path.display());
-    Ok(())
+    data.dataset.check().context("data.dataset")
+}
+
+/// The text that a network is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConditioning {
+    /// A run that carries a text encoder: `lvdm import stable-diffusion` makes one.
+    pub encoder: PathBuf,
+    /// Probability that a training sample goes without its caption, so that there is guidance.
+    #[serde(default = "tenth")]
+    pub drop: f64,
+    /// What the pictures in the log show.
+    #[serde(default)]
+    pub prompts: Vec<String>,
+    /// Of those pictures.
+    #[serde(default = "guidance")]
+    pub guidance: f64,
+}
+
+impl TextConditioning {
+    /// By the text encoder that a run carries, with the defaults.
+    pub fn of(run: &Path) -> Self {
+        TextConditioning { encoder: run.to_path_buf(), drop: tenth(), prompts: Vec::new(), guidance: guidance() }
+    }
+}
+
+/// Which of the denoiser's parameters training moves.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Trained {
+    #[default]
+    All,
+    /// Those over frames, which an image model does not have.
+    Temporal,
+    /// Low-rank additions to the maps of every attention; the network itself stays.
+    Adapters(Adapter),
+}
+
+impl Trained {
+    pub fn adapter(self) -> Option<Adapter> {
+        match self {
+            Trained::Adapters(adapter) => Some(adapter),
+            Trained::All | Trained::Temporal => None,
+        }
+    }
+
+    /// Whether training moves the parameter of this name.
+    pub fn moves(self, name: &str) -> bool {
+        match self {
+            Trained::All => true,
+            Trained::Temporal => is_temporal(name),
+            Trained::Adapters(_) => Adapter::owns(name),
+        }
+    }
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn guidance() -> f64 {
+    7.5
 }
 
 /// Training of a video autoencoder: `lvdm train autoencoder FILE`.
@@ -92,8 +151,11 @@ pub struct DiffusionExperiment {
     /// Latents packed by `lvdm data pack --latents`, used instead of decoding and encoding `data`.
     #[serde(default)]
     pub latents: Option<PathBuf>,
-    /// A run of `lvdm train autoencoder`, or one of its checkpoints.
+    /// A run of `lvdm train autoencoder`, or one of its checkpoints, or a run that carries an autoencoder.
     pub autoencoder: PathBuf,
+    /// For a network that is given a text (`unet.attention: text`).
+    #[serde(default)]
+    pub text: Option<TextConditioning>,
     /// Every n-th latent frame of a clip is what the network sees: the sparse frames of hierarchical generation.
     #[serde(default = "one")]
     pub latent_stride: i64,
@@ -103,6 +165,8 @@ pub struct DiffusionExperiment {
     /// A diffusion run whose averaged weights are where training starts: a short-video model.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
+    #[serde(default)]
+    pub trained: Trained,
     #[serde(default)]
     pub schedule: ScheduleConfig,
     #[serde(default)]
@@ -128,6 +192,7 @@ impl Experiment for DiffusionExperiment {
             self.autoencoder.display()
         );
         ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
+        self.check_text()?;
         if let Some(run) = &self.start_from {
             ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
         }
@@ -136,6 +201,44 @@ impl Experiment for DiffusionExperiment {
         self.unet.validate().context("unet")?;
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
+    }
+}
+
+impl DiffusionExperiment {
+    fn check_text(&self) -> Result<()> {
+        let is_text = self.unet.attention == AttentionKind::Text;
+        match (&self.text, is_text) {
+            (None, false) => {
+                ensure!(self.trained == Trained::All, "trained: without `unet.attention: text` only kind: all");
+                return Ok(());
+            }
+            (None, true) => bail!("unet.attention is text: `text.encoder` must name a run that carries a text encoder"),
+            (Some(_), false) => {
+                bail!("text: unet.attention is {:?}, and only text attends to one", self.unet.attention)
+            }
+            (Some(text), true) => {
+                ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
+                ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
+                ensure!(
+                    text.encoder.exists(),
+                    "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
+                    text.encoder.display()
+                );
+            }
+        }
+        ensure!(self.conditioning.is_none(), "conditioning: a network is given frames or a text, not both");
+        ensure!(
+            self.latents.is_some() || self.data.dataset.has_captions(),
+            "data.dataset: its videos have no captions; kinds that have are webvid, captioned and packed"
+        );
+        if let Trained::Adapters(adapter) = &self.trained {
+            adapter.validate().context("trained")?;
+        }
+        ensure!(
+            self.trained == Trained::All || self.start_from.is_some(),
+            "trained: what is not trained must come from somewhere; name a run in start_from"
+        );
+        Ok(())
     }
 }
 

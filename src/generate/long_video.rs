@@ -175,7 +175,7 @@ impl LongVideo {
                 pass.iter().map(|step| z.index_select(2, &Tensor::from_slice(&step.given))).collect();
             let frames = Tensor::cat(&given, 0).to_device(generator.space.device());
             let indices = first.places(&first.given);
-            let given = Given { indices: &indices, frames: &frames, guidance: self.config.guidance };
+            let given = Given::Frames { indices: &indices, frames: &frames, guidance: self.config.guidance };
             let given = (!indices.is_empty()).then_some(&given);
             let base = (done * count) as u64;
             let made = generator

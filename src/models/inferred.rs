@@ -258,24 +258,27 @@ impl ImageAutoencoderConfig {
 }
 
 impl ClipTextConfig {
-    /// All but heads and nonlinearity, which leave no trace: heads are 64 wide in every CLIP, and the rest is
-    /// as in the one that Stable Diffusion 1.x uses.
+    /// All but heads and nonlinearity, which leave no trace: where they are not told, heads are 64 wide as in every
+    /// CLIP, and the rest is as in the one that Stable Diffusion 1.x uses.
     ///
     /// # Errors
     /// Names the tensor that is missing or out of line.
-    pub fn from_shapes(shapes: &Shapes) -> Result<Self> {
+    pub fn from_shapes(shapes: &Shapes, heads: Option<i64>) -> Result<Self> {
         let tokens = "embeddings.token_embedding.weight";
         let width = shapes.axis(tokens, 1)?;
         let layer = |i| format!("encoder.layers.{i}.mlp.fc1.weight");
         let layers = (0..).take_while(|i| shapes.has(&layer(*i))).count() as i64;
-        ensure!(layers > 0 && width % 64 == 0, "{layers} layers of width {width}: no text encoder that is known");
+        ensure!(
+            layers > 0 && (width % 64 == 0 || heads.is_some()),
+            "{layers} layers of width {width}: no text encoder that is known"
+        );
         Ok(ClipTextConfig {
             vocabulary: shapes.axis(tokens, 0)?,
             positions: shapes.axis("embeddings.position_embedding.weight", 0)?,
             width,
             hidden: shapes.axis(&layer(0), 0)?,
             layers,
-            heads: width / 64,
+            heads: heads.unwrap_or(width / 64),
             ..ClipTextConfig::default()
         })
     }

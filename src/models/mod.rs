@@ -11,6 +11,8 @@ mod inferred;
 mod latent_space;
 pub mod lpips;
 pub mod stable_diffusion;
+mod text_encoder;
+mod tokenizer;
 mod unet3d;
 
 pub use autoencoder::{AutoencoderConfig, Posterior, VideoAutoencoder};
@@ -22,4 +24,6 @@ pub use image_autoencoder::{ImageAutoencoder, ImageAutoencoderConfig};
 pub use inferred::{InferredAutoencoder, InferredUNet, Shapes};
 pub use latent_space::{LatentMoments, LatentSpace, LatentSpaceConfig};
 pub use lpips::Lpips;
+pub use text_encoder::{TextEncoder, TextEncoderConfig};
+pub use tokenizer::{Tokenizer, TokenizerFiles};
 pub use unet3d::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts};

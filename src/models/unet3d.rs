@@ -168,7 +168,7 @@ impl UNetPorts {
 /// What a forward pass is given besides z_t and t.
 #[derive(Default)]
 pub struct UNetCondition {
-    /// `[B]` int64: row of the class embedding.
+    /// `[B]` int64: row of the class embedding; none for a sample whose number is negative.
     pub level: Option<Tensor>,
     /// `[B, S, context_width]`: an encoded text.
     pub context: Option<Tensor>,
@@ -351,12 +351,17 @@ struct CrossAttention {
 }
 
 impl CrossAttention {
+    /// One of its linear maps, which can have an adapter.
+    fn map(scope: &Scope, inputs: i64, outputs: i64, init: Init, bias: bool) -> Linear {
+        Linear::with_init(scope, inputs, outputs, init, bias).adapted(scope)
+    }
+
     fn new(scope: &Scope, channels: i64, context: i64, heads: i64) -> Self {
         CrossAttention {
-            to_q: Linear::without_bias(&scope.sub("to_q"), channels, channels),
-            to_k: Linear::without_bias(&scope.sub("to_k"), context, channels),
-            to_v: Linear::without_bias(&scope.sub("to_v"), context, channels),
-            to_out: Linear::new(&scope.sub("to_out").sub(0), channels, channels),
+            to_q: Self::map(&scope.sub("to_q"), channels, channels, Init::fan_in(channels), false),
+            to_k: Self::map(&scope.sub("to_k"), context, channels, Init::fan_in(context), false),
+            to_v: Self::map(&scope.sub("to_v"), context, channels, Init::fan_in(context), false),
+            to_out: Self::map(&scope.sub("to_out").sub(0), channels, channels, Init::fan_in(channels), true),
             relative: None,
             heads,
         }
@@ -365,12 +370,12 @@ impl CrossAttention {
     /// Over frames: all four maps start at zero, so the layer starts as the identity of its residual;
     /// the value table of the relative positions is what lets a gradient in.
     fn temporal(scope: &Scope, channels: i64, heads: i64, max_distance: Option<i64>) -> Self {
-        let zero = |name: &str| Linear::with_init(&scope.sub(name), channels, channels, Init::ZEROS, false);
+        let zero = |scope: &Scope, bias| Self::map(scope, channels, channels, Init::ZEROS, bias);
         CrossAttention {
-            to_q: zero("to_q"),
-            to_k: zero("to_k"),
-            to_v: zero("to_v"),
-            to_out: Linear::with_init(&scope.sub("to_out").sub(0), channels, channels, Init::ZEROS, true),
+            to_q: zero(&scope.sub("to_q"), false),
+            to_k: zero(&scope.sub("to_k"), false),
+            to_v: zero(&scope.sub("to_v"), false),
+            to_out: zero(&scope.sub("to_out").sub(0), true),
             relative: max_distance.map(|l| RelativePosition::new(scope, l, channels / heads)),
             heads,
         }
@@ -383,6 +388,17 @@ impl CrossAttention {
             None => attention(&q, &k, &v, self.heads),
             Some(relative) => relative.attention(&q, &k, &v, self.heads, KeyTerm::Scaled),
         })
+    }
+}
+
+impl CrossAttention {
+    /// Self-attention over frames of `[B·F, P, C]` without moving them in memory, where there is a kernel for it.
+    fn over_frames(&self, x: &Tensor, frames: i64) -> Option<Tensor> {
+        let relative = self.relative.as_ref()?;
+        let (bf, places, _) = x.size3().expect("[B·F, P, C]");
+        let qkv = Tensor::cat(&[self.to_q.forward(x), self.to_k.forward(x), self.to_v.forward(x)], -1);
+        let qkv = qkv.reshape([bf / frames, frames, places, -1]);
+        Some(self.to_out.forward(&relative.in_place(&qkv, self.heads, KeyTerm::Scaled)?.flatten(0, 1)))
     }
 }
 
@@ -441,6 +457,13 @@ impl TransformerBlock {
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
         let temporal = |x: &Frames, norm: &LayerNorm, attention: &CrossAttention| {
+            if fuses(&x.x) {
+                let positions = x.positions();
+                let normed = norm.forward(&positions);
+                if let Some(attended) = attention.over_frames(&normed, x.frames) {
+                    return x.from_positions(&(positions + attended));
+                }
+            }
             let tracks = x.tracks();
             let normed = norm.forward(&tracks);
             x.from_tracks(&(&tracks + attention.forward(&normed, &normed)))
@@ -622,7 +645,8 @@ impl UNet3d {
         let mut embedding =
             second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
-            embedding += table.index_select(0, level);
+            let told = level.ge(0).to_kind(kind).unsqueeze(-1);
+            embedding += table.index_select(0, &level.clamp_min(0)) * told;
         }
         let x = Frames::fold(z_t);
         // a frame's text is its clip's

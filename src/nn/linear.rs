@@ -1,12 +1,65 @@
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Init, Scope};
 use crate::torch::{Autocast, fuses};
 
+/// A low-rank addition to a linear map (Hu et al. 2021): W + alpha / rank · up · down.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Adapter {
+    pub rank: i64,
+    pub alpha: f64,
+}
+
+impl Adapter {
+    const DOWN: &'static str = "adapter_down";
+    const UP: &'static str = "adapter_up";
+
+    /// # Errors
+    /// Names the number that makes no sense.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.rank >= 1, "rank must be at least 1, not {}", self.rank);
+        ensure!(self.alpha.is_finite() && self.alpha > 0.0, "alpha must be positive, not {}", self.alpha);
+        Ok(())
+    }
+
+    /// Whether a parameter is an adapter's.
+    pub fn owns(name: &str) -> bool {
+        name.ends_with(Self::DOWN) || name.ends_with(Self::UP)
+    }
+
+    /// Adds all adapters to their maps: what is left computes the same without them.
+    ///
+    /// # Errors
+    /// An adapter without its other half or its map.
+    pub fn merge(&self, weights: &mut BTreeMap<String, Tensor>) -> Result<()> {
+        let places: Vec<String> =
+            weights.keys().filter_map(|name| name.strip_suffix(Self::DOWN)).map(str::to_string).collect();
+        for place in places {
+            let mut take = |name: &str| weights.remove(&format!("{place}{name}"));
+            let (Some(down), Some(up), Some(weight)) = (take(Self::DOWN), take(Self::UP), take("weight")) else {
+                anyhow::bail!("the adapter of `{place}weight` is not whole");
+            };
+            weights.insert(format!("{place}weight"), weight + up.matmul(&down) * self.scale());
+        }
+        Ok(())
+    }
+
+    fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+}
+
 /// `x Wᵀ + b` over the last axis.
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    /// down `[rank, inputs]`, up `[outputs, rank]`, scale
+    adapter: Option<(Tensor, Tensor, f64)>,
 }
 
 impl Linear {
@@ -25,7 +78,18 @@ impl Linear {
         Linear {
             weight: scope.parameter("weight", &[outputs, inputs], init),
             bias: bias.then(|| scope.parameter("bias", &[outputs], init)),
+            adapter: None,
         }
+    }
+
+    /// With an adapter if the scope asks for them; it starts as no change.
+    pub fn adapted(mut self, scope: &Scope) -> Self {
+        self.adapter = scope.adapter().map(|adapter| {
+            let (outputs, inputs) = self.weight.size2().expect("a matrix");
+            let down = scope.parameter(Adapter::DOWN, &[adapter.rank, inputs], Init::fan_in(inputs));
+            (down, scope.parameter(Adapter::UP, &[outputs, adapter.rank], Init::ZEROS), adapter.scale())
+        });
+        self
     }
 
     /// A linear layer that checkpoints store as a convolution of kernel size one: weight `[outputs, inputs, 1…]`.
@@ -34,13 +98,18 @@ impl Linear {
         Linear {
             weight: scope.parameter("weight", &shape, init),
             bias: Some(scope.parameter("bias", &[outputs], init)),
+            adapter: None,
         }
     }
 
     /// `[…, inputs]` → `[…, outputs]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = if self.weight.dim() > 2 { self.weight.flatten(1, -1) } else { self.weight.shallow_clone() };
-        product(x, &weight, self.bias.as_ref())
+        let y = product(x, &weight, self.bias.as_ref());
+        match &self.adapter {
+            None => y,
+            Some((down, up, scale)) => y + x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale,
+        }
     }
 
     /// As [`Self::forward`], never in mixed precision: for the few rows that steer all others.

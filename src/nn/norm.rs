@@ -87,6 +87,19 @@ impl GroupNorm {
         if silu { x.with(y.x.silu()) } else { y }
     }
 
+    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. On the CPU in one pass, channels last in memory.
+    pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
+        let x = full_precision(x);
+        if !fuses(&x) {
+            return self.forward(&x).silu();
+        }
+        let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
+        let places = x.permute([0, 2, 3, 4, 1]).reshape([b, f * h * w, 1, c]);
+        let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+        let y = group_norm(&places, &weight, &bias, self.groups, self.eps, true);
+        y.view([b, f, h, w, c]).permute([0, 4, 1, 2, 3])
+    }
+
     /// `[N, T, C]`, over T.
     pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
         let tokens = full_precision(tokens);

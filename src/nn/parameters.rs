@@ -7,6 +7,7 @@ use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::Adapter;
 use crate::random::{Purpose, stream};
 
 /// How a parameter starts.
@@ -63,7 +64,7 @@ impl Parameters {
 
     /// The place from which a network declares its parameters.
     pub fn root(&self) -> Scope {
-        Scope { parameters: self.clone(), prefix: String::new() }
+        Scope { parameters: self.clone(), prefix: String::new(), adapter: None }
     }
 
     pub fn device(&self) -> Device {
@@ -95,6 +96,14 @@ impl Parameters {
     /// Stops gradients for all of them (evaluation, frozen networks).
     pub fn freeze(&self) {
         for entry in self.entries.borrow_mut().iter_mut() {
+            let _ = entry.tensor.requires_grad_(false);
+            entry.trainable = false;
+        }
+    }
+
+    /// Freezes all but those that are chosen by name.
+    pub fn train_only(&self, chosen: impl Fn(&str) -> bool) {
+        for entry in self.entries.borrow_mut().iter_mut().filter(|e| e.trainable && !chosen(&e.name)) {
             let _ = entry.tensor.requires_grad_(false);
             entry.trainable = false;
         }
@@ -219,11 +228,21 @@ pub fn fnv1a64(name: &str) -> u64 {
 pub struct Scope {
     parameters: Parameters,
     prefix: String,
+    adapter: Option<Adapter>,
 }
 
 impl Scope {
     pub fn sub(&self, name: impl Display) -> Scope {
-        Scope { parameters: self.parameters.clone(), prefix: self.full(name) }
+        Scope { prefix: self.full(name), ..self.clone() }
+    }
+
+    /// The same place, where linear maps that can have an adapter get one.
+    pub fn with_adapters(self, adapter: Option<Adapter>) -> Scope {
+        Scope { adapter, ..self }
+    }
+
+    pub fn adapter(&self) -> Option<Adapter> {
+        self.adapter
     }
 
     /// A trainable parameter.

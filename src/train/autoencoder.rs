@@ -79,7 +79,7 @@ impl Task for AutoencoderTask {
 
     fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.loader.next()?;
-        Ok(Batch { data: batch.clips, samples: batch.samples, position: batch.position })
+        Ok(Batch { data: batch.clips, text: None, samples: batch.samples, position: batch.position })
     }
 
     fn skipped_videos(&self) -> usize {

@@ -7,11 +7,11 @@ use tch::{Device, Tensor};
 use super::{Batch, LatentFile, Phase, Picture, Task};
 use crate::{
     data::{Loader, normalise},
-    diffusion::GivenFrames,
+    diffusion::{Condition, GivenFrames},
     experiment::DiffusionExperiment,
-    generate::{Generator, starting_weights},
-    models::LatentSpace,
-    nn::Parameters,
+    generate::{Generator, Given, starting_weights},
+    models::{LatentSpace, TextEncoder},
+    nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
 };
 
@@ -39,6 +39,7 @@ impl DiffusionTask {
     pub fn new(
         experiment: &DiffusionExperiment,
         space: LatentSpace,
+        text: Option<TextEncoder>,
         device: Device,
         position: u64,
         fresh: bool,
@@ -49,7 +50,7 @@ impl DiffusionTask {
         let source = match &experiment.latents {
             None => Source::Clips(Loader::new(data, batch, seed, position)?),
             Some(file) => {
-                let latents = LatentFile::open(file, &space, batch, seed, position)?;
+                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position)?;
                 ensure!(
                     latents.shape() == latent,
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",
@@ -60,11 +61,13 @@ impl DiffusionTask {
             }
         };
         let parameters = Parameters::new(device, seed);
-        let generator = Generator::new(experiment, space, &parameters)?;
+        let generator = Generator::new(experiment, space, text, &parameters)?;
         if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
-            let weights = starting_weights(run, experiment, generator.latent)?;
+            let mut weights = starting_weights(run, experiment, generator.latent)?;
+            weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
+        parameters.train_only(|name| experiment.trained.moves(name));
         Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
     }
 }
@@ -79,19 +82,40 @@ impl Task for DiffusionTask {
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
+        let seed = self.experiment.seed;
+        let drop = self.experiment.text.as_ref().map_or(0.0, |text| text.drop);
+        let dropped = |sample: &u64| stream(seed, Purpose::Caption, *sample, 0).random_bool(drop);
         match &mut self.source {
-            Source::Latents(file) => Ok(file.next_batch()),
+            Source::Latents(file) => {
+                let mut batch = file.next_batch();
+                if let (Some(text), Some(encoder)) = (&batch.text, &self.generator.text) {
+                    let rows: Vec<bool> = batch.samples.iter().map(dropped).collect();
+                    let dropped = Tensor::from_slice(&rows).reshape([-1, 1, 1]).to_device(self.device);
+                    batch.text = Some(encoder.empty()?.where_self(&dropped, &text.to_device(self.device)));
+                }
+                Ok(batch)
+            }
             Source::Clips(loader) => {
                 let batch = loader.next()?;
                 let moments = self.generator.space.moments_of(&normalise(&batch.clips.to_device(self.device)));
-                Ok(Batch { data: moments, samples: batch.samples, position: batch.position })
+                let text = match &self.generator.text {
+                    None => None,
+                    Some(encoder) => {
+                        let captions = batch.captions.into_iter().zip(&batch.samples).map(|(caption, sample)| {
+                            let caption = caption.context("data.dataset: a clip has no caption")?;
+                            Ok(if dropped(sample) { String::new() } else { caption })
+                        });
+                        Some(encoder.encode(&captions.collect::<Result<Vec<_>>>()?)?)
+                    }
+                };
+                Ok(Batch { data: moments, text, samples: batch.samples, position: batch.position })
             }
         }
     }
 
     fn skipped_videos(&self) -> usize {
         match &self.source {
-            Source::Clips(loader) => loader.skipped().len(),
+            Source::Clips(loader) => loader.unusable(),
             Source::Latents(_) => 0,
         }
     }
@@ -108,7 +132,7 @@ impl Task for DiffusionTask {
         };
         let t = below(Purpose::DiffusionTime, schedule.steps());
         let noise = draw(Purpose::DiffusionNoise);
-        let given = conditioning.as_ref().map(|conditioning| {
+        let frames = conditioning.as_ref().map(|conditioning| {
             let mask =
                 |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
             let level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
@@ -120,14 +144,25 @@ impl Task for DiffusionTask {
                 masked_loss: conditioning.masked_loss,
             }
         });
-        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, given.as_ref());
+        let given = match &batch.text {
+            Some(text) => Condition::Text(text.shallow_clone()),
+            None => frames.into(),
+        };
+        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
         (&loss * scale).backward();
         Ok(vec![("loss", loss.to_device(Device::Cpu).double_value(&[]))])
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
         let samples: Vec<u64> = (0..SHOWN).collect();
-        let clips = self.generator.videos(&samples, self.experiment.sampler, self.experiment.seed, &mut |_, _| {})?;
+        let prompts: Option<Vec<String>> = self.experiment.text.as_ref().and_then(|text| {
+            let endless = text.prompts.iter().cycle().take(SHOWN as usize).cloned().collect::<Vec<_>>();
+            (!endless.is_empty()).then_some(endless)
+        });
+        let guidance = self.experiment.text.as_ref().map_or(1.0, |text| text.guidance);
+        let given = prompts.as_ref().map(|prompts| Given::Text { prompts, negative: "", guidance });
+        let DiffusionExperiment { sampler, seed, .. } = self.experiment;
+        let clips = self.generator.videos(&samples, given.as_ref(), sampler, seed, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])
     }
 }

@@ -1,17 +1,17 @@
-//! Latents that were encoded once: the raw posterior's moments of many clips in one file.
+//! Latents, and captions with them, that were encoded once: the raw posterior's moments of many clips in one file.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
-    data::{DataConfig, Loader, normalise},
+    data::{self, DataConfig, Loader, normalise},
     experiment::Mistake,
-    models::LatentSpace,
+    models::{LatentSpace, TextEncoder},
     random::{Purpose, stream},
     safetensors::{read_safetensors, write_safetensors_atomically},
 };
@@ -24,13 +24,15 @@ struct Origin {
     shift: f64,
 }
 
-/// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`.
-/// With more samples than videos, a video gives several clips.
+/// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
+/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
+/// videos, a video gives several clips.
 ///
 /// # Errors
-/// Data that cannot be read; a full disk.
+/// Data that cannot be read or has no captions; a full disk.
 pub fn pack_latents(
     space: &LatentSpace,
+    text: Option<&TextEncoder>,
     data: &DataConfig,
     count: u64,
     seed: u64,
@@ -39,22 +41,33 @@ pub fn pack_latents(
 ) -> Result<()> {
     let batch = 8.min(count.max(1)) as i64;
     let mut loader = Loader::new(data, batch, seed, 0)?;
-    let mut moments = Vec::new();
+    let (mut moments, mut context) = (Vec::new(), Vec::new());
     let mut done = 0;
     while done < count {
-        let clips = loader.next()?.clips;
+        let data::Batch { clips, captions, .. } = loader.next()?;
         let clips = clips.narrow(0, 0, (batch as u64).min(count - done) as i64);
+        if let Some(text) = text {
+            let captions: Option<Vec<String>> = captions.into_iter().take(clips.size()[0] as usize).collect();
+            let captions = captions.context("these videos have no captions")?;
+            context.push(text.encode(&captions)?.to_device(Device::Cpu));
+        }
         done += clips.size()[0] as u64;
-        moments.push(space.moments_of(&normalise(&clips.to_device(space.device()))).to_device(tch::Device::Cpu));
+        moments.push(space.moments_of(&normalise(&clips.to_device(space.device()))).to_device(Device::Cpu));
         on_clip(done);
     }
     let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift };
-    write_safetensors_atomically(out, &[("moments", Tensor::cat(&moments, 0))], &serde_json::to_value(origin)?)
+    let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
+    if let Some(text) = text {
+        tensors.push(("context", Tensor::cat(&context, 0)));
+        tensors.push(("context_empty", text.empty()?));
+    }
+    write_safetensors_atomically(out, &tensors, &serde_json::to_value(origin)?)
 }
 
 /// A file of latents, drawn from in the order of a seed.
 pub struct LatentFile {
     moments: Tensor,
+    context: Option<Tensor>,
     seed: u64,
     batch: u64,
     position: u64,
@@ -63,8 +76,15 @@ pub struct LatentFile {
 
 impl LatentFile {
     /// # Errors
-    /// A file that `lvdm data pack --latents` did not write, or wrote for another autoencoder.
-    pub fn open(path: &Path, space: &LatentSpace, batch: i64, seed: u64, position: u64) -> Result<Self> {
+    /// A file that `lvdm data pack --latents` did not write, or wrote for another autoencoder or text encoder.
+    pub fn open(
+        path: &Path,
+        space: &LatentSpace,
+        text: Option<&TextEncoder>,
+        batch: i64,
+        seed: u64,
+        position: u64,
+    ) -> Result<Self> {
         let (mut tensors, metadata) = read_safetensors(path)?;
         let not = || format!("{} does not hold latents of `lvdm data pack --latents`", path.display());
         let origin: Origin = serde_json::from_value(metadata.with_context(not)?).with_context(not)?;
@@ -77,7 +97,11 @@ impl LatentFile {
             ))
             .into());
         }
-        Ok(LatentFile { moments, seed, batch: batch as u64, position, order: (u64::MAX, Vec::new()) })
+        let context = match text {
+            None => None,
+            Some(text) => Some(encoded_texts(&mut tensors, text, path)?),
+        };
+        Ok(LatentFile { moments, context, seed, batch: batch as u64, position, order: (u64::MAX, Vec::new()) })
     }
 
     /// `[C, F, h, w]` of a latent.
@@ -103,6 +127,27 @@ impl LatentFile {
             })
             .collect();
         self.position += self.batch;
-        Batch { data: self.moments.index_select(0, &Tensor::from_slice(&rows)), samples, position: self.position }
+        let rows = Tensor::from_slice(&rows);
+        Batch {
+            data: self.moments.index_select(0, &rows),
+            text: self.context.as_ref().map(|context| context.index_select(0, &rows)),
+            samples,
+            position: self.position,
+        }
     }
+}
+
+/// The captions in a file of latents: by this text encoder, as what it makes of the empty prompt shows.
+fn encoded_texts(tensors: &mut BTreeMap<String, Tensor>, text: &TextEncoder, path: &Path) -> Result<Tensor> {
+    let (Some(context), Some(empty)) = (tensors.remove("context"), tensors.remove("context_empty")) else {
+        return Err(Mistake(format!("{} holds no captions: pack it again with --text RUN", path.display())).into());
+    };
+    let own = text.empty()?.to_device(Device::Cpu);
+    if own.size() != empty.size() || !own.allclose(&empty, 1e-3, 1e-4, false) {
+        let path = path.display();
+        return Err(
+            Mistake(format!("{path} was encoded by another text encoder than text.encoder: pack it again")).into()
+        );
+    }
+    Ok(context)
 }

@@ -24,6 +24,8 @@ use crate::{
 pub struct Batch {
     /// `[B, …]` on the host; what it holds is the task's.
     pub data: Tensor,
+    /// Encoded texts `[B, S, width]` on the network's device, for a network that is given any.
+    pub text: Option<Tensor>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The sample after the last one.

@@ -93,6 +93,12 @@ impl Network {
         }
     }
 
+    /// The network's own tensors of an original checkpoint, under our names.
+    pub fn own(self, tensors: &BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+        let strip = |name: &str| self.prefixes().iter().find_map(|prefix| Some(name.strip_prefix(prefix)?.to_string()));
+        tensors.iter().filter_map(|(name, tensor)| Some((strip(name)?, tensor.shallow_clone()))).collect()
+    }
+
     /// What diffusers (for the text encoder, transformers 5) calls one of our parameters;
     /// none if the image model does not have it.
     pub fn diffusers_name(self, name: &str) -> Option<String> {
@@ -191,6 +197,17 @@ impl Network {
     }
 }
 
+/// An original checkpoint's tensors: those of the denoiser with all that belongs to no network, of the image
+/// autoencoder, of the text encoder.
+pub fn split(tensors: BTreeMap<String, Tensor>) -> [BTreeMap<String, Tensor>; 3] {
+    let mut parts = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
+    for (name, tensor) in tensors {
+        let place = [AUTOENCODER, TEXT_ENCODER].into_iter().position(|prefix| name.starts_with(prefix));
+        parts[place.map_or(0, |place| place + 1)].insert(name, tensor);
+    }
+    parts
+}
+
 /// `[o, i, …]` → `[o, i, 1…, …]`, as many unit axes as the shape needs: kernels of images become kernels of
 /// one frame, linear maps become kernels of one position. None if that does not give the shape.
 fn inflated(tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
@@ -203,8 +220,8 @@ fn inflated(tensor: &Tensor, shape: &[i64]) -> Option<Tensor> {
     ([front, &vec![1; units], back].concat() == shape).then(|| tensor.reshape(shape))
 }
 
-/// Layers over frames inside a transformer block, which no image model has.
-fn is_temporal(name: &str) -> bool {
+/// Whether a parameter of the denoiser belongs to the layers over frames, which no image model has.
+pub fn is_temporal(name: &str) -> bool {
     name.contains(".transformer_blocks.")
         && name.split('.').any(|part| matches!(part, "attn1_tmp" | "attn2_tmp" | "norm4" | "norm5"))
 }

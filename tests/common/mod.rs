@@ -1,6 +1,8 @@
 //! What several test files need. Each of them uses a part of it.
 #![allow(dead_code)]
 
+pub mod pickle;
+
 use std::{
     collections::BTreeMap,
     fs,

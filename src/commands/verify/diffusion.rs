@@ -7,8 +7,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved};
 use crate::{
     diffusion::{
-        Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule, Objective,
-        Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
+        Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule,
+        Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
     },
     models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
@@ -241,7 +241,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
         masked_loss: false,
     });
     let objective = objective(&config.loss, &config.parameterization)?;
-    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, given.as_ref());
+    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &given.into());
     loss.backward();
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
@@ -282,7 +282,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     let mut losses = Vec::new();
     for step in 0..t.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
-        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), None);
+        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::Nothing);
         optimizer.zero_grad()?;
         loss.backward();
         optimizer.step()?;

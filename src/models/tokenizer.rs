@@ -1,0 +1,136 @@
+//! CLIP's tokenizer: a prompt → the numbers that the text encoder reads.
+
+use std::{fs, path::Path, str::FromStr};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+const START: &str = "<|startoftext|>";
+const END: &str = "<|endoftext|>";
+
+/// What a tokenizer is made of: a run carries it beside its text encoder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenizerFiles {
+    /// The contents of a `tokenizer.json`.
+    pub contents: Value,
+    /// The token that fills short prompts up, if it is not the one that ends them.
+    pub padding: Option<String>,
+}
+
+impl TokenizerFiles {
+    /// A folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`, and perhaps a `tokenizer_config.json`
+    /// that names the padding.
+    ///
+    /// # Errors
+    /// Names the file that is missing or damaged.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let [whole, vocabulary, merges, config] =
+            ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"].map(|name| folder.join(name));
+        let contents = if whole.exists() {
+            read_json(&whole)?
+        } else {
+            ensure!(
+                vocabulary.exists() && merges.exists(),
+                "{} holds neither tokenizer.json nor vocab.json and merges.txt",
+                folder.display()
+            );
+            let merges = fs::read_to_string(&merges).with_context(|| format!("cannot read {}", merges.display()))?;
+            described(&read_json(&vocabulary)?, &merges).with_context(|| vocabulary.display().to_string())?
+        };
+        let config = if config.exists() { read_json(&config)? } else { Value::Null };
+        let token = config.get("pad_token").map(|token| token.get("content").unwrap_or(token));
+        Ok(TokenizerFiles { contents, padding: token.and_then(Value::as_str).map(str::to_string) })
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+/// A vocabulary and merges as a `tokenizer.json`, with the rules by which CLIP's are applied.
+fn described(vocabulary: &Value, merges: &str) -> Result<Value> {
+    let is_merge = |line: &&str| !line.is_empty() && !line.starts_with("#version");
+    let merges: Vec<&str> = merges.lines().filter(is_merge).collect();
+    let special = |content: &str| -> Result<Value> {
+        let id = vocabulary.get(content).with_context(|| format!("the vocabulary has no `{content}`"))?;
+        Ok(json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true}))
+    };
+    let words = format!(
+        r"{}|{}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+",
+        START.replace('|', r"\|"),
+        END.replace('|', r"\|")
+    );
+    Ok(json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [special(START)?, special(END)?],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": words}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        ]},
+        "post_processor": null,
+        "decoder": null,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": END, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false,
+            "vocab": vocabulary, "merges": merges,
+        },
+    }))
+}
+
+/// Lower case, one space for any white space, composed letters, then byte pairs of words (Radford et al. 2021).
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    start: i64,
+    end: i64,
+    padding: i64,
+}
+
+impl Tokenizer {
+    /// # Errors
+    /// Files that are no tokenizer's; a vocabulary without start, end or padding.
+    pub fn new(files: &TokenizerFiles) -> Result<Self> {
+        let mut inner =
+            tokenizers::Tokenizer::from_str(&files.contents.to_string()).map_err(|e| anyhow!("tokenizer: {e}"))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| anyhow!("tokenizer: {e}"))?;
+        let id = |token: &str| {
+            inner.token_to_id(token).map(i64::from).with_context(|| format!("the tokenizer has no `{token}`"))
+        };
+        let (start, end) = (id(START)?, id(END)?);
+        let padding = files.padding.as_deref().map_or(Ok(end), id)?;
+        Ok(Tokenizer { inner, start, end, padding })
+    }
+
+    /// One more than the largest number it gives.
+    pub fn vocabulary(&self) -> i64 {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |most| i64::from(most) + 1)
+    }
+
+    /// Start, the prompt, end, and padding up to `length`. A longer prompt is cut, with a warning.
+    ///
+    /// # Errors
+    /// The tokenizer's own.
+    pub fn tokens(&self, prompt: &str, length: i64) -> Result<Vec<i64>> {
+        let encoding = self.inner.encode_fast(prompt, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
+        let ids = encoding.get_ids();
+        let room = length.max(2) as usize - 2;
+        if ids.len() > room {
+            let head: String = prompt.chars().take(40).collect();
+            tracing::warn!("a prompt of {} tokens is cut to {length}: `{head}…`", ids.len() + 2);
+        }
+        let words = ids.iter().take(room).map(|&id| i64::from(id));
+        let mut tokens: Vec<i64> = std::iter::once(self.start).chain(words).chain([self.end]).collect();
+        tokens.resize(length as usize, self.padding);
+        Ok(tokens)
+    }
+}

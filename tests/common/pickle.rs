@@ -1,0 +1,90 @@
+//! Checkpoints as PyTorch writes them.
+
+use std::{collections::BTreeMap, fs::File, io::Write, path::Path};
+
+use tch::{Kind, Tensor};
+use zip::{CompressionMethod, ZipWriter, write::FileOptions};
+
+/// A pickle under construction, as PyTorch writes it.
+pub struct Pickle(pub Vec<u8>);
+
+impl Pickle {
+    pub fn raw(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    pub fn text(&mut self, text: &str) {
+        self.raw(b"X");
+        self.raw(&(text.len() as u32).to_le_bytes());
+        self.raw(text.as_bytes());
+    }
+
+    pub fn int(&mut self, value: i64) {
+        self.raw(b"J");
+        self.raw(&(value as i32).to_le_bytes());
+    }
+
+    pub fn ints(&mut self, values: &[i64]) {
+        self.raw(b"(");
+        values.iter().for_each(|&value| self.int(value));
+        self.raw(b"t");
+    }
+
+    /// A call of `_rebuild_tensor_v2` on a contiguous tensor.
+    pub fn tensor(&mut self, tensor: &Tensor, storage: &str) {
+        self.raw(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        self.text("storage");
+        let kind = match tensor.kind() {
+            Kind::Float => "Float",
+            Kind::Half => "Half",
+            Kind::Int => "Int",
+            Kind::Int64 => "Long",
+            other => panic!("{other:?}"),
+        };
+        self.raw(format!("ctorch\n{kind}Storage\n").as_bytes());
+        self.text(storage);
+        self.text("cpu");
+        self.int(tensor.numel() as i64);
+        self.raw(b"tQK\x00");
+        self.ints(&tensor.size());
+        // as `bytes` lays them
+        self.ints(&tensor.contiguous().stride());
+        self.raw(b"\x89ccollections\nOrderedDict\n)RtR");
+    }
+}
+
+/// Writes a checkpoint; `more` adds to the dictionary that holds the state dict.
+pub fn write_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>, more: &dyn Fn(&mut Pickle)) {
+    let mut pickle = Pickle(b"\x80\x02}(".to_vec());
+    more(&mut pickle);
+    pickle.text("state_dict");
+    pickle.raw(b"ccollections\nOrderedDict\n)R(");
+    // names of one tensor share its storage
+    let mut storages: Vec<&Tensor> = Vec::new();
+    for (name, tensor) in tensors {
+        let known = storages.iter().position(|other| other.data_ptr() == tensor.data_ptr());
+        let storage = known.unwrap_or_else(|| {
+            storages.push(tensor);
+            storages.len() - 1
+        });
+        pickle.text(name);
+        pickle.tensor(tensor, &storage.to_string());
+    }
+    pickle.raw(b"uu.");
+    let mut archive = ZipWriter::new(File::create(path).unwrap());
+    let stored = FileOptions::default().compression_method(CompressionMethod::Stored);
+    archive.start_file("archive/data.pkl", stored).unwrap();
+    archive.write_all(&pickle.0).unwrap();
+    for (i, tensor) in storages.iter().enumerate() {
+        archive.start_file(format!("archive/data/{i}"), stored).unwrap();
+        archive.write_all(&bytes(tensor)).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+pub fn bytes(tensor: &Tensor) -> Vec<u8> {
+    let tensor = tensor.detach().contiguous();
+    let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut bytes, tensor.numel());
+    bytes
+}
