@@ -2,11 +2,13 @@
 # make demo-long    after it: prediction and interpolation models, 256 frames two ways, curves
 # make test         set up, build, fetch weights, run all tests
 # make lint         formatting and clippy, warnings as errors
+# make soak         kill a training two hundred times and compare it with one never interrupted
+# make bench-scaling   two ranks against one; on a quiet machine
 # make setup        install what is missing; after it plain `cargo build` and `cargo test` work too
 #
 # Everything is built in the release profile, so that `demo` and `test` share one build.
 
-.PHONY: setup build weights demo demo-long test lint clean-runs
+.PHONY: setup build weights demo demo-long test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -39,6 +41,12 @@ test: weights
 lint: setup
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+
+soak: setup
+	LVDM_SOAK=200 cargo test --release --locked --test checkpoints -- --nocapture again_and_again
+
+bench-scaling: setup
+	cargo bench --profile release --locked --bench scaling
 
 # What `make demo` wrote.
 clean-runs:

@@ -35,9 +35,11 @@ fn main() {
         ),
     }
 
-    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp"];
-    for source in sources {
-        println!("cargo:rerun-if-changed={source}");
+    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
+    for file in
+        sources.into_iter().chain(["src/torch/nccl.cpp", "src/torch/guarded.h", "src/torch/gloo/gloo/context.h"])
+    {
+        println!("cargo:rerun-if-changed={file}");
     }
     cc::Build::new()
         .cpp(true)
@@ -46,14 +48,53 @@ fn main() {
         .opt_level(3)
         .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
         .debug(false)
+        .include("src/torch/gloo")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
+        .define("USE_C10D_GLOO", None)
         .files(sources)
         .compile("lvdm_torch");
+    if let Some(nccl) = nccl(&libtorch) {
+        println!("cargo:rustc-env=LVDM_NCCL={}", nccl.display());
+    }
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// Compiles NCCL's part into a shared object of its own, which is opened where a GPU is used; none where the headers
+/// of CUDA and NCCL are not beside LibTorch, as with the wheels for the CPU.
+fn nccl(libtorch: &Path) -> Option<PathBuf> {
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let wheels = libtorch.parent()?.join("nvidia");
+    let mut includes = vec![wheels.join("cu13/include"), wheels.join("nccl/include")];
+    includes.extend(env::var("CUDA_HOME").map(|home| PathBuf::from(home).join("include")));
+    let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h"];
+    if !needed.iter().all(|header| includes.iter().any(|folder| folder.join(header).exists())) {
+        return None;
+    }
+    let object = PathBuf::from(env::var("OUT_DIR").ok()?).join("liblvdm_nccl.so");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").warnings(false).opt_level(2).debug(false).define("USE_C10D_NCCL", None);
+    let mut command = build.get_compiler().to_command();
+    command.args(["-shared", "-fPIC", "src/torch/nccl.cpp", "-o"]).arg(&object);
+    includes.extend([libtorch.join("include"), libtorch.join("include/torch/csrc/api/include")]);
+    for folder in includes {
+        command.arg("-I").arg(folder);
+    }
+    match command.output() {
+        Ok(output) if output.status.success() => Some(object),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr);
+            println!("cargo:warning=built without NCCL: {}", text.lines().find(|l| l.contains("error")).unwrap_or(""));
+            None
+        }
+        Err(error) => {
+            println!("cargo:warning=built without NCCL: {error}");
+            None
+        }
+    }
 }
 
 /// LibTorch's version: the wheel says it in `version.py`, the zip archive in `build-version`.

@@ -86,7 +86,8 @@ libtorch() {
     rm -rf .libtorch.partial
     if has_gpu; then
         say "LibTorch $TORCH with CUDA (a download of about 2.5 GB, 4.6 GB on disk)"
-        pip_libtorch "torch==$TORCH" || fail "LibTorch could not be installed; $by_hand"
+        # the last two are headers with which NCCL's part is compiled
+        pip_libtorch "torch==$TORCH" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 || fail "LibTorch could not be installed; $by_hand"
     else
         say "LibTorch $TORCH for the CPU (1.2 GB on disk)"
         # the two NVIDIA libraries are what libtorch_cpu.so refers to even where there is no GPU

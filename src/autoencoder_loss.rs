@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
+    distributed::Ranks,
     models::{DiscriminatorConfig, Lpips, PatchDiscriminator, Posterior},
     nn::Parameters,
 };
@@ -35,6 +36,10 @@ pub struct AutoencoderLossConfig {
     pub adversarial_start: i64,
     /// Steps over which the generator's adversarial weight then grows from 0.
     pub adversarial_warmup: i64,
+    /// Over several ranks: the discriminator's batch norm sees the batches of all ranks, and the adaptive weight comes
+    /// from gradients that are reduced over them, so that ranks together equal one with the whole batch. As released,
+    /// each rank has its own.
+    pub sync_batch_norm: bool,
     pub discriminator: DiscriminatorConfig,
 }
 
@@ -48,6 +53,7 @@ impl Default for AutoencoderLossConfig {
             adversarial_weight: 0.5,
             adversarial_start: 50_001,
             adversarial_warmup: 0,
+            sync_batch_norm: false,
             discriminator: DiscriminatorConfig::default(),
         }
     }
@@ -85,6 +91,8 @@ pub struct AutoencoderLoss {
     lpips: Option<Lpips>,
     discriminator: PatchDiscriminator,
     discriminator_parameters: Parameters,
+    /// Those over which the adaptive weight's gradients are reduced.
+    ranks: Ranks,
 }
 
 /// L_rec of a reconstruction.
@@ -119,7 +127,22 @@ impl AutoencoderLoss {
         let discriminator_parameters = Parameters::new(device, seed);
         let discriminator = PatchDiscriminator::new(&discriminator_parameters.root(), 3, &config.discriminator);
         discriminator_parameters.to_kind(kind);
-        Ok(AutoencoderLoss { config: config.clone(), lpips, discriminator, discriminator_parameters })
+        Ok(AutoencoderLoss {
+            config: config.clone(),
+            lpips,
+            discriminator,
+            discriminator_parameters,
+            ranks: Ranks::alone(),
+        })
+    }
+
+    /// The loss of one of several ranks: with `sync_batch_norm` they act as one.
+    pub fn over(mut self, ranks: &Ranks) -> Self {
+        if self.config.sync_batch_norm {
+            self.discriminator.synchronise(ranks);
+            self.ranks = ranks.clone();
+        }
+        self
     }
 
     /// The discriminator's parameters.
@@ -214,7 +237,12 @@ impl AutoencoderLoss {
 
     /// λ = ‖∇_last L_rec‖ / (‖∇_last L_adv‖ + 1e-4), clamped to [0, 1e4], times the configured weight.
     fn adaptive_weight(&self, graph: &Tensor, by_output: &Tensor, by_adversary: &Tensor, last_kernel: &Tensor) -> f64 {
-        let norm = |by: &Tensor| value(&gradient(&(graph * by).sum(None), last_kernel, true).norm());
+        // the norm of the sum over ranks, whose factor cancels but for the 1e-4
+        let ranks = self.ranks.size() as f64;
+        let norm = |by: &Tensor| {
+            let own = gradient(&(graph * by).sum(None), last_kernel, true);
+            value(&self.ranks.sum_with_gradient(&own).norm()) / ranks
+        };
         let (reconstruction, adversary) = (norm(by_output), norm(by_adversary));
         (reconstruction / (adversary + 1e-4)).clamp(0.0, 1e4) * self.config.adversarial_weight
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::safetensors::{read_safetensors, write_safetensors_atomically};
+use crate::safetensors::{read_checked, write_safetensors_atomically};
 
 /// What a checkpoint says besides its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,7 +47,8 @@ struct Metadata {
     experiment: Value,
 }
 
-const FORMAT: u32 = 1;
+/// Since 2 a checkpoint carries its digest.
+const FORMAT: u32 = 2;
 
 impl Checkpoint {
     /// # Errors
@@ -64,13 +65,18 @@ impl Checkpoint {
     }
 
     /// # Errors
-    /// A truncated file, or one that is not a checkpoint of this program.
+    /// A file that is cut off or damaged, by a single bit even, or is not a checkpoint of this program.
     pub fn read(path: &Path) -> Result<Self> {
-        let (tensors, metadata) = read_safetensors(path)?;
+        let (tensors, metadata, known_whole) = read_checked(path)?;
         let metadata = metadata.with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
         let Metadata { format, task, progress, experiment } = serde_json::from_value(metadata)
             .with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
-        ensure!(format == FORMAT, "{} has format {format}, this program reads {FORMAT}", path.display());
+        ensure!(
+            (1..=FORMAT).contains(&format),
+            "{} has format {format}, this program reads those up to {FORMAT}",
+            path.display()
+        );
+        ensure!(known_whole || format == 1, "{} is damaged: its digest is not where it was written", path.display());
         Ok(Checkpoint { task, progress, experiment, tensors })
     }
 
@@ -115,6 +121,17 @@ fn folder(run: &Path) -> PathBuf {
 /// Where the checkpoint of a step lies.
 pub fn path(run: &Path, step: i64) -> PathBuf {
     folder(run).join(format!("step-{step:08}.safetensors"))
+}
+
+/// Deletes what a run that was killed has left half written.
+pub fn sweep(run: &Path) {
+    let Ok(entries) = fs::read_dir(folder(run)) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(".step-") && name.ends_with(".partial") {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 /// Deletes all but the latest `keep`.

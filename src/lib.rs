@@ -23,6 +23,7 @@
 //! data | models                           files → clips; networks, one a file
 //! weights                                 foreign weights → our names
 //! nn                                      layers and their parameters
+//! distributed                             several processes that do one piece of work
 //! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
 //! atomic_file                             files that are whole or not there
 //! ```
@@ -36,6 +37,7 @@ pub mod checkpoint;
 pub mod commands;
 pub mod data;
 pub mod diffusion;
+pub mod distributed;
 pub mod exchange;
 pub mod experiment;
 pub mod generate;

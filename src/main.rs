@@ -1,11 +1,8 @@
 //! The command `lvdm`: verb → command.
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    process::ExitCode,
-};
+use std::{panic, process::ExitCode};
 
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lvdm::{commands, experiment::Mistake, torch};
 
@@ -52,33 +49,15 @@ fn run(verb: Verb) -> Result<()> {
     }
 }
 
-/// LibTorch's errors arrive as panics whose text goes on with a C++ backtrace: an error of one line instead.
-fn without_panics(body: impl FnOnce() -> Result<()>) -> Result<()> {
-    panic::set_hook(Box::new(|_| {}));
-    panic::catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a failure without a text");
-        let text = text.split("\\n").next().unwrap_or(text).lines().next().unwrap_or(text);
-        if text.contains("out of memory") || text.contains("can't allocate memory") {
-            return Err(anyhow!(
-                "out of memory: {text}. Lower trainer.batch (and raise trainer.accumulate), set unet.recompute=true, \
-                 or trainer.precision=bf16"
-            ));
-        }
-        Err(anyhow!("{text}"))
-    })
-}
-
 fn main() -> ExitCode {
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
     commands::init_tracing();
     let verb = Cli::parse().verb;
-    match without_panics(|| run(verb)) {
+    // a panic becomes an error of one line
+    panic::set_hook(Box::new(|_| {}));
+    match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,23 +1,30 @@
 //! Tensors on disk: whole or not at all, the same bytes for the same tensors.
 //!
-//! Metadata is one JSON value, kept as text under the single key `lvdm` of the file's header.
+//! Metadata is one JSON value, kept as text under the key `lvdm` of the file's header. Beside it stands the SHA-256 of
+//! the whole file, taken with zeros in its own place, so that a reader finds any damage.
 
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
-    io::{Read, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
 use ::safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use crate::atomic_file::write_atomically;
 
 const METADATA_KEY: &str = "lvdm";
+/// How a header begins whose file has a digest: the 64 digits follow.
+const DIGEST_HEAD: &[u8] = b"{\"__metadata__\":{\"sha256\":\"";
+const DIGEST_LENGTH: usize = 64;
+/// Where the digest's digits stand in the file.
+const DIGEST_PLACE: std::ops::Range<usize> = 8 + DIGEST_HEAD.len()..8 + DIGEST_HEAD.len() + DIGEST_LENGTH;
 
 /// Writes named tensors of any device and layout. Tensors lie in the file by falling element size,
 /// then by name, so that each is aligned and equal contents give equal bytes.
@@ -43,25 +50,56 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
         (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
     });
-    let header = header_bytes(infos.collect(), metadata, 0)?;
+    let header = with_digest_place(header_bytes(infos.collect(), metadata, 0)?)?;
     write_atomically(path, |file| {
         file.write_all(&header)?;
+        let mut digest = Sha256::new_with_prefix(&header);
         let mut bytes = Vec::new();
         for (_, tensor, _) in &sorted {
             let host = tensor.detach().to_device(Device::Cpu).contiguous();
             bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
             host.f_copy_data_u8(&mut bytes, host.numel())?;
+            digest.update(&bytes);
             file.write_all(&bytes)?;
         }
-        Ok(())
+        file.seek(SeekFrom::Start(DIGEST_PLACE.start as u64))?;
+        Ok(file.write_all(hex(digest).as_bytes())?)
     })
 }
 
+fn hex(digest: Sha256) -> String {
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A header with zeros where the digest will stand.
+fn with_digest_place(header: Vec<u8>) -> Result<Vec<u8>> {
+    const BEFORE: &[u8] = b"{\"__metadata__\":{";
+    let rest = header[8..].strip_prefix(BEFORE).context("a header begins with its metadata")?;
+    let mut text = DIGEST_HEAD.to_vec();
+    text.extend([b'0'; DIGEST_LENGTH]);
+    text.extend(b"\",");
+    text.extend(rest.trim_ascii_end());
+    text.resize(text.len().next_multiple_of(8), b' ');
+    Ok([&(text.len() as u64).to_le_bytes()[..], &text].concat())
+}
+
 /// Reads every tensor of a file onto the host, with the metadata that `write_safetensors_atomically`
-/// stored; `None` for files of other makers.
+/// stored; `None` for files of other makers. A file that carries its digest is checked by it.
 pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>)> {
+    let (tensors, metadata, _) = read_checked(path)?;
+    Ok((tensors, metadata))
+}
+
+/// As [`read_safetensors`]; and whether the file carries a digest, and so is known to be whole.
+pub fn read_checked(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>, bool)> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let header = Header::read(&mut file, path)?;
+    let promised = header.digest();
+    let mut digest = promised.as_ref().map(|_| {
+        let mut text = header.bytes.clone();
+        text[DIGEST_PLACE].fill(b'0');
+        Sha256::new_with_prefix(text)
+    });
     let mut tensors = BTreeMap::new();
     // `offset_keys` follows the file, so this reads straight through.
     for name in header.tensors.offset_keys() {
@@ -69,10 +107,21 @@ pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option
         let kind = kind(info.dtype).with_context(|| format!("tensor `{name}` of {}", path.display()))?;
         let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
         file.read_exact(&mut bytes).with_context(|| format!("cannot read `{name}` of {}", path.display()))?;
+        if let Some(digest) = &mut digest {
+            digest.update(&bytes);
+        }
         let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
         tensors.insert(name, Tensor::f_from_data_size(&bytes, &shape, kind)?);
     }
-    Ok((tensors, header.metadata))
+    if let (Some(promised), Some(digest)) = (&promised, digest) {
+        let found = hex(digest);
+        ensure!(
+            *promised == found,
+            "{} is damaged: its SHA-256 is {found}, it was written with {promised}",
+            path.display()
+        );
+    }
+    Ok((tensors, header.metadata, promised.is_some()))
 }
 
 /// What stands before the tensors' bytes.
@@ -81,9 +130,18 @@ pub(crate) struct Header {
     pub metadata: Option<Value>,
     /// Where the tensors' bytes begin in the file; their offsets count from here.
     pub data_start: u64,
+    /// All that stands before `data_start`.
+    bytes: Vec<u8>,
 }
 
 impl Header {
+    /// The digest that the file was written with.
+    fn digest(&self) -> Option<String> {
+        let digits = self.bytes.get(DIGEST_PLACE)?;
+        let there = self.bytes[8..].starts_with(DIGEST_HEAD);
+        there.then(|| String::from_utf8_lossy(digits).into_owned())
+    }
+
     /// Reads the header and checks that the file is as long as it says. Leaves the file at `data_start`.
     pub fn read(file: &mut File, path: &Path) -> Result<Self> {
         let name = path.display();
@@ -107,12 +165,13 @@ impl Header {
             "{name} is {}: its header promises {expected} bytes, the file has {length}",
             if length < expected { "truncated" } else { "damaged" }
         );
-        let text = tensors.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
-        let metadata = text.map(|text| serde_json::from_str(text)).transpose();
+        let entry = tensors.metadata().as_ref().and_then(|entries| entries.get(METADATA_KEY));
+        let metadata = entry.map(|entry| serde_json::from_str(entry)).transpose();
         Ok(Self {
             metadata: metadata.with_context(|| format!("the metadata of {name} is damaged"))?,
             tensors,
             data_start,
+            bytes: [&size.to_le_bytes()[..], &text].concat(),
         })
     }
 }

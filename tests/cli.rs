@@ -217,6 +217,17 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     let line = said.error(1);
     assert!(line.contains("step-00000004") && line.contains("cannot write"), "{line}");
     assert_eq!(contents(&checkpoints), before, "what was there before {} is untouched", path.display());
+    // in the middle of a run: training goes on, and tries again at each checkpoint
+    let script = script.replace("trainer.steps=4", "trainer.steps=6 trainer.checkpoint_every=1");
+    let output = Command::new("sh").args(["-c", &script]).current_dir(at).stdin(Stdio::null()).output().unwrap();
+    let said = Said::from(output);
+    assert!(said.error(1).contains("step-00000006"), "{}", said.err);
+    for step in 3..6 {
+        let warned =
+            said.err.lines().any(|line| line.contains(&format!("step-0000000{step}")) && line.contains("goes on"));
+        assert!(warned, "{}", said.err);
+    }
+    assert_eq!(contents(&checkpoints), before);
     let said = succeed_in(at, &[&train[..], &["trainer.steps=4"]].concat());
     assert!(said.err.contains("going on from step 2"), "{}", said.err);
     assert!(checkpoints.join("step-00000004.safetensors").exists());

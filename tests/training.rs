@@ -8,6 +8,7 @@ use anyhow::Result;
 use common::{contents, run_in, succeed_in, write_packed};
 use lvdm::{
     checkpoint::{self, Checkpoint, Progress},
+    distributed::Ranks,
     experiment::{OptimizerConfig, TrainerConfig},
     nn::{Init, Parameters},
     random::{Purpose, normal_batch},
@@ -61,7 +62,7 @@ fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
     config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
     let config: TrainerConfig = serde_json::from_value(config).unwrap();
     let optimizer: OptimizerConfig = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
-    let resume = lvdm::train::resume_point(run, "toy")?;
+    let resume = lvdm::train::resume_point(run, "toy", &Ranks::alone())?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[3], Init::ZEROS);
@@ -163,7 +164,7 @@ data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 
 autoencoder: {channels: 4, factors: [2, 4, 4], norm_groups: 4}
 loss: {pixel: l1, perceptual_weight: 0.0, adversarial_weight: 0.1, adversarial_start: 2, adversarial_warmup: 3, discriminator: {channels: 4, layers: 1}}
 optimizer: {kind: adam, learning_rate: 1.0e-3, warmup: 2, decay: cosine}
-trainer: {steps: 6, batch: 2, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1000.0}
+trainer: {steps: 6, batch: 2, device: cpu, deterministic: true, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99, clip_gradient: 1000.0}
 ";
 
 const DIFFUSION: &str = "\

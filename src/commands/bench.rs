@@ -1,6 +1,6 @@
 //! `lvdm bench`: how long the parts take on this machine, and how close that is to what it can do.
 
-use std::{path::PathBuf, time::Instant};
+use std::{cell::RefCell, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
 use crate::{
-    checkpoint::{Checkpoint, Progress},
+    checkpoint::{self, Checkpoint, Progress},
     data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo},
     diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
     experiment::{Experiment, Precision, parse},
@@ -16,7 +16,7 @@ use crate::{
     nn::Parameters,
     random::{Purpose, normal},
     torch::{Adam, Autocast, DeviceName, gpus, peak_memory},
-    train::{Ema, Optimizer},
+    train::{Ema, Optimizer, Saver},
 };
 
 /// Time the networks, the loader and sampling on this machine
@@ -63,7 +63,7 @@ pub struct UNetBench {
     pub latent: [i64; 4],
     #[serde(default = "one")]
     pub batch: i64,
-    /// The stall of the loop while a checkpoint of this network, its average and its optimizer is written.
+    /// How long a checkpoint of this network, its average and its optimizer holds training up.
     #[serde(default)]
     pub checkpoint: bool,
     #[serde(default)]
@@ -243,11 +243,20 @@ impl Clock {
     }
 
     /// Of calls that end when the device is done. One call more says how much memory one takes.
-    fn time(&self, mut call: impl FnMut() -> Result<()>) -> Result<Timing> {
+    fn time(&self, call: impl FnMut() -> Result<()>) -> Result<Timing> {
+        self.time_apart(call, || Ok(()))
+    }
+
+    /// As [`Self::time`]; `after` each call comes something that is not timed.
+    fn time_apart(
+        &self,
+        mut call: impl FnMut() -> Result<()>,
+        mut after: impl FnMut() -> Result<()>,
+    ) -> Result<Timing> {
         let (first, peak_memory) = peak_memory(self.device, &mut call);
-        first?;
+        first.and_then(|()| after())?;
         for _ in 1..self.warmup {
-            call()?;
+            call().and_then(|()| after())?;
         }
         let mut seconds = Vec::new();
         for _ in 0..self.repeats {
@@ -256,6 +265,7 @@ impl Clock {
             call()?;
             self.wait();
             seconds.push(start.elapsed().as_secs_f64());
+            after()?;
         }
         seconds.sort_by(f64::total_cmp);
         let median = (seconds[(self.repeats - 1) / 2] + seconds[self.repeats / 2]) / 2.0;
@@ -377,14 +387,19 @@ fn unet(
         tensors.extend(optimizer.state().into_iter().map(|(n, t)| (format!("optimizer.model.{n}"), t)));
         tensors.extend(ema.named().iter().map(|(n, t)| (format!("ema.{n}"), t.shallow_clone())));
         let bytes: usize = tensors.iter().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes()).sum();
-        let checkpoint = Checkpoint {
-            task: "bench".into(),
-            progress: Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 },
-            experiment: Value::Null,
-            tensors: tensors.into_iter().collect(),
-        };
         let folder = Scratch::new("checkpoint")?;
-        let timing = clock.time(|| checkpoint.write(&folder.0.join("step.safetensors")))?;
+        let saver = RefCell::new(Saver::new(&folder.0, 1)?);
+        let save = || {
+            let checkpoint = Checkpoint {
+                task: "bench".into(),
+                progress: Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 },
+                experiment: Value::Null,
+                tensors: tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect(),
+            };
+            saver.borrow_mut().save(checkpoint, checkpoint::path(&folder.0, 0))
+        };
+        // the disk is waited for, not timed: training goes on meanwhile
+        let timing = clock.time_apart(save, || saver.borrow_mut().finish())?;
         report.line("checkpoint_stall", &timing, None, true, json!({"megabytes": bytes / 1_000_000}));
     }
     drop(optimizer);

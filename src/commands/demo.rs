@@ -17,6 +17,7 @@ use super::{
 use crate::{
     atomic_file::write_atomically,
     data::demo::{self, DemoConfig},
+    distributed::Ranks,
     experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
     generate::open_latent_space,
     torch::DeviceName,
@@ -75,6 +76,7 @@ impl Demo {
         let ahead: DiffusionExperiment = experiment::read(&file("diffusion.yaml"), &device)?;
         experiment::read::<EvaluationExperiment>(&file("evaluate.yaml"), &[])?;
 
+        let alone = Ranks::alone();
         let mut seconds = BTreeMap::new();
         let stage = Instant::now();
         stage_line("videos", &data.videos.root);
@@ -84,7 +86,7 @@ impl Demo {
         let autoencoder_run = run_folder(&file("autoencoder.yaml"));
         stage_line("autoencoder", &autoencoder_run);
         let settings = AutoencoderExperiment::load(&file("autoencoder.yaml"), &device)?;
-        seconds.insert("autoencoder", autoencoder(&settings, &autoencoder_run)?.seconds);
+        seconds.insert("autoencoder", autoencoder(&settings, &autoencoder_run, &alone, self.device.open()?)?.seconds);
 
         let stage = Instant::now();
         if let Some(latents) = ahead.latents.as_ref().filter(|file| !file.exists()) {
@@ -101,11 +103,11 @@ impl Demo {
         let diffusion_run = run_folder(&file("diffusion.yaml"));
         stage_line("diffusion", &diffusion_run);
         let settings = DiffusionExperiment::load(&file("diffusion.yaml"), &device)?;
-        seconds.insert("diffusion", diffusion(&settings, &diffusion_run)?.seconds);
+        seconds.insert("diffusion", diffusion(&settings, &diffusion_run, &alone, self.device.open()?)?.seconds);
 
         let settings = EvaluationExperiment::load(&file("evaluate.yaml"), &[])?;
         stage_line("evaluation", &settings.out);
-        let report = evaluate(&settings, self.device.open()?)?;
+        let report = evaluate(&settings, self.device.open()?, &alone)?;
         seconds.insert("sample", report.sample_seconds);
         seconds.insert("evaluate", report.evaluate_seconds);
 

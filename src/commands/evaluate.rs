@@ -14,6 +14,7 @@ use tch::{Device, Tensor};
 use crate::{
     atomic_file::write_atomically,
     data::{DataConfig, DatasetConfig, fixed_clips, normalise, pack_generated, pictures, to_u8, write_video},
+    distributed::{self, Launch, Ranks},
     experiment::{EvaluationExperiment, Experiment, Generated, Mistake},
     generate::Generator,
     metrics::{Distances, EvaluationConfig, FeatureExtractor, Protocol, psnr_db},
@@ -57,6 +58,8 @@ pub struct Evaluate {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 impl Evaluate {
@@ -87,9 +90,14 @@ impl Evaluate {
             }
             _ => return Err(Mistake("give an experiment file, or --real and --generated".into()).into()),
         };
-        evaluate(&experiment, self.device.open()?)?.print();
-        println!("figures: {}", experiment.out.join(FIGURES_FILE).display());
-        Ok(())
+        distributed::run(&self.launch, self.device, |ranks, device| {
+            let report = evaluate(&experiment, device, ranks)?;
+            if ranks.is_first() {
+                report.print();
+                println!("figures: {}", experiment.out.join(FIGURES_FILE).display());
+            }
+            Ok(())
+        })
     }
 }
 
@@ -142,14 +150,29 @@ pub fn features(
     bar: &mut Progress,
     done: &mut u64,
 ) -> Result<Tensor> {
+    features_over(&Ranks::alone(), extractor, clips, bar, done)
+}
+
+/// As [`features`], shared among ranks.
+fn features_over(
+    ranks: &Ranks,
+    extractor: &dyn FeatureExtractor,
+    clips: &Tensor,
+    bar: &mut Progress,
+    done: &mut u64,
+) -> Result<Tensor> {
+    const PIECE: i64 = 4;
     let count = clips.size()[0];
-    let mut rows = Vec::new();
-    for i in (0..count).step_by(4) {
-        let piece = clips.narrow(0, i, 4.min(count - i));
-        rows.push(extractor.features(&piece.permute([0, 2, 3, 4, 1]))?);
-        *done += piece.size()[0] as u64;
+    let before = *done;
+    let rows = ranks.share((count as usize).div_ceil(PIECE as usize), |i| {
+        let first = i as i64 * PIECE;
+        let piece = clips.narrow(0, first, PIECE.min(count - first));
+        let found = extractor.features(&piece.permute([0, 2, 3, 4, 1]))?;
+        *done = before + (first + piece.size()[0]) as u64;
         bar.step(*done, "");
-    }
+        Ok(found)
+    })?;
+    *done = before + count as u64;
     Ok(Tensor::cat(&rows, 0))
 }
 
@@ -158,28 +181,29 @@ fn frozen(clips: &Tensor) -> Tensor {
     clips.narrow(2, 0, 1).expand_as(clips)
 }
 
-/// Measures, writes figures, videos and pictures into the experiment's folder.
+/// Measures, writes figures, videos and pictures into the experiment's folder. Ranks share sampling and features, whose
+/// pieces are the same on any number of them; each reads the real clips; rank 0 writes.
 ///
 /// # Errors
 /// Data or weights that are not there; a full disk.
-pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Report> {
+pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks) -> Result<Report> {
     let EvaluationExperiment { seed, evaluation, real, generated, train, out } = experiment;
     let start = Instant::now();
     let videos = real.videos()?.videos.len() as i64;
-    if videos < evaluation.clips {
+    if videos < evaluation.clips && ranks.is_first() {
         tracing::warn!("{} real clips out of {videos} videos: some videos give several", evaluation.clips);
     }
     let extractor = I3d::load(evaluation.extractor.as_deref(), device)?;
     let real_clips = fixed_clips(real, evaluation.clips, *seed)?;
     let count = real_clips.size()[0];
     let sets = 2 + u64::from(train.is_some()) + if matches!(generated, Generated::Run { .. }) { 2 } else { 0 };
-    let mut bar = Progress::new("evaluate", sets * count as u64, 0);
+    let mut bar = Progress::new("evaluate", sets * count as u64, 0).shown(ranks.is_first());
     let mut done = 0;
-    let real_features = features(&extractor, &real_clips, &mut bar, &mut done)?;
+    let real_features = features_over(ranks, &extractor, &real_clips, &mut bar, &mut done)?;
 
     let mut figures = BTreeMap::new();
     let mut measure = |name: &str, clips: &Tensor| -> Result<()> {
-        let found = features(&extractor, clips, &mut bar, &mut done)?;
+        let found = features_over(ranks, &extractor, clips, &mut bar, &mut done)?;
         figures.insert(name.to_string(), Distances::between(&real_features, &found)?);
         Ok(())
     };
@@ -199,19 +223,21 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
         Generated::Run { run, sampler, batch } => {
             let sampling = Instant::now();
             let (generator, _) = Generator::open(run, device)?;
-            let samples = generate("sample", count as u64, *batch as u64, |samples| {
+            let samples = generate(ranks, "sample", count as u64, *batch as u64, |samples| {
                 generator.videos(samples, None, *sampler, *seed, &mut |_, _| {})
             })?;
             sample_seconds = sampling.elapsed().as_secs_f64();
             measure("samples", &samples)?;
-            let gaussian = generate("gaussian", count as u64, *batch as u64, |samples| {
+            let gaussian = generate(ranks, "gaussian", count as u64, *batch as u64, |samples| {
                 Ok(generator.gaussian_videos(samples, *seed))
             })?;
             measure("gaussian", &gaussian)?;
             measure("frozen", &frozen(&real_clips))?;
-            let reconstructed = reconstruct(&generator, &real_clips);
+            let reconstructed = reconstruct(ranks, &generator, &real_clips)?;
             psnr = Some(psnr_db(&real_clips, &reconstructed));
-            show(out, *seed, &samples, &real_clips, &reconstructed, &gaussian)?;
+            if ranks.is_first() {
+                show(out, *seed, &samples, &real_clips, &reconstructed, &gaussian)?;
+            }
         }
     }
     if let Some(train) = train {
@@ -228,32 +254,39 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device) -> Result<Rep
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };
-    let text = serde_json::to_string_pretty(&report)?;
-    write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
+    if ranks.is_first() {
+        let text = serde_json::to_string_pretty(&report)?;
+        write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
+    }
     Ok(report)
 }
 
-/// Samples 0 … count−1, a batch at a time.
-fn generate(label: &str, count: u64, batch: u64, mut make: impl FnMut(&[u64]) -> Result<Tensor>) -> Result<Tensor> {
-    let mut bar = Progress::new(label, count, 0);
-    let mut clips = Vec::new();
-    for first in (0..count).step_by(batch as usize) {
+/// Samples 0 … count−1, a batch at a time, each batch on one rank.
+fn generate(
+    ranks: &Ranks,
+    label: &str,
+    count: u64,
+    batch: u64,
+    mut make: impl FnMut(&[u64]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut bar = Progress::new(label, count, 0).shown(ranks.is_first());
+    let clips = ranks.share(count.div_ceil(batch) as usize, |i| {
+        let first = i as u64 * batch;
         let samples: Vec<u64> = (first..(first + batch).min(count)).collect();
-        clips.push(make(&samples)?);
+        let clips = make(&samples)?;
         bar.step(first + samples.len() as u64, "");
-    }
+        Ok(clips)
+    })?;
     bar.finish();
     Ok(Tensor::cat(&clips, 0))
 }
 
-fn reconstruct(generator: &Generator, clips: &Tensor) -> Tensor {
-    let rows: Vec<Tensor> = (0..clips.size()[0])
-        .map(|i| {
-            let x = normalise(&clips.narrow(0, i, 1).to_device(generator.space.device()));
-            to_u8(&generator.space.reconstruct(&x)).to_device(Device::Cpu)
-        })
-        .collect();
-    Tensor::cat(&rows, 0)
+fn reconstruct(ranks: &Ranks, generator: &Generator, clips: &Tensor) -> Result<Tensor> {
+    let rows = ranks.share(clips.size()[0] as usize, |i| {
+        let x = normalise(&clips.narrow(0, i as i64, 1).to_device(generator.space.device()));
+        Ok(to_u8(&generator.space.reconstruct(&x)).to_device(Device::Cpu))
+    })?;
+    Ok(Tensor::cat(&rows, 0))
 }
 
 /// Videos of all samples (packed, where this binary cannot write mp4), and pictures of the first of each set.

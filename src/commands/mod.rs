@@ -39,7 +39,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{exchange::Part, train::progress::beside_bars};
+use crate::{distributed::rank, exchange::Part, train::progress::beside_bars};
 
 /// One row a network of a checkpoint.
 fn parts_table(parts: &[Part]) -> String {
@@ -60,19 +60,21 @@ fn with_commas(number: i64) -> String {
 }
 
 /// Sends warnings, errors and notes (`tracing::info!`) to stderr, one short line each, above any
-/// progress bar. A second call does nothing.
+/// progress bar. Of several ranks each gives its name, and those other than the first no notes. A second
+/// call does nothing.
 pub fn init_tracing() {
     let subscriber = tracing_subscriber::fmt()
-        .with_max_level(Level::INFO)
+        .with_max_level(if rank().is_none_or(|rank| rank == 0) { Level::INFO } else { Level::WARN })
         .with_ansi(false)
-        .event_format(ShortLine)
+        .event_format(ShortLine(rank()))
         .with_writer(AboveBars)
         .finish();
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// `warning: what happened`; a note stands without a word before it.
-struct ShortLine;
+/// `warning: what happened`, of one of several ranks `warning: rank 1: what happened`; a note stands without a word
+/// before it.
+struct ShortLine(Option<usize>);
 
 impl<S, N> FormatEvent<S, N> for ShortLine
 where
@@ -84,6 +86,9 @@ where
             Level::ERROR => writer.write_str("error: ")?,
             Level::WARN => writer.write_str("warning: ")?,
             _ => {}
+        }
+        if let Some(rank) = self.0 {
+            write!(writer, "rank {rank}: ")?;
         }
         context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
@@ -138,18 +143,21 @@ mod tests {
 
     #[test]
     fn a_warning_is_one_short_line() {
-        let kept = Kept::default();
-        let writer = kept.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .event_format(ShortLine)
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            tracing::warn!("skipped {}", "a.mp4");
-            tracing::info!(clips = 3, "read");
-        });
-        let text = String::from_utf8(kept.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(text, "warning: skipped a.mp4\nread clips=3\n");
+        let said = |rank| {
+            let kept = Kept::default();
+            let writer = kept.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_ansi(false)
+                .event_format(ShortLine(rank))
+                .with_writer(move || writer.clone())
+                .finish();
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!("skipped {}", "a.mp4");
+                tracing::info!(clips = 3, "read");
+            });
+            String::from_utf8(kept.0.lock().unwrap().clone()).unwrap()
+        };
+        assert_eq!(said(None), "warning: skipped a.mp4\nread clips=3\n");
+        assert_eq!(said(Some(1)), "warning: rank 1: skipped a.mp4\nrank 1: read clips=3\n");
     }
 }

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
     data::{DataConfig, pack_generated, write_video},
     diffusion::{SamplerConfig, Variance},
+    distributed::{self, Launch, Ranks},
     experiment::Mistake,
     generate::{Generator, Given},
     torch::DeviceName,
@@ -50,6 +51,8 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 /// What a text-to-video run is told.
@@ -161,9 +164,16 @@ impl Sample {
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
+        distributed::run(&self.launch, self.device, |ranks, device| {
+            self.sample(&prompts, videos, packed, ranks, device)
+        })
+    }
+
+    /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
+    fn sample(&self, prompts: &[String], videos: u64, packed: bool, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
-        let (mut generator, experiment) = Generator::open(&self.run, self.device.open()?)?;
-        self.text.check(&self.run, generator.text.is_some(), &prompts)?;
+        let (mut generator, experiment) = Generator::open(&self.run, device)?;
+        self.text.check(&self.run, generator.text.is_some(), prompts)?;
         if self.frames.is_some() || self.height.is_some() || self.width.is_some() {
             let DataConfig { frames, resolution, .. } = experiment.data;
             let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
@@ -177,34 +187,51 @@ impl Sample {
             return Err(Mistake(format!("{error:#}")).into());
         }
         let mut all = Vec::new();
-        let mut bar = Progress::new("sample", videos, 0);
-        for first in (0..videos).step_by(self.batch as usize) {
-            let samples: Vec<u64> = (first..(first + self.batch).min(videos)).collect();
-            let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
-            let shown: Vec<String> = if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() };
-            let given = (!shown.is_empty()).then(|| Given::Text {
-                prompts: &shown,
-                negative: self.text.negative.as_deref().unwrap_or_default(),
-                guidance: self.text.guidance.unwrap_or(7.5),
-            });
-            let clips = generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
-                bar.step(first, &format!("step {step} of {steps}"));
+        let mut bar = Progress::new("sample", videos, 0).shown(ranks.is_first());
+        let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
+        for round in firsts.chunks(ranks.size()) {
+            let samples_of = |first: u64| (first..(first + self.batch).min(videos)).collect::<Vec<u64>>();
+            let shown_in = |samples: &[u64]| -> Vec<String> {
+                let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
+                if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() }
+            };
+            let clips = ranks.share(round.len(), |i| {
+                let samples = samples_of(round[i]);
+                let shown = shown_in(&samples);
+                let given = (!shown.is_empty()).then(|| Given::Text {
+                    prompts: &shown,
+                    negative: self.text.negative.as_deref().unwrap_or_default(),
+                    guidance: self.text.guidance.unwrap_or(7.5),
+                });
+                generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
+                    bar.step(round[0], &format!("step {step} of {steps}"));
+                })
             })?;
-            if packed {
-                all.push(clips);
-            } else {
-                for (i, &sample) in samples.iter().enumerate() {
-                    let path = self.out.join(format!("{sample:05}.mp4"));
-                    write_video(&path, &clips.get(i as i64), self.fps)?;
-                    if let Some(prompt) = shown.get(i) {
-                        std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
-                            .with_context(|| format!("cannot write beside {}", path.display()))?;
+            if !ranks.is_first() {
+                continue;
+            }
+            for (&first, clips) in round.iter().zip(clips) {
+                let samples = samples_of(first);
+                if packed {
+                    all.push(clips);
+                } else {
+                    let shown = shown_in(&samples);
+                    for (i, &sample) in samples.iter().enumerate() {
+                        let path = self.out.join(format!("{sample:05}.mp4"));
+                        write_video(&path, &clips.get(i as i64), self.fps)?;
+                        if let Some(prompt) = shown.get(i) {
+                            std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
+                                .with_context(|| format!("cannot write beside {}", path.display()))?;
+                        }
                     }
                 }
+                bar.step(first + samples.len() as u64, "");
             }
-            bar.step(first + samples.len() as u64, "");
         }
         bar.finish();
+        if !ranks.is_first() {
+            return Ok(());
+        }
         if packed {
             pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?;
         }

@@ -7,12 +7,13 @@ use tch::Device;
 
 use crate::{
     checkpoint::Progress,
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment},
+    distributed::{self, Launch, Ranks},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig},
     generate::{
         AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_latent_space,
         open_text_encoder,
     },
-    torch::DeviceName,
+    torch::be_deterministic,
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
 
@@ -40,24 +41,56 @@ struct Options {
     run: Option<PathBuf>,
     /// Replaced settings, key.path=value
     overrides: Vec<String>,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 impl Train {
     /// # Errors
     /// [`crate::experiment::Mistake`] for what the user wrote; else what went wrong.
     pub fn run(self) -> Result<()> {
-        let (progress, run) = match self.what {
+        distributed::catch_signals()?;
+        match self.what {
             What::Autoencoder(options) => {
-                let run = options.run.unwrap_or_else(|| run_folder(&options.file));
-                (autoencoder(&Experiment::load(&options.file, &options.overrides)?, &run)?, run)
+                let experiment: AutoencoderExperiment = Experiment::load(&options.file, &options.overrides)?;
+                let trainer = experiment.trainer.clone();
+                options.train(&trainer, |run, ranks, device| autoencoder(&experiment, run, ranks, device))
             }
             What::Diffusion(options) => {
-                let run = options.run.unwrap_or_else(|| run_folder(&options.file));
-                (diffusion(&Experiment::load(&options.file, &options.overrides)?, &run)?, run)
+                let experiment: DiffusionExperiment = Experiment::load(&options.file, &options.overrides)?;
+                let trainer = experiment.trainer.clone();
+                options.train(&trainer, |run, ranks, device| diffusion(&experiment, run, ranks, device))
             }
-        };
-        println!("trained to step {} in {:.0} s: {}", progress.step, progress.seconds, run.display());
-        Ok(())
+        }
+    }
+}
+
+impl Options {
+    fn train(
+        self,
+        trainer: &TrainerConfig,
+        body: impl FnOnce(&Path, &Ranks, Device) -> Result<Progress>,
+    ) -> Result<()> {
+        if trainer.deterministic {
+            be_deterministic();
+        }
+        let run = self.run.unwrap_or_else(|| run_folder(&self.file));
+        distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
+            let progress = body(&run, ranks, device)?;
+            if ranks.is_first() {
+                let Progress { step, seconds, .. } = progress;
+                if step < trainer.steps {
+                    println!(
+                        "asked to stop: left at step {step} of {}; start again to go on: {}",
+                        trainer.steps,
+                        run.display()
+                    );
+                } else {
+                    println!("trained to step {step} in {seconds:.0} s: {}", run.display());
+                }
+            }
+            Ok(())
+        })
     }
 }
 
@@ -68,47 +101,41 @@ pub fn run_folder(file: &Path) -> PathBuf {
     parts[start..].iter().fold(PathBuf::from("runs"), |path, part| path.join(part)).with_extension("")
 }
 
-fn device(name: &str) -> Result<Device> {
-    name.parse::<DeviceName>()?.open()
-}
-
 /// Trains an autoencoder, or goes on with it.
 ///
 /// # Errors
 /// Data or weights that are not there, a run of another architecture, a full disk.
-pub fn autoencoder(experiment: &AutoencoderExperiment, run: &Path) -> Result<Progress> {
-    let device = device(&experiment.trainer.device)?;
-    let resume = resume_point(run, "autoencoder")?;
+pub fn autoencoder(experiment: &AutoencoderExperiment, run: &Path, ranks: &Ranks, device: Device) -> Result<Progress> {
+    let resume = resume_point(run, "autoencoder", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    let task = AutoencoderTask::new(experiment, device, position)?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.train()
+    let task = AutoencoderTask::new(experiment, device, position, ranks)?;
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
+        .over(ranks)?
+        .train()
 }
 
 /// Trains a denoiser, or goes on with it.
 ///
 /// # Errors
 /// As [`autoencoder`].
-pub fn diffusion(experiment: &DiffusionExperiment, run: &Path) -> Result<Progress> {
-    let device = device(&experiment.trainer.device)?;
-    let resume = resume_point(run, "diffusion")?;
+pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, device: Device) -> Result<Progress> {
+    let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let own = run.join(AUTOENCODER_FILE);
-    if !own.exists() {
+    if ranks.is_first() && !own.exists() {
         carry_autoencoder(&experiment.autoencoder, run)?;
     }
-    let text = match &experiment.text {
-        None => None,
-        Some(text) => {
-            let own = run.join(TEXT_ENCODER_FILE);
-            if !own.exists() {
-                carry_text_encoder(&text.encoder, run)?;
-            }
-            Some(open_text_encoder(&own, device)?)
-        }
-    };
+    let text_file = run.join(TEXT_ENCODER_FILE);
+    if let Some(text) = experiment.text.as_ref().filter(|_| ranks.is_first() && !text_file.exists()) {
+        carry_text_encoder(&text.encoder, run)?;
+    }
+    ranks.meet()?;
+    let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = open_latent_space(&own, device)?;
-    let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none())?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?.train()
+    let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
+        .over(ranks)?
+        .train()
 }
 
 #[cfg(test)]

@@ -5,11 +5,14 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fs,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, sync_channel},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,12 +23,15 @@ use tracing::warn;
 
 use super::{
     clip::ClipSpec,
-    dataset::{DataConfig, Listing, VideoEntry},
+    dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
 };
 use crate::random::{Purpose, stream};
 
 /// Batches that are decoded before they are asked for.
 const AHEAD: usize = 3;
+
+/// How long a folder of videos that is away, as a file server may be, is waited for.
+const PATIENCE: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(600) };
 
 /// Clips of consecutive samples.
 #[derive(Debug)]
@@ -67,12 +73,18 @@ struct Set {
     clip: ClipSpec,
     flip: bool,
     seed: u64,
+    /// The folder of the videos, where they are files.
+    root: Option<PathBuf>,
+    /// Whether it was said that the folder is away.
+    away: AtomicBool,
 }
 
 /// What a thread hands back.
 struct Sample {
     /// `[3, F, H, W]` and its caption; none if no video of the set can be used.
     clip: Option<(Vec<u8>, Option<String>)>,
+    /// The folder of the videos was away for too long.
+    away: bool,
     /// Name and reason of the videos that were tried before.
     skipped: Vec<(String, String)>,
 }
@@ -101,7 +113,15 @@ impl Loader {
             .panic_handler(|_| ())
             .build()
             .context("cannot start the decoding threads")?;
-        let set = Set { videos, clip: config.clip()?, flip: config.flip, seed };
+        let root = match &config.dataset {
+            DatasetConfig::Folder { root }
+            | DatasetConfig::Frames { root }
+            | DatasetConfig::Webvid { root, .. }
+            | DatasetConfig::Captioned { root } => Some(root.clone()),
+            DatasetConfig::Packed { .. } => None,
+        };
+        let away = AtomicBool::new(false);
+        let set = Set { videos, clip: config.clip()?, flip: config.flip, seed, root, away };
         let batch = batch as u64;
         let mut loader = Self {
             set: Arc::new(set),
@@ -139,7 +159,9 @@ impl Loader {
     /// The next batch. A video that is corrupt, cut off or too short is named in the log, once, and
     /// replaced by the next usable one of the epoch's order.
     ///
-    /// Errors: no video of the dataset can be used.
+    /// While the folder of the videos is away, it waits; the sample stays the same.
+    ///
+    /// Errors: no video of the dataset can be used; a folder that does not come back.
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
@@ -153,6 +175,9 @@ impl Loader {
                     self.skipped.insert(name.clone(), reason);
                 }
                 skipped.push(name);
+            }
+            if sample.away {
+                bail!("the data is away for {} s: {}", PATIENCE.as_secs(), self.set.root_name());
             }
             let Some((clip, caption)) = sample.clip else { bail!(self.nothing_usable()) };
             clips.extend_from_slice(&clip);
@@ -223,13 +248,43 @@ impl Set {
                 break;
             }
             let video = &self.videos[*video as usize];
-            let mut generator = stream(self.seed, Purpose::Crop, number, 0);
-            match self.clip.cut(&video.source, &mut generator, self.flip) {
-                Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped },
+            match self.cut(video, number, stop) {
+                Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped, away: false },
+                Err(_) if self.is_away() => return Sample { clip: None, skipped, away: true },
                 Err(error) => skipped.push((video.name.clone(), format!("{error:#}"))),
             }
         }
-        Sample { clip: None, skipped }
+        Sample { clip: None, skipped, away: false }
+    }
+
+    /// The clip of a sample, once the folder of the videos is there.
+    fn cut(&self, video: &VideoEntry, number: u64, stop: &AtomicBool) -> Result<Vec<u8>> {
+        let began = Instant::now();
+        loop {
+            let mut generator = stream(self.seed, Purpose::Crop, number, 0);
+            let cut = self.clip.cut(&video.source, &mut generator, self.flip);
+            let patient = began.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed);
+            if cut.is_ok() || !patient || !self.is_away() {
+                if cut.is_ok() && self.away.swap(false, Ordering::Relaxed) {
+                    warn!("the data is there again: {}", self.root_name());
+                }
+                return cut;
+            }
+            if !self.away.swap(true, Ordering::Relaxed) {
+                warn!("the data is away, and is waited for up to {} s: {}", PATIENCE.as_secs(), self.root_name());
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Whether the folder of the videos cannot be read, or is empty, as where nothing is mounted on it any more.
+    fn is_away(&self) -> bool {
+        let Some(root) = &self.root else { return false };
+        fs::read_dir(root).map_or(true, |mut entries| entries.next().is_none())
+    }
+
+    fn root_name(&self) -> String {
+        self.root.as_ref().map_or_else(String::new, |root| root.display().to_string())
     }
 }
 
@@ -279,12 +334,10 @@ pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor>
 
 #[cfg(all(test, feature = "video"))]
 mod tests {
-    use std::{fs, path::Path};
+    use std::path::Path;
 
     use super::*;
-    use crate::data::{
-        dataset::DatasetConfig, pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video,
-    };
+    use crate::data::{pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
 
     fn config(root: &Path) -> DataConfig {
         let dataset = DatasetConfig::Folder { root: root.to_path_buf() };
@@ -347,6 +400,40 @@ mod tests {
                 assert_eq!(batch.position, 2 + 6 * (step as u64 + 1));
             }
         }
+    }
+
+    #[test]
+    fn a_folder_that_is_away_is_waited_for() {
+        let folder = folder();
+        let (root, elsewhere) = (folder.path().join("videos"), folder.path().join("elsewhere"));
+        fs::create_dir(&root).unwrap();
+        for i in 0..3 {
+            write_test_video(&root.join(format!("{i}.mp4")), 20);
+        }
+        let config = config(&root);
+        let expected = samples(&config, 1, 0, 12);
+        let mut loader = Loader::new(&config, 1, 5, 0).unwrap();
+        for sample in &expected[..2] {
+            assert_eq!(loader.next().unwrap().clips.get(0), sample.1);
+        }
+        fs::rename(&root, &elsewhere).unwrap();
+        let back = std::thread::spawn({
+            let (root, elsewhere) = (root.clone(), elsewhere.clone());
+            move || {
+                std::thread::sleep(PATIENCE / 4);
+                fs::rename(elsewhere, root).unwrap();
+            }
+        });
+        for sample in &expected[2..] {
+            assert_eq!(loader.next().unwrap().clips.get(0), sample.1);
+        }
+        assert!(loader.skipped().is_empty());
+        back.join().unwrap();
+        // for good; and an empty place where it was mounted
+        fs::rename(&root, &elsewhere).unwrap();
+        fs::create_dir(&root).unwrap();
+        let error = (0..9).find_map(|_| loader.next().err()).unwrap().to_string();
+        assert!(error.contains("is away") && error.contains("videos"), "{error}");
     }
 
     #[test]

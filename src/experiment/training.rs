@@ -114,6 +114,9 @@ pub struct TrainerConfig {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
+    /// On a GPU, only kernels whose results repeat to the bit, as they always do on the CPU; slower.
+    #[serde(default)]
+    pub deterministic: bool,
     /// Decay of the moving average of the weights; none for no average.
     #[serde(default)]
     pub ema_decay: Option<f64>,

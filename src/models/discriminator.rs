@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::nn::{BatchNorm2d, Conv2d, Scope};
+use crate::{
+    distributed::Ranks,
+    nn::{BatchNorm2d, Conv2d, Scope},
+};
 
 /// The released setting: three strided layers, 64 filters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +45,11 @@ impl PatchDiscriminator {
             .collect();
         let last = Conv2d::patch_gan(&scope.sub(3 * config.layers + 2), width(config.layers), 1, 4, 1, 1, true);
         PatchDiscriminator { first, middle, last }
+    }
+
+    /// From now on batch norm's batch is that of all ranks together.
+    pub fn synchronise(&mut self, ranks: &Ranks) {
+        self.middle.iter_mut().for_each(|(_, norm)| norm.synchronise(ranks));
     }
 
     /// `[N, C, H, W]` → logits `[N, 1, h, w]`, one a patch; batch norm by the batch's own statistics.

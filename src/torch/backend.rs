@@ -11,6 +11,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 unsafe extern "C" {
     fn lvdm_attention_kernels(flash: *mut bool, memory_efficient: *mut bool, math: *mut bool, cudnn: *mut bool);
     fn lvdm_allow_tf32(allow: bool);
+    fn lvdm_deterministic();
 }
 
 /// Loads LibTorch's CUDA half, which the linker drops because nothing refers to it by name, and says
@@ -106,4 +107,11 @@ pub fn attention_kernels() -> AttentionKernels {
 pub fn allow_tf32(allow: bool) {
     // SAFETY: sets two flags of LibTorch's context.
     unsafe { lvdm_allow_tf32(allow) }
+}
+
+/// From now on a GPU uses kernels only whose results repeat to the bit; an operation that has none is an error that
+/// names it. To be called before the GPU is used, and from one thread.
+pub fn be_deterministic() {
+    // SAFETY: sets flags of LibTorch's context and, before other threads run, a variable of the environment.
+    unsafe { lvdm_deterministic() }
 }

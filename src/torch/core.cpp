@@ -8,21 +8,9 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <cstring>
+#include "guarded.h"
 
 namespace {
-
-template <typename F>
-char *guarded(F body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception &error) {
-    return strdup(error.what());
-  }
-}
 
 std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t count) {
   std::vector<at::Tensor> result;
@@ -233,6 +221,13 @@ extern "C" void lvdm_attention_kernels(bool *flash, bool *memory_efficient, bool
   *memory_efficient = context.userEnabledMemEfficientSDP();
   *math = context.userEnabledMathSDP();
   *cudnn = context.userEnabledCuDNNSDP();
+}
+
+extern "C" void lvdm_deterministic() {
+  setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", 0);  // read when cuBLAS starts
+  at::globalContext().setDeterministicAlgorithms(true, false);
+  at::globalContext().setDeterministicCuDNN(true);
+  at::globalContext().setBenchmarkCuDNN(false);
 }
 
 extern "C" void lvdm_allow_tf32(bool allow) {

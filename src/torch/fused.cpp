@@ -7,6 +7,8 @@
 #include <cstring>
 #include <vector>
 
+#include "guarded.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -14,18 +16,6 @@
 #endif
 
 namespace {
-
-template <typename F>
-char *guarded(F body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception &error) {
-    return strdup(error.what());
-  }
-}
 
 // e^x to 2 ulp (Cephes), written so that compilers vectorise it
 inline float fast_exp(float x) {

@@ -1,21 +1,28 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! Two C++ files (`core.cpp`; `fused.cpp`, kernels of our own), one small safe Rust file a subject.
+//! Four C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `c10d.cpp`, processes; `nccl.cpp`, opened on its own),
+//! one small safe Rust file a subject.
 
 mod autocast;
 mod backend;
+mod caught;
 mod device;
 mod fused;
 mod memory;
 mod multi_tensor;
+mod process_group;
 mod recompute;
 
 pub use autocast::Autocast;
-pub use backend::{AttentionKernels, Gpu, allow_tf32, attention_kernels, gpus, libtorch_version, load_cuda};
+pub use backend::{
+    AttentionKernels, Gpu, allow_tf32, attention_kernels, be_deterministic, gpus, libtorch_version, load_cuda,
+};
+pub use caught::caught;
 pub use device::DeviceName;
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm};
 pub use memory::{peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
+pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
 pub use recompute::recompute;
 
 use std::ffi::{CStr, c_char, c_void};

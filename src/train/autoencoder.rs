@@ -9,6 +9,7 @@ use super::{Batch, Phase, Picture, Task};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
     data::{Loader, fixed_clips, normalise, to_u8},
+    distributed::Ranks,
     experiment::AutoencoderExperiment,
     models::{LatentMoments, VideoAutoencoder},
     nn::Parameters,
@@ -33,16 +34,17 @@ pub struct AutoencoderTask {
 }
 
 impl AutoencoderTask {
-    /// `position` is the first sample of the data.
+    /// `position` is the first sample of the data; each rank has its share of those that follow.
     ///
     /// # Errors
     /// Data or LPIPS weights that are not there.
-    pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64) -> Result<Self> {
+    pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64, ranks: &Ranks) -> Result<Self> {
         let data = &experiment.data;
-        let loader = Loader::new(data, experiment.trainer.batch, experiment.seed, position)?;
+        let loader =
+            Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
         let parameters = Parameters::new(device, experiment.seed);
         let autoencoder = VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
-        let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?;
+        let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?.over(ranks);
         let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
         Ok(AutoencoderTask {
             autoencoder,
@@ -111,6 +113,10 @@ impl Task for AutoencoderTask {
         let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));
         let terms = self.loss.discriminator_backward(&x, &reconstruction, scale);
         Ok(vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)])
+    }
+
+    fn takes_part(&self, phase: usize, step: i64) -> bool {
+        phase == 0 || self.loss.is_adversarial(step)
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

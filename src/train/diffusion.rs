@@ -8,6 +8,7 @@ use super::{Batch, LatentFile, Phase, Picture, Task};
 use crate::{
     data::{Loader, normalise},
     diffusion::{Condition, GivenFrames},
+    distributed::Ranks,
     experiment::DiffusionExperiment,
     generate::{Generator, Given, starting_weights},
     models::{LatentSpace, TextEncoder},
@@ -32,7 +33,7 @@ pub struct DiffusionTask {
 }
 
 impl DiffusionTask {
-    /// `position` is the first sample of the data; `fresh` is false where a checkpoint's weights come next.
+    /// `position` is the first sample of the data, of which each rank has its share; `fresh` is false where a checkpoint's weights come next.
     ///
     /// # Errors
     /// Data that is not there or does not fit the networks.
@@ -43,14 +44,16 @@ impl DiffusionTask {
         device: Device,
         position: u64,
         fresh: bool,
+        ranks: &Ranks,
     ) -> Result<Self> {
         let data = &experiment.data;
         let (batch, seed) = (experiment.trainer.batch, experiment.seed);
         let latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
         let source = match &experiment.latents {
-            None => Source::Clips(Loader::new(data, batch, seed, position)?),
+            None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
-                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position)?;
+                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position)?
+                    .of_rank(ranks.rank(), ranks.size());
                 ensure!(
                     latents.shape() == latent,
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",

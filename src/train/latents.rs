@@ -71,6 +71,8 @@ pub struct LatentFile {
     seed: u64,
     batch: u64,
     position: u64,
+    rank: u64,
+    ranks: u64,
     order: (u64, Vec<u64>),
 }
 
@@ -101,7 +103,21 @@ impl LatentFile {
             None => None,
             Some(text) => Some(encoded_texts(&mut tensors, text, path)?),
         };
-        Ok(LatentFile { moments, context, seed, batch: batch as u64, position, order: (u64::MAX, Vec::new()) })
+        Ok(LatentFile {
+            moments,
+            context,
+            seed,
+            batch: batch as u64,
+            position,
+            rank: 0,
+            ranks: 1,
+            order: (u64::MAX, Vec::new()),
+        })
+    }
+
+    /// One rank's share: of batch · ranks consecutive samples its own `batch`.
+    pub fn of_rank(self, rank: usize, ranks: usize) -> Self {
+        LatentFile { rank: rank as u64, ranks: ranks as u64, ..self }
     }
 
     /// `[C, F, h, w]` of a latent.
@@ -113,7 +129,8 @@ impl LatentFile {
     /// The next samples.
     pub fn next_batch(&mut self) -> Batch {
         let count = self.moments.size()[0] as u64;
-        let samples: Vec<u64> = (self.position..self.position + self.batch).collect();
+        let first = self.position + self.rank * self.batch;
+        let samples: Vec<u64> = (first..first + self.batch).collect();
         let rows: Vec<i64> = samples
             .iter()
             .map(|&n| {
@@ -126,7 +143,7 @@ impl LatentFile {
                 self.order.1[(n % count) as usize] as i64
             })
             .collect();
-        self.position += self.batch;
+        self.position += self.batch * self.ranks;
         let rows = Tensor::from_slice(&rows);
         Batch {
             data: self.moments.index_select(0, &rows),

@@ -39,10 +39,17 @@ impl Optimizer {
     }
 
     fn gradients(&self) -> Vec<Tensor> {
-        // a parameter that took no part has a gradient of zero
+        // a parameter that took no part has a gradient of zero; the kernels read both by memory order, not by strides
         let gradient = |p: &Tensor| {
             let g = p.grad();
-            if g.defined() { g } else { no_grad(|| p.zeros_like()) }
+            if g.defined() && g.stride() == p.stride() {
+                return g;
+            }
+            let mut laid = no_grad(|| p.detach().zeros_like());
+            if g.defined() {
+                laid.copy_(&g);
+            }
+            laid
         };
         self.parameters.iter().map(gradient).collect()
     }

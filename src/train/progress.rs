@@ -30,6 +30,7 @@ pub struct Progress {
     began: Instant,
     shown: Instant,
     bar: Option<ProgressBar>,
+    silent: bool,
 }
 
 impl Progress {
@@ -42,7 +43,18 @@ impl Progress {
             bars().add(bar)
         });
         let now = Instant::now();
-        Progress { label: label.to_string(), total, start, done: start, began: now, shown: now, bar }
+        Progress { label: label.to_string(), total, start, done: start, began: now, shown: now, bar, silent: false }
+    }
+
+    /// Shown or not: of several ranks one speaks.
+    pub fn shown(mut self, shown: bool) -> Self {
+        if !shown {
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+            self.silent = true;
+        }
+        self
     }
 
     /// `n` steps are done now, counted from the very start of the work; `message` says how it stands.
@@ -52,7 +64,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_message(standing());
             bar.set_position(n);
-        } else if self.shown.elapsed() >= LINE_EVERY {
+        } else if !self.silent && self.shown.elapsed() >= LINE_EVERY {
             eprintln!("{}: {}", self.label, standing());
             self.shown = Instant::now();
         }
@@ -62,6 +74,9 @@ impl Progress {
     pub fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
+        }
+        if self.silent {
+            return;
         }
         beside_bars(|| eprintln!("{}: {}/{} in {}", self.label, self.done, self.total, clock(self.began.elapsed())));
     }

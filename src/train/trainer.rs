@@ -10,14 +10,15 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tch::{Device, Tensor};
 
-use super::{Ema, Optimizer, logger::RunLogger, progress::Progress as ProgressBar};
+use super::{Ema, Optimizer, logger::RunLogger, progress::Progress as ProgressBar, saver::Saver};
 use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     data::pictures,
+    distributed::{Ranks, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::Autocast,
+    torch::{Autocast, GradientBuckets},
 };
 
 /// What a step is made of.
@@ -68,13 +69,18 @@ pub trait Task {
     /// Where the batch does not fit the network.
     fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>>;
 
+    /// Whether a phase's gradients are anything but zero at this step: only then are they reduced over ranks.
+    fn takes_part(&self, _phase: usize, _step: i64) -> bool {
+        true
+    }
+
     /// What to show at this step, with the averaged weights in place.
     ///
     /// # Errors
     /// As [`Self::gradients`].
     fn pictures(&mut self) -> Result<Vec<Picture>>;
 
-    /// How many videos could not be used so far.
+    /// How many videos could not be used so far, on this rank.
     fn skipped_videos(&self) -> usize {
         0
     }
@@ -88,7 +94,7 @@ pub trait Task {
     }
 }
 
-/// Owns accumulation, clipping, the finite check, the average, logging, checkpoints and resume.
+/// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
 pub struct Trainer<T: Task> {
     pub task: T,
     run: PathBuf,
@@ -100,17 +106,35 @@ pub struct Trainer<T: Task> {
     optimizers: Vec<Optimizer>,
     ema: Option<Ema>,
     progress: Progress,
+    /// The log's means as far as the checkpoint had them.
+    window: Window,
+    ranks: Ranks,
+    /// Of each phase; none where this process is alone.
+    buckets: Vec<Option<GradientBuckets>>,
+    /// Over all ranks: whether one was asked to save and leave, and videos that could not be used.
+    stop: bool,
+    skipped_videos: f64,
 }
 
-/// The checkpoint with which a run goes on, if there is one.
+/// The checkpoint with which a run goes on, if there is one: rank 0 finds it, the others read the same.
 ///
 /// # Errors
 /// Where the run is another task's, or no checkpoint can be read.
-pub fn resume_point(run: &Path, task: &str) -> Result<Option<Checkpoint>> {
-    match checkpoint::latest(run)? {
-        Some((path, found)) => Ok(Some(found.expect(task, &path)?)),
-        None => Ok(None),
-    }
+pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Checkpoint>> {
+    let found = if ranks.is_first() { checkpoint::latest(run)? } else { None };
+    let step = ranks.of_first(found.as_ref().map_or(-1, |(_, found)| found.progress.step))?;
+    let (path, found) = match found {
+        Some(found) => found,
+        None if step < 0 => return Ok(None),
+        None => {
+            let path = checkpoint::path(run, step);
+            let found = Checkpoint::read(&path).with_context(|| {
+                format!("rank 0 goes on from {}; all ranks must see the same folder", path.display())
+            })?;
+            (path, found)
+        }
+    };
+    Ok(Some(found.expect(task, &path)?))
 }
 
 impl<T: Task> Trainer<T> {
@@ -132,6 +156,7 @@ impl<T: Task> Trainer<T> {
             phases.iter().map(|phase| Optimizer::new(optimizer_config.adam(), &phase.parameters)).collect();
         let mut ema = config.ema_decay.map(|decay| Ema::new(decay, &phases[0].parameters));
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
+        let mut window = Window::default();
         if let Some(found) = resume {
             for (i, (phase, optimizer)) in phases.iter().zip(&mut optimizers).enumerate() {
                 let (weights, state) = (found.part(phase.name), found.part(&format!("optimizer.{}", phase.name)));
@@ -158,10 +183,10 @@ impl<T: Task> Trainer<T> {
             } else if let Some(ema) = &mut ema {
                 ema.load_state(found.progress.ema_updates, &average)?;
             }
+            window.restore(&found.part("window"));
             progress = found.progress;
         }
-        let yaml = serde_yaml::to_string(experiment)?;
-        write_atomically(&run.join("experiment.yaml"), |file| Ok(std::io::Write::write_all(file, yaml.as_bytes())?))?;
+        let buckets = phases.iter().map(|_| None).collect();
         Ok(Trainer {
             task,
             run: run.to_path_buf(),
@@ -173,81 +198,171 @@ impl<T: Task> Trainer<T> {
             optimizers,
             ema,
             progress,
+            window,
+            ranks: Ranks::alone(),
+            buckets,
+            stop: false,
+            skipped_videos: 0.0,
         })
     }
 
-    /// Trains to the last step and returns how it went.
+    /// Shares the training with other processes, which must have been given the same.
     ///
     /// # Errors
-    /// Data that cannot be read; losses that stay non-finite; a full disk; out of memory, with what lowers it.
-    pub fn train(mut self) -> Result<Progress> {
-        let resumed = (self.progress.step > 0).then_some(self.progress.step);
-        let mut log = RunLogger::open(&self.run, resumed)?;
-        if let Some(step) = resumed {
-            tracing::info!("going on from step {step} of {} in {}", self.config.steps, self.run.display());
+    /// LibTorch's own.
+    pub fn over(mut self, ranks: &Ranks) -> Result<Self> {
+        self.ranks = ranks.clone();
+        for (phase, buckets) in self.phases.iter().zip(&mut self.buckets) {
+            let parameters: Vec<Tensor> = phase.parameters.trainable().into_iter().map(|(_, t)| t).collect();
+            *buckets = ranks.buckets(&parameters)?;
         }
-        let mut bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64);
+        Ok(self)
+    }
+
+    /// Trains to the last step, or until asked to stop, and returns how it went. Rank 0 alone writes.
+    ///
+    /// # Errors
+    /// Data that cannot be read; losses that stay non-finite; a last checkpoint that cannot be written; ranks that are
+    /// gone, or whose weights differ; out of memory, with what lowers it.
+    pub fn train(mut self) -> Result<Progress> {
+        let mut record = if self.ranks.is_first() { Some(self.record()?) } else { None };
+        let resumed = self.progress.step;
+        self.ensure_same()?;
         let (before, start) = (self.progress.seconds, Instant::now());
-        let mut window = Window::default();
+        let mut window = std::mem::take(&mut self.window);
         let mut bad_in_a_row = 0;
-        let mut due = false;
-        while self.progress.step < self.config.steps {
-            let bad = self.step(&mut window)?;
+        let (mut due, mut left) = (false, false);
+        while self.progress.step < self.config.steps && !left {
+            self.ranks.at_step(self.progress.step);
+            let batches = match self.fetch(&mut window) {
+                Ok(batches) => batches,
+                Err(error) => {
+                    if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
+                        self.save(record, &window)?;
+                        record.saver.finish()?;
+                        tracing::warn!("step {} is kept", self.progress.step);
+                    }
+                    return Err(error);
+                }
+            };
+            let bad = self.step(&batches, &mut window)?;
             self.progress.seconds = before + start.elapsed().as_secs_f64();
             let step = self.progress.step;
             bad_in_a_row = if bad { bad_in_a_row + 1 } else { 0 };
             if bad_in_a_row >= self.config.max_bad_steps {
-                self.stop(step, bad_in_a_row)?;
+                if let Some(record) = &mut record {
+                    record.saver.finish()?;
+                }
+                self.too_many_bad(step, bad_in_a_row)?;
             }
             let last = step == self.config.steps;
-            if step % self.config.log_every == 0 || last {
-                let mut values = window.take(&self.config, self.progress.skipped_steps);
-                values.push(("skipped_videos".to_string(), self.task.skipped_videos() as f64));
+            let message = if step % self.config.log_every == 0 || last {
+                let clips = self.config.batch * self.config.accumulate * self.ranks.size() as i64;
+                let mut values = window.take(clips, self.progress.skipped_steps);
+                values.push(("skipped_videos".to_string(), self.skipped_videos));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
-                log.scalars(step, &values)?;
-                bar.step(step as u64, &format!("loss {:.4}", values[0].1));
+                if let Some(record) = &mut record {
+                    record.log.scalars(step, &values)?;
+                }
+                format!("loss {:.4}", values[0].1)
             } else {
-                bar.step(step as u64, "");
+                String::new()
+            };
+            if let Some(record) = &mut record {
+                record.bar.step(step as u64, &message);
+                if step % self.config.picture_every == 0 || last {
+                    self.show(&mut record.log, step)?;
+                }
             }
-            if step % self.config.picture_every == 0 || last {
-                self.show(&mut log, step)?;
-            }
+            left = self.stop && !bad;
             // after a bad step the weights may be past saving: what is stored then was good at least once
-            due |= step % self.config.checkpoint_every == 0 || last;
+            due |= step % self.config.checkpoint_every == 0 || last || left;
             if due && (!bad || last) {
                 due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
-                self.save()?;
+                self.ensure_same()?;
+                if let Some(record) = &mut record {
+                    self.save(record, &window)?;
+                }
             }
         }
-        bar.finish();
-        log.finish()?;
+        if let Some(Record { log, bar, mut saver }) = record {
+            bar.finish();
+            saver.finish()?;
+            log.finish()?;
+        }
         Ok(self.progress)
     }
 
-    /// One optimizer step of every phase; true if one was left out as not finite.
-    fn step(&mut self, window: &mut Window) -> Result<bool> {
-        let start = Instant::now();
-        let mut batches = Vec::new();
-        for _ in 0..self.config.accumulate {
-            batches.push(self.task.next_batch()?);
+    fn alone(&self) -> bool {
+        self.ranks.size() == 1
+    }
+
+    /// Opens what rank 0 writes.
+    fn record(&self) -> Result<Record> {
+        let yaml = serde_yaml::to_string(&self.experiment)?;
+        write_atomically(&self.run.join("experiment.yaml"), |file| {
+            Ok(std::io::Write::write_all(file, yaml.as_bytes())?)
+        })?;
+        let resumed = (self.progress.step > 0).then_some(self.progress.step);
+        let log = RunLogger::open(&self.run, resumed)?;
+        if let Some(step) = resumed {
+            tracing::info!("going on from step {step} of {} in {}", self.config.steps, self.run.display());
         }
+        let bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64);
+        Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)? })
+    }
+
+    /// Checks that all ranks hold the same weights.
+    fn ensure_same(&self) -> Result<()> {
+        if self.alone() {
+            return Ok(());
+        }
+        let of = |phase: &Phase| {
+            let named = phase.parameters.trainable().into_iter();
+            named.map(|(name, tensor)| (format!("{}.{name}", phase.name), tensor)).collect::<Vec<_>>()
+        };
+        let weights: Vec<(String, Tensor)> = self.phases.iter().flat_map(of).collect();
+        self.ranks.ensure_same(&format!("step {}", self.progress.step), &weights)
+    }
+
+    /// What a step is made of.
+    fn fetch(&mut self, window: &mut Window) -> Result<Vec<Batch>> {
+        let start = Instant::now();
+        let batches = (0..self.config.accumulate).map(|_| self.task.next_batch()).collect::<Result<_>>()?;
         window.waited += start.elapsed().as_secs_f64();
+        window.seconds += start.elapsed().as_secs_f64();
+        Ok(batches)
+    }
+
+    /// One optimizer step of every phase; true if one was left out as not finite, on whatever rank.
+    fn step(&mut self, batches: &[Batch], window: &mut Window) -> Result<bool> {
+        let start = Instant::now();
         let step = self.progress.step;
         let rate = self.optimizer_config.learning_rate_at(step, self.config.steps);
         let mut bad = false;
         for phase in 0..self.phases.len() {
-            let optimizer = &mut self.optimizers[phase];
-            optimizer.set_learning_rate(rate);
-            optimizer.zero_grad()?;
-            let mut finite = true;
-            for batch in &batches {
+            self.optimizers[phase].set_learning_rate(rate);
+            self.optimizers[phase].zero_grad()?;
+            let mut terms = Vec::new();
+            let buckets = self.buckets[phase].as_ref().filter(|_| self.task.takes_part(phase, step));
+            for (i, batch) in batches.iter().enumerate() {
                 let scale = 1.0 / self.config.accumulate as f64;
                 let _autocast = Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16);
-                let terms = self.task.gradients(phase, batch, step, scale).with_context(|| format!("step {step}"))?;
-                finite &= terms.iter().all(|(_, value)| value.is_finite());
-                window.add(&terms);
+                // one reduction a step, of what all its passes have accumulated
+                if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
+                    buckets.arm();
+                }
+                let found = self.task.gradients(phase, batch, step, scale).with_context(|| format!("step {step}"))?;
+                terms.extend(found);
             }
+            if let Some(buckets) = buckets {
+                self.ranks.finish(buckets)?;
+            }
+            let terms = self.over_ranks(phase, terms)?;
+            window.add(&terms);
+            let finite = terms.iter().all(|(_, value)| value.is_finite());
+            let optimizer = &mut self.optimizers[phase];
             let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(Device::Cpu).double_value(&[]);
             window.add(&[(self.phases[phase].gradient_norm, norm)]);
             if finite && norm.is_finite() {
@@ -257,10 +372,12 @@ impl<T: Task> Trainer<T> {
                 }
             } else {
                 bad = true;
-                tracing::warn!(
-                    "step {step}: the {} loss or its gradient is not finite; the step is left out",
-                    self.phases[phase].name
-                );
+                if self.ranks.is_first() {
+                    tracing::warn!(
+                        "step {step}: the {} loss or its gradient is not finite; the step is left out",
+                        self.phases[phase].name
+                    );
+                }
             }
         }
         let last = batches.last().expect("accumulate is at least 1");
@@ -273,7 +390,22 @@ impl<T: Task> Trainer<T> {
         Ok(bad)
     }
 
-    fn stop(&self, step: i64, bad: i64) -> Result<()> {
+    /// The terms' means over ranks; with those of the first phase, what else the ranks must agree on.
+    fn over_ranks(&mut self, phase: usize, terms: Vec<(&'static str, f64)>) -> Result<Vec<(&'static str, f64)>> {
+        let mut values: Vec<f64> = terms.iter().map(|(_, value)| *value).collect();
+        values.push(f64::from(u8::from(stop_is_asked())));
+        values.push(self.task.skipped_videos() as f64);
+        let sums = self.ranks.sum(&values)?;
+        let (means, agreed) = sums.split_at(terms.len());
+        if phase == 0 {
+            self.stop = agreed[0] > 0.0;
+            self.skipped_videos = agreed[1];
+        }
+        let size = self.ranks.size() as f64;
+        Ok(terms.iter().zip(means).map(|((name, _), sum)| (*name, sum / size)).collect())
+    }
+
+    fn too_many_bad(&self, step: i64, bad: i64) -> Result<()> {
         let last = checkpoint::list(&self.run)?.pop();
         let good = last.map_or("there is no checkpoint yet".to_string(), |path| {
             format!("the last good checkpoint is {}", path.display())
@@ -312,7 +444,7 @@ impl<T: Task> Trainer<T> {
         Ok(())
     }
 
-    fn save(&mut self) -> Result<()> {
+    fn save(&mut self, record: &mut Record, window: &Window) -> Result<()> {
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
         for (phase, optimizer) in self.phases.iter().zip(&self.optimizers) {
             let named = phase.parameters.named();
@@ -325,21 +457,28 @@ impl<T: Task> Trainer<T> {
             tensors.extend(ema.named().iter().map(|(n, t)| (format!("ema.{n}"), t.shallow_clone())));
         }
         tensors.extend(self.averaged(|task| task.measure())?);
+        tensors.extend(window.stored());
         let checkpoint = Checkpoint {
             task: self.task.name().to_string(),
             progress: self.progress.clone(),
             experiment: self.experiment.clone(),
             tensors,
         };
-        checkpoint.write(&checkpoint::path(&self.run, self.progress.step))?;
-        checkpoint::prune(&self.run, self.config.keep_checkpoints)
+        record.saver.save(checkpoint, checkpoint::path(&self.run, self.progress.step))
     }
+}
+
+/// What rank 0 writes.
+struct Record {
+    log: RunLogger,
+    bar: ProgressBar,
+    saver: Saver,
 }
 
 /// Means over the steps since the last line of the log.
 #[derive(Default)]
 struct Window {
-    sums: Vec<(&'static str, f64, i64)>,
+    sums: Vec<(String, f64, i64)>,
     steps: i64,
     seconds: f64,
     waited: f64,
@@ -354,16 +493,32 @@ impl Window {
                     *sum += value;
                     *count += 1;
                 }
-                None => self.sums.push((name, value, 1)),
+                None => self.sums.push((name.to_string(), value, 1)),
             }
         }
     }
 
-    fn take(&mut self, config: &TrainerConfig, skipped: i64) -> Vec<(String, f64)> {
+    /// What a checkpoint keeps of it, so that the log of a run that goes on has the same means: `[sum, count]` each.
+    fn stored(&self) -> Vec<(String, Tensor)> {
+        let one = |(i, (name, sum, count)): (usize, &(String, f64, i64))| {
+            (format!("window.{i:02}.{name}"), Tensor::from_slice(&[*sum, *count as f64]))
+        };
+        self.sums.iter().enumerate().map(one).collect()
+    }
+
+    fn restore(&mut self, stored: &BTreeMap<String, Tensor>) {
+        for (name, pair) in stored {
+            let name = name.split_once('.').map_or(name.as_str(), |(_, name)| name);
+            self.sums.push((name.to_string(), pair.double_value(&[0]), pair.double_value(&[1]) as i64));
+        }
+    }
+
+    /// The means, with `clips` of a step over all ranks; the next ones begin anew.
+    fn take(&mut self, clips: i64, skipped: i64) -> Vec<(String, f64)> {
         let window = std::mem::take(self);
         let mut values: Vec<(String, f64)> =
-            window.sums.into_iter().map(|(name, sum, count)| (name.to_string(), sum / count as f64)).collect();
-        let clips = (window.steps * config.batch * config.accumulate) as f64;
+            window.sums.into_iter().map(|(name, sum, count)| (name, sum / count as f64)).collect();
+        let clips = (window.steps * clips) as f64;
         values.push(("learning_rate".into(), window.rate));
         values.push(("clips_per_second".into(), clips / window.seconds));
         values.push(("seconds_waiting_for_data".into(), window.waited / window.steps.max(1) as f64));

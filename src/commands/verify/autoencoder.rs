@@ -119,6 +119,7 @@ impl LossCase {
             adversarial_weight: self.disc_weight,
             adversarial_start: self.disc_start,
             adversarial_warmup: 0,
+            sync_batch_norm: false,
             discriminator: self.discriminator.config(),
         };
         let criterion = AutoencoderLoss::new(&config, case.device(), kind, 0)?;

@@ -1,0 +1,15 @@
+//! Several processes, one a GPU (or a share of the CPU), that do one piece of work: ranks.
+//!
+//! Who they are comes from `--nproc`, from torchrun's environment or from SLURM's ([`launch`]). What they share
+//! goes through [`Ranks`]; a process that works alone has one too, and its calls then do nothing.
+
+mod launch;
+mod place;
+mod ranks;
+mod stop;
+mod watch;
+
+pub use launch::{Launch, run};
+pub use place::{Place, here, rank};
+pub use ranks::Ranks;
+pub use stop::{catch_signals, stop_is_asked};

@@ -1,0 +1,319 @@
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tch::{Device, Kind, Tensor};
+
+use super::{place::Place, watch::Watch};
+use crate::torch::{GradientBuckets, Overlap, ProcessGroup, Store};
+
+/// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
+const BUCKET: i64 = 25 << 20;
+
+/// This process among those that do the work together; alone, its calls do nothing. Cloning shares it.
+#[derive(Clone)]
+pub struct Ranks {
+    inner: Option<Rc<Inner>>,
+}
+
+struct Inner {
+    place: Place,
+    group: ProcessGroup,
+    store: Store,
+    watch: Watch,
+    overlap: Cell<Overlap>,
+}
+
+impl Ranks {
+    /// No other process.
+    pub fn alone() -> Self {
+        Ranks { inner: None }
+    }
+
+    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up.
+    ///
+    /// # Errors
+    /// Nobody who serves the store, ranks that do not come, a GPU without NCCL.
+    pub(super) fn join(place: Place, device: Device, timeout: Duration) -> Result<Self> {
+        let open = |serves| {
+            let store = Store::open(&place.host, place.port, serves, timeout)?;
+            store.under(&format!("lvdm/{}", place.attempt))
+        };
+        let Place { rank, size, .. } = place;
+        let at = || format!("rank {rank} of {size} finds no one at {}:{}", place.host, place.port);
+        let store = open(place.serves).with_context(at)?;
+        // a connection of its own: the other one may be waiting for a key
+        let watch = Watch::new(open(false).with_context(at)?, rank, size, timeout)?;
+        let group = ProcessGroup::open(&store, &place.host, rank, size, device, timeout)
+            .with_context(|| format!("rank {rank} of {size}: not all ranks came together; {}", watch.culprit()))?;
+        let overlap = Cell::new(Overlap { early: 0, all: 0 });
+        Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap })) })
+    }
+
+    pub fn rank(&self) -> usize {
+        self.inner.as_ref().map_or(0, |inner| inner.place.rank)
+    }
+
+    pub fn size(&self) -> usize {
+        self.inner.as_ref().map_or(1, |inner| inner.place.size)
+    }
+
+    /// Whether this process writes what the run keeps.
+    pub fn is_first(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// The training stands at this step: errors of this rank and of others will say so.
+    pub fn at_step(&self, step: i64) {
+        if let Some(inner) = &self.inner {
+            inner.watch.at_step(step);
+        }
+    }
+
+    /// One call to all ranks.
+    fn call<T>(inner: &Inner, body: impl FnOnce(&ProcessGroup) -> Result<T>) -> Result<T> {
+        inner.watch.call();
+        let result = body(&inner.group);
+        inner.watch.call();
+        result
+    }
+
+    /// Each number summed over all ranks.
+    ///
+    /// # Errors
+    /// A rank that is gone or late.
+    pub fn sum(&self, values: &[f64]) -> Result<Vec<f64>> {
+        let Some(inner) = &self.inner else { return Ok(values.to_vec()) };
+        let mut tensor = Tensor::from_slice(values);
+        Self::call(inner, |group| group.sum(&mut tensor))?;
+        Ok(Vec::try_from(tensor)?)
+    }
+
+    /// The number that rank 0 has.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn of_first(&self, value: i64) -> Result<i64> {
+        let Some(inner) = &self.inner else { return Ok(value) };
+        let mut tensor = Tensor::from_slice(&[value]);
+        Self::call(inner, |group| group.broadcast(&mut tensor, 0))?;
+        Ok(tensor.int64_value(&[0]))
+    }
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn meet(&self) -> Result<()> {
+        self.sum(&[0.0]).map(drop)
+    }
+
+    /// Σ over ranks, in the graph.
+    ///
+    /// # Panics
+    /// Where a rank is gone or late, as ordinary `tch` calls do.
+    pub fn sum_with_gradient(&self, x: &Tensor) -> Tensor {
+        match &self.inner {
+            None => x.shallow_clone(),
+            Some(inner) => {
+                inner.watch.call();
+                let y = inner.group.sum_with_gradient(x);
+                inner.watch.call();
+                y
+            }
+        }
+    }
+
+    /// Gradients of these parameters, to be reduced to their means; none where this process is alone.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn buckets(&self, parameters: &[Tensor]) -> Result<Option<GradientBuckets>> {
+        self.buckets_of(parameters, BUCKET)
+    }
+
+    /// As [`Self::buckets`], of about so many bytes each.
+    ///
+    /// # Errors
+    /// As [`Self::buckets`].
+    pub fn buckets_of(&self, parameters: &[Tensor], bytes: i64) -> Result<Option<GradientBuckets>> {
+        let Some(inner) = &self.inner else { return Ok(None) };
+        GradientBuckets::new(&inner.group, parameters, bytes).map(Some)
+    }
+
+    /// Waits until the gradients are means over all ranks.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn finish(&self, buckets: &GradientBuckets) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let overlap = Self::call(inner, |_| buckets.finish())?;
+        inner.overlap.set(overlap);
+        Ok(())
+    }
+
+    /// How many buckets of the last reduction were sent while the backward pass still ran, of how many.
+    pub fn overlap(&self) -> Option<(i64, i64)> {
+        self.inner.as_ref().map(|inner| (inner.overlap.get().early, inner.overlap.get().all))
+    }
+
+    /// Checks that all ranks hold the same tensors, by a hash of each.
+    ///
+    /// # Errors
+    /// Names the first tensor that differs, and the ranks that differ from rank 0. As [`Self::sum`].
+    pub fn ensure_same(&self, when: &str, tensors: &[(String, Tensor)]) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let mut hashes = vec![tensors.len() as i64];
+        for (_, tensor) in tensors {
+            hashes.push(hash(tensor)?);
+        }
+        let counts = Self::call(inner, |group| group.gather(&Tensor::from_slice(&hashes[..1])))?;
+        let counts: Vec<i64> = counts.iter().map(|count| count.int64_value(&[0])).collect();
+        ensure!(counts.iter().all(|&count| count == counts[0]), "{when}: the ranks hold {counts:?} tensors");
+        let all = Self::call(inner, |group| group.gather(&Tensor::from_slice(&hashes)))?;
+        let all: Vec<Vec<i64>> = all.into_iter().map(Vec::try_from).collect::<Result<_, _>>()?;
+        for (i, (name, _)) in tensors.iter().enumerate() {
+            let others: Vec<String> = (1..all.len())
+                .filter(|&rank| all[rank][i + 1] != all[0][i + 1])
+                .map(|rank| format!("rank {rank}"))
+                .collect();
+            if !others.is_empty() {
+                bail!(
+                    "{when}: the ranks' weights differ; the first tensor that does is `{name}`, on {}",
+                    others.join(", ")
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// `make(0)`, …, `make(count − 1)`, each made by one rank, all known to all: the same on any number of ranks as
+    /// long as what is made depends on its number alone.
+    ///
+    /// # Errors
+    /// Those of `make`; as [`Self::sum`].
+    pub fn share(&self, count: usize, mut make: impl FnMut(usize) -> Result<Tensor>) -> Result<Vec<Tensor>> {
+        let size = self.size();
+        let mut all = Vec::with_capacity(count);
+        for first in (0..count).step_by(size) {
+            let own = first + self.rank();
+            let mine = if own < count { Some(make(own)?.to_device(Device::Cpu).contiguous()) } else { None };
+            for rank in 0..size.min(count - first) {
+                all.push(self.from(rank, mine.as_ref())?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The host tensor that one rank has.
+    fn from(&self, root: usize, tensor: Option<&Tensor>) -> Result<Tensor> {
+        const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Uint8, Kind::Int64];
+        let own = || tensor.context("this rank has made nothing");
+        let Some(inner) = &self.inner else { return Ok(own()?.shallow_clone()) };
+        // type, number of axes, axes
+        let mut head = [0i64; 10];
+        if root == self.rank() {
+            let tensor = own()?;
+            let kind = KINDS.iter().position(|&kind| kind == tensor.kind());
+            head[0] = kind.with_context(|| format!("type {:?} is not sent", tensor.kind()))? as i64;
+            head[1] = tensor.dim() as i64;
+            head[2..2 + tensor.dim()].copy_from_slice(&tensor.size());
+        }
+        let mut head = Tensor::from_slice(&head);
+        Self::call(inner, |group| group.broadcast(&mut head, root))?;
+        let head: Vec<i64> = Vec::try_from(head)?;
+        let mut tensor = if root == self.rank() {
+            own()?.shallow_clone()
+        } else {
+            Tensor::zeros(&head[2..2 + head[1] as usize], (KINDS[head[0] as usize], Device::Cpu))
+        };
+        Self::call(inner, |group| group.broadcast(&mut tensor, root))?;
+        Ok(tensor)
+    }
+
+    /// Ends the common work: an error that another rank caused names that rank and this rank's step; one of this
+    /// rank's own is told to the others.
+    pub(super) fn end<T>(&self, result: Result<T>) -> Result<T> {
+        let Some(inner) = &self.inner else { return result };
+        let Inner { place, group, store, watch, .. } = &**inner;
+        let result = result.and_then(|value| self.meet().map(|()| value));
+        let who = match watch.step() {
+            step if step < 0 => format!("rank {}", place.rank),
+            step => format!("rank {}, step {step}", place.rank),
+        };
+        match result {
+            Ok(value) => {
+                watch.done();
+                // who serves the store leaves last
+                if place.serves {
+                    let began = Instant::now();
+                    while began.elapsed() < Duration::from_secs(10)
+                        && !(0..place.size).all(|rank| rank == place.rank || watch.has_ended(rank))
+                    {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                }
+                Ok(value)
+            }
+            Err(error) if group.has_failed() => {
+                let culprit = watch.culprit();
+                group.abort();
+                Err(error.context(format!("{who}: {culprit}")))
+            }
+            Err(error) => {
+                watch.failed(&format!("{error:#}"));
+                let _ = store.set(&format!("failed/{}", place.rank), b"");
+                Err(error.context(who))
+            }
+        }
+    }
+}
+
+/// A hash of a tensor's values, in 64 bits.
+fn hash(tensor: &Tensor) -> Result<i64> {
+    let host = tensor.detach().to_device(Device::Cpu).contiguous();
+    let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
+    host.f_copy_data_u8(&mut bytes, host.numel())?;
+    // FNV-1a over words of eight bytes
+    let word = |chunk: &[u8]| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
+    };
+    let mixed = bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325u64, |hash, chunk| {
+        let mixed = (hash ^ word(chunk)).wrapping_mul(0x0000_0100_0000_01B3);
+        mixed ^ (mixed >> 29)
+    });
+    Ok(mixed as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alone_calls_do_nothing() {
+        let ranks = Ranks::alone();
+        assert_eq!((ranks.rank(), ranks.size(), ranks.is_first()), (0, 1, true));
+        assert_eq!(ranks.sum(&[1.5, f64::INFINITY]).unwrap(), [1.5, f64::INFINITY]);
+        let made = ranks.share(3, |i| Ok(Tensor::from(i as i64))).unwrap();
+        assert_eq!(made.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
+        ranks.ensure_same("at the start", &[]).unwrap();
+        assert!(ranks.buckets(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_hash_sees_every_bit() {
+        let base = Tensor::from_slice(&[1.0f32, 2.0, 3.0]);
+        let known = hash(&base).unwrap();
+        assert_eq!(hash(&base.copy()).unwrap(), known);
+        for i in 0..3 {
+            let other = base.copy();
+            let _ = other.get(i).g_add_scalar_(f64::from(f32::EPSILON) * 2.0);
+            assert_ne!(hash(&other).unwrap(), known);
+        }
+    }
+}

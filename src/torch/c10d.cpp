@@ -1,0 +1,390 @@
+// Processes that train together: c10d's store and process groups, sums that autograd sees, and
+// gradients that are reduced in buckets while the backward pass still runs.
+// Errors as in core.cpp.
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <atomic>
+#include <mutex>
+
+#include "guarded.h"
+
+extern int FLAGS_caffe2_log_level;  // of libc10: what is below it is not printed
+
+using Store = c10::intrusive_ptr<c10d::Store>;
+using Backend = c10::intrusive_ptr<c10d::Backend>;
+using Milliseconds = std::chrono::milliseconds;
+
+// ---- store ------------------------------------------------------------------------------------
+
+// Port 0 lets a server choose one.
+extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, int64_t timeout, Store **store,
+                                 uint16_t *chosen) {
+  return guarded([&] {
+    // a server that is gone is an error that the caller tells in one line: no warning with a backtrace beside it
+    if (!getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 2;
+    c10d::TCPStoreOptions options;
+    options.port = port;
+    options.isServer = server;
+    options.waitWorkers = false;
+    options.timeout = Milliseconds(timeout);
+    auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
+    *chosen = tcp->getPort();
+    *store = new Store(std::move(tcp));
+  });
+}
+
+extern "C" char *lvdm_store_under(const Store *store, const char *prefix, Store **under) {
+  return guarded([&] { *under = new Store(c10::make_intrusive<c10d::PrefixStore>(prefix, *store)); });
+}
+
+extern "C" void lvdm_store_free(Store *store) { delete store; }
+
+extern "C" char *lvdm_store_set(const Store *store, const char *key, const uint8_t *value, size_t length) {
+  return guarded([&] { (*store)->set(key, std::vector<uint8_t>(value, value + length)); });
+}
+
+// Waits until there is such a key. The value is the caller's, to be freed with `free`.
+extern "C" char *lvdm_store_get(const Store *store, const char *key, uint8_t **value, size_t *length) {
+  return guarded([&] {
+    auto found = (*store)->get(key);
+    *length = found.size();
+    *value = static_cast<uint8_t *>(malloc(std::max<size_t>(found.size(), 1)));
+    std::copy(found.begin(), found.end(), *value);
+  });
+}
+
+extern "C" char *lvdm_store_has(const Store *store, const char *key, bool *has) {
+  return guarded([&] { *has = (*store)->check({key}); });
+}
+
+// ---- group ------------------------------------------------------------------------------------
+
+namespace {
+
+struct Group {
+  Backend host;
+  Backend device;  // none without a GPU
+  int size;
+  std::atomic<bool> failed = false;  // a call was not answered
+
+  c10d::Backend &of(const at::Tensor &tensor) const {
+    if (!tensor.is_cuda()) return *host;
+    TORCH_CHECK(device, "this group of ranks was opened for the CPU, and was given a tensor of a GPU");
+    return *device;
+  }
+
+  // Runs a call of the backends, and remembers where it failed.
+  template <typename F>
+  auto call(F body) -> decltype(body()) {
+    try {
+      return body();
+    } catch (...) {
+      failed = true;
+      throw;
+    }
+  }
+
+  c10::intrusive_ptr<c10d::Work> start_sum(at::Tensor &tensor) {
+    std::vector<at::Tensor> list = {tensor};
+    return call([&] { return of(tensor).allreduce(list); });
+  }
+
+  void wait(c10d::Work &work) {
+    call([&] { work.wait(); });
+  }
+};
+
+}  // namespace
+
+using SharedGroup = std::shared_ptr<Group>;
+
+// Gloo listens on an interface, or on the interface of an address, or where it thinks best.
+extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t timeout, const char *interface,
+                                 const char *address, SharedGroup **group) {
+  return guarded([&] {
+    auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout));
+    if (*interface)
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
+    else if (*address)
+      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    else
+      options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
+        c10::make_intrusive<c10d::PrefixStore>("gloo", *store), rank, size, options);
+    auto made = std::make_shared<Group>();
+    made->host = std::move(gloo);
+    made->size = size;
+    *group = new SharedGroup(std::move(made));
+  });
+}
+
+// Takes over a backend for tensors of a GPU.
+extern "C" void lvdm_group_add_device(SharedGroup *group, Backend *device) {
+  (*group)->device = std::move(*device);
+  delete device;
+}
+
+extern "C" void lvdm_group_free(SharedGroup *group) { delete group; }
+
+extern "C" bool lvdm_group_failed(const SharedGroup *group) { return (*group)->failed; }
+
+extern "C" char *lvdm_group_abort(const SharedGroup *group) {
+  return guarded([&] {
+    (*group)->host->abort();
+    if ((*group)->device) (*group)->device->abort();
+  });
+}
+
+extern "C" char *lvdm_group_sum(const SharedGroup *group, at::Tensor *tensor) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    (*group)->wait(*(*group)->start_sum(*tensor));
+  });
+}
+
+extern "C" char *lvdm_group_broadcast(const SharedGroup *group, at::Tensor *tensor, int root) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    c10d::BroadcastOptions options;
+    options.rootRank = root;
+    std::vector<at::Tensor> list = {*tensor};
+    (*group)->call([&] { (*group)->of(*tensor).broadcast(list, options)->wait(); });
+  });
+}
+
+// all[r] <- the tensor of rank r
+extern "C" char *lvdm_group_gather(const SharedGroup *group, at::Tensor *tensor, at::Tensor *const *all) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    std::vector<std::vector<at::Tensor>> outputs(1);
+    for (int rank = 0; rank < (*group)->size; rank++) outputs[0].push_back(*all[rank]);
+    std::vector<at::Tensor> inputs = {*tensor};
+    (*group)->call([&] { (*group)->of(*tensor).allgather(outputs, inputs)->wait(); });
+  });
+}
+
+// ---- a sum that autograd sees -------------------------------------------------------------------
+
+namespace {
+
+struct Handle : torch::CustomClassHolder {
+  SharedGroup group;
+  explicit Handle(SharedGroup group) : group(std::move(group)) {}
+};
+
+// y = sum of all ranks' x. Where the loss is the sum of the ranks' losses, so is the gradient by x.
+struct SumOverRanks : torch::autograd::Function<SumOverRanks> {
+  static at::Tensor sum(const SharedGroup &group, const at::Tensor &x) {
+    auto total = x.detach().clone(at::MemoryFormat::Contiguous);
+    group->wait(*group->start_sum(total));
+    return total;
+  }
+
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, SharedGroup group) {
+    context->saved_data["group"] = c10::IValue::make_capsule(c10::make_intrusive<Handle>(group));
+    return sum(group, x);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto handle = c10::static_intrusive_pointer_cast<Handle>(context->saved_data["group"].toCapsule());
+    return {sum(handle->group, gradients[0]), at::Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" char *lvdm_group_sum_with_gradient(const SharedGroup *group, const at::Tensor *x, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(SumOverRanks::apply(*x, *group)); });
+}
+
+// ---- gradients in buckets -----------------------------------------------------------------------
+
+namespace {
+
+// Means of gradients over ranks. A bucket is sent as soon as the backward pass has made all its
+// gradients, in the order of the buckets, which is the same on all ranks and in every step: so the
+// sums are the same to the bit whether or not a run was interrupted. (c10d::Reducer orders its
+// buckets anew after the first step, and cannot know which parameters a loss leaves out when the
+// loss is made within the step.)
+struct Buckets : std::enable_shared_from_this<Buckets> {
+  struct Bucket {
+    std::vector<size_t> members;
+    at::Tensor flat;
+    std::vector<at::Tensor> views;
+    size_t waiting;
+    bool again;  // a gradient changed after it was sent
+    c10::intrusive_ptr<c10d::Work> work;
+  };
+
+  SharedGroup group;
+  std::vector<at::Tensor> parameters;
+  std::vector<size_t> bucket_of;
+  std::vector<Bucket> buckets;
+  std::vector<bool> ready;
+  size_t next = 0, early = 0;
+  bool armed = false;
+  std::exception_ptr failure;
+  std::mutex mutex;  // on a GPU the hooks run on the backward thread
+
+  Buckets(SharedGroup group, std::vector<at::Tensor> list, int64_t bytes)
+      : group(std::move(group)), parameters(std::move(list)), bucket_of(parameters.size()), ready(parameters.size()) {
+    at::NoGradGuard no_grad;
+    // the backward pass reaches the last parameters first
+    std::vector<std::vector<size_t>> members;
+    int64_t held = 0;
+    for (size_t i = parameters.size(); i-- > 0;) {
+      bool fits = !members.empty() && held + int64_t(parameters[i].nbytes()) <= bytes;
+      if (fits) {
+        auto &other = parameters[members.back().front()];
+        fits = other.dtype() == parameters[i].dtype() && other.device() == parameters[i].device();
+      }
+      if (!fits) {
+        members.emplace_back();
+        held = 0;
+      }
+      members.back().push_back(i);
+      held += parameters[i].nbytes();
+    }
+    for (auto &of : members) {
+      int64_t count = 0;
+      for (auto i : of) {
+        bucket_of[i] = buckets.size();
+        count += parameters[i].numel();
+      }
+      Bucket bucket{of, at::zeros({count}, parameters[of[0]].options().requires_grad(false)), {}, 0, false, {}};
+      int64_t at = 0;
+      for (auto i : of) {
+        auto &p = parameters[i];
+        bucket.views.push_back(bucket.flat.narrow(0, at, p.numel()).view(p.sizes()));
+        at += p.numel();
+      }
+      buckets.push_back(std::move(bucket));
+    }
+  }
+
+  struct Hook : torch::autograd::PostAccumulateGradHook {
+    std::weak_ptr<Buckets> owner;
+    size_t index;
+    Hook(std::weak_ptr<Buckets> owner, size_t index) : owner(std::move(owner)), index(index) {}
+    void operator()(const torch::autograd::Variable &) override {
+      if (auto buckets = owner.lock()) buckets->made(index);
+    }
+  };
+
+  void attach() {
+    for (size_t i = 0; i < parameters.size(); i++)
+      torch::autograd::impl::set_post_acc_grad_hooks(parameters[i], std::make_unique<Hook>(weak_from_this(), i));
+  }
+
+  ~Buckets() {
+    for (auto &parameter : parameters) torch::autograd::impl::set_post_acc_grad_hooks(parameter, nullptr);
+  }
+
+  void arm() {
+    std::lock_guard lock(mutex);
+    next = early = 0;
+    failure = nullptr;
+    std::fill(ready.begin(), ready.end(), false);
+    for (auto &bucket : buckets) {
+      bucket.waiting = bucket.members.size();
+      bucket.again = false;
+      bucket.work.reset();
+    }
+    armed = true;
+  }
+
+  void made(size_t index) {
+    std::lock_guard lock(mutex);
+    if (!armed) return;
+    auto &bucket = buckets[bucket_of[index]];
+    if (ready[index]) {
+      bucket.again = true;
+      return;
+    }
+    ready[index] = true;
+    bucket.waiting--;
+    // what goes wrong here is told by `finish`: an exception would leave the backward pass half done
+    try {
+      while (!failure && next < buckets.size() && buckets[next].waiting == 0) {
+        send(buckets[next++]);
+        early++;
+      }
+    } catch (...) {
+      failure = std::current_exception();
+    }
+  }
+
+  void send(Bucket &bucket) {
+    at::NoGradGuard no_grad;
+    for (size_t k = 0; k < bucket.members.size(); k++) {
+      auto &gradient = parameters[bucket.members[k]].grad();
+      // a parameter that took no part has a gradient of zero
+      if (gradient.defined())
+        bucket.views[k].copy_(gradient);
+      else
+        bucket.views[k].zero_();
+    }
+    bucket.flat.div_(group->size);
+    bucket.work = group->start_sum(bucket.flat);
+  }
+
+  // Sends what is left, waits for all and puts the means into the parameters' gradients.
+  void finish() {
+    std::lock_guard lock(mutex);
+    at::NoGradGuard no_grad;
+    armed = false;
+    if (failure) std::rethrow_exception(failure);
+    while (next < buckets.size()) send(buckets[next++]);
+    for (auto &bucket : buckets) {
+      group->wait(*bucket.work);
+      if (bucket.again) {
+        send(bucket);
+        group->wait(*bucket.work);
+      }
+      bucket.work.reset();
+    }
+    for (auto &bucket : buckets)
+      for (size_t k = 0; k < bucket.members.size(); k++) {
+        auto &gradient = parameters[bucket.members[k]].mutable_grad();
+        if (gradient.defined())
+          gradient.copy_(bucket.views[k]);
+        else
+          gradient = bucket.views[k].clone();
+      }
+  }
+};
+
+}  // namespace
+
+using SharedBuckets = std::shared_ptr<Buckets>;
+
+extern "C" char *lvdm_buckets_new(const SharedGroup *group, at::Tensor *const *parameters, int64_t count,
+                                  int64_t bytes, SharedBuckets **buckets) {
+  return guarded([&] {
+    std::vector<at::Tensor> list;
+    for (int64_t i = 0; i < count; i++) list.push_back(*parameters[i]);
+    auto made = std::make_shared<Buckets>(*group, std::move(list), bytes);
+    made->attach();
+    *buckets = new SharedBuckets(std::move(made));
+  });
+}
+
+extern "C" void lvdm_buckets_free(SharedBuckets *buckets) { delete buckets; }
+
+extern "C" void lvdm_buckets_arm(const SharedBuckets *buckets) { (*buckets)->arm(); }
+
+// *early of *all buckets were sent before the backward pass was over.
+extern "C" char *lvdm_buckets_finish(const SharedBuckets *buckets, int64_t *early, int64_t *all) {
+  return guarded([&] {
+    (*buckets)->finish();
+    *early = (*buckets)->early;
+    *all = (*buckets)->buckets.size();
+  });
+}

@@ -1,0 +1,357 @@
+//! Processes that train together: where they meet, what they sum.
+
+use std::{
+    ffi::{CString, c_char, c_int, c_void},
+    path::PathBuf,
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use libloading::os::unix::{Library, RTLD_NOW};
+use tch::{Device, Tensor};
+
+use super::{check, free, pointers};
+
+unsafe extern "C" {
+    fn lvdm_store_open(
+        host: *const c_char,
+        port: u16,
+        server: bool,
+        timeout: i64,
+        store: *mut *mut c_void,
+        chosen: *mut u16,
+    ) -> *mut c_char;
+    fn lvdm_store_under(store: *const c_void, prefix: *const c_char, under: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_store_free(store: *mut c_void);
+    fn lvdm_store_set(store: *const c_void, key: *const c_char, value: *const u8, length: usize) -> *mut c_char;
+    fn lvdm_store_get(store: *const c_void, key: *const c_char, value: *mut *mut u8, length: *mut usize)
+    -> *mut c_char;
+    fn lvdm_store_has(store: *const c_void, key: *const c_char, has: *mut bool) -> *mut c_char;
+    fn lvdm_group_open(
+        store: *const c_void,
+        rank: c_int,
+        size: c_int,
+        timeout: i64,
+        interface: *const c_char,
+        address: *const c_char,
+        group: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn lvdm_group_add_device(group: *mut c_void, device: *mut c_void);
+    fn lvdm_group_free(group: *mut c_void);
+    fn lvdm_group_failed(group: *const c_void) -> bool;
+    fn lvdm_group_abort(group: *const c_void) -> *mut c_char;
+    fn lvdm_group_sum(group: *const c_void, tensor: *mut c_void) -> *mut c_char;
+    fn lvdm_group_broadcast(group: *const c_void, tensor: *mut c_void, root: c_int) -> *mut c_char;
+    fn lvdm_group_gather(group: *const c_void, tensor: *mut c_void, all: *const *mut c_void) -> *mut c_char;
+    fn lvdm_group_sum_with_gradient(group: *const c_void, x: *const c_void, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_buckets_new(
+        group: *const c_void,
+        parameters: *const *mut c_void,
+        count: i64,
+        bytes: i64,
+        buckets: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn lvdm_buckets_free(buckets: *mut c_void);
+    fn lvdm_buckets_arm(buckets: *const c_void);
+    fn lvdm_buckets_finish(buckets: *const c_void, early: *mut i64, all: *mut i64) -> *mut c_char;
+}
+
+fn text(text: &str) -> Result<CString> {
+    CString::new(text).with_context(|| format!("{text:?} holds a zero byte"))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    time.as_millis().min(i64::MAX as u128) as i64
+}
+
+/// Keys and values that all processes see: c10d's `TCPStore`, which one of them (or their launcher) serves.
+pub struct Store {
+    store: *mut c_void,
+    port: u16,
+}
+
+// SAFETY: a TCPStore guards its connection by a lock of its own.
+unsafe impl Send for Store {}
+
+impl Store {
+    /// Serves a store on this machine, at any free port; it lives as long as this value.
+    ///
+    /// # Errors
+    /// No port to be had.
+    pub fn serve(timeout: Duration) -> Result<Self> {
+        Self::open("127.0.0.1", 0, true, timeout)
+    }
+
+    /// Joins the store at `host:port`, or (for one of the processes) serves it there. `timeout` bounds the
+    /// waiting for the server and for each key.
+    ///
+    /// # Errors
+    /// Nobody who answers; a port in use.
+    pub fn open(host: &str, port: u16, server: bool, timeout: Duration) -> Result<Self> {
+        let (mut store, mut chosen) = (std::ptr::null_mut(), 0);
+        // SAFETY: `store` receives an owned pointer where there is no error.
+        check(unsafe {
+            lvdm_store_open(text(host)?.as_ptr(), port, server, milliseconds(timeout), &mut store, &mut chosen)
+        })?;
+        Ok(Store { store, port: chosen })
+    }
+
+    /// The same store, with a prefix before each key.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn under(&self, prefix: &str) -> Result<Self> {
+        let mut store = std::ptr::null_mut();
+        // SAFETY: a live store; `store` receives an owned pointer that shares it.
+        check(unsafe { lvdm_store_under(self.store, text(prefix)?.as_ptr(), &mut store) })?;
+        Ok(Store { store, port: self.port })
+    }
+
+    /// Where the store listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// # Errors
+    /// A server that is gone.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        // SAFETY: a live store and a slice.
+        check(unsafe { lvdm_store_set(self.store, text(key)?.as_ptr(), value.as_ptr(), value.len()) })
+    }
+
+    /// The value of a key, once there is one.
+    ///
+    /// # Errors
+    /// A server that is gone; nobody who sets the key within the timeout.
+    pub fn get(&self, key: &str) -> Result<Vec<u8>> {
+        let (mut value, mut length) = (std::ptr::null_mut(), 0);
+        // SAFETY: a live store; where there is no error, `value` is `length` bytes of malloc's, ours to free.
+        unsafe {
+            check(lvdm_store_get(self.store, text(key)?.as_ptr(), &mut value, &mut length))?;
+            let bytes = std::slice::from_raw_parts(value, length).to_vec();
+            free(value.cast());
+            Ok(bytes)
+        }
+    }
+
+    /// Whether a key has a value.
+    ///
+    /// # Errors
+    /// A server that is gone.
+    pub fn has(&self, key: &str) -> Result<bool> {
+        let mut has = false;
+        // SAFETY: a live store.
+        check(unsafe { lvdm_store_has(self.store, text(key)?.as_ptr(), &mut has) })?;
+        Ok(has)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once.
+        unsafe { lvdm_store_free(self.store) }
+    }
+}
+
+/// A group of processes that sum, spread and gather tensors: Gloo for those of the host, NCCL for those of a GPU.
+/// All of them must make the same calls in the same order. Cloning shares it.
+#[derive(Clone)]
+pub struct ProcessGroup {
+    group: Rc<GroupPointer>,
+    size: usize,
+}
+
+struct GroupPointer(*mut c_void);
+
+impl Drop for GroupPointer {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once.
+        unsafe { lvdm_group_free(self.0) }
+    }
+}
+
+impl ProcessGroup {
+    /// Waits for all `size` processes. A call that is not answered within `timeout` is an error.
+    ///
+    /// Gloo listens on the interface that GLOO_SOCKET_IFNAME names, on the loopback where the store is there, else
+    /// where this machine's name leads.
+    ///
+    /// # Errors
+    /// Processes that do not come; a GPU for which this build has no NCCL.
+    pub fn open(
+        store: &Store,
+        host: &str,
+        rank: usize,
+        size: usize,
+        device: Device,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+        let address = if matches!(host, "127.0.0.1" | "localhost") { "127.0.0.1" } else { "" };
+        let mut group = std::ptr::null_mut();
+        // SAFETY: a live store; `group` receives an owned pointer where there is no error.
+        check(unsafe {
+            lvdm_group_open(
+                store.store,
+                rank as c_int,
+                size as c_int,
+                milliseconds(timeout),
+                text(&interface)?.as_ptr(),
+                text(address)?.as_ptr(),
+                &mut group,
+            )
+        })?;
+        let group = Rc::new(GroupPointer(group));
+        if let Device::Cuda(index) = device {
+            let nccl = open_nccl(store, rank, size, index, timeout)?;
+            // SAFETY: a live group and an owned backend, which it takes over.
+            unsafe { lvdm_group_add_device(group.0, nccl) };
+        }
+        Ok(ProcessGroup { group, size })
+    }
+
+    /// Number of processes.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The tensor becomes the sum over all processes.
+    ///
+    /// # Errors
+    /// A process that is gone or does not answer in time.
+    pub fn sum(&self, tensor: &mut Tensor) -> Result<()> {
+        // SAFETY: a live group and tensor.
+        check(unsafe { lvdm_group_sum(self.group.0, tensor.as_ptr().cast_mut().cast()) })
+    }
+
+    /// The tensor becomes that of process `root`.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
+        // SAFETY: a live group and tensor.
+        check(unsafe { lvdm_group_broadcast(self.group.0, tensor.as_ptr().cast_mut().cast(), root as c_int) })
+    }
+
+    /// The tensors of all processes, which must have one shape and type.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn gather(&self, tensor: &Tensor) -> Result<Vec<Tensor>> {
+        let tensor = tensor.contiguous();
+        let all: Vec<Tensor> = (0..self.size).map(|_| tensor.zeros_like()).collect();
+        // SAFETY: a live group and `size` live tensors.
+        check(unsafe { lvdm_group_gather(self.group.0, tensor.as_ptr().cast_mut().cast(), pointers(&all).as_ptr()) })?;
+        Ok(all)
+    }
+
+    /// Σ over processes, in the graph: where the loss is the sum of the processes' losses, its gradient by `x` is the
+    /// sum of their gradients.
+    ///
+    /// # Panics
+    /// As ordinary `tch` calls do: where a process is gone, here or in the backward pass.
+    pub fn sum_with_gradient(&self, x: &Tensor) -> Tensor {
+        let mut y = std::ptr::null_mut();
+        // SAFETY: a live group and tensor; `y` receives an owned tensor where there is no error.
+        unsafe {
+            check(lvdm_group_sum_with_gradient(self.group.0, x.as_ptr().cast(), &mut y))
+                .unwrap_or_else(|error| panic!("{error}"));
+            Tensor::from_ptr(y.cast())
+        }
+    }
+
+    /// Whether a call, here or in a backward pass, was not answered.
+    pub fn has_failed(&self) -> bool {
+        // SAFETY: a live group.
+        unsafe { lvdm_group_failed(self.group.0) }
+    }
+
+    /// Ends what is under way, where the backend can.
+    pub fn abort(&self) {
+        // SAFETY: a live group. There is nothing to do about an error here.
+        let _ = check(unsafe { lvdm_group_abort(self.group.0) });
+    }
+}
+
+/// The place of NCCL's shared object: beside the program, or where it was built.
+fn nccl_path() -> Result<PathBuf> {
+    const NAME: &str = "liblvdm_nccl.so";
+    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));
+    let built = option_env!("LVDM_NCCL").map(PathBuf::from);
+    let found = beside.into_iter().chain(built).find(|path| path.exists());
+    found.with_context(|| {
+        format!(
+            "several GPUs need {NAME} beside the program: this build was made where the headers of CUDA and NCCL are not (build it beside LibTorch with CUDA, `make setup` on a machine with a GPU)"
+        )
+    })
+}
+
+fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Duration) -> Result<*mut c_void> {
+    type Open = unsafe extern "C" fn(*const c_void, c_int, c_int, i64, c_int, *mut *mut c_void) -> *mut c_char;
+    if let Err(error) = super::load_cuda() {
+        bail!("NCCL needs LibTorch with CUDA: {error}");
+    }
+    let path = nccl_path()?;
+    let mut backend = std::ptr::null_mut();
+    // SAFETY: the library is nccl.cpp, built with this program; its one function has this signature.
+    unsafe {
+        let library =
+            Library::open(Some(&path), RTLD_NOW).map_err(|error| anyhow!("cannot load {}: {error}", path.display()))?;
+        let open = *library.get::<Open>(b"lvdm_nccl_open").context("the library is of another build")?;
+        std::mem::forget(library); // what it makes lives on
+        check(open(store.store, rank as c_int, size as c_int, milliseconds(timeout), device as c_int, &mut backend))?;
+    }
+    Ok(backend)
+}
+
+/// Gradients that become their means over all processes, bucket by bucket, while the backward pass still runs.
+pub struct GradientBuckets {
+    buckets: *mut c_void,
+}
+
+/// How many buckets were sent while the backward pass still ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overlap {
+    pub early: i64,
+    pub all: i64,
+}
+
+impl GradientBuckets {
+    /// Watches the gradients of these parameters; a bucket holds about `bytes` of them.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn new(group: &ProcessGroup, parameters: &[Tensor], bytes: i64) -> Result<Self> {
+        let mut buckets = std::ptr::null_mut();
+        // SAFETY: a live group and tensors; `buckets` receives an owned pointer where there is no error.
+        check(unsafe {
+            lvdm_buckets_new(group.group.0, pointers(parameters).as_ptr(), parameters.len() as i64, bytes, &mut buckets)
+        })?;
+        Ok(GradientBuckets { buckets })
+    }
+
+    /// The next backward pass is the last one of the step: what it makes is sent.
+    pub fn arm(&self) {
+        // SAFETY: ours.
+        unsafe { lvdm_buckets_arm(self.buckets) }
+    }
+
+    /// Waits until each gradient is the mean over all processes.
+    ///
+    /// # Errors
+    /// A process that is gone or does not answer in time.
+    pub fn finish(&self) -> Result<Overlap> {
+        let mut overlap = Overlap { early: 0, all: 0 };
+        // SAFETY: ours.
+        check(unsafe { lvdm_buckets_finish(self.buckets, &mut overlap.early, &mut overlap.all) })?;
+        Ok(overlap)
+    }
+}
+
+impl Drop for GradientBuckets {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once.
+        unsafe { lvdm_buckets_free(self.buckets) }
+    }
+}

@@ -1,0 +1,109 @@
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, anyhow};
+use tch::{Device, Tensor, no_grad};
+
+use crate::checkpoint::{self, Checkpoint};
+
+/// Writes checkpoints in the background: training waits for the copy to host memory, and for the one before where
+/// that is not yet on the disk.
+///
+/// A checkpoint that cannot be written is told, and training goes on: the ones before stay, and the next is a new
+/// try. Dropping the saver waits for what is under way.
+pub struct Saver {
+    work: Option<SyncSender<(Checkpoint, PathBuf)>>,
+    done: Receiver<Result<()>>,
+    thread: Option<JoinHandle<()>>,
+    under_way: bool,
+    /// Why the last checkpoint is not on the disk.
+    failure: Option<anyhow::Error>,
+    /// Time that training has waited for copies and for the disk.
+    pub waited: f64,
+}
+
+impl Saver {
+    /// For the checkpoints of one run, of which the latest `keep` stay.
+    ///
+    /// # Errors
+    /// No thread to be had.
+    pub fn new(run: &Path, keep: usize) -> Result<Self> {
+        let run = run.to_path_buf();
+        let (work, given) = sync_channel::<(Checkpoint, PathBuf)>(1);
+        let (told, done) = sync_channel(1);
+        let write = move || {
+            checkpoint::sweep(&run);
+            for (checkpoint, path) in given {
+                let written = checkpoint.write(&path).and_then(|()| checkpoint::prune(&run, keep));
+                if told.send(written).is_err() {
+                    break;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write)?;
+        Ok(Saver { work: Some(work), done, thread: Some(thread), under_way: false, failure: None, waited: 0.0 })
+    }
+
+    /// Takes a copy of the checkpoint's tensors and sees to it that they reach the disk.
+    ///
+    /// # Errors
+    /// A writing thread that died.
+    pub fn save(&mut self, mut checkpoint: Checkpoint, path: PathBuf) -> Result<()> {
+        let start = Instant::now();
+        self.wait();
+        for tensor in checkpoint.tensors.values_mut() {
+            *tensor = on_host(tensor);
+        }
+        let work = self.work.as_ref().expect("it lives as long as the saver");
+        work.send((checkpoint, path)).map_err(|_| anyhow!("the thread that writes checkpoints died"))?;
+        self.under_way = true;
+        self.waited += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
+    /// Waits for the checkpoint under way.
+    fn wait(&mut self) {
+        if !std::mem::take(&mut self.under_way) {
+            return;
+        }
+        let written = self.done.recv().context("the thread that writes checkpoints died").and_then(|written| written);
+        self.failure = written.err();
+        if let Some(error) = &self.failure {
+            tracing::warn!("{error:#}; training goes on, and tries again at the next checkpoint");
+        }
+    }
+
+    /// Waits until the last checkpoint is on the disk.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn finish(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.under_way) {
+            self.failure = self.done.recv().context("the thread that writes checkpoints died").and_then(|w| w).err();
+        }
+        self.failure.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.work = None;
+        // takes the last answer, so that the thread need not wait to give it
+        let _ = self.finish();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A copy that later steps do not touch.
+fn on_host(tensor: &Tensor) -> Tensor {
+    no_grad(|| {
+        let tensor = tensor.detach();
+        if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
+    })
+}

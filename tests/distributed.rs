@@ -1,0 +1,510 @@
+//! Several ranks against one: the same gradients, losses, samples and figures; resume; ranks that die, hang or differ.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use common::{Said, lvdm_in, noise, relative_error, run_in, succeed_in, wake, write_packed};
+use lvdm::{
+    autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
+    checkpoint::{self, Checkpoint, Progress},
+    diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
+    distributed::{self, Launch, Ranks},
+    models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
+    nn::Parameters,
+    safetensors::{read_safetensors, write_safetensors_atomically},
+    torch::DeviceName,
+};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+// ---- gradients: two ranks in two processes of this test, against one with the whole batch ----------------------------
+
+/// What a worker process is to do, and where it leaves what it found.
+const JOB: &str = "LVDM_TEST_JOB";
+const OUT: &str = "LVDM_TEST_OUT";
+
+/// This rank's rows of a batch.
+fn share(ranks: &Ranks, batch: &Tensor) -> Tensor {
+    let rows = batch.size()[0] / ranks.size() as i64;
+    batch.narrow(0, ranks.rank() as i64 * rows, rows)
+}
+
+/// Reduced gradients by name, with the ranks' mean of each loss under `loss.…`.
+type Found = Vec<(String, Tensor)>;
+
+/// Runs one backward pass over all ranks, in small buckets, of which some must go out early.
+fn reduced(ranks: &Ranks, parameters: &Parameters, prefix: &str, backward: impl FnOnce() -> f64) -> Found {
+    let list: Vec<Tensor> = parameters.trainable().into_iter().map(|(_, t)| t).collect();
+    let buckets = ranks.buckets_of(&list, 4 << 10).unwrap();
+    if let Some(buckets) = &buckets {
+        buckets.arm();
+    }
+    let loss = backward();
+    if let Some(buckets) = &buckets {
+        ranks.finish(buckets).unwrap();
+        let (early, all) = ranks.overlap().unwrap();
+        assert!(all > 3 && early > all / 2, "{early} of {all} buckets went out during the backward pass");
+    }
+    let mut found: Found =
+        parameters.trainable().into_iter().map(|(name, t)| (format!("{prefix}{name}"), t.grad())).collect();
+    let loss = ranks.sum(&[loss]).unwrap()[0] / ranks.size() as f64;
+    found.push((format!("loss.{prefix}"), Tensor::from_slice(&[loss])));
+    found
+}
+
+fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
+    let config = json!({"channels": 32, "multipliers": [1, 2], "blocks_per_level": 1, "attention_factors": [2],
+        "heads": 2, "recompute": recompute});
+    let config: UNetConfig = serde_json::from_value(config).unwrap();
+    let parameters = Parameters::new(Device::Cpu, 1);
+    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 2, classes: None };
+    let unet = UNet3d::new(&parameters.root(), &config, &ports);
+    wake(&parameters);
+    parameters.to_kind(kind);
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+    let shape = [4, 4, 2, 8, 8];
+    let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
+    let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
+    reduced(ranks, &parameters, "", || {
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::Nothing);
+        loss.backward();
+        loss.double_value(&[])
+    })
+}
+
+fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
+    let config: AutoencoderConfig =
+        serde_json::from_value(json!({"channels": 4, "factors": [2, 4, 4], "norm_groups": 4})).unwrap();
+    let parameters = Parameters::new(Device::Cpu, 2);
+    let autoencoder = VideoAutoencoder::new(&parameters.root(), &config);
+    parameters.to_kind(kind);
+    let loss = AutoencoderLossConfig {
+        perceptual_weight: 0.0,
+        kl_weight: 1e-3,
+        adversarial_start: 0,
+        sync_batch_norm: true,
+        discriminator: DiscriminatorConfig { channels: 8, layers: 2 },
+        ..Default::default()
+    };
+    let loss = AutoencoderLoss::new(&loss, Device::Cpu, kind, 3).unwrap().over(ranks);
+    let x = share(ranks, &noise(0, &[4, 3, 4, 32, 32]).clamp(-1.0, 1.0)).to_kind(kind);
+    let posterior_noise = |posterior: &lvdm::models::Posterior| {
+        let [_, rest @ ..] = &posterior.mean.size()[..] else { unreachable!() };
+        share(ranks, &noise(5, &[&[4], rest].concat())).to_kind(kind)
+    };
+    let mut factor = 0.0;
+    let mut found = reduced(ranks, &parameters, "", || {
+        let posterior = autoencoder.encode(&x);
+        let reconstruction = autoencoder.decode(&posterior.sample(&posterior_noise(&posterior)));
+        let terms = loss.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), 0, 1.0);
+        factor = terms.adversarial_factor;
+        terms.total
+    });
+    let discriminator = loss.discriminator_parameters().clone();
+    let reconstruction = tch::no_grad(|| autoencoder.decode(&autoencoder.encode(&x).mean));
+    found.extend(reduced(ranks, &discriminator, "discriminator.", || {
+        loss.discriminator_backward(&x, &reconstruction, 1.0).loss
+    }));
+    assert!(factor > 0.0 && factor < 1e4);
+    found.push(("loss.adversarial_factor".into(), Tensor::from_slice(&[factor])));
+    let running = |(name, _): &(String, Tensor)| name.contains("running");
+    found.extend(discriminator.named().into_iter().filter(running));
+    found
+}
+
+fn job(name: &str, ranks: &Ranks) -> Found {
+    match name {
+        "diffusion.float" => diffusion_gradients(ranks, Kind::Float, false),
+        "diffusion.double" => diffusion_gradients(ranks, Kind::Double, false),
+        "diffusion.recompute" => diffusion_gradients(ranks, Kind::Double, true),
+        "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float),
+        "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double),
+        other => panic!("{other}"),
+    }
+}
+
+/// Not a test: one rank of those below, in a process of its own.
+#[test]
+#[ignore = "started by the tests of gradients"]
+fn worker() {
+    let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
+    tch::set_num_threads(1);
+    let launch = Launch { nproc: None, rank_timeout: if names == "hang" { 3 } else { 60 } };
+    let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
+        for name in names.split(',') {
+            if name == "hang" {
+                ranks.at_step(if ranks.is_first() { 5 } else { 4 });
+                if !ranks.is_first() {
+                    std::thread::sleep(Duration::from_secs(600));
+                }
+                ranks.meet()?;
+            }
+            if name == "differ" {
+                let mut tensors: Found = ["a", "b", "c"].map(|n| (n.to_string(), noise(1, &[5]))).into();
+                ranks.ensure_same("step 7", &tensors)?;
+                if !ranks.is_first() {
+                    let _ = tensors[1].1.get(3).g_add_scalar_(1e-6);
+                    let _ = tensors[2].1.zero_();
+                }
+                let error = ranks.ensure_same("step 8", &tensors).unwrap_err().to_string();
+                assert!(error.contains("step 8") && error.contains("`b`") && error.contains("rank 1"), "{error}");
+                continue;
+            }
+            let found = job(name, ranks);
+            if ranks.is_first() {
+                write_safetensors_atomically(&Path::new(&out).join(name), &found, &Value::Null)?;
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = done {
+        eprintln!("error: {error:#}");
+        std::process::exit(1);
+    }
+}
+
+/// Starts one process for each of two ranks, as torchrun would.
+fn start(mut command: impl FnMut() -> Command) -> [Child; 2] {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    [0, 1].map(|rank| {
+        command()
+            .env("RANK", rank.to_string())
+            .env("LOCAL_RANK", rank.to_string())
+            .env("WORLD_SIZE", "2")
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", port.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    })
+}
+
+/// Two ranks of this test's own program.
+fn workers(job: &str, out: &Path) -> [Child; 2] {
+    start(|| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["worker", "--exact", "--ignored", "--nocapture"]);
+        command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
+        command
+    })
+}
+
+fn said(child: Child) -> Said {
+    child.wait_with_output().unwrap().into()
+}
+
+/// The reduced gradients, losses, adaptive weight and running statistics of two ranks are those of one rank with the
+/// whole batch; also with activations recomputed. Ranks whose weights differ are told so.
+#[test]
+fn two_ranks_have_the_gradients_of_the_doubled_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let names =
+        ["diffusion.float", "diffusion.double", "diffusion.recompute", "autoencoder.float", "autoencoder.double"];
+    for worker in workers(&(names.join(",") + ",differ"), folder.path()) {
+        let said = said(worker);
+        assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    }
+    for name in names {
+        let bound = if name.contains("float") { 1e-5 } else { 1e-10 };
+        let (two, _) = read_safetensors(&folder.path().join(name)).unwrap();
+        let one: BTreeMap<String, Tensor> = job(name, &Ranks::alone()).into_iter().collect();
+        assert_eq!(one.keys().collect::<Vec<_>>(), two.keys().collect::<Vec<_>>());
+        let flat = |tensors: &BTreeMap<String, Tensor>| {
+            let gradients = tensors.iter().filter(|(name, _)| !name.starts_with("loss.") && !name.contains("running"));
+            Tensor::cat(&gradients.map(|(_, t)| t.flatten(0, -1)).collect::<Vec<_>>(), 0)
+        };
+        let gradients = relative_error(&flat(&two), &flat(&one));
+        let others = one.keys().filter(|name| name.starts_with("loss.") || name.contains("running"));
+        let losses = others.map(|key| relative_error(&two[key], &one[key])).fold(0.0, f64::max);
+        println!("{name}: gradients {gradients:.1e}, losses {losses:.1e}");
+        assert!(gradients < bound && losses < bound, "{name}: gradients {gradients:e}, losses {losses:e}");
+        let whole = flat(&one).norm().double_value(&[]);
+        for (key, tensor) in &one {
+            let difference = (tensor - &two[key]).norm().double_value(&[]);
+            let size = tensor.norm().double_value(&[]);
+            assert!(difference <= bound * (size + 1e-2 * whole), "{name}, {key}: {difference:e} of {size:e}");
+        }
+    }
+}
+
+// ---- whole runs -------------------------------------------------------------------------------------------------------
+
+const AUTOENCODER: &str = "\
+seed: 3
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32, flip: true, workers: 1}
+autoencoder: {channels: 4, factors: [2, 4, 4], norm_groups: 4}
+loss: {pixel: l1, perceptual_weight: 0.0, adversarial_weight: 0.1, adversarial_start: 2, adversarial_warmup: 3, sync_batch_norm: true, discriminator: {channels: 4, layers: 1}}
+optimizer: {kind: adam, learning_rate: 1.0e-4, eps: 1.0e-4}
+trainer: {steps: 6, batch: 4, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99}
+";
+
+const DIFFUSION: &str = "\
+seed: 4
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32, workers: 1}
+autoencoder: runs/autoencoder
+unet: {channels: 32, multipliers: [1, 2], blocks_per_level: 1, attention_factors: [2], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-4, eps: 1.0e-4}
+trainer: {steps: 6, batch: 4, device: cpu, log_every: 1, checkpoint_every: 3, picture_every: 100, ema_decay: 0.99}
+sampler: {kind: ddim, steps: 2, eta: 1.0}
+";
+
+fn workplace() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    write_packed(&folder.path().join("clips.safetensors"), 5, 6, 32);
+    fs::write(folder.path().join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(folder.path().join("diffusion.yaml"), DIFFUSION).unwrap();
+    folder
+}
+
+fn metrics(run: &Path) -> Vec<BTreeMap<String, f64>> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let parse = |line| serde_json::from_str::<BTreeMap<String, f64>>(line).unwrap();
+    let timeless = |(key, _): &(String, f64)| !key.contains("second");
+    text.lines().map(|line| parse(line).into_iter().filter(timeless).collect()).collect()
+}
+
+/// The largest relative difference of two logs.
+fn log_difference(a: &Path, b: &Path) -> f64 {
+    let (a, b) = (metrics(a), metrics(b));
+    assert_eq!(a.len(), b.len());
+    let mut largest = 0.0f64;
+    for (a, b) in a.iter().zip(&b) {
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        for (key, value) in a {
+            // means of logits have no scale of their own
+            let scale = if key.contains("logits") || key == "adversarial" { 1.0 } else { b[key].abs() };
+            largest = largest.max((value - b[key]).abs() / scale.max(1e-12));
+        }
+    }
+    largest
+}
+
+fn same_checkpoint(a: &Path, b: &Path) {
+    let (a, b) = (Checkpoint::read(a).unwrap(), Checkpoint::read(b).unwrap());
+    assert_eq!(Progress { seconds: 0.0, ..a.progress }, Progress { seconds: 0.0, ..b.progress });
+    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &a.tensors {
+        assert!(tensor.equal(&b.tensors[name]), "{name} differs");
+    }
+}
+
+/// Two ranks train as one with the doubled batch does, accumulation included; a run goes on to the bit, and on another
+/// number of ranks with the same samples. Samples and figures do not depend on the number of ranks.
+#[test]
+fn two_ranks_do_what_one_does() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = |kind: &str, run: &str, more: &[&str]| {
+        let file = format!("{kind}.yaml");
+        succeed_in(at, &[&["train", kind, &file, "--run", run], more].concat())
+    };
+    let two = ["--nproc", "2"];
+    for kind in ["autoencoder", "diffusion"] {
+        let run = |name: &str| format!("runs/{kind}{name}");
+        let last = |name: &str, step: i64| checkpoint::path(&at.join(run(name)), step);
+        train(kind, &run(""), &["trainer.accumulate=2"]);
+        let halves = ["trainer.batch=2", "trainer.accumulate=2"];
+        let said = train(kind, &run("-two"), &[&two[..], &halves].concat());
+        assert_eq!(said.out.matches("trained to step 6").count(), 1, "one rank speaks: {}", said.out);
+        let difference = log_difference(&at.join(run("")), &at.join(run("-two")));
+        println!("{kind}: the logs differ by {difference:.1e}");
+        assert!(difference < 1e-4, "{kind}: {difference:e}");
+        assert_eq!(Checkpoint::read(&last("-two", 6)).unwrap().progress.position, 6 * 8);
+        // a group of one
+        train(kind, &run("-one"), &["--nproc", "1", "trainer.accumulate=2"]);
+        same_checkpoint(&last("", 6), &last("-one", 6));
+        // interrupted after step 3
+        let stop = ["trainer.steps=3"];
+        train(kind, &run("-parts"), &[&two[..], &halves, &stop].concat());
+        train(kind, &run("-parts"), &[&two[..], &halves].concat());
+        same_checkpoint(&last("-two", 6), &last("-parts", 6));
+        // on two ranks, then on one
+        train(kind, &run("-mixed"), &[&two[..], &halves, &stop].concat());
+        train(kind, &run("-mixed"), &["trainer.accumulate=2"]);
+        let difference = log_difference(&at.join(run("")), &at.join(run("-mixed")));
+        assert!(difference < 1e-4, "{kind}: {difference:e}");
+    }
+    let sample = |out: &str, more: &[&str]| {
+        let sample = ["sample", "runs/diffusion", "--videos", "5", "--batch", "2", "--steps", "3", "--device", "cpu"];
+        succeed_in(at, &[&sample[..], &["--out", out], more].concat());
+        fs::read(at.join(out)).unwrap()
+    };
+    assert!(sample("one.safetensors", &[]) == sample("two.safetensors", &two), "samples differ");
+}
+
+/// FVD, KVD and PSNR, to the last digit, on one rank and on two.
+#[test]
+fn figures_do_not_depend_on_the_number_of_ranks() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 6, 10, 32);
+    fs::write(
+        at.join("autoencoder.yaml"),
+        AUTOENCODER.replace("frames: 4", "frames: 10").replace("steps: 6", "steps: 1"),
+    )
+    .unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION.replace("frames: 4", "frames: 10").replace("steps: 6", "steps: 1"))
+        .unwrap();
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "--run", "runs/autoencoder"]);
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/diffusion"]);
+    fs::write(
+        at.join("evaluate.yaml"),
+        "\
+evaluation: {clips: 6}
+real: {dataset: {kind: packed, file: clips.safetensors}, frames: 10, resolution: 32}
+generated: {kind: run, run: runs/diffusion, sampler: {kind: ddim, steps: 2, eta: 0.0}, batch: 4}
+out: evaluation
+",
+    )
+    .unwrap();
+    let figures = |more: &[&str]| -> Value {
+        succeed_in(at, &[&["evaluate", "evaluate.yaml", "--device", "cpu"], more].concat());
+        let report: Value = serde_json::from_slice(&fs::read(at.join("evaluation/figures.json")).unwrap()).unwrap();
+        json!([report["figures"], report["psnr_db"]])
+    };
+    let one = figures(&[]);
+    assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
+    assert_eq!(one, figures(&["--nproc", "2"]));
+}
+
+// ---- faults -------------------------------------------------------------------------------------------------------------
+
+/// Two ranks that train for long, as started by a cluster; returns when both are at work.
+fn long_training(at: &Path, timeout: &str) -> [Child; 2] {
+    let ranks = start(|| {
+        let mut command = lvdm_in(at, &["train", "autoencoder", "autoencoder.yaml", "--rank-timeout", timeout]);
+        command.args(["trainer.steps=1000000", "trainer.batch=1", "trainer.checkpoint_every=1000000"]);
+        command
+    });
+    wait_for(at, 3);
+    ranks
+}
+
+/// Waits until the log has so many lines.
+fn wait_for(at: &Path, lines: usize) {
+    let start = Instant::now();
+    let log = at.join("runs/autoencoder/metrics.jsonl");
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < lines {
+        assert!(start.elapsed() < Duration::from_secs(60), "training does not begin");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
+    assert!(sent.success());
+}
+
+/// The status and last words of a rank that must end within the time.
+fn ends_within(mut child: Child, seconds: u64) -> (i32, String) {
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(seconds) {
+            signal(&child, "KILL");
+            panic!("still running after {seconds} s");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    println!("ended after {:.1} s: {}", start.elapsed().as_secs_f64(), text.trim());
+    (status.code().unwrap_or(-1), text)
+}
+
+/// A rank that is killed, or hangs: the other ends within the time, and its error names that rank and the step.
+#[test]
+fn a_lost_rank_is_named() {
+    for (lost, how, words) in [(1, "KILL", "rank 1 is gone"), (1, "STOP", "rank 1 is gone"), (0, "KILL", "rank 0")] {
+        let folder = workplace();
+        let ranks = long_training(folder.path(), "4");
+        signal(&ranks[lost], how);
+        let [first, second] = ranks;
+        let (lost_rank, other) = if lost == 0 { (first, second) } else { (second, first) };
+        let (status, text) = ends_within(other, 30);
+        let error = text.lines().find(|line| line.starts_with("error: ")).unwrap_or_default();
+        assert_eq!(status, 1, "{text}");
+        assert!(error.contains(words), "{text}");
+        assert!(error.contains(&format!("error: rank {}, step ", 1 - lost)), "{text}");
+        assert!(!text.contains("frame #"), "{text}");
+        signal(&lost_rank, "KILL");
+        said(lost_rank);
+    }
+}
+
+/// A rank that lives, and does not do what the others wait for.
+#[test]
+fn a_hanging_rank_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, hanging] = workers("hang", folder.path());
+    let (status, text) = ends_within(first, 60);
+    assert_eq!(status, 1);
+    assert!(text.contains("error: rank 0, step 5: rank 1 hangs") && text.contains("step 4"), "{text}");
+    signal(&hanging, "KILL");
+    said(hanging);
+}
+
+/// A rank that fails by itself: its own error, and the other's, which names it; the launcher names it too.
+#[test]
+fn a_rank_that_fails_is_named() {
+    let folder = workplace();
+    let at = folder.path();
+    // rank 1 alone cannot read the checkpoint with which rank 0 goes on: it has another folder
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "trainer.steps=3"]);
+    let other = workplace();
+    let mut folders = [at, other.path()].into_iter();
+    let [first, second] = start(|| lvdm_in(folders.next().unwrap(), &["train", "autoencoder", "autoencoder.yaml"]));
+    let (status, text) = ends_within(second, 30);
+    assert_eq!(status, 1);
+    assert!(text.contains("error: rank 1") && text.contains("same folder"), "{text}");
+    let (status, text) = ends_within(first, 30);
+    assert_eq!(status, 1);
+    assert!(text.contains("rank 1 failed") && text.contains("same folder"), "{text}");
+    // under the launcher
+    let said = run_in(at, &["train", "autoencoder", "autoencoder.yaml", "--nproc", "2", "autoencoder.channels=8"]);
+    assert_eq!(said.status, 1);
+    assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
+}
+
+/// SIGTERM and SIGUSR1, to one process or to ranks: saved, left with status 0, and gone on from to the bit.
+#[test]
+fn a_signal_saves_and_leaves() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=1", "trainer.log_every=7"];
+    let more = ["trainer.checkpoint_every=1000", "trainer.steps=100000"];
+    for (signal_name, two) in [("TERM", false), ("USR1", true)] {
+        let _ = fs::remove_dir_all(at.join("runs"));
+        let launch: &[&str] = if two { &["--nproc", "2"] } else { &[] };
+        let mut command = lvdm_in(at, &[&train[..], &more, launch].concat());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        wait_for(at, 1);
+        signal(&child, signal_name);
+        let said = said(child);
+        assert_eq!(said.status, 0, "{}", said.err);
+        assert!(said.out.contains("asked to stop: left at step"), "{}", said.out);
+        let run = at.join("runs/autoencoder");
+        let kept = checkpoint::list(&run).unwrap();
+        assert_eq!(kept.len(), 1);
+        let step = Checkpoint::read(&kept[0]).unwrap().progress.step;
+        let (on, whole) = (format!("trainer.steps={}", step + 10), at.join("runs/whole"));
+        let ends = ["trainer.checkpoint_every=1000", &on];
+        succeed_in(at, &[&train[..], &ends, launch].concat());
+        succeed_in(at, &[&train[..], &ends, launch, &["--run", "runs/whole"]].concat());
+        same_checkpoint(&checkpoint::path(&run, step + 10), &checkpoint::path(&whole, step + 10));
+        assert_eq!(metrics(&run), metrics(&whole));
+    }
+}
