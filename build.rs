@@ -35,7 +35,7 @@ fn main() {
         ),
     }
 
-    let sources = ["src/torch/core.cpp", "src/torch/c10d.cpp"];
+    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
     for file in
         sources.into_iter().chain(["src/torch/nccl.cpp", "src/torch/guarded.h", "src/torch/gloo/gloo/context.h"])
     {
@@ -45,7 +45,8 @@ fn main() {
         .cpp(true)
         .std("c++20")
         .warnings(false)
-        .opt_level(2)
+        .opt_level(3)
+        .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
         .debug(false)
         .include("src/torch/gloo")
         .include(libtorch.join("include"))

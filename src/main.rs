@@ -27,6 +27,7 @@ enum Verb {
     Export(commands::Export),
     Weights(commands::Weights),
     Verify(commands::Verify),
+    Bench(commands::Bench),
     Doctor(commands::Doctor),
 }
 
@@ -43,6 +44,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Export(verb) => verb.run(),
         Verb::Weights(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Bench(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run(),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use common::source;
 use lvdm::{
-    commands::DemoData,
+    commands::{BenchExperiment, DemoData},
     diffusion::NoiseSchedule,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, EvaluationExperiment, Generated,
@@ -35,10 +35,13 @@ enum Kind {
     LongEvaluation,
     Protocol,
     DemoData,
+    Bench,
 }
 
 fn kind(value: &Value) -> Kind {
-    if value.get("generated").is_some() {
+    if value.get("repeats").is_some() {
+        Kind::Bench
+    } else if value.get("generated").is_some() {
         Kind::Evaluation
     } else if value.get("curves").is_some() {
         Kind::LongEvaluation
@@ -62,6 +65,7 @@ fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
         Kind::LongEvaluation => parse::<LongEvaluationExperiment>(name, text, &[]).map(drop),
         Kind::Protocol => parse::<ProtocolConfig>(name, text, &[]).map(drop),
         Kind::DemoData => parse::<DemoData>(name, text, &[]).map(drop),
+        Kind::Bench => parse::<BenchExperiment>(name, text, &[]).map(drop),
     }
 }
 
@@ -211,6 +215,11 @@ fn every_experiment_loads_and_builds() {
                 let name = file.path.file_stem().unwrap().to_str().unwrap();
                 assert_eq!(config.name, name, "{}", file.name);
                 assert_eq!(protocol(name).unwrap(), config, "{} is not built in", file.name);
+            }
+            Kind::Bench => {
+                let bench: BenchExperiment = read(&file);
+                lvdm::experiment::Experiment::validate(&bench).unwrap();
+                assert!(bench.unet.is_some() || bench.autoencoder.is_some(), "{} times nothing", file.name);
             }
             Kind::DemoData => {
                 let data: DemoData = read(&file);

@@ -710,7 +710,8 @@ fn half_precision_becomes_single() {
     // metadata of no known kind is not one of `lvdm export`
     let said = import(at, "x.safetensors", "run", &[]);
     assert!(said.error(1).contains("lvdm export"), "{}", said.err);
-    let pairs: Vec<(&str, &Tensor)> = half.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let dense: Tensors = half.into_iter().map(|(n, t)| (n, t.contiguous())).collect();
+    let pairs: Vec<(&str, &Tensor)> = dense.iter().map(|(n, t)| (n.as_str(), t)).collect();
     Tensor::write_safetensors(&pairs, at.join("x.safetensors")).unwrap();
     assert_eq!(import(at, "x.safetensors", "run", &[]).status, 0);
     let run = latest(&at.join("run"));

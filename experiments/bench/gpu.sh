@@ -4,6 +4,7 @@
 #   experiments/bench/gpu.sh pack       on the machine that builds: fills .gpu/ (binary, parity cases, packed clips)
 #   experiments/bench/gpu.sh verify     there: every parity case on CUDA, float32, then bfloat16
 #   experiments/bench/gpu.sh train      there: the demo's two networks, on packed clips
+#   experiments/bench/gpu.sh bench      there: `lvdm bench` at the paper's sizes, bfloat16 and float32
 #   experiments/bench/gpu.sh evaluate   there: samples and their FVD and KVD
 #
 # .gpu/ travels with the checkout. LPIPS (59 MB) is needed by `train`, I3D (51 MB) by `evaluate` and by one case of
@@ -44,6 +45,14 @@ train)
         "data.dataset=$(packed train)"
     time $OUT/lvdm train diffusion experiments/demo/diffusion.yaml trainer.device=cuda trainer.precision=bf16 \
         latents=null --run runs/demo/diffusion_bf16 "data.dataset=$(packed train)"
+    ;;
+bench)
+    bench() { $OUT/lvdm bench experiments/bench/ucf101.yaml device=cuda loader=null "$@" --json; }
+    # i3d is left out, and says so, where .gpu/ has no weights
+    bench precision=bf16 autoencoder=null i3d=null unet.batch=16 unet.checkpoint=false 'unet.samplers=[]'
+    bench precision=bf16 unet.batch=8
+    bench precision=bf16 autoencoder=null i3d=null unet.network.recompute=true unet.checkpoint=false 'unet.samplers=[]'
+    bench precision=f32 'unet.samplers=[]'
     ;;
 evaluate)
     for run in diffusion diffusion_bf16; do

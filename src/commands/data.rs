@@ -130,9 +130,15 @@ struct Pack {
     frame_stride: i64,
     #[arg(long, default_value_t = 256)]
     resolution: i64,
-    /// How many clips (default: one a video)
+    /// How many clips (default: --crops of each video)
     #[arg(long)]
     clips: Option<u64>,
+    /// Clips of each video, each from another place (latents only)
+    #[arg(long, default_value_t = 1, requires = "latents")]
+    crops: u64,
+    /// Half of the clips mirrored (latents only; of pixels training mirrors its own)
+    #[arg(long, requires = "latents")]
+    flip: bool,
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Pack latents of this autoencoder run instead of pixels
@@ -344,7 +350,7 @@ impl Pack {
             frames: self.frames,
             frame_stride: self.frame_stride,
             resolution: self.resolution,
-            flip: false,
+            flip: self.flip,
             workers: 2,
         };
         let count = match &self.latents {
@@ -355,7 +361,7 @@ impl Pack {
                 let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
                 let count = match self.clips {
                     Some(count) => count,
-                    None => data.videos()?.videos.len() as u64,
+                    None => self.crops * data.videos()?.videos.len() as u64,
                 };
                 let mut bar = Progress::new("encode", count, 0);
                 pack_latents(&space, text.as_ref(), &data, count, self.seed, &self.out, &mut |done| {

@@ -1,5 +1,6 @@
 //! One verb, one file.
 
+mod bench;
 mod data;
 mod demo;
 mod doctor;
@@ -13,6 +14,7 @@ mod train;
 mod verify;
 mod weights;
 
+pub use bench::{Bench, BenchExperiment};
 pub use data::Data;
 pub use demo::{Demo, DemoData};
 pub use doctor::Doctor;

@@ -104,10 +104,10 @@ impl TextOptions {
 /// Which sampler, on the command line.
 #[derive(Debug, clap::Args)]
 pub struct SamplerOptions {
-    /// ddim or ddpm
+    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M) or unipc
     #[arg(long, value_enum, default_value = "ddim")]
     sampler: SamplerName,
-    /// Steps of DDIM
+    /// Steps of all but DDPM
     #[arg(long, default_value_t = 50)]
     steps: i64,
     /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM
@@ -122,6 +122,8 @@ pub struct SamplerOptions {
 enum SamplerName {
     Ddim,
     Ddpm,
+    DpmSolver,
+    Unipc,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -136,6 +138,8 @@ impl SamplerOptions {
     pub fn config(&self) -> SamplerConfig {
         match (self.sampler, self.variance) {
             (SamplerName::Ddim, _) => SamplerConfig::Ddim { steps: self.steps, eta: self.eta },
+            (SamplerName::DpmSolver, _) => SamplerConfig::DpmSolver { steps: self.steps },
+            (SamplerName::Unipc, _) => SamplerConfig::UniPc { steps: self.steps },
             (SamplerName::Ddpm, VarianceName::Posterior) => SamplerConfig::Ddpm { variance: Variance::Posterior },
             (SamplerName::Ddpm, VarianceName::Beta) => SamplerConfig::Ddpm { variance: Variance::Beta },
         }

@@ -12,5 +12,5 @@ pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GuidanceConfi
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
 pub use objective::{Condition, GivenFrames, Loss, Objective};
-pub use sampler::{Ddim, Ddpm, Sampler, SamplerConfig, SamplerRun, Variance, sample};
+pub use sampler::{Ddim, Ddpm, DpmSolver, Sampler, SamplerConfig, SamplerRun, UniPc, Variance, sample};
 pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleKind};

@@ -3,9 +3,9 @@
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
-use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d};
+use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl AutoencoderConfig {
     }
 
     /// The stride of each block: two on every axis that has a factor of two left.
-    fn strides(&self) -> Vec<[i64; 3]> {
+    pub(super) fn strides(&self) -> Vec<[i64; 3]> {
         let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
         (0..blocks).map(|i| self.factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
     }
@@ -84,8 +84,14 @@ fn norm(scope: &Scope, channels: i64, config: &AutoencoderConfig) -> Option<Grou
     (config.norm_groups > 0).then(|| GroupNorm::new(scope, config.norm_groups, channels, 1e-6))
 }
 
-fn normed(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
-    norm.as_ref().map_or_else(|| x.shallow_clone(), |norm| norm.forward(x))
+/// Norm, if there is one, and SiLU.
+fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
+    norm.as_ref().map_or_else(|| x.silu(), |norm| norm.silu_of_video(x))
+}
+
+/// On the CPU, 3D convolutions are faster with channels last in memory.
+fn laid(x: &Tensor) -> Tensor {
+    if x.device() == Device::Cpu { channels_last(x) } else { x.shallow_clone() }
 }
 
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.
@@ -104,8 +110,8 @@ impl ResidualBlock {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.conv1.forward(&normed(&self.norm1, x).silu());
-        x + self.conv2.forward(&normed(&self.norm2, &h).silu())
+        let h = self.conv1.forward(&activated(&self.norm1, x));
+        x + self.conv2.forward(&activated(&self.norm2, &h))
     }
 }
 
@@ -143,11 +149,11 @@ impl Encoder {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let mut h = self.conv_first.forward(x);
+        let mut h = self.conv_first.forward(&laid(x));
         for (down, res) in &self.blocks {
             h = res.forward(&down.forward(&h));
         }
-        self.final_conv.forward(&normed(&self.final_norm, &h).silu())
+        self.final_conv.forward(&activated(&self.final_norm, &h))
     }
 }
 
@@ -177,11 +183,11 @@ impl Decoder {
     }
 
     fn forward(&self, z: &Tensor) -> Tensor {
-        let mut h = z.shallow_clone();
+        let mut h = laid(z);
         for (up, res1, res2) in &self.blocks {
             h = res2.forward(&res1.forward(&up.forward(&h)));
         }
-        self.conv_out.forward(&h)
+        self.conv_out.forward(&h).contiguous()
     }
 }
 
@@ -227,7 +233,7 @@ impl VideoAutoencoder {
 
     /// x `[B, 3, F, H, W]` in [−1, 1] → the posterior of its latent.
     pub fn encode(&self, x: &Tensor) -> Posterior {
-        let moments = self.quant_conv.forward(&self.encoder.forward(x));
+        let moments = self.quant_conv.forward(&self.encoder.forward(x)).contiguous();
         let halves = moments.chunk(2, 1);
         Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].clamp(-30.0, 20.0) }
     }

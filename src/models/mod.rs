@@ -4,6 +4,7 @@ mod autoencoder;
 mod chunks;
 mod clip_text;
 mod discriminator;
+pub mod flops;
 pub mod i3d;
 mod image_autoencoder;
 mod inferred;

@@ -9,10 +9,10 @@ use tch::{Kind, Tensor};
 
 use crate::{
     nn::{
-        Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, RelativePosition, Scope, SpatialConv, attention,
+        Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, SpatialConv, attention,
         timestep_embedding,
     },
-    torch::recompute,
+    torch::{fuses, recompute},
 };
 
 /// How positions and frames attend to each other.
@@ -205,18 +205,17 @@ impl ResBlock {
 
     /// x, and the time embedding `[B, 4·channels]`.
     fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
-        let h = self.in_conv.forward(&silu(&group_norm(&self.in_norm, x, self.per_frame)));
-        // [B, ·] → [B·F, ·, 1, 1]
-        let time = self.time.forward_full(&embedding.silu()).repeat_interleave_self_int(x.frames, 0, None);
-        let time = time.unsqueeze(-1).unsqueeze(-1);
+        let over = over(self.per_frame);
+        let h = self.in_conv.forward(&self.in_norm.of_frames(x, over, None, true));
+        let time = self.time.forward_full(&embedding.silu()); // [B, ·]
         let h = if self.adaptive {
             let halves = time.chunk(2, 1);
-            let normed = group_norm(&self.out_norm, &h, self.per_frame);
-            h.with(normed.x * (&halves[0] + 1.0) + &halves[1])
+            self.out_norm.of_frames(&h, over, Some([&halves[0], &halves[1]]), true)
         } else {
-            group_norm(&self.out_norm, &h.with(&h.x + time), self.per_frame)
+            let time = time.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
+            self.out_norm.of_frames(&h.with(&h.x + time), over, None, true)
         };
-        let h = self.out_conv.forward(&silu(&h));
+        let h = self.out_conv.forward(&h);
         match &self.skip {
             Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &h,
             None => x + &h,
@@ -224,13 +223,9 @@ impl ResBlock {
     }
 }
 
-fn silu(x: &Frames) -> Frames {
-    x.with(x.x.silu())
-}
-
 /// Statistics over a whole clip (F, H, W), or over each frame alone.
-fn group_norm(norm: &GroupNorm, x: &Frames, per_frame: bool) -> Frames {
-    if per_frame { x.with(norm.forward(&x.x)) } else { Frames::fold(&norm.forward(&x.video())) }
+fn over(per_frame: bool) -> Over {
+    if per_frame { Over::Frame } else { Over::Clip }
 }
 
 /// Group norm, multi-head self-attention, a projection that starts at zero, and the residual, over `[N, T, C]`.
@@ -260,9 +255,7 @@ impl SelfAttention {
 
     /// `attend(q, k, v)` over tokens `[N, T, C]`; the norm pools over T.
     fn with(&self, tokens: &Tensor, attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) -> Tensor {
-        // [N, C, 1, T]: channels last in memory, which the norm reads as it lies
-        let normed = self.norm.forward(&tokens.transpose(1, 2).unsqueeze(2)).squeeze_dim(2).transpose(1, 2);
-        let qkv = self.qkv.forward(&normed).chunk(3, -1);
+        let qkv = self.qkv.forward(&self.norm.of_tokens(tokens)).chunk(3, -1);
         tokens + self.proj_out.forward(&attend(&qkv[0], &qkv[1], &qkv[2]))
     }
 
@@ -292,6 +285,9 @@ impl FactorizedAttention {
 
     fn forward(&self, x: &Frames) -> Frames {
         let x = x.from_positions(&self.spatial.forward(&x.positions()));
+        if let Some(x) = self.temporal_in_place(&x) {
+            return x;
+        }
         let tracks = x.tracks();
         let tracks = match &self.relative {
             None => self.temporal.forward(&tracks),
@@ -300,6 +296,18 @@ impl FactorizedAttention {
                 .with(&tracks, |q, k, v| relative.attention(q, k, v, self.temporal.heads, KeyTerm::Transposed)),
         };
         x.from_tracks(&tracks)
+    }
+
+    /// The temporal half without moving frames in memory, where there are kernels for it.
+    fn temporal_in_place(&self, x: &Frames) -> Option<Frames> {
+        let (relative, layer) = (self.relative.as_ref().filter(|_| fuses(&x.x))?, &self.temporal);
+        let normed = layer.norm.of_frames(x, Over::Track, None, false).positions(); // [B·F, P, C]
+        let qkv = layer.qkv.forward(&normed);
+        let (bf, places, channels) = qkv.size3().expect("[B·F, P, 3·C]");
+        let by_clip = qkv.reshape([bf / x.frames, x.frames, places, channels]);
+        let attended = relative.in_place(&by_clip, layer.heads, KeyTerm::Transposed)?;
+        let attended = layer.proj_out.forward(&attended.flatten(0, 1));
+        Some(x.from_positions(&(x.positions() + attended)))
     }
 }
 
@@ -383,6 +391,17 @@ impl CrossAttention {
     }
 }
 
+impl CrossAttention {
+    /// Self-attention over frames of `[B·F, P, C]` without moving them in memory, where there is a kernel for it.
+    fn over_frames(&self, x: &Tensor, frames: i64) -> Option<Tensor> {
+        let relative = self.relative.as_ref()?;
+        let (bf, places, _) = x.size3().expect("[B·F, P, C]");
+        let qkv = Tensor::cat(&[self.to_q.forward(x), self.to_k.forward(x), self.to_v.forward(x)], -1);
+        let qkv = qkv.reshape([bf / frames, frames, places, -1]);
+        Some(self.to_out.forward(&relative.in_place(&qkv, self.heads, KeyTerm::Scaled)?.flatten(0, 1)))
+    }
+}
+
 /// Linear → (first half · GELU of the second) → linear.
 struct FeedForward {
     proj: Linear,
@@ -438,6 +457,13 @@ impl TransformerBlock {
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
         let temporal = |x: &Frames, norm: &LayerNorm, attention: &CrossAttention| {
+            if fuses(&x.x) {
+                let positions = x.positions();
+                let normed = norm.forward(&positions);
+                if let Some(attended) = attention.over_frames(&normed, x.frames) {
+                    return x.from_positions(&(positions + attended));
+                }
+            }
             let tracks = x.tracks();
             let normed = norm.forward(&tracks);
             x.from_tracks(&(&tracks + attention.forward(&normed, &normed)))
@@ -472,7 +498,7 @@ impl Transformer {
     }
 
     fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
-        let h = group_norm(&self.norm, x, self.per_frame);
+        let h = self.norm.of_frames(x, over(self.per_frame), None, false);
         let h = h.from_positions(&self.proj_in.forward(&h.positions()));
         let h = self.block.forward(&h, context);
         x + &h.from_positions(&self.proj_out.forward(&h.positions()))
@@ -637,7 +663,8 @@ impl UNet3d {
             let skip = skips.pop().expect("as many skips as output blocks");
             h = self.run(block, h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context.as_ref());
         }
-        self.out_conv.forward(&silu(&group_norm(&self.out_norm, &h, self.per_frame))).video().contiguous()
+        let h = self.out_norm.of_frames(&h, over(self.per_frame), None, true);
+        self.out_conv.forward(&h).video().contiguous()
     }
 
     fn run(&self, block: &Block, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {

@@ -1,4 +1,4 @@
-use tch::Tensor;
+use tch::{Device, Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
 
@@ -43,6 +43,19 @@ fn repeat_edges(x: &Tensor, axis: i64, front: i64, back: i64) -> Tensor {
     Tensor::cat(&[edge(0, front), x.shallow_clone(), edge(last, back)], axis)
 }
 
+/// The same values in memory order B, F, H, W, C.
+pub fn channels_last(video: &Tensor) -> Tensor {
+    video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
+}
+
+/// Puts a kernel's channels last in memory, as convolution and gradient want it when activations lie so.
+fn lay_channels_last(kernel: &Tensor) {
+    // a set of shapes only has no memory
+    if kernel.is_contiguous() {
+        no_grad(|| kernel.shallow_clone().set_data(&channels_last(&kernel.detach())));
+    }
+}
+
 /// A 3D convolution that keeps the size (divided by its stride).
 pub struct Conv3d {
     weight: Tensor,
@@ -56,18 +69,12 @@ impl Conv3d {
     /// `[B, inputs, F, H, W]` → `[B, outputs, F/s, H/s, W/s]`
     pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: [i64; 3], padding: Padding) -> Self {
         let fan_in = inputs * kernel.pow(3);
-        Conv3d {
-            weight: scope.aliased(
-                "conv.weight",
-                "weight",
-                &[outputs, inputs, kernel, kernel, kernel],
-                Init::fan_in(fan_in),
-            ),
-            bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)),
-            kernel,
-            stride,
-            padding,
+        let shape = [outputs, inputs, kernel, kernel, kernel];
+        let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
+        if weight.device() == Device::Cpu {
+            lay_channels_last(&weight);
         }
+        Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
@@ -130,11 +137,9 @@ impl SpatialConv {
     }
 
     fn with_init(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, init: Init) -> Self {
-        SpatialConv {
-            weight: scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init),
-            bias: scope.parameter("bias", &[outputs], init),
-            stride,
-        }
+        let weight = scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init);
+        lay_channels_last(&weight);
+        SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
     pub fn forward(&self, x: &Frames) -> Frames {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Init, Scope};
-use crate::torch::Autocast;
+use crate::torch::{Autocast, fuses};
 
 /// A low-rank addition to a linear map (Hu et al. 2021): W + alpha / rank · up · down.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ impl Linear {
     /// `[…, inputs]` → `[…, outputs]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let weight = if self.weight.dim() > 2 { self.weight.flatten(1, -1) } else { self.weight.shallow_clone() };
-        let y = x.linear(&weight, self.bias.as_ref());
+        let y = product(x, &weight, self.bias.as_ref());
         match &self.adapter {
             None => y,
             Some((down, up, scale)) => y + x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale,
@@ -117,4 +117,22 @@ impl Linear {
         let _precision = Autocast::bfloat16(x.device(), false);
         self.forward(x)
     }
+}
+
+/// x Wᵀ + b. On the CPU, where there are rows enough, as a convolution of 1×1: its kernels (oneDNN) are about twice
+/// as fast as the matrix product's (BLAS) on processors that are not Intel's.
+fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    const BATCH: i64 = 16; // from which on LibTorch asks oneDNN, whatever the number of threads
+    let (outputs, inputs) = weight.size2().expect("a weight [outputs, inputs]");
+    let rows = x.numel() as i64 / inputs;
+    if !fuses(x) || rows < 256 || rows % BATCH != 0 {
+        return x.linear(weight, bias);
+    }
+    let mut shape = x.size();
+    if let Some(last) = shape.last_mut() {
+        *last = outputs;
+    }
+    let pixels = x.reshape([BATCH, rows / BATCH, 1, inputs]).permute([0, 3, 1, 2]); // channels last in memory
+    let y = pixels.conv2d(&weight.reshape([outputs, inputs, 1, 1]), bias, [1; 2], [0; 2], [1; 2], 1);
+    y.permute([0, 2, 3, 1]).reshape(shape)
 }

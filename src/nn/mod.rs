@@ -13,9 +13,9 @@ mod parameters;
 mod timestep;
 
 pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
-pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
+pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d, channels_last};
 pub use frames::Frames;
 pub use linear::{Adapter, Linear};
-pub use norm::{BatchNorm2d, GroupNorm, LayerNorm};
+pub use norm::{BatchNorm2d, GroupNorm, LayerNorm, Over};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

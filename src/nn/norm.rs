@@ -1,7 +1,10 @@
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Init, Scope};
-use crate::distributed::Ranks;
+use super::{Frames, Init, Scope};
+use crate::{
+    distributed::Ranks,
+    torch::{fuses, group_norm},
+};
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
 pub(super) fn full_precision(x: &Tensor) -> Tensor {
@@ -33,6 +36,82 @@ impl GroupNorm {
     /// `[N, C, …]` → the same shape and memory order.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         full_precision(x).group_norm(self.groups, Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// What a group norm of frames pools over, besides the channels of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// F, H and W.
+    Clip,
+    /// H and W of each frame.
+    Frame,
+    /// F at each position.
+    Track,
+}
+
+impl GroupNorm {
+    /// x̂·w + b, then (1 + scale)· + shift of each clip (`[B, C]`, not over tracks) where they are given, then SiLU
+    /// where it is asked for. On the CPU in one pass.
+    pub fn of_frames(&self, x: &Frames, over: Over, film: Option<[&Tensor; 2]>, silu: bool) -> Frames {
+        let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
+        let (b, f) = (bf / x.frames, x.frames);
+        // rows of the clips' factors → rows of the frames'
+        let by_frame = |t: &Tensor| if f == 1 { t.shallow_clone() } else { t.repeat_interleave_self_int(f, 0, None) };
+        let x = x.with(full_precision(&x.x));
+        if fuses(&x.x) {
+            let shape = match over {
+                Over::Clip => [b, f * h * w, 1, c],
+                Over::Frame => [bf, h * w, 1, c],
+                Over::Track => [b, f, h * w, c],
+            };
+            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+            let (scale, shift) = match film {
+                None => (weight, bias),
+                Some([scale, shift]) => {
+                    let scale = scale + 1.0;
+                    let (scale, shift) = (weight * &scale, bias * &scale + shift);
+                    if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
+                }
+            };
+            let positions = x.positions();
+            let y = group_norm(&positions.reshape(shape), &scale, &shift, self.groups, self.eps, silu);
+            return x.from_positions(&y.view([bf, h * w, c]));
+        }
+        let mut y = match over {
+            Over::Clip => Frames::fold(&self.forward(&x.video())),
+            Over::Frame => x.with(self.forward(&x.x)),
+            Over::Track => x.from_tracks(&self.of_tokens(&x.tracks())),
+        };
+        if let Some([scale, shift]) = film {
+            let spread = |t: &Tensor| by_frame(t).unsqueeze(-1).unsqueeze(-1);
+            y = x.with(y.x * (spread(scale) + 1.0) + spread(shift));
+        }
+        if silu { x.with(y.x.silu()) } else { y }
+    }
+
+    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. On the CPU in one pass, channels last in memory.
+    pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
+        let x = full_precision(x);
+        if !fuses(&x) {
+            return self.forward(&x).silu();
+        }
+        let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
+        let places = x.permute([0, 2, 3, 4, 1]).reshape([b, f * h * w, 1, c]);
+        let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+        let y = group_norm(&places, &weight, &bias, self.groups, self.eps, true);
+        y.view([b, f, h, w, c]).permute([0, 4, 1, 2, 3])
+    }
+
+    /// `[N, T, C]`, over T.
+    pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
+        let tokens = full_precision(tokens);
+        if fuses(&tokens) {
+            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+            return group_norm(&tokens.unsqueeze(2), &weight, &bias, self.groups, self.eps, false).squeeze_dim(2);
+        }
+        // [N, C, 1, T]: channels last in memory, which the norm reads as it lies
+        self.forward(&tokens.transpose(1, 2).unsqueeze(2)).squeeze_dim(2).transpose(1, 2)
     }
 }
 
@@ -119,5 +198,67 @@ impl BatchNorm2d {
         });
         let scale = (variance + EPS).rsqrt() * self.weight.view([1, -1, 1, 1]);
         centred * scale + self.bias.view([1, -1, 1, 1])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::{
+        nn::Parameters,
+        random::{Purpose, normal},
+    };
+
+    /// y and the gradients of x, weight, bias, scale and shift.
+    fn run(kind: Kind, over: Over, with_film: bool, silu: bool) -> Vec<Tensor> {
+        let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(kind);
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+        parameters.to_kind(kind);
+        tch::no_grad(|| {
+            norm.weight.shallow_clone().copy_(&(noise(1, &[8]) + 1.0));
+            norm.bias.shallow_clone().copy_(&noise(2, &[8]));
+        });
+        let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
+        // 130 positions: pieces of the kernel that are not full
+        let (x, scale, shift) = (leaf(3, &[2, 8, 3, 13, 10]), leaf(4, &[2, 8]), leaf(5, &[2, 8]));
+        let film = with_film.then_some([&scale, &shift]);
+        let y = norm.of_frames(&Frames::fold(&(&x * 2.0 + 3.0)), over, film, silu).video();
+        (&y * noise(6, &y.size())).sum(None).backward();
+        let mut found = vec![y, x.grad(), norm.weight.grad(), norm.bias.grad()];
+        if with_film {
+            found.extend([scale.grad(), shift.grad()]);
+        }
+        found.iter().map(|t| t.detach().to_kind(Kind::Double)).collect()
+    }
+
+    /// float32 runs through the kernel, float64 through LibTorch's own operations.
+    #[test]
+    fn one_pass_is_norm_film_and_silu() {
+        for over in [Over::Clip, Over::Frame, Over::Track] {
+            for (film, silu) in [(false, false), (false, true), (true, true), (true, false)] {
+                if film && over == Over::Track {
+                    continue;
+                }
+                let pairs = run(Kind::Float, over, film, silu).into_iter().zip(run(Kind::Double, over, film, silu));
+                for (i, (found, wanted)) in pairs.enumerate() {
+                    let difference = (&found - &wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+                    assert!(difference < 2e-6, "{over:?}, film {film}, SiLU {silu}, tensor {i}: {difference}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+        let x = Tensor::ones([1, 8, 2, 4, 4], (Kind::Float, Device::Cpu));
+        let _ = x.narrow(1, 0, 1).fill_(f64::NAN);
+        let y = norm.of_frames(&Frames::fold(&x), Over::Clip, None, true).video();
+        assert!(y.narrow(1, 0, 2).isnan().all().int64_value(&[]) == 1);
+        assert!(y.narrow(1, 2, 6).isfinite().all().int64_value(&[]) == 1);
     }
 }

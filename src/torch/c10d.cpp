@@ -183,7 +183,8 @@ struct SumOverRanks : torch::autograd::Function<SumOverRanks> {
   static at::Tensor sum(const SharedGroup &group, const at::Tensor &x) {
     auto total = x.detach().clone(at::MemoryFormat::Contiguous);
     group->wait(*group->start_sum(total));
-    return total;
+    // in x's order in memory: what is summed up afterwards rounds as it does without a group
+    return at::empty_like(x).copy_(total);
   }
 
   static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, SharedGroup group) {

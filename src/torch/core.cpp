@@ -2,6 +2,7 @@
 // that the caller frees with `free`. Tensors cross as `at::Tensor *`, owned by the caller.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -50,6 +51,13 @@ extern "C" char *lvdm_foreach_mul(at::Tensor *const *a, int64_t count, const at:
   return guarded([&] {
     at::NoGradGuard no_grad;
     at::_foreach_mul_(list(a, count), *factor);
+  });
+}
+
+// gradients are forgotten: the next backward pass hands its own over instead of adding them to zeros
+extern "C" char *lvdm_clear_gradients(at::Tensor *const *parameters, int64_t count) {
+  return guarded([&] {
+    for (int64_t i = 0; i < count; i++) parameters[i]->mutable_grad().reset();
   });
 }
 
@@ -192,6 +200,16 @@ extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t
       call(data);
     }
     *peak = memory->peak;
+  });
+}
+
+// *peak is the most bytes of tensors that a GPU held since the last reset
+extern "C" char *lvdm_device_memory(int index, bool reset, int64_t *peak) {
+  return guarded([&] {
+    auto *allocator = at::getDeviceAllocator(at::kCUDA);
+    if (reset) allocator->resetPeakStats(static_cast<c10::DeviceIndex>(index));
+    // of several kinds of statistics the first one is their sum
+    *peak = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(index)).allocated_bytes[0].peak;
   });
 }
 

@@ -1,15 +1,32 @@
 //! How much memory tensors need.
 
 use std::{
-    ffi::{c_char, c_void},
+    ffi::{c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
+
+use tch::Device;
 
 use super::check;
 
 unsafe extern "C" {
     fn lvdm_peak_host_memory(data: *mut c_void, call: unsafe extern "C" fn(*mut c_void), peak: *mut i64)
     -> *mut c_char;
+    fn lvdm_device_memory(index: c_int, reset: bool, peak: *mut i64) -> *mut c_char;
+}
+
+/// Runs `body` and says how many bytes of tensors it held at most on the device: on a GPU by LibTorch's allocator, with
+/// what was there before; on the CPU as [`peak_host_memory`].
+pub fn peak_memory<T>(device: Device, body: impl FnOnce() -> T) -> (T, i64) {
+    let Device::Cuda(index) = device else { return peak_host_memory(body) };
+    let mut peak = 0;
+    // SAFETY: plain numbers in and out.
+    let reset = check(unsafe { lvdm_device_memory(index as c_int, true, &mut peak) });
+    let value = body();
+    tch::Cuda::synchronize(index as i64);
+    // SAFETY: as above.
+    let read = check(unsafe { lvdm_device_memory(index as c_int, false, &mut peak) });
+    (value, if reset.and(read).is_ok() { peak } else { 0 })
 }
 
 /// Runs `body` and says how many bytes of host tensors this thread held at most, beyond those before.

@@ -1,11 +1,13 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! Three C++ files (`core.cpp`; `c10d.cpp`, processes; `nccl.cpp`, opened on its own), one small safe Rust file a subject.
+//! Four C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `c10d.cpp`, processes; `nccl.cpp`, opened on its own),
+//! one small safe Rust file a subject.
 
 mod autocast;
 mod backend;
 mod caught;
 mod device;
+mod fused;
 mod memory;
 mod multi_tensor;
 mod process_group;
@@ -17,8 +19,9 @@ pub use backend::{
 };
 pub use caught::caught;
 pub use device::DeviceName;
-pub use memory::peak_host_memory;
-pub use multi_tensor::{Adam, clip_global_norm, lerp_all};
+pub use fused::{PositionTerms, frame_attention, fuses, group_norm};
+pub use memory::{peak_host_memory, peak_memory};
+pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
 pub use recompute::recompute;
 

@@ -24,6 +24,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn lvdm_foreach_lerp(a: *const *mut c_void, b: *const *mut c_void, count: i64, weight: f64) -> *mut c_char;
     fn lvdm_foreach_mul(a: *const *mut c_void, count: i64, factor: *const c_void) -> *mut c_char;
+    fn lvdm_clear_gradients(parameters: *const *mut c_void, count: i64) -> *mut c_char;
     fn lvdm_global_norm(a: *const *mut c_void, count: i64, norm: *mut *mut c_void) -> *mut c_char;
 }
 
@@ -85,6 +86,15 @@ pub fn lerp_all(a: &[Tensor], b: &[Tensor], weight: f64) -> Result<()> {
     assert_eq!(a.len(), b.len());
     // SAFETY: two lists of the same length of live tensors.
     check(unsafe { lvdm_foreach_lerp(pointers(a).as_ptr(), pointers(b).as_ptr(), a.len() as i64, weight) })
+}
+
+/// Forgets the gradients: the next backward pass hands over its own instead of adding them to zeros.
+///
+/// # Errors
+/// LibTorch's own.
+pub fn clear_gradients(parameters: &[Tensor]) -> Result<()> {
+    // SAFETY: a list of live tensors.
+    check(unsafe { lvdm_clear_gradients(pointers(parameters).as_ptr(), parameters.len() as i64) })
 }
 
 /// The L2 norm over all gradients (a scalar on their device); with `max_norm` they are scaled down to it.

@@ -15,4 +15,5 @@ pub use diffusion::DiffusionTask;
 pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
+pub use saver::Saver;
 pub use trainer::{Batch, Phase, Picture, Task, Trainer, resume_point};

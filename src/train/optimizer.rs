@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     nn::Parameters,
-    torch::{Adam, clip_global_norm},
+    torch::{Adam, clear_gradients, clip_global_norm},
 };
 
 /// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
@@ -26,11 +26,12 @@ impl Optimizer {
         Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters }
     }
 
-    /// Gradients become zero, those that are not there yet too.
-    pub fn zero_grad(&mut self) {
-        for parameter in &mut self.parameters {
-            parameter.zero_grad();
-        }
+    /// Forgets the gradients, which count as zero until the next backward pass.
+    ///
+    /// # Errors
+    /// LibTorch's own.
+    pub fn zero_grad(&mut self) -> Result<()> {
+        clear_gradients(&self.parameters)
     }
 
     pub fn set_learning_rate(&mut self, learning_rate: f64) {
@@ -38,10 +39,17 @@ impl Optimizer {
     }
 
     fn gradients(&self) -> Vec<Tensor> {
-        // a parameter that took no part has a gradient of zero
+        // a parameter that took no part has a gradient of zero; the kernels read both by memory order, not by strides
         let gradient = |p: &Tensor| {
             let g = p.grad();
-            if g.defined() { g } else { no_grad(|| p.zeros_like()) }
+            if g.defined() && g.stride() == p.stride() {
+                return g;
+            }
+            let mut laid = no_grad(|| p.detach().zeros_like());
+            if g.defined() {
+                laid.copy_(&g);
+            }
+            laid
         };
         self.parameters.iter().map(gradient).collect()
     }

@@ -15,7 +15,7 @@ use crate::checkpoint::{self, Checkpoint};
 ///
 /// A checkpoint that cannot be written is told, and training goes on: the ones before stay, and the next is a new
 /// try. Dropping the saver waits for what is under way.
-pub(super) struct Saver {
+pub struct Saver {
     work: Option<SyncSender<(Checkpoint, PathBuf)>>,
     done: Receiver<Result<()>>,
     thread: Option<JoinHandle<()>>,

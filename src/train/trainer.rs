@@ -343,7 +343,7 @@ impl<T: Task> Trainer<T> {
         let mut bad = false;
         for phase in 0..self.phases.len() {
             self.optimizers[phase].set_learning_rate(rate);
-            self.optimizers[phase].zero_grad();
+            self.optimizers[phase].zero_grad()?;
             let mut terms = Vec::new();
             let buckets = self.buckets[phase].as_ref().filter(|_| self.task.takes_part(phase, step));
             for (i, batch) in batches.iter().enumerate() {

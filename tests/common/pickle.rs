@@ -47,7 +47,8 @@ impl Pickle {
         self.int(tensor.numel() as i64);
         self.raw(b"tQK\x00");
         self.ints(&tensor.size());
-        self.ints(&tensor.stride());
+        // as `bytes` lays them
+        self.ints(&tensor.contiguous().stride());
         self.raw(b"\x89ccollections\nOrderedDict\n)RtR");
     }
 }

@@ -195,12 +195,12 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let posterior = autoencoder.encode(&x);
         let reconstruction = autoencoder.decode(&posterior.sample(&at(&first)));
         weights.push(criterion.adversarial_weight(&x, &reconstruction, autoencoder.last_kernel(), step));
-        generator.zero_grad();
+        generator.zero_grad()?;
         let terms = criterion.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), step, 1.0);
         generator.step()?;
         losses.push(terms.total);
 
-        discriminator.zero_grad();
+        discriminator.zero_grad()?;
         let mut adversary_loss = 0.0;
         if criterion.is_adversarial(step) {
             let reconstruction = no_grad(|| autoencoder.decode(&autoencoder.encode(&x).sample(&at(&second))));

@@ -283,7 +283,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     for step in 0..t.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
         let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::Nothing);
-        optimizer.zero_grad();
+        optimizer.zero_grad()?;
         loss.backward();
         optimizer.step()?;
         ema.update(&parameters)?;

@@ -1,0 +1,586 @@
+//! `lvdm bench`: how long the parts take on this machine, and how close that is to what it can do.
+
+use std::{cell::RefCell, path::PathBuf, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tch::{Cuda, Device, Kind, Tensor, no_grad};
+
+use crate::{
+    checkpoint::{self, Checkpoint, Progress},
+    data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo},
+    diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
+    experiment::{Experiment, Precision, parse},
+    models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
+    nn::Parameters,
+    random::{Purpose, normal},
+    torch::{Adam, Autocast, DeviceName, gpus, peak_memory},
+    train::{Ema, Optimizer, Saver},
+};
+
+/// Time the networks, the loader and sampling on this machine
+#[derive(Debug, clap::Args)]
+pub struct Bench {
+    /// What to time (experiments/bench/*.yaml); without a file, everything at sizes for a small machine
+    file: Option<PathBuf>,
+    /// key.path=value in place of what the file says
+    overrides: Vec<String>,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is timed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BenchExperiment {
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[serde(default = "auto")]
+    pub device: String,
+    #[serde(default)]
+    pub precision: Precision,
+    /// Calls before the first that is timed.
+    #[serde(default = "two")]
+    pub warmup: usize,
+    /// Calls that are timed.
+    #[serde(default = "seven")]
+    pub repeats: usize,
+    #[serde(default)]
+    pub unet: Option<UNetBench>,
+    #[serde(default)]
+    pub autoencoder: Option<AutoencoderBench>,
+    #[serde(default)]
+    pub i3d: Option<I3dBench>,
+    #[serde(default)]
+    pub loader: Option<LoaderBench>,
+}
+
+/// `unet_forward`, `unet_train_step`, `checkpoint_stall`, `sample`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UNetBench {
+    pub network: UNetConfig,
+    /// `[C, F, h, w]`
+    pub latent: [i64; 4],
+    #[serde(default = "one")]
+    pub batch: i64,
+    /// How long a checkpoint of this network, its average and its optimizer holds training up.
+    #[serde(default)]
+    pub checkpoint: bool,
+    #[serde(default)]
+    pub samplers: Vec<SamplerConfig>,
+}
+
+/// `encoder`, `decoder`, `autoencoder_forward_backward`; samples are decoded with it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AutoencoderBench {
+    pub network: AutoencoderConfig,
+    pub frames: i64,
+    pub resolution: i64,
+    #[serde(default = "one")]
+    pub batch: i64,
+}
+
+/// `i3d`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct I3dBench {
+    pub videos: i64,
+    pub frames: i64,
+    pub resolution: i64,
+}
+
+/// `loader`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoaderBench {
+    /// Without one, procedural videos are written to a temporary folder first.
+    #[serde(default)]
+    pub data: Option<DataConfig>,
+    pub batch: i64,
+}
+
+fn auto() -> String {
+    "auto".to_string()
+}
+fn one() -> i64 {
+    1
+}
+fn two() -> usize {
+    2
+}
+fn seven() -> usize {
+    7
+}
+
+impl Experiment for BenchExperiment {
+    fn validate(&self) -> Result<()> {
+        self.device.parse::<DeviceName>()?;
+        ensure!(self.repeats >= 1, "repeats must be at least 1");
+        if let Some(UNetBench { network, latent, batch, samplers, .. }) = &self.unet {
+            network.validate().context("unet.network")?;
+            ensure!(*batch >= 1 && latent.iter().all(|&n| n >= 1), "unet.batch and unet.latent must be positive");
+            let deepest = 1 << (network.multipliers.len() - 1);
+            ensure!(
+                latent[2] % deepest == 0 && latent[3] % deepest == 0,
+                "unet.latent: {latent:?} does not halve so often as there are levels"
+            );
+            let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
+            for sampler in samplers {
+                sampler.build().start(&schedule).context("unet.samplers")?;
+            }
+        }
+        if let Some(AutoencoderBench { network, frames, resolution, batch }) = &self.autoencoder {
+            network.validate().context("autoencoder.network")?;
+            ensure!(*batch >= 1, "autoencoder.batch must be at least 1");
+            network.latent_shape(*frames, *resolution, *resolution).context("autoencoder")?;
+        }
+        if let Some(I3dBench { videos, frames, resolution }) = &self.i3d {
+            ensure!(*videos >= 1 && *resolution >= 1, "i3d.videos and i3d.resolution must be positive");
+            ensure!(*frames >= I3d::MIN_FRAMES, "i3d.frames must be at least {}", I3d::MIN_FRAMES);
+        }
+        if let Some(LoaderBench { data, batch }) = &self.loader {
+            ensure!(*batch >= 1, "loader.batch must be at least 1");
+            if let Some(data) = data {
+                data.clip().context("loader.data")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Everything, at sizes that two cores can do.
+const ALL: &str = "
+unet:
+  network: {channels: 64}
+  latent: [4, 4, 32, 32]
+  checkpoint: true
+  samplers: [{kind: ddim, steps: 50, eta: 1.0}]
+autoencoder: {network: {}, frames: 16, resolution: 64}
+i3d: {videos: 4, frames: 16, resolution: 64}
+loader: {batch: 8}
+";
+
+impl Bench {
+    /// # Errors
+    /// A file with mistakes, a device that is not there.
+    pub fn run(self) -> Result<()> {
+        let experiment = match &self.file {
+            Some(path) => BenchExperiment::load(path, &self.overrides)?,
+            None => parse("bench", ALL, &self.overrides)?,
+        };
+        let device = experiment.device.parse::<DeviceName>()?.open()?;
+        let report = Report { json: self.json, device, precision: experiment.precision, title: title(device) };
+        let clock = Clock { device, warmup: experiment.warmup, repeats: experiment.repeats };
+        report.head();
+        let autoencoder = match &experiment.autoencoder {
+            Some(bench) => Some(autoencoder(bench, &clock, &report)?),
+            None => None,
+        };
+        if let Some(bench) = &experiment.unet {
+            unet(bench, autoencoder.as_ref(), &clock, &report)?;
+        }
+        if let Some(bench) = &experiment.i3d {
+            match I3d::load(None, device) {
+                Ok(network) => i3d(bench, &network, &clock, &report),
+                Err(error) => report.left_out("i3d", &error),
+            }
+        }
+        if let Some(bench) = &experiment.loader
+            && let Err(error) = loader(bench, &clock, &report)
+        {
+            report.left_out("loader", &error);
+        }
+        Ok(())
+    }
+}
+
+/// What is timed on, in words.
+fn title(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
+        _ => {
+            let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+            format!("{} ({} threads)", model.map_or("CPU", |(_, name)| name.trim()), tch::get_num_threads())
+        }
+    }
+}
+
+/// Dense peak of a GPU in FLOP/s, as its data sheet gives it: bfloat16 on tensor cores, float32 without them.
+fn peak(title: &str, precision: Precision) -> Option<f64> {
+    const KNOWN: [(&str, f64, f64); 7] = [
+        ("H200", 989e12, 67e12),
+        ("H100 PCIe", 756e12, 51e12),
+        ("H100", 989e12, 67e12),
+        ("A100", 312e12, 19.5e12),
+        ("L40S", 362e12, 91.6e12),
+        ("A10", 125e12, 31.2e12),
+        ("RTX 4090", 165e12, 82.6e12),
+    ];
+    let (_, bf16, f32) = KNOWN.iter().find(|(name, ..)| title.contains(name))?;
+    Some(if precision == Precision::Bf16 { *bf16 } else { *f32 })
+}
+
+/// How something is timed.
+struct Clock {
+    device: Device,
+    warmup: usize,
+    repeats: usize,
+}
+
+/// What came out; seconds.
+struct Timing {
+    median: f64,
+    least: f64,
+    repeats: usize,
+    /// Of tensors, in bytes.
+    peak_memory: i64,
+}
+
+impl Clock {
+    fn wait(&self) {
+        if let Device::Cuda(index) = self.device {
+            Cuda::synchronize(index as i64);
+        }
+    }
+
+    /// Of calls that end when the device is done. One call more says how much memory one takes.
+    fn time(&self, call: impl FnMut() -> Result<()>) -> Result<Timing> {
+        self.time_apart(call, || Ok(()))
+    }
+
+    /// As [`Self::time`]; `after` each call comes something that is not timed.
+    fn time_apart(
+        &self,
+        mut call: impl FnMut() -> Result<()>,
+        mut after: impl FnMut() -> Result<()>,
+    ) -> Result<Timing> {
+        let (first, peak_memory) = peak_memory(self.device, &mut call);
+        first.and_then(|()| after())?;
+        for _ in 1..self.warmup {
+            call().and_then(|()| after())?;
+        }
+        let mut seconds = Vec::new();
+        for _ in 0..self.repeats {
+            self.wait();
+            let start = Instant::now();
+            call()?;
+            self.wait();
+            seconds.push(start.elapsed().as_secs_f64());
+            after()?;
+        }
+        seconds.sort_by(f64::total_cmp);
+        let median = (seconds[(self.repeats - 1) / 2] + seconds[self.repeats / 2]) / 2.0;
+        Ok(Timing { median, least: seconds[0], repeats: self.repeats, peak_memory })
+    }
+}
+
+/// Where the lines go.
+struct Report {
+    json: bool,
+    device: Device,
+    precision: Precision,
+    title: String,
+}
+
+impl Report {
+    fn head(&self) {
+        if self.json {
+            return;
+        }
+        let precision = if self.precision == Precision::Bf16 { "bf16" } else { "f32" };
+        println!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version());
+        println!(
+            "{:30} {:>10} {:>10} {:>10} {:>10} {:>6} {:>9}  ",
+            "name", "median s", "least s", "GFLOP", "GFLOP/s", "peak", "memory"
+        );
+    }
+
+    /// One line; `more` are further values of the JSON, whose numbers also end the table's line.
+    fn line(&self, name: &str, timing: &Timing, flops: Option<i64>, full_precision: bool, more: Value) {
+        let precision = if full_precision { Precision::F32 } else { self.precision };
+        let rate = flops.map(|flops| flops as f64 / timing.median);
+        let known = if self.device.is_cuda() { peak(&self.title, precision) } else { None };
+        let share = rate.zip(known).map(|(rate, peak)| rate / peak);
+        if self.json {
+            let mut object = json!({
+                "name": name, "seconds": timing.median, "least_seconds": timing.least, "repeats": timing.repeats,
+                "flops": flops, "flops_per_second": rate, "share_of_peak": share,
+                "peak_memory_bytes": timing.peak_memory, "device": self.title, "precision": precision,
+            });
+            if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
+                object.extend(more.clone());
+            }
+            println!("{object}");
+            return;
+        }
+        let number = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
+        let more = more.as_object().cloned().unwrap_or_default();
+        let more: Vec<String> =
+            more.iter().map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"'))).collect();
+        println!(
+            "{name:30} {:>10.4} {:>10.4} {:>10} {:>10} {:>6} {:>6} MB  {}",
+            timing.median,
+            timing.least,
+            number(flops.map(|f| f as f64 / 1e9), 1),
+            number(rate.map(|r| r / 1e9), 1),
+            number(share.map(|s| s * 100.0), 1),
+            timing.peak_memory / 1_000_000,
+            more.join(", ")
+        );
+    }
+
+    fn left_out(&self, name: &str, error: &anyhow::Error) {
+        tracing::warn!("{name} is left out: {error:#}");
+    }
+
+    fn autocast(&self) -> Autocast {
+        Autocast::bfloat16(self.device, self.precision == Precision::Bf16)
+    }
+}
+
+fn noise(shape: &[i64], device: Device) -> Tensor {
+    normal(0, Purpose::Evaluation, 0, 0, shape).to_device(device)
+}
+
+fn unet(
+    bench: &UNetBench,
+    autoencoder: Option<&(VideoAutoencoder, AutoencoderConfig)>,
+    clock: &Clock,
+    report: &Report,
+) -> Result<()> {
+    let UNetBench { network, latent: [c, f, h, w], batch, .. } = bench;
+    let (device, batch) = (clock.device, *batch);
+    let ports = UNetPorts { inputs: *c, outputs: *c, temporal_length: *f, classes: None };
+    const TOKENS: i64 = 77;
+    let parameters = Parameters::new(device, 0);
+    let unet = UNet3d::new(&parameters.root(), network, &ports);
+    let z = noise(&[batch, *c, *f, *h, *w], device);
+    let target = noise(&[batch, *c, *f, *h, *w], device) * 0.5;
+    let t = Tensor::full([batch], 500, (Kind::Int64, device));
+    let context = (network.attention == crate::models::AttentionKind::Text)
+        .then(|| noise(&[batch, TOKENS, network.context_width], device));
+    let given = UNetCondition { context, ..Default::default() };
+    let flops = batch * network.flops(&ports, bench.latent, TOKENS);
+    let shape = json!({"batch": batch});
+
+    let timing = clock.time(|| {
+        let _autocast = report.autocast();
+        let _ = no_grad(|| unet.forward(&z, &t, &given));
+        Ok(())
+    })?;
+    report.line("unet_forward", &timing, Some(flops), false, shape.clone());
+
+    let mut optimizer = Optimizer::new(adamw(), &parameters);
+    let timing = clock.time(|| {
+        optimizer.zero_grad()?;
+        let _autocast = report.autocast();
+        let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
+        prediction.l1_loss(&target, tch::Reduction::Mean).backward();
+        optimizer.step()
+    })?;
+    let more = json!({"batch": batch, "recompute": network.recompute});
+    report.line("unet_train_step", &timing, Some(3 * flops), false, more);
+
+    if bench.checkpoint {
+        let ema = Ema::new(0.9999, &parameters);
+        let mut tensors: Vec<(String, Tensor)> =
+            parameters.named().into_iter().map(|(n, t)| (format!("model.{n}"), t)).collect();
+        tensors.extend(optimizer.state().into_iter().map(|(n, t)| (format!("optimizer.model.{n}"), t)));
+        tensors.extend(ema.named().iter().map(|(n, t)| (format!("ema.{n}"), t.shallow_clone())));
+        let bytes: usize = tensors.iter().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes()).sum();
+        let folder = Scratch::new("checkpoint")?;
+        let saver = RefCell::new(Saver::new(&folder.0, 1)?);
+        let save = || {
+            let checkpoint = Checkpoint {
+                task: "bench".into(),
+                progress: Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 },
+                experiment: Value::Null,
+                tensors: tensors.iter().map(|(n, t)| (n.clone(), t.shallow_clone())).collect(),
+            };
+            saver.borrow_mut().save(checkpoint, checkpoint::path(&folder.0, 0))
+        };
+        // the disk is waited for, not timed: training goes on meanwhile
+        let timing = clock.time_apart(save, || saver.borrow_mut().finish())?;
+        report.line("checkpoint_stall", &timing, None, true, json!({"megabytes": bytes / 1_000_000}));
+    }
+    drop(optimizer);
+
+    parameters.freeze();
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
+    for config in &bench.samplers {
+        let sampler = config.build();
+        let steps = sampler.start(&schedule)?.timesteps().len();
+        let denoiser = UNetDenoiser {
+            unet: &unet,
+            schedule: &schedule,
+            predict: Predict::Noise,
+            mask: None,
+            given: UNetCondition { context: given.context.as_ref().map(Tensor::shallow_clone), ..Default::default() },
+        };
+        // a walk is long, and all its steps are alike
+        let clock = Clock { device, warmup: 1, repeats: clock.repeats.min(3) };
+        let timing = clock.time(|| {
+            let _autocast = report.autocast();
+            let draw = |i: usize| normal(0, Purpose::SampleStep, 0, i as u64, &z.size()).to_device(device);
+            let z_0 = sample(&denoiser, &*sampler, &schedule, &z, &draw, &mut |_, _| {})?;
+            if let Some((autoencoder, _)) = autoencoder {
+                for i in 0..batch {
+                    let _ = no_grad(|| autoencoder.decode(&z_0.narrow(0, i, 1))).to_device(Device::Cpu);
+                }
+            }
+            Ok(())
+        })?;
+        let decoding = autoencoder.map_or(0, |(_, config)| {
+            let [ft, fh, fw] = config.factors;
+            batch * config.flops(f * ft, h * fh, w * fw)[1]
+        });
+        let kind = serde_json::to_value(config)?;
+        let more = json!({
+            "sampler": kind["kind"], "steps": steps, "batch": batch, "decoded": autoencoder.is_some(),
+            "videos_per_second": batch as f64 / timing.median,
+        });
+        report.line("sample", &timing, Some(steps as i64 * flops + decoding), false, more);
+    }
+    Ok(())
+}
+
+fn adamw() -> Adam {
+    Adam { learning_rate: 1e-5, betas: (0.9, 0.999), weight_decay: 0.01, eps: 1e-8, decoupled: true }
+}
+
+fn autoencoder(
+    bench: &AutoencoderBench,
+    clock: &Clock,
+    report: &Report,
+) -> Result<(VideoAutoencoder, AutoencoderConfig)> {
+    let AutoencoderBench { network, frames, resolution, batch } = bench;
+    let (device, side) = (clock.device, *resolution);
+    let parameters = Parameters::new(device, 0);
+    let autoencoder = VideoAutoencoder::new(&parameters.root(), network);
+    let x = noise(&[*batch, 3, *frames, side, side], device).clamp(-1.0, 1.0);
+    let [c, f, h, w] = network.latent_shape(*frames, side, side)?;
+    let z = noise(&[*batch, c, f, h, w], device);
+    let [encoder, decoder] = network.flops(*frames, side, side).map(|flops| batch * flops);
+    let shape = json!({"batch": batch, "frames": frames, "resolution": resolution});
+
+    let timing = clock.time(|| {
+        let _autocast = report.autocast();
+        let _ = no_grad(|| autoencoder.encode(&x));
+        Ok(())
+    })?;
+    report.line("encoder", &timing, Some(encoder), false, shape.clone());
+    let timing = clock.time(|| {
+        let _autocast = report.autocast();
+        let _ = no_grad(|| autoencoder.decode(&z));
+        Ok(())
+    })?;
+    report.line("decoder", &timing, Some(decoder), false, shape.clone());
+    let posterior = noise(&[*batch, c, f, h, w], device);
+    let timing = clock.time(|| {
+        parameters.zero_grad();
+        let _autocast = report.autocast();
+        let reconstruction = autoencoder.decode(&autoencoder.encode(&x).sample(&posterior)).to_kind(Kind::Float);
+        reconstruction.l1_loss(&x, tch::Reduction::Mean).backward();
+        Ok(())
+    })?;
+    report.line("autoencoder_forward_backward", &timing, Some(3 * (encoder + decoder)), false, shape);
+    parameters.freeze();
+    Ok((autoencoder, network.clone()))
+}
+
+fn i3d(bench: &I3dBench, network: &I3d, clock: &Clock, report: &Report) {
+    let I3dBench { videos, frames, resolution } = *bench;
+    let bytes = noise(&[videos, frames, resolution, resolution, 3], Device::Cpu) * 60.0 + 128.0;
+    let bytes = bytes.clamp(0.0, 255.0).to_kind(Kind::Uint8);
+    let timed = clock.time(|| {
+        let _ = network.logits(&bytes);
+        Ok(())
+    });
+    match timed {
+        Ok(timing) => {
+            let more = json!({
+                "videos": videos, "frames": frames, "resolution": resolution,
+                "videos_per_second": videos as f64 / timing.median,
+            });
+            report.line("i3d", &timing, Some(videos * flops::i3d(frames)), true, more);
+        }
+        Err(error) => report.left_out("i3d", &error),
+    }
+}
+
+fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
+    let folder;
+    let data = match &bench.data {
+        Some(data) => data.clone(),
+        None => {
+            folder = Scratch::new("videos")?;
+            let root = folder.0.clone();
+            demo::write(&DemoConfig { root: root.clone(), train: 16, test: 1, ..DemoConfig::default() })?;
+            DataConfig {
+                dataset: DatasetConfig::Folder { root: root.join("train") },
+                frames: 16,
+                frame_stride: 1,
+                resolution: 64,
+                flip: false,
+                workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            }
+        }
+    };
+    let mut loader = Loader::new(&data, bench.batch, 0, 0)?;
+    let timing = clock.time(|| loader.next().map(drop))?;
+    let more = json!({
+        "batch": bench.batch, "frames": data.frames, "resolution": data.resolution, "workers": data.workers,
+        "clips_per_second": bench.batch as f64 / timing.median,
+    });
+    report.line("loader", &timing, None, true, more);
+    Ok(())
+}
+
+/// A temporary folder of this process.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("lvdm-bench-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        Ok(Scratch(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_is_a_sound_experiment() {
+        parse::<BenchExperiment>("bench", ALL, &[]).unwrap().validate().unwrap();
+    }
+
+    #[test]
+    fn peaks_are_known_by_the_drivers_names() {
+        assert_eq!(peak("NVIDIA H200", Precision::Bf16), Some(989e12));
+        assert_eq!(peak("NVIDIA H100 80GB HBM3", Precision::F32), Some(67e12));
+        assert_eq!(peak("a GPU nobody knows", Precision::F32), None);
+    }
+
+    #[test]
+    fn the_median_is_the_median() {
+        let clock = Clock { device: Device::Cpu, warmup: 1, repeats: 3 };
+        let mut calls = 0;
+        let timing = clock
+            .time(|| {
+                calls += 1;
+                // one slow call does not move it
+                std::thread::sleep(std::time::Duration::from_millis(if calls == 3 { 80 } else { 4 }));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(calls, 4);
+        assert!((0.004..0.06).contains(&timing.median) && timing.least <= timing.median, "{}", timing.median);
+    }
+}

@@ -1,0 +1,395 @@
+// Kernels for the CPU, float32: what the U-Net does between its products in one pass each, forward and backward.
+// Sums are taken over fixed pieces in a fixed order, so results do not depend on the number of threads.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <cstring>
+#include <vector>
+
+#include "guarded.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define EACH_CPU
+#endif
+
+namespace {
+
+// e^x to 2 ulp (Cephes), written so that compilers vectorise it
+inline float fast_exp(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return p * power;
+}
+
+// ---- group norm of [O, S, I, C] over S and a group of C, then y = x̂·scale + shift, then perhaps SiLU --------------
+
+constexpr int64_t ROWS = 64;  // of a piece
+
+EACH_CPU void row_sums(const float *x, int64_t rows, int64_t stride, int64_t channels, float *sum, float *square) {
+  for (int64_t c = 0; c < channels; c++) sum[c] = square[c] = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    const float *row = x + r * stride;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; c++) {
+      sum[c] += row[c];
+      square[c] += row[c] * row[c];
+    }
+  }
+}
+
+EACH_CPU void norm_rows(const float *x, int64_t rows, int64_t stride, int64_t channels, const float *gain,
+                        const float *offset, bool silu, float *y) {
+  for (int64_t r = 0; r < rows; r++) {
+    const float *in = x + r * stride;
+    float *out = y + r * stride;
+    if (silu) {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; c++) {
+        float u = in[c] * gain[c] + offset[c];
+        out[c] = u / (1.0f + fast_exp(-u));
+      }
+    } else {
+#pragma omp simd
+      for (int64_t c = 0; c < channels; c++) out[c] = in[c] * gain[c] + offset[c];
+    }
+  }
+}
+
+// du goes into dx; per channel Σ du and Σ du·x̂, where x̂ = x·inverse − centre
+EACH_CPU void norm_sums_back(const float *x, const float *dy, int64_t rows, int64_t stride, int64_t channels,
+                             const float *gain, const float *offset, const float *inverse, const float *centre,
+                             bool silu, float *dx, float *sum, float *along) {
+  for (int64_t c = 0; c < channels; c++) sum[c] = along[c] = 0;
+  for (int64_t r = 0; r < rows; r++) {
+    const float *in = x + r * stride, *from = dy + r * stride;
+    float *to = dx + r * stride;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; c++) {
+      float du = from[c];
+      if (silu) {
+        float u = in[c] * gain[c] + offset[c];
+        float gate = 1.0f / (1.0f + fast_exp(-u));
+        du *= gate * (1.0f + u * (1.0f - gate));
+      }
+      to[c] = du;
+      sum[c] += du;
+      along[c] += du * (in[c] * inverse[c] - centre[c]);
+    }
+  }
+}
+
+// dx = du·gain − of_one − x·of_x
+EACH_CPU void norm_rows_back(const float *x, int64_t rows, int64_t stride, int64_t channels, const float *gain,
+                             const float *of_one, const float *of_x, float *dx) {
+  for (int64_t r = 0; r < rows; r++) {
+    const float *in = x + r * stride;
+    float *out = dx + r * stride;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; c++) out[c] = out[c] * gain[c] - of_one[c] - in[c] * of_x[c];
+  }
+}
+
+// [O, S, I, C] in pieces of at most ROWS rows of one sample (o, i)
+struct Pieces {
+  int64_t outer, steps, inner, channels, a_sample;
+
+  explicit Pieces(const at::Tensor &x)
+      : outer(x.size(0)), steps(x.size(1)), inner(x.size(2)), channels(x.size(3)), a_sample((steps + ROWS - 1) / ROWS) {}
+  int64_t samples() const { return outer * inner; }
+  int64_t count() const { return samples() * a_sample; }
+  int64_t stride() const { return inner * channels; }
+  int64_t sample(int64_t piece) const { return piece / a_sample; }
+  int64_t rows(int64_t piece) const { return std::min(ROWS, steps - piece % a_sample * ROWS); }
+  int64_t begin(int64_t piece) const {
+    int64_t o = sample(piece) / inner, i = sample(piece) % inner;
+    return ((o * steps + piece % a_sample * ROWS) * inner + i) * channels;
+  }
+  // so that a thread gets some 16,000 numbers
+  int64_t grain() const { return std::max<int64_t>(1, 16384 / (std::min(ROWS, steps) * channels)); }
+};
+
+struct Norm : torch::autograd::Function<Norm> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, const at::Tensor &scale,
+                            const at::Tensor &shift, int64_t groups, double eps, bool silu) {
+    Pieces p(x);
+    int64_t C = p.channels, width = C / groups;
+    auto sums = at::empty({p.count(), 2 * groups}, x.options().dtype(at::kDouble));
+    auto stats = at::empty({p.samples(), 2, groups}, x.options());  // mean, 1/σ
+    auto y = at::empty_like(x);
+    const float *px = x.const_data_ptr<float>(), *pa = scale.const_data_ptr<float>(), *pb = shift.const_data_ptr<float>();
+    double *ps = sums.data_ptr<double>();
+    float *pm = stats.data_ptr<float>(), *py = y.data_ptr<float>();
+    at::parallel_for(0, p.count(), p.grain(), [&](int64_t from, int64_t to) {
+      std::vector<float> sum(C), square(C);
+      for (int64_t piece = from; piece < to; piece++) {
+        row_sums(px + p.begin(piece), p.rows(piece), p.stride(), C, sum.data(), square.data());
+        for (int64_t g = 0; g < groups; g++) {
+          double s = 0, q = 0;
+          for (int64_t c = g * width; c < (g + 1) * width; c++) s += sum[c], q += square[c];
+          ps[piece * 2 * groups + g] = s;
+          ps[piece * 2 * groups + groups + g] = q;
+        }
+      }
+    });
+    double count = static_cast<double>(p.steps * width);
+    for (int64_t n = 0; n < p.samples(); n++) {
+      for (int64_t g = 0; g < groups; g++) {
+        double s = 0, q = 0;
+        for (int64_t k = n * p.a_sample; k < (n + 1) * p.a_sample; k++)
+          s += ps[k * 2 * groups + g], q += ps[k * 2 * groups + groups + g];
+        double mean = s / count, variance = std::max(0.0, q / count - mean * mean);
+        pm[n * 2 * groups + g] = static_cast<float>(mean);
+        pm[n * 2 * groups + groups + g] = static_cast<float>(1.0 / std::sqrt(variance + eps));
+      }
+    }
+    bool shared = scale.size(0) == 1;
+    at::parallel_for(0, p.count(), p.grain(), [&](int64_t from, int64_t to) {
+      std::vector<float> gain(C), offset(C);
+      for (int64_t piece = from; piece < to; piece++) {
+        gains(p, piece, from, pm, groups, pa, pb, shared, gain.data(), offset.data());
+        norm_rows(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(), silu, py + p.begin(piece));
+      }
+    });
+    context->save_for_backward({x, scale, shift, stats});
+    context->saved_data["groups"] = groups;
+    context->saved_data["silu"] = silu;
+    return y;
+  }
+
+  // u = x·gain + offset, for a piece's sample
+  static void gains(const Pieces &p, int64_t piece, int64_t first, const float *stats, int64_t groups, const float *scale,
+                    const float *shift, bool shared, float *gain, float *offset) {
+    if (piece != first && piece % p.a_sample != 0) return;  // as the piece before
+    int64_t n = p.sample(piece), row = shared ? 0 : n / p.inner, width = p.channels / groups;
+    const float *mean = stats + n * 2 * groups, *inverse = mean + groups;
+    for (int64_t g = 0, c = 0; g < groups; g++)
+      for (; c < (g + 1) * width; c++) {
+        gain[c] = inverse[g] * scale[row * p.channels + c];
+        offset[c] = shift[row * p.channels + c] - mean[g] * gain[c];
+      }
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    auto x = saved[0], scale = saved[1], shift = saved[2], stats = saved[3];
+    int64_t groups = context->saved_data["groups"].toInt();
+    bool silu = context->saved_data["silu"].toBool();
+    auto dy = gradients[0].contiguous();
+    Pieces p(x);
+    int64_t C = p.channels, width = C / groups;
+    auto dx = at::empty_like(x);
+    auto sums = at::empty({p.count(), 2, C}, x.options());  // Σ du, Σ du·x̂
+    auto dscale = at::zeros({scale.size(0), C}, x.options().dtype(at::kDouble)), dshift = at::zeros_like(dscale);
+    const float *px = x.const_data_ptr<float>(), *pa = scale.const_data_ptr<float>(), *pb = shift.const_data_ptr<float>();
+    const float *pm = stats.const_data_ptr<float>(), *pdy = dy.const_data_ptr<float>();
+    float *pdx = dx.data_ptr<float>(), *ps = sums.data_ptr<float>();
+    double *pda = dscale.data_ptr<double>(), *pdb = dshift.data_ptr<double>();
+    bool shared = scale.size(0) == 1;
+    at::parallel_for(0, p.count(), p.grain(), [&](int64_t from, int64_t to) {
+      std::vector<float> gain(C), offset(C), inverse(C), centre(C);
+      for (int64_t piece = from; piece < to; piece++) {
+        gains(p, piece, from, pm, groups, pa, pb, shared, gain.data(), offset.data());
+        const float *mean = pm + p.sample(piece) * 2 * groups;
+        for (int64_t c = 0; c < C; c++) {
+          inverse[c] = mean[groups + c / width];
+          centre[c] = mean[c / width] * inverse[c];
+        }
+        norm_sums_back(px + p.begin(piece), pdy + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(),
+                       inverse.data(), centre.data(), silu, pdx + p.begin(piece), ps + piece * 2 * C, ps + piece * 2 * C + C);
+      }
+    });
+    // per sample and group the means of dx̂ and dx̂·x̂
+    std::vector<float> means(p.samples() * 2 * groups);
+    double count = static_cast<double>(p.steps * width);
+    std::vector<double> sum(C), along(C);
+    for (int64_t n = 0; n < p.samples(); n++) {
+      int64_t row = shared ? 0 : n / p.inner;
+      std::fill(sum.begin(), sum.end(), 0), std::fill(along.begin(), along.end(), 0);
+      for (int64_t k = n * p.a_sample; k < (n + 1) * p.a_sample; k++)
+        for (int64_t c = 0; c < C; c++) sum[c] += ps[k * 2 * C + c], along[c] += ps[k * 2 * C + C + c];
+      for (int64_t g = 0; g < groups; g++) {
+        double of_one = 0, of_x = 0;
+        for (int64_t c = g * width; c < (g + 1) * width; c++) {
+          pdb[row * C + c] += sum[c];
+          pda[row * C + c] += along[c];
+          of_one += sum[c] * pa[row * C + c];
+          of_x += along[c] * pa[row * C + c];
+        }
+        means[n * 2 * groups + g] = static_cast<float>(of_one / count);
+        means[n * 2 * groups + groups + g] = static_cast<float>(of_x / count);
+      }
+    }
+    at::parallel_for(0, p.count(), p.grain(), [&](int64_t from, int64_t to) {
+      std::vector<float> gain(C), of_one(C), of_x(C);
+      for (int64_t piece = from; piece < to; piece++) {
+        int64_t n = p.sample(piece), row = shared ? 0 : n / p.inner;
+        const float *mean = pm + n * 2 * groups, *inverse = mean + groups, *m = means.data() + n * 2 * groups;
+        for (int64_t g = 0, c = 0; g < groups; g++)
+          for (; c < (g + 1) * width; c++) {
+            // 1/σ·(du·scale − m₁ − x̂·m₂)
+            gain[c] = inverse[g] * pa[row * C + c];
+            of_x[c] = inverse[g] * inverse[g] * m[groups + g];
+            of_one[c] = inverse[g] * m[g] - mean[g] * of_x[c];
+          }
+        norm_rows_back(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), of_one.data(), of_x.data(),
+                       pdx + p.begin(piece));
+      }
+    });
+    return {dx, dscale.to(at::kFloat), dshift.to(at::kFloat), {}, {}, {}};
+  }
+};
+
+// ---- attention over the frames of each position, with relative positions --------------------------------------------
+
+EACH_CPU float dot(const float *a, const float *b, int64_t n) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+  return sum;
+}
+
+EACH_CPU void add_scaled(float *to, const float *from, float factor, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] += factor * from[i];
+}
+
+struct Shape {
+  int64_t clips, frames, places, channels, heads, width;
+  double alpha, beta;
+  bool transposed;
+  int64_t row(int64_t clip, int64_t frame, int64_t place) const { return (clip * frames + frame) * places + place; }
+  // the pair of frames whose row of the key table meets which query: score[t, s] gains beta·q_of·R[of, by]
+  int64_t of(int64_t t, int64_t s) const { return transposed ? s : t; }
+  int64_t by(int64_t t, int64_t s) const { return transposed ? t : s; }
+};
+
+constexpr int64_t PLACES = 16;  // of a piece
+
+struct FrameAttention : torch::autograd::Function<FrameAttention> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &qkv, const at::Tensor &keys,
+                            const at::Tensor &values, int64_t heads, double alpha, double beta, bool transposed) {
+    Shape s = shape(qkv, heads, alpha, beta, transposed);
+    int64_t F = s.frames, C = s.channels, d = s.width;
+    auto y = at::empty({s.clips, F, s.places, C}, qkv.options());
+    auto weights = at::empty({s.clips * s.places, heads, F, F}, qkv.options());
+    const float *px = qkv.const_data_ptr<float>(), *pk = keys.const_data_ptr<float>(), *pv = values.const_data_ptr<float>();
+    float *py = y.data_ptr<float>(), *pw = weights.data_ptr<float>();
+    at::parallel_for(0, s.clips * s.places, PLACES, [&](int64_t from, int64_t to) {
+      for (int64_t n = from; n < to; n++)
+        for (int64_t h = 0; h < heads; h++) {
+          int64_t b = n / s.places, p = n % s.places;
+          auto part = [&](int64_t f, int64_t which) { return px + s.row(b, f, p) * 3 * C + which * C + h * d; };
+          float *w = pw + (n * heads + h) * F * F;
+          for (int64_t t = 0; t < F; t++) {
+            float most = -INFINITY, sum = 0;
+            for (int64_t u = 0; u < F; u++) {
+              int64_t of = s.of(t, u), by = s.by(t, u);
+              w[t * F + u] = static_cast<float>(s.alpha) * dot(part(t, 0), part(u, 1), d) +
+                             static_cast<float>(s.beta) * dot(part(of, 0), pk + (of * F + by) * d, d);
+              most = std::max(most, w[t * F + u]);
+            }
+            for (int64_t u = 0; u < F; u++) sum += w[t * F + u] = std::exp(w[t * F + u] - most);
+            float *out = py + s.row(b, t, p) * C + h * d;
+            std::fill(out, out + d, 0.0f);
+            for (int64_t u = 0; u < F; u++) {
+              w[t * F + u] /= sum;
+              add_scaled(out, part(u, 2), w[t * F + u], d);
+              add_scaled(out, pv + (t * F + u) * d, w[t * F + u], d);
+            }
+          }
+        }
+    });
+    context->save_for_backward({qkv, keys, values, weights});
+    context->saved_data["heads"] = heads;
+    context->saved_data["alpha"] = alpha;
+    context->saved_data["beta"] = beta;
+    context->saved_data["transposed"] = transposed;
+    return y;
+  }
+
+  static Shape shape(const at::Tensor &qkv, int64_t heads, double alpha, double beta, bool transposed) {
+    int64_t channels = qkv.size(3) / 3;
+    return {qkv.size(0), qkv.size(1), qkv.size(2), channels, heads, channels / heads, alpha, beta, transposed};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    auto qkv = saved[0], keys = saved[1], values = saved[2], weights = saved[3];
+    auto &data = context->saved_data;
+    Shape s = shape(qkv, data["heads"].toInt(), data["alpha"].toDouble(), data["beta"].toDouble(),
+                    data["transposed"].toBool());
+    int64_t F = s.frames, C = s.channels, d = s.width, all = s.clips * s.places, table = F * F * d;
+    int64_t pieces = (all + PLACES - 1) / PLACES;
+    auto dy = gradients[0].contiguous();
+    auto dqkv = at::zeros_like(qkv);
+    auto dtables = at::zeros({pieces, 2, F, F, d}, qkv.options());
+    const float *px = qkv.const_data_ptr<float>(), *pk = keys.const_data_ptr<float>(), *pv = values.const_data_ptr<float>();
+    const float *pw = weights.const_data_ptr<float>(), *pg = dy.const_data_ptr<float>();
+    float *pd = dqkv.data_ptr<float>(), *pt = dtables.data_ptr<float>();
+    at::parallel_for(0, pieces, 1, [&](int64_t from, int64_t to) {
+      std::vector<float> ds(F);
+      for (int64_t piece = from; piece < to; piece++)
+        for (int64_t n = piece * PLACES; n < std::min(all, (piece + 1) * PLACES); n++)
+          for (int64_t h = 0; h < s.heads; h++) {
+            int64_t b = n / s.places, p = n % s.places;
+            auto at = [&](int64_t f, int64_t which) { return s.row(b, f, p) * 3 * C + which * C + h * d; };
+            float *dkeys = pt + piece * 2 * table, *dvalues = dkeys + table;
+            const float *w = pw + (n * s.heads + h) * F * F;
+            for (int64_t t = 0; t < F; t++) {
+              const float *g = pg + s.row(b, t, p) * C + h * d;
+              float mean = 0;
+              for (int64_t u = 0; u < F; u++) {
+                float weight = w[t * F + u];
+                ds[u] = dot(g, px + at(u, 2), d) + dot(g, pv + (t * F + u) * d, d);
+                mean += weight * ds[u];
+                add_scaled(pd + at(u, 2), g, weight, d);
+                add_scaled(dvalues + (t * F + u) * d, g, weight, d);
+              }
+              for (int64_t u = 0; u < F; u++) {
+                float score = w[t * F + u] * (ds[u] - mean);
+                int64_t of = s.of(t, u), by = s.by(t, u);
+                float product = static_cast<float>(s.alpha) * score, position = static_cast<float>(s.beta) * score;
+                add_scaled(pd + at(t, 0), px + at(u, 1), product, d);
+                add_scaled(pd + at(u, 1), px + at(t, 0), product, d);
+                add_scaled(pd + at(of, 0), pk + (of * F + by) * d, position, d);
+                add_scaled(dkeys + (of * F + by) * d, px + at(of, 0), position, d);
+              }
+            }
+          }
+    });
+    auto sum = dtables.sum(0);
+    return {dqkv, sum[0], sum[1], {}, {}, {}, {}};
+  }
+};
+
+}  // namespace
+
+// *y <- x [O, S, I, C] normalised over S and each group of channels, times scale plus shift ([1 or O, C]), then SiLU
+extern "C" char *lvdm_group_norm(const at::Tensor *x, const at::Tensor *scale, const at::Tensor *shift, int64_t groups,
+                                 double eps, bool silu, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(Norm::apply(*x, *scale, *shift, groups, eps, silu)); });
+}
+
+// *y <- [B, F, P, C]: attention over F of qkv [B, F, P, 3·C] with key and value rows [F, F, d] of relative positions
+extern "C" char *lvdm_frame_attention(const at::Tensor *qkv, const at::Tensor *keys, const at::Tensor *values,
+                                      int64_t heads, double alpha, double beta, bool transposed, at::Tensor **y) {
+  return guarded(
+      [&] { *y = new at::Tensor(FrameAttention::apply(*qkv, *keys, *values, heads, alpha, beta, transposed)); });
+}

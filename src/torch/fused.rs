@@ -1,0 +1,89 @@
+//! Kernels of our own for the CPU, float32: what stands between two products in one pass over memory.
+
+use std::ffi::{c_char, c_void};
+
+use tch::{Device, Kind, Tensor};
+
+use super::check;
+
+unsafe extern "C" {
+    fn lvdm_group_norm(
+        x: *const c_void,
+        scale: *const c_void,
+        shift: *const c_void,
+        groups: i64,
+        eps: f64,
+        silu: bool,
+        y: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn lvdm_frame_attention(
+        qkv: *const c_void,
+        keys: *const c_void,
+        values: *const c_void,
+        heads: i64,
+        alpha: f64,
+        beta: f64,
+        transposed: bool,
+        y: *mut *mut c_void,
+    ) -> *mut c_char;
+}
+
+/// Whether the kernels here can take this tensor.
+pub fn fuses(x: &Tensor) -> bool {
+    x.device() == Device::Cpu && x.kind() == Kind::Float
+}
+
+fn checked(x: &Tensor, shape: &[i64]) -> Tensor {
+    assert!(fuses(x) && x.size() == shape, "float32 on the CPU of shape {shape:?} is needed, not {x:?}");
+    x.contiguous()
+}
+
+fn output(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Tensor {
+    let mut y = std::ptr::null_mut();
+    check(call(&mut y)).unwrap_or_else(|error| panic!("{error}"));
+    // SAFETY: without an error `y` is a tensor handed over to us.
+    unsafe { Tensor::from_ptr(y.cast()) }
+}
+
+/// Group norm of `[O, S, I, C]` over S and each group of channels, times `scale` plus `shift` (`[O, C]` or `[1, C]`),
+/// then SiLU where it is asked for; the same shape. Differentiable once.
+///
+/// # Panics
+/// On tensors of other shapes, devices or kinds.
+pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: f64, silu: bool) -> Tensor {
+    let (o, s, i, c) = x.size4().expect("[O, S, I, C]");
+    assert!(c % groups == 0 && o * s * i > 0, "{c} channels in {groups} groups");
+    let rows = if scale.size()[0] == 1 { 1 } else { o };
+    let (x, scale, shift) = (checked(x, &[o, s, i, c]), checked(scale, &[rows, c]), checked(shift, &[rows, c]));
+    // SAFETY: live, dense tensors of the shapes that the kernel expects.
+    output(|y| unsafe {
+        lvdm_group_norm(x.as_ptr().cast(), scale.as_ptr().cast(), shift.as_ptr().cast(), groups, eps, silu, y)
+    })
+}
+
+/// How relative positions enter [`frame_attention`].
+#[derive(Debug, Clone, Copy)]
+pub struct PositionTerms {
+    /// score[t, s] = α q_t·k_s + β q_t·R[t, s], or, transposed, … + β q_s·R[s, t].
+    pub alpha: f64,
+    pub beta: f64,
+    pub transposed: bool,
+}
+
+/// Attention over the frames of each position: qkv `[B, F, P, 3·C]`, key and value rows `[F, F, C/heads]`
+/// → `[B, F, P, C]`. Differentiable once.
+///
+/// # Panics
+/// On tensors of other shapes, devices or kinds.
+pub fn frame_attention(qkv: &Tensor, keys: &Tensor, values: &Tensor, heads: i64, terms: PositionTerms) -> Tensor {
+    let (b, f, p, c) = qkv.size4().expect("[B, F, P, 3·C]");
+    assert!(c % (3 * heads) == 0, "{c} channels of q, k and v in {heads} heads");
+    let rows = [f, f, c / 3 / heads];
+    let (qkv, keys, values) = (checked(qkv, &[b, f, p, c]), checked(keys, &rows), checked(values, &rows));
+    let PositionTerms { alpha, beta, transposed } = terms;
+    // SAFETY: live, dense tensors of the shapes that the kernel expects.
+    output(|y| unsafe {
+        let (keys, values) = (keys.as_ptr().cast(), values.as_ptr().cast());
+        lvdm_frame_attention(qkv.as_ptr().cast(), keys, values, heads, alpha, beta, transposed, y)
+    })
+}
