@@ -17,13 +17,14 @@ use crate::{
         Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
         SamplerConfig, UNetDenoiser, frame_conditioned, sample,
     },
-    experiment::{DiffusionExperiment, Trained},
+    experiment::{DiffusionExperiment, Precision, Trained},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
         UNet3d, UNetCondition, UNetPorts,
     },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
+    torch::Autocast,
 };
 
 pub use long_video::{LongVideo, forget};
@@ -44,6 +45,8 @@ pub struct Generator {
     /// What the latents' height and width must be multiples of.
     halvings: i64,
     predict: Predict,
+    /// Of the networks when they sample and decode.
+    precision: Precision,
 }
 
 /// One clip to sample: its noise is a function of the seed and these two numbers alone.
@@ -112,6 +115,7 @@ impl Generator {
             text,
             halvings: 1 << (experiment.unet.multipliers.len() - 1),
             predict: experiment.objective.predict,
+            precision: Precision::F32,
         })
     }
 
@@ -224,7 +228,17 @@ impl Generator {
             }
         };
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
+        let _precision = self.autocast();
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
+    }
+
+    /// The networks sample and decode at this precision; float32 otherwise.
+    pub fn at(self, precision: Precision) -> Self {
+        Generator { precision, ..self }
+    }
+
+    fn autocast(&self) -> Autocast {
+        Autocast::bfloat16(self.space.device(), self.precision == Precision::Bf16)
     }
 
     /// The network given an encoded text, or nothing.
@@ -256,6 +270,7 @@ impl Generator {
 
     /// Normalised latents → u8 `[N, 3, F, H, W]` on the host, one at a time in the decoder.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
+        let _precision = self.autocast();
         let clips: Vec<Tensor> = (0..z_0.size()[0])
             .map(|i| no_grad(|| to_u8(&self.space.decode(&z_0.narrow(0, i, 1)))).to_device(Device::Cpu))
             .collect();

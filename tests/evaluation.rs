@@ -5,6 +5,7 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{moving_clips, run_in, succeed_in, write_packed};
+use lvdm::safetensors::{read_safetensors, write_safetensors_atomically};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -69,6 +70,43 @@ fn black_and_white_out_of_numpy_files() {
     let [fvd, _] = samples(at, "out");
     assert!((fvd - 151.39244).abs() < 0.02, "{fvd}\n{}", said.out);
     assert!(said.out.contains("151.39") && said.out.contains("8 clips of 30 frames"), "{}", said.out);
+}
+
+/// Features of real clips are kept, and used again as long as the data and the file that keeps them are as they were.
+#[test]
+fn features_of_real_clips_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("real.safetensors"), 4, 10, 32);
+    write_npy(&at.join("generated.npy"), &moving_clips(8, 10, 32).narrow(0, 4, 4));
+    let measure = || {
+        let files = ["evaluate", "--real", "real.safetensors", "--generated", "generated.npy"];
+        let size = ["--frames", "10", "--resolution", "32", "--out", "out"];
+        let said = succeed_in(at, &[&files[..], &size].concat());
+        (samples(at, "out"), said.err)
+    };
+    let kept = || fs::read_dir(at.join("runs/features")).unwrap().map(|f| f.unwrap().path()).collect::<Vec<_>>();
+    let (first, _) = measure();
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    assert_eq!(measure().0, first);
+
+    // that it is read: other features give other figures
+    let (mut tensors, key) = read_safetensors(file).unwrap();
+    let moved = &tensors["0"] * 2.0;
+    tensors.insert("0".into(), moved);
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    write_safetensors_atomically(file, &tensors, &key.unwrap()).unwrap();
+    assert_ne!(measure().0, first);
+
+    let bytes = fs::read(file).unwrap();
+    fs::write(file, &bytes[..bytes.len() - 5]).unwrap();
+    let (again, said) = measure();
+    assert_eq!(again, first);
+    assert!(said.contains("made anew"), "{said}");
+
+    write_packed(&at.join("real.safetensors"), 4, 11, 32);
+    assert_ne!(measure().0, first);
+    assert_eq!(kept().len(), 2);
 }
 
 /// The same videos as a packed file, a numpy array and pictures give the same figures; as mp4 what the compression

@@ -8,7 +8,7 @@ use common::{contents, largest_difference, noise, run_in, succeed_in, wake, writ
 use lvdm::{
     data::VideoReader,
     diffusion::{FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
-    experiment::LongVideoConfig,
+    experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
     models::{
         AutoencoderConfig, Chunks, LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetConfig, UNetPorts,
@@ -227,6 +227,7 @@ fn config(at: &Path) -> LongVideoConfig {
         guidance: GuidanceConfig::default(),
         sampler: SamplerConfig::Ddim { steps: 3, eta: 1.0 },
         batch: 6,
+        precision: Precision::F32,
     }
 }
 

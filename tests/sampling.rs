@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{largest_difference, relative_error, wake};
 use lvdm::{
     diffusion::{SamplerConfig, Variance},
-    experiment::{DiffusionExperiment, parse},
+    experiment::{DiffusionExperiment, Precision, parse},
     generate::Generator,
     models::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
     nn::Parameters,
@@ -109,6 +109,17 @@ fn ddim_takes_any_number_of_steps() {
         let error = generator.latents(&[0], None, SamplerConfig::Ddim { steps, eta }, 7, &mut |_, _| {}).unwrap_err();
         assert!(error.to_string().contains("DDIM"), "{error:#}");
     }
+}
+
+/// In bfloat16 the networks round, and only they: z_0 stays float32 and near float32's.
+#[test]
+fn bfloat16_samples_are_near() {
+    let sampler = SamplerConfig::Ddim { steps: 3, eta: 0.0 };
+    let exact = latents(&generator(), &[0, 1], sampler, 7);
+    let rounded = latents(&generator().at(Precision::Bf16), &[0, 1], sampler, 7);
+    assert_eq!(rounded.kind(), tch::Kind::Float);
+    let error = relative_error(&rounded, &exact);
+    assert!(error > 1e-4 && error < 5e-2, "{error:e}");
 }
 
 /// Videos come out as bytes of the clip's size, decoded one by one, so equal in every batch.

@@ -10,10 +10,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use super::evaluate::{Extraction, Shared};
+use super::evaluate::{Bar, RealClips, Shared};
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipSpec, ClipStream, DataConfig, VideoWriter, pictures},
+    data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
     experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
     generate::{LongVideo, forget},
@@ -77,20 +77,10 @@ impl EvaluateLong {
         let LongEvaluationExperiment { seed, real, train, curves, out, .. } = &experiment;
         let config = &experiment.protocol()?;
         let extractor = I3d::load(config.extractor.as_deref(), device)?;
-        let clips = config.clips as u64;
-        let mut bar = Progress::new("real clips", clips * (1 + u64::from(train.is_some())), 0);
-        let mut done = 0;
         let alone = Ranks::alone();
-        let mut of = |data: &DataConfig| -> Result<Tensor> {
-            let mut clips = ClipStream::new(&config.applied_to(data), config.draw, config.fit, *seed)?;
-            let mut extraction = Extraction::new(Shared { extractor: &extractor, ranks: &alone });
-            for _ in 0..config.clips {
-                extraction.take(&clips.next()?.context("the draw has an end")?)?;
-                done += 1;
-                bar.step(done, "");
-            }
-            extraction.finish()
-        };
+        let shared = Shared { extractor: &extractor, device, ranks: &alone };
+        let mut bar = Bar::new("real clips", config.clips * (1 + i64::from(train.is_some())), &alone);
+        let mut of = |data: &DataConfig| RealClips::new(data, *seed)?.features(config, shared, &mut bar);
         let real_features = of(real)?;
         let floor = match train {
             None => None,

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{
     captioned::{Captioned, Webvid},
@@ -35,6 +36,30 @@ pub struct Listing {
     pub videos: Vec<VideoEntry>,
     /// How many more the dataset names that are not there, or lack their caption.
     pub left_out: usize,
+}
+
+impl Listing {
+    /// SHA-256 over the names of the videos and over path, size and time of change of their files: equal as long as
+    /// nobody touched the data.
+    ///
+    /// Errors: a file that is no longer there.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        let mut last = None;
+        for video in &self.videos {
+            hash.update(format!("{}\n", video.name));
+            for path in video.source.files() {
+                // all videos of one file
+                if last == Some(path) {
+                    continue;
+                }
+                last = Some(path);
+                let told = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
+                hash.update(format!("{} {} {:?}\n", path.display(), told.len(), told.modified()?));
+            }
+        }
+        Ok(format!("{:x}", hash.finalize()))
+    }
 }
 
 impl From<Vec<VideoEntry>> for Listing {
@@ -69,6 +94,16 @@ pub enum Source {
 }
 
 impl Source {
+    /// Where the frames lie.
+    fn files(&self) -> &[PathBuf] {
+        match self {
+            Self::File(path) | Self::PictureFolder(path) => std::slice::from_ref(path),
+            Self::Frames(pictures) => pictures,
+            Self::Numpy { file, .. } => std::slice::from_ref(file.path()),
+            Self::Packed { file, .. } => std::slice::from_ref(file.path()),
+        }
+    }
+
     /// Opens the video for reading.
     pub fn open(&self) -> Result<Box<dyn FrameSource>> {
         Ok(match self {

@@ -32,6 +32,11 @@ pub struct NumpyFile {
 }
 
 impl NumpyFile {
+    /// The file itself.
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
     /// A compressed archive is unpacked into a temporary file without a name first.
     ///
     /// Errors: a file that is missing, truncated, or holds another kind of array; says what it holds.

@@ -51,6 +51,11 @@ pub struct PackedFile {
 }
 
 impl PackedFile {
+    /// The file itself.
+    pub(super) fn path(&self) -> &PathBuf {
+        &self.path
+    }
+
     /// Errors: a file that is missing, truncated, or of another kind.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).with_context(|| format!("cannot open the packed file {}", path.display()))?;

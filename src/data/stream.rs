@@ -1,13 +1,24 @@
-//! Clips of a dataset one by one, drawn in the ways in which evaluations draw them. Nothing is kept.
+//! Clips of a dataset one by one, drawn in the ways in which evaluations draw them. Threads decode ahead of what is
+//! asked for; nothing is kept.
 
-use anyhow::{Result, ensure};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use anyhow::{Context, Result, ensure};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use tracing::warn;
 
 use super::{
-    clip::{ClipSpec, Fit, FrameSource},
-    dataset::{DataConfig, Source, VideoEntry},
+    clip::{ClipSpec, Fit},
+    dataset::{DataConfig, VideoEntry},
     loader::FixedClips,
 };
 use crate::random::{Purpose, stream};
@@ -55,21 +66,22 @@ enum Rest {
     InOrder(InOrder),
 }
 
+/// Videos one after the other, the next ones being decoded by threads.
 struct InOrder {
-    videos: std::vec::IntoIter<VideoEntry>,
-    draw: Draw,
-    seed: u64,
-    /// Videos that were opened.
-    opened: u64,
-    /// The video that is being cut into windows.
-    open: Option<Open>,
+    pool: ThreadPool,
+    videos: std::iter::Enumerate<std::vec::IntoIter<VideoEntry>>,
+    /// The clips of each video whose turn it is or comes soon, then none, or why there are no more.
+    ahead: VecDeque<Receiver<Result<Option<Vec<u8>>>>>,
+    cut: Cut,
+    stop: Arc<AtomicBool>,
 }
 
-struct Open {
-    name: String,
-    source: Box<dyn FrameSource>,
-    /// The first frame of the next window.
-    start: i64,
+/// How clips are cut from a video.
+#[derive(Clone, Copy)]
+struct Cut {
+    spec: ClipSpec,
+    draw: Draw,
+    seed: u64,
 }
 
 impl ClipStream {
@@ -82,8 +94,11 @@ impl ClipStream {
         let rest = match draw {
             Draw::Random => Rest::Random(Box::new(FixedClips::fitted(config, fit, seed)?)),
             _ => {
-                let videos = config.videos()?.videos.into_iter();
-                Rest::InOrder(InOrder { videos, draw, seed, opened: 0, open: None })
+                let videos = config.videos()?.videos.into_iter().enumerate();
+                let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).panic_handler(|_| ()).build();
+                let pool = pool.context("cannot start the decoding threads")?;
+                let (ahead, cut) = (VecDeque::new(), Cut { spec, draw, seed });
+                Rest::InOrder(InOrder { pool, videos, ahead, cut, stop: Arc::default() })
             }
         };
         Ok(Self { spec, rest })
@@ -97,7 +112,11 @@ impl ClipStream {
     pub fn next(&mut self) -> Result<Option<Tensor>> {
         match &mut self.rest {
             Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|(clip, _)| clip)),
-            Rest::InOrder(order) => order.next(&self.spec),
+            Rest::InOrder(order) => {
+                let ClipSpec { frames, resolution, .. } = self.spec;
+                let size = [1, 3, frames, resolution, resolution];
+                Ok(order.next()?.map(|clip| Tensor::f_from_data_size(&clip, &size, Kind::Uint8)).transpose()?)
+            }
         }
     }
 
@@ -116,46 +135,64 @@ impl ClipStream {
 }
 
 impl InOrder {
-    fn next(&mut self, spec: &ClipSpec) -> Result<Option<Tensor>> {
+    fn next(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
-            let mut open = match self.open.take() {
-                Some(open) => open,
-                None => {
-                    let Some(VideoEntry { name, source, .. }) = self.videos.next() else { return Ok(None) };
-                    let sample = self.opened;
-                    self.opened += 1;
-                    match self.begin(spec, &source, sample) {
-                        Ok((source, start)) => Open { name, source, start },
-                        Err(error) => {
-                            warn!("skipped {name}: {error:#}");
-                            continue;
-                        }
-                    }
-                }
-            };
-            if open.start + spec.span() > open.source.frames() {
-                continue;
+            while self.ahead.len() <= self.pool.current_num_threads()
+                && let Some((number, video)) = self.videos.next()
+            {
+                // a thread that is ahead waits after two clips; the video whose turn it is was begun first
+                let (sender, receiver) = sync_channel(2);
+                let (cut, stop) = (self.cut, self.stop.clone());
+                self.pool.spawn_fifo(move || {
+                    let end = cut.clips_of(&video, number as u64, &sender, &stop).map(|()| None);
+                    let _ = sender.send(end.with_context(|| format!("skipped {}", video.name)));
+                });
+                self.ahead.push_back(receiver);
             }
-            match open.source.read(open.start, spec.frames, spec.frame_stride) {
-                Ok(frames) => {
-                    let size = [1, 3, spec.frames, spec.resolution, spec.resolution];
-                    let clip = Tensor::f_from_data_size(&spec.fit(&frames), &size, Kind::Uint8)?;
-                    if let Draw::Windows { step } = self.draw {
-                        self.open = Some(Open { start: open.start + step, ..open });
-                    }
-                    return Ok(Some(clip));
-                }
-                Err(error) => warn!("skipped {}: {error:#}", open.name),
+            let Some(clips) = self.ahead.front() else { return Ok(None) };
+            match clips.recv().context("a thread that decoded a video died")? {
+                Ok(Some(clip)) => return Ok(Some(clip)),
+                Ok(None) => {}
+                Err(error) => warn!("{error:#}"),
             }
+            self.ahead.pop_front();
         }
     }
+}
 
-    /// Opens a video, and says where its first clip begins.
-    fn begin(&self, spec: &ClipSpec, source: &Source, sample: u64) -> Result<(Box<dyn FrameSource>, i64)> {
-        let source = source.open()?;
+impl Drop for InOrder {
+    /// Waits for the threads: none of them outlives the stream.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for clips in self.ahead.drain(..) {
+            while clips.recv().is_ok() {}
+        }
+    }
+}
+
+impl Cut {
+    /// Sends the clips of a video until it ends or `stop` is set.
+    fn clips_of(
+        self,
+        video: &VideoEntry,
+        number: u64,
+        to: &SyncSender<Result<Option<Vec<u8>>>>,
+        stop: &AtomicBool,
+    ) -> Result<()> {
+        let Cut { spec, draw, seed } = self;
+        let mut source = video.source.open()?;
         // a place is drawn in any case: that says what is too short
-        let random = spec.start(source.frames(), &mut stream(self.seed, Purpose::Crop, sample, 0))?;
-        Ok((source, if self.draw == Draw::Listed { random } else { 0 }))
+        let random = spec.start(source.frames(), &mut stream(seed, Purpose::Crop, number, 0))?;
+        let mut start = if draw == Draw::Listed { random } else { 0 };
+        while start + spec.span() <= source.frames() && !stop.load(Ordering::Relaxed) {
+            let clip = spec.fit(&source.read(start, spec.frames, spec.frame_stride)?);
+            let _ = to.send(Ok(Some(clip)));
+            match draw {
+                Draw::Windows { step } => start += step,
+                _ => break,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -266,6 +266,8 @@ pub struct LongVideoConfig {
     /// Clips in one pass of the networks.
     #[serde(default = "batch")]
     pub batch: i64,
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// What is measured against what: `lvdm evaluate FILE`.
@@ -396,6 +398,8 @@ pub enum Generated {
         sampler: SamplerConfig,
         #[serde(default = "batch")]
         batch: i64,
+        #[serde(default)]
+        precision: Precision,
     },
     /// Read from files.
     Clips { data: DataConfig },

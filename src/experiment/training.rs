@@ -91,7 +91,7 @@ impl OptimizerConfig {
 }
 
 /// Precision of products and convolutions; weights and norms are float32 in both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     #[default]

@@ -1,7 +1,10 @@
 //! Long videos (paper, section 3.3): the clips of a plan, each fitted to frames of earlier ones, then decoding
 //! in chunks.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -13,7 +16,7 @@ use crate::{
     checkpoint,
     data::to_u8,
     diffusion::{LongVideoPlan, Role},
-    experiment::{LongVideoConfig, Mistake},
+    experiment::{LongVideoConfig, Mistake, Precision},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
 };
@@ -36,8 +39,8 @@ struct Standing {
     settings: Value,
 }
 
-fn open_conditional(run: &Path, device: Device) -> Result<Generator> {
-    let (generator, _) = Generator::open(run, device)?;
+fn open_conditional(run: &Path, precision: Precision, device: Device) -> Result<Generator> {
+    let generator = Generator::open(run, device)?.0.at(precision);
     if generator.conditioning.is_none() {
         let run = run.display();
         return Err(Mistake(format!(
@@ -55,8 +58,9 @@ impl LongVideo {
     /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
         let wrong = |text: String| Err(Mistake(text).into());
-        let prediction = open_conditional(&config.prediction, device)?;
-        let interpolation = config.interpolation.as_ref().map(|run| open_conditional(run, device)).transpose()?;
+        let open = |run: &PathBuf| open_conditional(run, config.precision, device);
+        let prediction = open(&config.prediction)?;
+        let interpolation = config.interpolation.as_ref().map(open).transpose()?;
         let stride = prediction.latent_stride;
         let gap = match (&interpolation, config.gap) {
             (None, Some(gap)) => return wrong(format!("gap {gap}: nothing fills it without an interpolation run")),
@@ -124,10 +128,10 @@ impl LongVideo {
             Ok(file.map(|file| file.display().to_string()))
         };
         let interpolation = self.config.interpolation.as_deref().map(weights).transpose()?.flatten();
-        let LongVideoConfig { overlap, gap, guidance, sampler, .. } = &self.config;
+        let LongVideoConfig { overlap, gap, guidance, sampler, precision, .. } = &self.config;
         Ok(json!({
             "prediction": weights(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
-            "gap": gap, "guidance": guidance, "sampler": sampler, "frames": self.frames, "seed": seed,
+            "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "frames": self.frames, "seed": seed,
         }))
     }
 
@@ -203,6 +207,7 @@ impl LongVideo {
     /// Those of `hand_on`.
     pub fn decode(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let mut left = self.frames;
+        let _precision = self.prediction.autocast();
         self.prediction.space.decode_long(z_0, &mut |piece| {
             let count = piece.size()[1].min(left);
             left -= count;

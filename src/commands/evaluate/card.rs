@@ -8,7 +8,7 @@ use tch::{Device, Tensor};
 
 use super::{
     Report, SETS,
-    measure::{Bar, RealClips, Shared, Yardsticks, enough, features_of, generated_sets},
+    measure::{Bar, RealClips, Shared, Yardsticks, enough, generated_sets},
 };
 use crate::{
     atomic_file::write_atomically,
@@ -62,12 +62,12 @@ fn to_files(
     device: Device,
 ) -> Result<(DataConfig, Option<DataConfig>, f64)> {
     let EvaluationExperiment { seed, generated, out, .. } = experiment;
-    let (run, sampler, batch) = match generated {
+    let (run, sampler, batch, precision) = match generated {
         Generated::Clips { data } => return Ok((data.clone(), None, 0.0)),
-        Generated::Run { run, sampler, batch } => (run, sampler, *batch),
+        Generated::Run { run, sampler, batch, precision } => (run, sampler, *batch, *precision),
     };
     let begin = Instant::now();
-    let (generator, _) = Generator::open(run, device)?;
+    let generator = Generator::open(run, device)?.0.at(precision);
     let [_, frames, side, _] = generator.clip_size();
     let write = |name: &str, make: &dyn Fn(&[u64]) -> Result<Tensor>| -> Result<DataConfig> {
         let file = out.join(format!("{name}.safetensors"));
@@ -111,8 +111,8 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let frames = frames_of(&samples)?;
     let extractor = I3d::load(own.extractor.as_deref(), device)?;
     let alone = Ranks::alone();
-    let shared = Shared { extractor: &extractor, ranks: &alone };
-    let videos = real.videos()?.videos.len() as i64;
+    let shared = Shared { extractor: &extractor, device, ranks: &alone };
+    let real_clips = RealClips::new(real, *seed)?;
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
     let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());
@@ -126,20 +126,15 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         }
         let begin = Instant::now();
         let yardsticks = Yardsticks { frozen: true, shuffled: true };
-        let real_clips = RealClips { data: real, videos, seed: *seed };
         let sets = i64::from(train.is_some()) + 1 + i64::from(gaussian.is_some());
         let work = real_clips.work(&protocol, yardsticks, train.is_some()) + sets * clips;
         let mut bar = Bar::new(&protocol.name, work, &alone);
         let mut nothing = |_: &Tensor| Ok(());
         let trained = match train {
             None => None,
-            Some(train) => {
-                let data = protocol.applied_to(train);
-                let mut clips = ClipStream::new(&data, protocol.draw, protocol.fit, *seed)?;
-                Some(features_of(&mut clips, protocol.clips, shared, &mut bar, &mut nothing)?)
-            }
+            Some(train) => Some(RealClips::new(train, *seed)?.features(&protocol, shared, &mut bar)?),
         };
-        let measured = real_clips.measure(&protocol, shared, yardsticks, trained.as_ref(), &mut bar, &mut nothing)?;
+        let measured = real_clips.measure(&protocol, shared, yardsticks, trained.as_ref(), &mut bar)?;
         let mut figures = BTreeMap::new();
         for (name, data) in [("samples", Some(&samples)), ("gaussian", gaussian.as_ref())] {
             let Some(data) = data else { continue };
@@ -162,6 +157,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             protocol_text: protocol.line(),
             protocol,
             device: format!("{device:?}").to_lowercase(),
+            generated: experiment.generated.clone(),
             sample_seconds,
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });

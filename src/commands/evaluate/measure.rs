@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
 use rand::seq::SliceRandom;
-use tch::Tensor;
+use serde_json::json;
+use tch::{Device, Tensor};
 
+use super::kept::kept;
 use crate::{
-    data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, RgbFrame},
+    data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, Listing, RgbFrame},
     distributed::Ranks,
     experiment::Mistake,
-    metrics::{FeatureExtractor, Figure, Floor, FloorSets, ProtocolConfig},
+    metrics::{FeatureExtractor, Figure, Floor, FloorSets, Protocol, ProtocolConfig},
     random::{Purpose, stream},
     train::progress::Progress,
 };
@@ -22,6 +24,8 @@ const PIECE: i64 = 4;
 #[derive(Clone, Copy)]
 pub struct Shared<'a> {
     pub extractor: &'a dyn FeatureExtractor,
+    /// Where it works.
+    pub device: Device,
     pub ranks: &'a Ranks,
 }
 
@@ -55,7 +59,7 @@ impl<'a> Extraction<'a> {
     }
 
     fn extract(&mut self, clips: &Tensor) -> Result<()> {
-        let Shared { extractor, ranks } = self.extractor;
+        let Shared { extractor, ranks, .. } = self.extractor;
         let own = self.rows.len() % ranks.size() == ranks.rank();
         self.rows.push(if own { Some(extractor.features(&clips.permute([0, 2, 3, 4, 1]))?) } else { None });
         Ok(())
@@ -138,7 +142,7 @@ pub struct Real {
     /// Features of other real clips than the first set, where the floor is not that of halves.
     others: Option<Tensor>,
     /// Made of the first set's clips.
-    pub yardsticks: BTreeMap<&'static str, Tensor>,
+    pub yardsticks: BTreeMap<String, Tensor>,
 }
 
 /// What is made of real clips besides their own features.
@@ -148,17 +152,11 @@ pub struct Yardsticks {
     pub shuffled: bool,
 }
 
-impl Yardsticks {
-    fn count(self) -> i64 {
-        i64::from(self.frozen) + i64::from(self.shuffled)
-    }
-}
-
-/// Where real clips come from, and how many videos there are.
+/// Where real clips come from.
 pub struct RealClips<'a> {
-    pub data: &'a DataConfig,
-    pub videos: i64,
-    pub seed: u64,
+    data: &'a DataConfig,
+    seed: u64,
+    listing: Listing,
 }
 
 /// Which two sets give the floor.
@@ -172,14 +170,117 @@ fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSet
     }
 }
 
-impl RealClips<'_> {
-    /// How many clips go through the extractor for the real side.
-    pub fn work(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> i64 {
-        let extra = floor_sets(protocol, self.videos, trained) == FloorSets::Draws && protocol.real_draws() == 1;
-        protocol.clips * (protocol.real_draws() + yardsticks.count() + i64::from(extra))
+/// The sets of features that are wanted of real clips.
+#[derive(Clone, Copy)]
+struct Sets {
+    draws: i64,
+    yardsticks: Yardsticks,
+}
+
+impl Sets {
+    fn count(self) -> i64 {
+        self.draws + i64::from(self.yardsticks.frozen) + i64::from(self.yardsticks.shuffled)
+    }
+}
+
+impl<'a> RealClips<'a> {
+    /// # Errors
+    /// Data that are not there.
+    pub fn new(data: &'a DataConfig, seed: u64) -> Result<Self> {
+        Ok(RealClips { data, seed, listing: data.videos()? })
     }
 
-    /// `trained` are the features of clips that were trained on; `observe` sees the clips of the first set.
+    /// How many videos there are.
+    pub fn videos(&self) -> i64 {
+        self.listing.videos.len() as i64
+    }
+
+    /// One draw more than the figures need, where the floor takes it.
+    fn sets(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> Sets {
+        let extra = floor_sets(protocol, self.videos(), trained) == FloorSets::Draws && protocol.real_draws() == 1;
+        Sets { draws: protocol.real_draws() + i64::from(extra), yardsticks }
+    }
+
+    /// How many clips go through the extractor for the real side.
+    pub fn work(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> i64 {
+        protocol.clips * self.sets(protocol, yardsticks, trained).count()
+    }
+
+    /// Features of one draw, `[N, D]`.
+    pub fn features(&self, protocol: &ProtocolConfig, extractor: Shared, bar: &mut Bar) -> Result<Tensor> {
+        let sets = Sets { draws: 1, yardsticks: Yardsticks::default() };
+        self.kept_features(protocol, extractor, sets, bar)?.remove("0").context("one draw")
+    }
+
+    /// Features of all sets, by name: the number of a draw, or a yardstick's name.
+    fn kept_features(
+        &self,
+        protocol: &ProtocolConfig,
+        extractor: Shared,
+        sets: Sets,
+        bar: &mut Bar,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let key = json!({
+            "lvdm": env!("CARGO_PKG_VERSION"),
+            "protocol": Protocol::new(protocol, self.data, self.seed, extractor.extractor),
+            "data": self.listing.fingerprint()?,
+            "draws": sets.draws,
+            "frozen": sets.yardsticks.frozen,
+            "shuffled": sets.yardsticks.shuffled,
+            "device": format!("{:?}", extractor.device),
+        });
+        let (features, before) = kept(&key, extractor.ranks, || self.make_features(protocol, extractor, sets, bar))?;
+        if before {
+            bar.advance((protocol.clips * sets.count()) as u64);
+        }
+        Ok(features)
+    }
+
+    fn make_features(
+        &self,
+        protocol: &ProtocolConfig,
+        extractor: Shared,
+        sets: Sets,
+        bar: &mut Bar,
+    ) -> Result<BTreeMap<String, Tensor>> {
+        let Yardsticks { frozen: with_frozen, shuffled: with_shuffled } = sets.yardsticks;
+        let data = protocol.applied_to(self.data);
+        let open = |run: u64| ClipStream::new(&data, protocol.draw, protocol.fit, self.seed + run);
+        let mut clips = open(0)?;
+        let (mut still, mut mixed) = (Extraction::new(extractor), Extraction::new(extractor));
+        let (mut seen, mut made) = (0, 0);
+        let first = features_of(&mut clips, protocol.clips, extractor, bar, &mut |clip| {
+            if with_frozen {
+                still.take(&frozen(clip))?;
+                made += 1;
+            }
+            if with_shuffled {
+                mixed.take(&shuffled(clip, seen, self.seed))?;
+                made += 1;
+            }
+            seen += 1;
+            Ok(())
+        })?;
+        bar.advance(made);
+        let mut features = BTreeMap::from([("0".to_string(), first)]);
+        for draw in 1..sets.draws {
+            // an order without end goes on: other videos, as long as there are any
+            if !protocol.draw.is_endless() {
+                clips = open(draw as u64)?;
+            }
+            let set = features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?;
+            features.insert(draw.to_string(), set);
+        }
+        if with_frozen {
+            features.insert("frozen".into(), still.finish()?);
+        }
+        if with_shuffled {
+            features.insert("shuffled".into(), mixed.finish()?);
+        }
+        Ok(features)
+    }
+
+    /// `trained` are the features of clips that were trained on.
     pub fn measure(
         &self,
         protocol: &ProtocolConfig,
@@ -187,64 +288,24 @@ impl RealClips<'_> {
         yardsticks: Yardsticks,
         trained: Option<&Tensor>,
         bar: &mut Bar,
-        observe: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<Real> {
-        let data = protocol.applied_to(self.data);
-        let open = |run: u64| ClipStream::new(&data, protocol.draw, protocol.fit, self.seed + run);
-        let mut clips = open(0)?;
-        let mut still = Extraction::new(extractor);
-        let mut mixed = Extraction::new(extractor);
-        let (mut seen, mut sets) = (0, Vec::new());
-        let first = {
-            let mut made = 0;
-            let mut both = |clip: &Tensor| {
-                observe(clip)?;
-                if yardsticks.frozen {
-                    still.take(&frozen(clip))?;
-                    made += 1;
-                }
-                if yardsticks.shuffled {
-                    mixed.take(&shuffled(clip, seen, self.seed))?;
-                    made += 1;
-                }
-                seen += 1;
-                Ok(())
-            };
-            let first = features_of(&mut clips, protocol.clips, extractor, bar, &mut both)?;
-            bar.advance(made);
-            first
-        };
-        sets.push(first);
-        for run in 1..protocol.real_draws() {
-            // an order without end goes on: other videos, as long as there are any
-            if !protocol.draw.is_endless() {
-                clips = open(run as u64)?;
-            }
-            sets.push(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?);
-        }
+        let sets = self.sets(protocol, yardsticks, trained.is_some());
+        let mut features = self.kept_features(protocol, extractor, sets, bar)?;
+        let mut draws = (0..sets.draws).filter_map(|draw| features.remove(&draw.to_string())).collect::<Vec<_>>();
         let divisor = protocol.covariance;
-        let how = floor_sets(protocol, self.videos, trained.is_some());
-        let others = match (how, trained, sets.get(1)) {
-            (FloorSets::Trained, trained, _) => trained.map(Tensor::shallow_clone),
-            (FloorSets::Draws, _, Some(second)) => Some(second.shallow_clone()),
-            (FloorSets::Draws, _, None) => {
-                Some(features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?)
-            }
-            (FloorSets::Halves, ..) => None,
+        let how = floor_sets(protocol, self.videos(), trained.is_some());
+        let others = match how {
+            FloorSets::Trained => trained.map(Tensor::shallow_clone),
+            FloorSets::Draws => draws.get(1).map(Tensor::shallow_clone),
+            FloorSets::Halves => None,
         };
+        draws.truncate(protocol.real_draws() as usize);
         let floor = match &others {
-            Some(others) => Some(Floor::between(&sets[0], others, how, divisor)?),
-            None if sets[0].size()[0] >= 4 => Some(Floor::of_halves(&sets[0], divisor)?),
+            Some(others) => Some(Floor::between(&draws[0], others, how, divisor)?),
+            None if draws[0].size()[0] >= 4 => Some(Floor::of_halves(&draws[0], divisor)?),
             None => None,
         };
-        let mut made = BTreeMap::new();
-        if yardsticks.frozen {
-            made.insert("frozen", still.finish()?);
-        }
-        if yardsticks.shuffled {
-            made.insert("shuffled", mixed.finish()?);
-        }
-        Ok(Real { sets, floor, others, yardsticks: made })
+        Ok(Real { sets: draws, floor, others, yardsticks: features })
     }
 }
 
@@ -365,7 +426,7 @@ mod tests {
         let clips =
             Tensor::arange(11, (Kind::Uint8, Device::Cpu)).view([11, 1, 1, 1, 1]).expand([11, 3, 2, 4, 4], false);
         let alone = Ranks::alone();
-        let first = Shared { extractor: &First, ranks: &alone };
+        let first = Shared { extractor: &First, device: Device::Cpu, ranks: &alone };
         for arriving in [1, 3, 4, 11] {
             let mut extraction = Extraction::new(first);
             for at in (0..11).step_by(arriving) {

@@ -1,6 +1,7 @@
 //! `lvdm evaluate`: generated clips against real ones, beside yardsticks.
 
 mod card;
+mod kept;
 mod measure;
 mod reconstruction;
 
@@ -20,7 +21,8 @@ use crate::{
     data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, normalise, pictures, to_u8, write_video},
     distributed::{self, Launch, Ranks},
     experiment::{
-        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, protocol, read,
+        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Precision,
+        protocol, read,
     },
     generate::Generator,
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
@@ -30,8 +32,8 @@ use crate::{
 };
 
 use card::{CARD_FILE, card};
-use measure::{Bar, RealClips, Yardsticks, enough, features_of, generated_sets, refit};
-pub use measure::{Extraction, Shared};
+pub use measure::{Bar, RealClips, Shared};
+use measure::{Extraction, Yardsticks, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
 
 /// Measure FVD and KVD of generated clips against real ones
@@ -147,7 +149,10 @@ impl Evaluate {
         };
         let real = data(real, stride)?;
         let (generated, found) = match run {
-            Some(run) => (Generated::Run { run: generated.into(), sampler: run.sampler, batch: 16 }, i64::MAX),
+            Some(run) => (
+                Generated::Run { run: generated.into(), sampler: run.sampler, batch: 16, precision: Precision::F32 },
+                i64::MAX,
+            ),
             None => {
                 let data = data(generated, 1)?;
                 let found = data.videos()?.videos.len() as i64;
@@ -181,13 +186,15 @@ pub struct Report {
     pub figures: BTreeMap<String, Figure>,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
-    /// Of reconstructed real clips; only where a run was evaluated.
+    /// Of reconstructed real clips, at most 64; only where a run was evaluated.
     pub psnr_db: Option<f64>,
     pub protocol: Protocol,
     pub protocol_hash: String,
     /// The protocol in a line.
     pub protocol_text: String,
     pub device: String,
+    /// What was measured.
+    pub generated: Generated,
     /// Time of sampling, and of all the rest.
     pub sample_seconds: f64,
     pub evaluate_seconds: f64,
@@ -252,7 +259,8 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let EvaluationExperiment { seed, real, generated, train, out, .. } = experiment;
     let config = &experiment.protocol()?;
     let start = Instant::now();
-    let videos = real.videos()?.videos.len() as i64;
+    let real_clips = RealClips::new(real, *seed)?;
+    let videos = real_clips.videos();
     if videos < config.clips && ranks.is_first() {
         tracing::warn!("{} real clips out of {videos} videos: some videos give several", config.clips);
     }
@@ -260,11 +268,11 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         enough(config, data.videos()?.videos.len() as i64)?;
     }
     let extractor = I3d::load(config.extractor.as_deref(), device)?;
-    let shared = Shared { extractor: &extractor, ranks };
+    let shared = Shared { extractor: &extractor, device, ranks };
     let measured = Measurement { config, extractor: shared };
 
     let generator = match generated {
-        Generated::Run { run, .. } => Some(Generator::open(run, device)?.0),
+        Generated::Run { run, precision, .. } => Some(Generator::open(run, device)?.0.at(*precision)),
         Generated::Clips { .. } => None,
     };
     if let Some(generator) = &generator {
@@ -276,7 +284,6 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         }
     }
     let is_run = generator.is_some();
-    let real_clips = RealClips { data: real, videos, seed: *seed };
     let yardsticks = Yardsticks { frozen: is_run, shuffled: false };
     let samples = config.generated_clips() * (config.generated_draws() + i64::from(is_run));
     let trained = if train.is_some() { config.clips } else { 0 };
@@ -285,15 +292,18 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
 
     let trained = match train {
         None => None,
-        Some(train) => {
-            let mut clips = ClipStream::new(&config.applied_to(train), config.draw, config.fit, *seed)?;
-            Some(features_of(&mut clips, config.clips, shared, &mut bar, &mut |_| Ok(()))?)
-        }
+        Some(train) => Some(RealClips::new(train, *seed)?.features(config, shared, &mut bar)?),
     };
+    let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar)?;
     let mut reconstructions = Reconstructions::default();
-    let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar, &mut |clip| {
-        generator.as_ref().map_or(Ok(()), |generator| reconstructions.take(generator, clip))
-    })?;
+    if let Some(generator) = &generator {
+        let clips = config.applied_to(&experiment.real);
+        let mut clips = ClipStream::new(&clips, config.draw, config.fit, *seed)?;
+        for _ in 0..config.clips.min(RECONSTRUCTED) {
+            let Some(clip) = clips.next()? else { break };
+            reconstructions.take(generator, &clip)?;
+        }
+    }
 
     let mut figures = BTreeMap::new();
     let mut sample_seconds = 0.0;
@@ -334,8 +344,11 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     };
     bar.finish();
     figures.insert("samples".into(), real.figure(config, &sets, *seed)?);
-    for (name, features) in
-        real.yardsticks.iter().map(|(name, features)| (*name, features)).chain(trained.iter().map(|t| ("train", t)))
+    for (name, features) in real
+        .yardsticks
+        .iter()
+        .map(|(name, features)| (name.as_str(), features))
+        .chain(trained.iter().map(|t| ("train", t)))
     {
         figures.insert(name.to_string(), real.figure(config, std::slice::from_ref(features), *seed)?);
     }
@@ -348,6 +361,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         protocol_text: protocol.line(),
         protocol,
         device: format!("{device:?}").to_lowercase(),
+        generated: generated.clone(),
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };
@@ -399,6 +413,9 @@ impl Measurement<'_> {
         Ok(sets)
     }
 }
+
+/// How many real clips at most go through the autoencoder and back.
+const RECONSTRUCTED: i64 = 64;
 
 /// Real clips through an autoencoder and back.
 #[derive(Default)]
