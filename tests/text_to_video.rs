@@ -293,7 +293,7 @@ const CAPTIONS: [&str; 3] = ["a red cat", "a dog", "a very long caption of more 
 /// Captioned videos in both forms: a text beside each, and a table.
 fn write_videos(at: &Path) {
     fs::create_dir_all(at.join("videos/part")).unwrap();
-    let clips = moving_clips(4, 8, 16);
+    let clips = moving_clips(4, 12, 16);
     let mut table = "videoid,name,page_dir,contentUrl\n".to_string();
     for (i, caption) in CAPTIONS.iter().enumerate() {
         let path = at.join(format!("videos/part/{i}.mp4"));
@@ -410,6 +410,28 @@ fn from_images_to_videos() {
     fs::write(at.join("prompts.txt"), "a cat\n\n a dog \n").unwrap();
     assert_eq!(sample("runs/all", "more", &["--prompts", "prompts.txt", "--videos", "3"]).status, 0);
     assert_eq!(fs::read_to_string(at.join("more/00002.txt")).unwrap(), "a cat\n");
+
+    // evaluated, a run is told what the real videos show
+    let file = experiment(at, "ten", BESIDE, "");
+    let longer = ["data.frames=10", "trainer.steps=1", "trainer.checkpoint_every=1"];
+    succeed_in(at, &[&["train", "diffusion", &file], &longer[..]].concat());
+    let real = |dataset: &str| {
+        format!(
+            "evaluation: {{clips: 3}}\nreal: {{dataset: {dataset}, frames: 10, resolution: 16}}\n\
+                 generated: {{kind: run, run: runs/ten, sampler: {{kind: ddim, steps: 2, eta: 1.0}}}}\nout: measured\n"
+        )
+    };
+    fs::write(at.join("evaluate.yaml"), real(BESIDE)).unwrap();
+    let fvd = |more: &[&str]| {
+        succeed_in(at, &[&["evaluate", "evaluate.yaml", "--device", "cpu"], more].concat());
+        let text = fs::read_to_string(at.join("measured/figures.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["figures"]["samples"]["fvd"].as_f64().unwrap()
+    };
+    let told = fvd(&[]);
+    assert_eq!(told, fvd(&[]));
+    assert_ne!(told, fvd(&["generated.guidance=1.0"]));
+    let silent = run_in(at, &["evaluate", "evaluate.yaml", "real.dataset={kind: folder, root: videos}"]);
+    assert!(silent.error(2).contains("caption"), "{}", silent.err);
 
     // mistakes
     assert!(sample("runs/all", "x", &[]).error(2).contains("--prompt"));

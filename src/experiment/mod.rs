@@ -400,9 +400,16 @@ pub enum Generated {
         batch: i64,
         #[serde(default)]
         precision: Precision,
+        /// How strongly a text-to-video run follows the captions of the real videos.
+        #[serde(default = "text_guidance")]
+        guidance: f64,
     },
     /// Read from files.
     Clips { data: DataConfig },
+}
+
+fn text_guidance() -> f64 {
+    7.5
 }
 
 fn one() -> i64 {

@@ -9,13 +9,13 @@ use tch::{Device, Tensor};
 use super::{
     Report, SETS,
     measure::{Bar, RealClips, Shared, Yardsticks, enough, generated_sets},
+    sampled::Sampled,
 };
 use crate::{
     atomic_file::write_atomically,
     data::{ClipStream, DataConfig, DatasetConfig, PackedWriter},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
-    generate::Generator,
     metrics::{Protocol, ProtocolConfig},
     models::I3d,
     report::FigureTable,
@@ -58,17 +58,17 @@ impl Card {
 /// Samples of a run lie, as they are, in a file between sampling and measuring.
 fn to_files(
     experiment: &EvaluationExperiment,
+    real: &RealClips,
     count: i64,
     device: Device,
 ) -> Result<(DataConfig, Option<DataConfig>, f64)> {
     let EvaluationExperiment { seed, generated, out, .. } = experiment;
-    let (run, sampler, batch, precision) = match generated {
-        Generated::Clips { data } => return Ok((data.clone(), None, 0.0)),
-        Generated::Run { run, sampler, batch, precision } => (run, sampler, *batch, *precision),
-    };
     let begin = Instant::now();
-    let generator = Generator::open(run, device)?.0.at(precision);
-    let [_, frames, side, _] = generator.clip_size();
+    let (sampled, batch) = match generated {
+        Generated::Clips { data } => return Ok((data.clone(), None, 0.0)),
+        Generated::Run { batch, .. } => (Sampled::open(generated, real, *seed, device)?.expect("a run"), *batch),
+    };
+    let [_, frames, side, _] = sampled.generator.clip_size();
     let write = |name: &str, make: &dyn Fn(&[u64]) -> Result<Tensor>| -> Result<DataConfig> {
         let file = out.join(format!("{name}.safetensors"));
         let mut writer = PackedWriter::create(&file, count, frames, side, *seed)?;
@@ -83,8 +83,8 @@ fn to_files(
         let dataset = DatasetConfig::Packed { file };
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: 2 })
     };
-    let samples = write("samples", &|samples| generator.videos(samples, None, *sampler, *seed, &mut |_, _| {}))?;
-    let gaussian = write("gaussian", &|samples| Ok(generator.gaussian_videos(samples, *seed)))?;
+    let samples = write("samples", &|samples| sampled.videos(samples))?;
+    let gaussian = write("gaussian", &|samples| Ok(sampled.gaussian_videos(samples)))?;
     Ok((samples, Some(gaussian), begin.elapsed().as_secs_f64()))
 }
 
@@ -106,13 +106,13 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     if let Generated::Clips { data } = &experiment.generated {
         enough(&own, data.videos()?.videos.len() as i64)?;
     }
-    let (samples, gaussian, sample_seconds) = to_files(experiment, own.clips, device)?;
+    let real_clips = RealClips::new(real, *seed)?;
+    let (samples, gaussian, sample_seconds) = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
     let extractor = I3d::load(own.extractor.as_deref(), device)?;
     let alone = Ranks::alone();
     let shared = Shared { extractor: &extractor, device, ranks: &alone };
-    let real_clips = RealClips::new(real, *seed)?;
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
     let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());

@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::kept::kept;
 use crate::{
-    data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, Listing, RgbFrame},
+    data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, Listing, RgbFrame, VideoEntry},
     distributed::Ranks,
     experiment::Mistake,
     metrics::{FeatureExtractor, Figure, Floor, FloorSets, Protocol, ProtocolConfig},
@@ -188,6 +188,17 @@ impl<'a> RealClips<'a> {
     /// Data that are not there.
     pub fn new(data: &'a DataConfig, seed: u64) -> Result<Self> {
         Ok(RealClips { data, seed, listing: data.videos()? })
+    }
+
+    /// What the videos show, in their order.
+    ///
+    /// # Errors
+    /// [`Mistake`]: a video without caption.
+    pub fn captions(&self) -> Result<Vec<String>> {
+        let of = |video: &VideoEntry| {
+            video.caption.clone().with_context(|| Mistake(format!("{} has no caption: the run makes videos from text, and is told those of the real videos (kinds `captioned`, `webvid`)", video.name)))
+        };
+        self.listing.videos.iter().map(of).collect()
     }
 
     /// How many videos there are.

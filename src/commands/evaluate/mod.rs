@@ -4,6 +4,7 @@ mod card;
 mod kept;
 mod measure;
 mod reconstruction;
+mod sampled;
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +36,7 @@ use card::{CARD_FILE, card};
 pub use measure::{Bar, RealClips, Shared};
 use measure::{Extraction, Yardsticks, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
+use sampled::Sampled;
 
 /// Measure FVD and KVD of generated clips against real ones
 #[derive(Debug, clap::Args)]
@@ -150,7 +152,13 @@ impl Evaluate {
         let real = data(real, stride)?;
         let (generated, found) = match run {
             Some(run) => (
-                Generated::Run { run: generated.into(), sampler: run.sampler, batch: 16, precision: Precision::F32 },
+                Generated::Run {
+                    run: generated.into(),
+                    sampler: run.sampler,
+                    batch: 16,
+                    precision: Precision::F32,
+                    guidance: 7.5,
+                },
                 i64::MAX,
             ),
             None => {
@@ -271,11 +279,8 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let shared = Shared { extractor: &extractor, device, ranks };
     let measured = Measurement { config, extractor: shared };
 
-    let generator = match generated {
-        Generated::Run { run, precision, .. } => Some(Generator::open(run, device)?.0.at(*precision)),
-        Generated::Clips { .. } => None,
-    };
-    if let Some(generator) = &generator {
+    let sampled = Sampled::open(generated, &real_clips, *seed, device)?;
+    if let Some(Sampled { generator, .. }) = &sampled {
         let [_, frames, ..] = generator.clip_size();
         if frames < config.frames {
             let text =
@@ -283,7 +288,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
             return Err(Mistake(text).into());
         }
     }
-    let is_run = generator.is_some();
+    let is_run = sampled.is_some();
     let yardsticks = Yardsticks { frozen: is_run, shuffled: false };
     let samples = config.generated_clips() * (config.generated_draws() + i64::from(is_run));
     let trained = if train.is_some() { config.clips } else { 0 };
@@ -296,7 +301,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     };
     let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar)?;
     let mut reconstructions = Reconstructions::default();
-    if let Some(generator) = &generator {
+    if let Some(Sampled { generator, .. }) = &sampled {
         let clips = config.applied_to(&experiment.real);
         let mut clips = ClipStream::new(&clips, config.draw, config.fit, *seed)?;
         for _ in 0..config.clips.min(RECONSTRUCTED) {
@@ -307,9 +312,9 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
 
     let mut figures = BTreeMap::new();
     let mut sample_seconds = 0.0;
-    let sets = match (generated, &generator) {
-        (Generated::Run { sampler, batch, .. }, Some(generator)) => {
-            let [_, frames, side, _] = generator.clip_size();
+    let sets = match (generated, &sampled) {
+        (Generated::Run { batch, .. }, Some(sampled)) => {
+            let [_, frames, side, _] = sampled.generator.clip_size();
             let shown = || Shown::new(out, config.generated_clips(), frames, side, *seed);
             let mut shown = if ranks.is_first() { Some(shown()?) } else { None };
             let sets = measured.of_generator(
@@ -318,7 +323,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
                 &mut bar,
                 &mut |samples| {
                     let begin = Instant::now();
-                    let clips = generator.videos(samples, None, *sampler, *seed, &mut |_, _| {});
+                    let clips = sampled.videos(samples);
                     sample_seconds += begin.elapsed().as_secs_f64();
                     clips
                 },
@@ -329,7 +334,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
                 1,
                 *batch,
                 &mut bar,
-                &mut |samples| Ok(generator.gaussian_videos(samples, *seed)),
+                &mut |samples| Ok(sampled.gaussian_videos(samples)),
                 &mut |clips| {
                     few.get_or_insert_with(|| clips.narrow(0, 0, clips.size()[0].min(4)).copy());
                     Ok(())

@@ -1,0 +1,53 @@
+//! The generated side of an evaluation, where it is a run.
+
+use anyhow::Result;
+use tch::{Device, Tensor};
+
+use super::measure::RealClips;
+use crate::{
+    diffusion::SamplerConfig,
+    experiment::Generated,
+    generate::{Generator, Given},
+};
+
+/// A run, sampled in one way.
+pub struct Sampled {
+    pub generator: Generator,
+    /// What a text-to-video run is told, from the first again after the last; else none.
+    captions: Vec<String>,
+    guidance: f64,
+    sampler: SamplerConfig,
+    seed: u64,
+}
+
+impl Sampled {
+    /// None where generated clips lie in files. A text-to-video run is told the captions of the real videos.
+    ///
+    /// # Errors
+    /// Damaged or foreign weights; real videos without captions.
+    pub fn open(generated: &Generated, real: &RealClips, seed: u64, device: Device) -> Result<Option<Self>> {
+        let Generated::Run { run, sampler, precision, guidance, .. } = generated else { return Ok(None) };
+        let generator = Generator::open(run, device)?.0.at(*precision);
+        let captions = if generator.text.is_some() { real.captions()? } else { Vec::new() };
+        Ok(Some(Sampled { generator, captions, guidance: *guidance, sampler: *sampler, seed }))
+    }
+
+    /// The numbered samples, u8 `[N, 3, F, H, W]` on the host.
+    ///
+    /// # Errors
+    /// A sampler that does not fit the schedule.
+    pub fn videos(&self, samples: &[u64]) -> Result<Tensor> {
+        let prompts: Vec<String> = match self.captions.len() as u64 {
+            0 => Vec::new(),
+            count => samples.iter().map(|&sample| self.captions[(sample % count) as usize].clone()).collect(),
+        };
+        let given = Given::Text { prompts: &prompts, negative: "", guidance: self.guidance };
+        let given = (!prompts.is_empty()).then_some(&given);
+        self.generator.videos(samples, given, self.sampler, self.seed, &mut |_, _| {})
+    }
+
+    /// Decoded Gaussian latents, as [`Self::videos`].
+    pub fn gaussian_videos(&self, samples: &[u64]) -> Tensor {
+        self.generator.gaussian_videos(samples, self.seed)
+    }
+}
