@@ -270,6 +270,9 @@ fn long_videos_from_the_command_line() {
     }
     succeed_in(at, &sample);
     assert!(contents(&at.join("long")) == before);
+    let two = ["--out", "two", "--nproc", "2", "--device", "cpu"];
+    succeed_in(at, &[&sample[..sample.len() - 2], &two].concat());
+    assert!(contents(&at.join("two")).values().eq(before.values()), "two ranks make other videos");
     let other = run_in(at, &[&sample[..], &["--seed", "1"]].concat());
     assert!(other.error(2).contains("other settings"));
 
@@ -318,6 +321,9 @@ fn long_videos_from_the_command_line() {
     let before = time(&windows);
     let again = succeed_in(at, &["evaluate-long", "long.yaml"]);
     assert!(time(&windows) == before && again.out == said.out);
+    // two ranks find the same
+    let two = succeed_in(at, &["evaluate-long", "long.yaml", "out=two-ranks", "--nproc", "2", "--device", "cpu"]);
+    assert_eq!(two.out.replace("two-ranks", "curves"), said.out);
 }
 
 /// Stopped in the middle, it goes on to the same latents; and they do not depend on what is sampled beside them.

@@ -14,7 +14,7 @@ use super::evaluate::{Bar, RealClips, Shared};
 use crate::{
     atomic_file::write_atomically,
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
-    distributed::Ranks,
+    distributed::{self, Launch, Ranks},
     experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
     generate::{LongVideo, forget},
     metrics::{Distances, FeatureExtractor, Protocol},
@@ -35,6 +35,8 @@ pub struct EvaluateLong {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 /// The file of all windows of all curves, one JSON object a line.
@@ -73,41 +75,47 @@ impl EvaluateLong {
     /// [`Mistake`] for what the user wrote; runs, data or weights that are not there; a full disk.
     pub fn run(self) -> Result<()> {
         let experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
-        let device = self.device.open()?;
-        let LongEvaluationExperiment { seed, real, train, curves, out, .. } = &experiment;
-        let config = &experiment.protocol()?;
-        let extractor = I3d::load(config.extractor.as_deref(), device)?;
-        let alone = Ranks::alone();
-        let shared = Shared { extractor: &extractor, device, ranks: &alone };
-        let mut bar = Bar::new("real clips", config.clips * (1 + i64::from(train.is_some())), &alone);
-        let mut of = |data: &DataConfig| RealClips::new(data, *seed)?.features(config, shared, &mut bar);
-        let real_features = of(real)?;
-        let floor = match train {
-            None => None,
-            Some(train) => Some(Distances::by(&real_features, &of(train)?, config.covariance)?),
-        };
-        bar.finish();
-
-        let mut measured = Vec::new();
-        for curve in curves {
-            let found = Windows { experiment: &experiment, curve, extractor: &extractor, device }.measure()?;
-            let windows: Vec<Distances> = (0..found.features.size()[1])
-                .map(|i| Distances::by(&real_features, &found.features.select(1, i), config.covariance))
-                .collect::<Result<_>>()?;
-            measured.push(Measured {
-                name: curve.name.clone(),
-                windows,
-                motion: found.motion,
-                seam: found.seam,
-                settings: found.settings,
-            });
-        }
-        let protocol = Protocol::new(config, real, *seed, &extractor);
-        write(&experiment, &protocol, floor, &measured, device)?;
-        print(&experiment, &protocol, floor, &measured);
-        println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
-        Ok(())
+        distributed::run(&self.launch, self.device, |ranks, device| measure(&experiment, ranks, device))
     }
+}
+
+/// Measures all curves and writes them. Ranks share sampling and real clips; rank 0 writes.
+fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device) -> Result<()> {
+    let LongEvaluationExperiment { seed, real, train, curves, out, .. } = experiment;
+    let config = &experiment.protocol()?;
+    let extractor = I3d::load(config.extractor.as_deref(), device)?;
+    let shared = Shared { extractor: &extractor, device, ranks };
+    let mut bar = Bar::new("real clips", config.clips * (1 + i64::from(train.is_some())), ranks);
+    let mut of = |data: &DataConfig| RealClips::new(data, *seed)?.features(config, shared, &mut bar);
+    let real_features = of(real)?;
+    let floor = match train {
+        None => None,
+        Some(train) => Some(Distances::by(&real_features, &of(train)?, config.covariance)?),
+    };
+    bar.finish();
+
+    let mut measured = Vec::new();
+    for curve in curves {
+        let found = Windows { experiment, curve, extractor: &extractor, ranks, device }.measure()?;
+        let windows: Vec<Distances> = (0..found.features.size()[1])
+            .map(|i| Distances::by(&real_features, &found.features.select(1, i), config.covariance))
+            .collect::<Result<_>>()?;
+        measured.push(Measured {
+            name: curve.name.clone(),
+            windows,
+            motion: found.motion,
+            seam: found.seam,
+            settings: found.settings,
+        });
+    }
+    let protocol = Protocol::new(config, real, *seed, &extractor);
+    if !ranks.is_first() {
+        return Ok(());
+    }
+    write(experiment, &protocol, floor, &measured, device)?;
+    print(experiment, &protocol, floor, &measured);
+    println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
+    Ok(())
 }
 
 /// The windows of one curve's videos.
@@ -115,6 +123,7 @@ struct Windows<'a> {
     experiment: &'a LongEvaluationExperiment,
     curve: &'a Curve,
     extractor: &'a I3d,
+    ranks: &'a Ranks,
     device: Device,
 }
 
@@ -182,6 +191,11 @@ impl<'a> Reader<'a> {
 }
 
 impl Windows<'_> {
+    /// The file of a batch that is not done yet, by its first sample.
+    fn state(&self, first: u64) -> PathBuf {
+        self.folder().join(format!("unfinished-{first:05}.safetensors"))
+    }
+
     fn folder(&self) -> PathBuf {
         self.experiment.out.join(self.curve.folder())
     }
@@ -193,55 +207,36 @@ impl Windows<'_> {
         }
     }
 
-    /// Sampled a batch at a time; what is measured of a batch is kept in a file.
+    /// Sampled a batch at a time; what is measured of a batch is kept in a file. Batches are shared among ranks.
     fn sampled(&self, config: &LongVideoConfig) -> Result<Found> {
         let LongEvaluationExperiment { seed, videos, frames, real, .. } = self.experiment;
         let long = LongVideo::open(config, *frames, self.device)?;
         let settings = long.settings(*seed)?;
-        let clips = long.plan.steps.len() as u64;
-        let mut bar = Progress::new(&self.curve.name, videos * clips, 0);
-        let (mut all_features, mut all_steps) = (Vec::new(), Vec::new());
-        for first in (0..*videos).step_by(config.batch as usize) {
-            let samples: Vec<u64> = (first..(first + config.batch as u64).min(*videos)).collect();
-            let end = (first + samples.len() as u64) * clips;
-            let file = self.folder().join(format!("windows-{first:05}.safetensors"));
-            let made_with = json!({"settings": settings, "samples": samples, "window": real.frames,
+        let batches: Vec<Vec<u64>> = (0..*videos)
+            .step_by(config.batch as usize)
+            .map(|first| (first..(first + config.batch as u64).min(*videos)).collect())
+            .collect();
+        let mut bar = Progress::new(&self.curve.name, videos * long.plan.steps.len() as u64, 0);
+        bar = bar.shown(self.ranks.is_first());
+        let mut all_steps = Vec::new();
+        let all_features = self.ranks.share(batches.len(), |i| {
+            let made_with = json!({"settings": settings, "samples": batches[i], "window": real.frames,
                 "extractor": self.extractor.weights_sha256()});
-            if let Some((features, steps)) = kept(&file, &made_with)? {
-                all_features.push(features);
-                all_steps.push(steps);
-                bar.step(end, "");
-                continue;
-            }
-            let state = self.folder().join(format!("unfinished-{first:05}.safetensors"));
-            let z = long.latents(&samples, *seed, &state, &mut |clip| bar.step(first * clips + clip, ""))?;
-            let (mut features, mut steps) = (Vec::new(), Vec::new());
-            for (i, &sample) in samples.iter().enumerate() {
-                bar.step(end, &format!("measuring video {sample}"));
-                let mut reader = Reader::new(self.extractor, real.frames);
-                let mut writer = None;
-                let path = self.folder().join(format!("{sample:05}.mp4"));
-                long.decode(&z.narrow(0, i as i64, 1), &mut |piece| {
-                    if sample < SHOWN && cfg!(feature = "video") {
-                        VideoWriter::append(&mut writer, &path, piece, FPS)?;
-                    }
-                    reader.take(piece)
-                })?;
-                writer.map_or(Ok(()), VideoWriter::finish)?;
-                if sample < SHOWN {
-                    let strip = Tensor::stack(&[Tensor::cat(&reader.firsts, 1)], 0);
-                    pictures::write_png(&path.with_extension("png"), &pictures::grid(&strip, 1)?)?;
+            let file = self.folder().join(format!("windows-{:05}.safetensors", batches[i][0]));
+            let (features, steps) = match kept(&file, &made_with)? {
+                Some(kept) => kept,
+                None => {
+                    let (features, steps) = self.sample(&long, &batches[i], &mut bar)?;
+                    write_safetensors_atomically(&file, &[("features", &features), ("steps", &steps)], &made_with)?;
+                    forget(&self.state(batches[i][0]))?;
+                    (features, steps)
                 }
-                let (of_video, differences) = reader.finish();
-                features.push(of_video);
-                steps.push(differences);
-            }
-            let (features, steps) = (Tensor::stack(&features, 0), Tensor::stack(&steps, 0));
-            write_safetensors_atomically(&file, &[("features", &features), ("steps", &steps)], &made_with)?;
-            forget(&state)?;
-            all_features.push(features);
+            };
             all_steps.push(steps);
-        }
+            Ok(features)
+        })?;
+        let mut own = all_steps.into_iter();
+        let all_steps = self.ranks.share(batches.len(), |_| own.next().context("measured above"))?;
         bar.finish();
         let steps = Tensor::cat(&all_steps, 0);
         let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
@@ -251,6 +246,36 @@ impl Windows<'_> {
             seam,
             settings,
         })
+    }
+
+    /// One batch: features `[n, windows, D]`, differences of neighbouring frames `[n, F − 1]`.
+    fn sample(&self, long: &LongVideo, samples: &[u64], bar: &mut Progress) -> Result<(Tensor, Tensor)> {
+        let LongEvaluationExperiment { seed, real, .. } = self.experiment;
+        let (first, clips) = (samples[0], long.plan.steps.len() as u64);
+        let end = (first + samples.len() as u64) * clips;
+        let z = long.latents(samples, *seed, &self.state(first), &mut |clip| bar.step(first * clips + clip, ""))?;
+        let (mut features, mut steps) = (Vec::new(), Vec::new());
+        for (i, &sample) in samples.iter().enumerate() {
+            bar.step(end, &format!("measuring video {sample}"));
+            let mut reader = Reader::new(self.extractor, real.frames);
+            let mut writer = None;
+            let path = self.folder().join(format!("{sample:05}.mp4"));
+            long.decode(&z.narrow(0, i as i64, 1), &mut |piece| {
+                if sample < SHOWN && cfg!(feature = "video") {
+                    VideoWriter::append(&mut writer, &path, piece, FPS)?;
+                }
+                reader.take(piece)
+            })?;
+            writer.map_or(Ok(()), VideoWriter::finish)?;
+            if sample < SHOWN {
+                let strip = Tensor::stack(&[Tensor::cat(&reader.firsts, 1)], 0);
+                pictures::write_png(&path.with_extension("png"), &pictures::grid(&strip, 1)?)?;
+            }
+            let (of_video, differences) = reader.finish();
+            features.push(of_video);
+            steps.push(differences);
+        }
+        Ok((Tensor::stack(&features, 0), Tensor::stack(&steps, 0)))
     }
 
     /// The first frames of each of the first videos of a dataset.

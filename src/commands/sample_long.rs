@@ -13,6 +13,7 @@ use crate::{
     atomic_file::write_atomically,
     data::VideoWriter,
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
+    distributed::{self, Launch, Ranks},
     experiment::{LongVideoConfig, Mistake, Precision},
     generate::{LongVideo, forget},
     torch::DeviceName,
@@ -77,6 +78,8 @@ pub struct SampleLong {
     /// Of the networks: bf16 is faster on a GPU, and a little less exact
     #[arg(long, value_enum, default_value = "f32")]
     precision: Precision,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -113,8 +116,8 @@ impl SampleLong {
         };
         let level = (!self.clean).then_some(self.level);
         let config = LongVideoConfig {
-            prediction: self.prediction,
-            interpolation: self.interpolation,
+            prediction: self.prediction.clone(),
+            interpolation: self.interpolation.clone(),
             overlap: self.overlap,
             gap: self.gap,
             guidance: GuidanceConfig { weight: self.guidance, form, level },
@@ -122,17 +125,29 @@ impl SampleLong {
             batch: self.batch,
             precision: self.precision,
         };
+        if let Some(out) = self.out.as_ref().filter(|_| !self.dry_run) {
+            return distributed::run(&self.launch, self.device, |ranks, device| {
+                self.sample(&LongVideo::open(&config, self.frames, device)?, out, ranks)
+            });
+        }
         let long = LongVideo::open(&config, self.frames, self.device.open()?)?;
-        let Some(out) = self.out.filter(|_| !self.dry_run) else { return print_plan(&long.plan, self.json) };
-        remember(&out.join(SETTINGS_FILE), &long.settings(self.seed)?)?;
+        print_plan(&long.plan, self.json)
+    }
+
+    /// Batches are dealt out to ranks, each of which writes its own videos.
+    fn sample(&self, long: &LongVideo, out: &Path, ranks: &Ranks) -> Result<()> {
+        if ranks.is_first() {
+            remember(&out.join(SETTINGS_FILE), &long.settings(self.seed)?)?;
+        }
+        ranks.meet()?;
         let file = |sample: u64| out.join(format!("{sample:05}.mp4"));
         let there = (0..self.videos).filter(|&sample| file(sample).exists()).count();
-        if there > 0 {
+        if there > 0 && ranks.is_first() {
             tracing::info!("{there} of {} videos are there already in {}", self.videos, out.display());
         }
         let clips = long.plan.steps.len() as u64;
-        let mut bar = Progress::new("sample", self.videos * clips, 0);
-        for first in (0..self.videos).step_by(self.batch as usize) {
+        let mut bar = Progress::new("sample", self.videos * clips, 0).shown(ranks.is_first());
+        for first in (0..self.videos).step_by(self.batch as usize).skip(ranks.rank()).step_by(ranks.size()) {
             let samples: Vec<u64> = (first..(first + self.batch as u64).min(self.videos)).collect();
             if samples.iter().all(|&sample| file(sample).exists()) {
                 continue;
@@ -150,7 +165,10 @@ impl SampleLong {
             forget(&state)?;
         }
         bar.finish();
-        println!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
+        ranks.meet()?;
+        if ranks.is_first() {
+            println!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
+        }
         Ok(())
     }
 }

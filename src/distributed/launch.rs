@@ -19,7 +19,8 @@ pub struct Launch {
     /// environment is read
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
-    /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for pictures
+    /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for
+    /// pictures, or a batch of long videos
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
 }
