@@ -358,6 +358,11 @@ fn the_inflated_network_starts_as_the_image_network() {
     assert!(config.norm_per_frame);
     let error = difference(&config, false);
     assert!(error < 1e-6, "{error:e}");
+    // without temporal layers it is the image network, whatever its weights
+    let image = UNetConfig { temporal: false, ..config.clone() };
+    assert_eq!(unet(&image).1.named().len(), listed("sd_unet_diffusers_names").len());
+    let error = difference(&image, true);
+    assert!(error < 1e-6, "{error:e}");
     let pooled = UNetConfig { norm_per_frame: false, ..config.clone() };
     for error in [difference(&pooled, false), difference(&config, true)] {
         assert!(error > 1e-3, "{error:e}");

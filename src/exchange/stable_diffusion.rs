@@ -285,6 +285,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         heads: told.heads.unwrap_or(8),
         norm_groups,
         norm_per_frame: true,
+        temporal: true,
         relative_position: true,
         ..inferred.config
     };

@@ -35,7 +35,7 @@ impl UNetConfig {
                 AttentionKind::Text => {
                     let cross = product(rows, c, 2 * c) + product(context, self.context_width, 2 * c);
                     let feed_forward = product(rows, c, 8 * c) + product(rows, 4 * c, c);
-                    let temporal = 2 * (layer + attend(p, f, f));
+                    let temporal = if self.temporal { 2 * (layer + attend(p, f, f)) } else { 0 };
                     let spatial = layer + attend(f, p, p) + cross + attend(f, p, context);
                     temporal + spatial + feed_forward + product(rows, c, 2 * c)
                 }

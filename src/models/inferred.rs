@@ -151,6 +151,7 @@ impl InferredUNet {
                 norm_groups: UNetConfig::default().norm_groups,
                 norm_per_frame: false,
                 context_width,
+                temporal: attention != AttentionKind::Text || shapes.has_below(&tables),
                 recompute: false,
             },
             heads,

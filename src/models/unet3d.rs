@@ -50,6 +50,8 @@ pub struct UNetConfig {
     pub norm_per_frame: bool,
     /// Width of a text token; only for `attention: text`.
     pub context_width: i64,
+    /// Attention over frames; without it each frame is an image of its own (only for `attention: text`).
+    pub temporal: bool,
     /// Compute activations again in the backward pass instead of keeping them.
     pub recompute: bool,
 }
@@ -68,6 +70,7 @@ impl Default for UNetConfig {
             norm_groups: 32,
             norm_per_frame: false,
             context_width: 768,
+            temporal: true,
             recompute: false,
         }
     }
@@ -120,6 +123,11 @@ impl UNetConfig {
                 1 << deepest
             );
         }
+        ensure!(
+            self.temporal || self.attention == AttentionKind::Text,
+            "temporal: false is for attention: text; with {:?} attention frames are seen together",
+            self.attention
+        );
         Ok(())
     }
 }
@@ -426,37 +434,40 @@ impl FeedForward {
 /// One block of Stable Diffusion's transformer with two temporal layers (reference: the text model).
 struct TransformerBlock {
     attn1: CrossAttention,
-    attn1_tmp: CrossAttention,
     attn2: CrossAttention,
-    attn2_tmp: CrossAttention,
     ff: FeedForward,
-    norms: [LayerNorm; 5],
+    norms: [LayerNorm; 3],
+    /// After `attn1` and after `attn2`, each with its norm.
+    temporal: Option<[(LayerNorm, CrossAttention); 2]>,
 }
 
 impl TransformerBlock {
     fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
         let distance = config.relative_position.then_some(ports.temporal_length);
-        let temporal = |name: &str| CrossAttention::temporal(&scope.sub(name), channels, config.heads, distance);
+        let norm = |i: i64| LayerNorm::new(&scope.sub(format!("norm{i}")), channels);
+        let temporal = |(i, name): (i64, &str)| {
+            (norm(i), CrossAttention::temporal(&scope.sub(name), channels, config.heads, distance))
+        };
         let attn1 = CrossAttention::new(&scope.sub("attn1"), channels, channels, config.heads);
         let attn2 = CrossAttention::new(&scope.sub("attn2"), channels, config.context_width, config.heads);
         TransformerBlock {
             attn1,
             attn2,
             ff: FeedForward::new(&scope.sub("ff"), channels),
-            norms: [1, 2, 3, 4, 5].map(|i| LayerNorm::new(&scope.sub(format!("norm{i}")), channels)),
-            attn1_tmp: temporal("attn1_tmp"),
-            attn2_tmp: temporal("attn2_tmp"),
+            norms: [1, 2, 3].map(norm),
+            temporal: config.temporal.then(|| [(4, "attn1_tmp"), (5, "attn2_tmp")].map(temporal)),
         }
     }
 
-    /// context `[B·F, S, context]`
+    /// context `[B, S, context]`, the same for all frames of a clip
     fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
-        let [norm1, norm2, norm3, norm4, norm5] = &self.norms;
+        let [norm1, norm2, norm3] = &self.norms;
         let spatial = |x: &Frames, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
             let positions = x.positions();
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
-        let temporal = |x: &Frames, norm: &LayerNorm, attention: &CrossAttention| {
+        let temporal = |x: Frames, layer: usize| {
+            let Some((norm, attention)) = self.temporal.as_ref().map(|layers| &layers[layer]) else { return x };
             if fuses(&x.x) {
                 let positions = x.positions();
                 let normed = norm.forward(&positions);
@@ -469,9 +480,14 @@ impl TransformerBlock {
             x.from_tracks(&(&tracks + attention.forward(&normed, &normed)))
         };
         let x = spatial(x, norm1, &|h| self.attn1.forward(h, h));
-        let x = temporal(&x, norm4, &self.attn1_tmp);
-        let x = spatial(&x, norm2, &|h| self.attn2.forward(h, context));
-        let x = temporal(&x, norm5, &self.attn2_tmp);
+        let x = temporal(x, 0);
+        let x = spatial(&x, norm2, &|h| {
+            // all places of all frames ask the one text
+            let (bf, places, c) = h.size3().expect("[B·F, P, C]");
+            let clips = h.reshape([bf / x.frames, x.frames * places, c]);
+            self.attn2.forward(&clips, context).reshape([bf, places, c])
+        });
+        let x = temporal(x, 1);
         spatial(&x, norm3, &|h| self.ff.forward(h))
     }
 }
@@ -649,19 +665,18 @@ impl UNet3d {
             embedding += table.index_select(0, &level.clamp_min(0)) * told;
         }
         let x = Frames::fold(z_t);
-        // a frame's text is its clip's
-        let context = given.context.as_ref().map(|c| c.repeat_interleave_self_int(x.frames, 0, None));
+        let context = given.context.as_ref();
 
         let mut skips: Vec<Frames> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {
-            h = self.run(block, h, &embedding, context.as_ref());
+            h = self.run(block, h, &embedding, context);
             skips.push(h.with(h.x.shallow_clone()));
         }
-        h = self.run(&self.middle_block, h, &embedding, context.as_ref());
+        h = self.run(&self.middle_block, h, &embedding, context);
         for block in &self.output_blocks {
             let skip = skips.pop().expect("as many skips as output blocks");
-            h = self.run(block, h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context.as_ref());
+            h = self.run(block, h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context);
         }
         let h = self.out_norm.of_frames(&h, over(self.per_frame), None, true);
         self.out_conv.forward(&h).video().contiguous()
