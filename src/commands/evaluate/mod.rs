@@ -179,6 +179,9 @@ pub const FIGURES_FILE: &str = "figures.json";
 pub struct Report {
     /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`; on a card `real` and `shuffled` too.
     pub figures: BTreeMap<String, Figure>,
+    /// Whose samples they are of.
+    #[serde(default)]
+    pub generated: Option<Generated>,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips; only where a run was evaluated.
@@ -292,7 +295,9 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     };
     let mut reconstructions = Reconstructions::default();
     let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar, &mut |clip| {
-        generator.as_ref().map_or(Ok(()), |generator| reconstructions.take(generator, clip))
+        // pixels are their own
+        let generator = generator.as_ref().filter(|generator| generator.space.config.is_some());
+        generator.map_or(Ok(()), |generator| reconstructions.take(generator, clip))
     })?;
 
     let mut figures = BTreeMap::new();
@@ -342,6 +347,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let protocol = Protocol::new(config, &experiment.real, *seed, &extractor);
     let report = Report {
         figures,
+        generated: Some(generated.clone()),
         floor: real.floor,
         psnr_db: reconstructions.psnr_db(),
         protocol_hash: protocol.hash(),
