@@ -159,7 +159,7 @@ impl Cost {
 }
 
 const COLUMNS: [&str; 9] =
-    ["", "U-Net", "autoencoder", "steps", "trained", "s a step", "s a video", "a step", "a video"];
+    ["", "U-Net", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
 
 /// The set in an evaluation's figures that was sampled.
 const SAMPLES: &str = "samples";

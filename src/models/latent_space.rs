@@ -141,9 +141,9 @@ impl LatentSpace {
             }
         };
         parameters.load(weights)?;
+        let count = parameters.count();
         parameters.freeze();
-        let parameters = parameters.count();
-        Ok(LatentSpace { autoencoder, config: Some(config.clone()), moments, clip, parameters, device })
+        Ok(LatentSpace { autoencoder, config: Some(config.clone()), moments, clip, parameters: count, device })
     }
 
     /// Diffusion on pixels: z_0 is the clip itself, its values in [−1, 1].
