@@ -77,10 +77,11 @@ struct Cost {
     sampler: SamplerConfig,
     /// Sampled and decoded; none where nothing was measured.
     seconds_per_video: Option<f64>,
-    /// Bytes of tensors of a training step's forward and backward pass at the run's own batch: weights, activations,
-    /// gradients. The optimizer's state and the average come on top and are as large for equally many parameters.
+    /// Bytes of tensors at most in one forward and backward pass of the training, at the run's own batch, with
+    /// gradients; on a GPU also all that was there before, as the weights. The optimizer's state and the average come
+    /// on top: they are as large for equally many parameters.
     step_memory: Option<i64>,
-    /// Bytes of tensors while one video is sampled and decoded, beside the weights on a CPU, with them on a GPU.
+    /// The same while one video is sampled and decoded.
     video_memory: Option<i64>,
     #[serde(skip)]
     evaluations: Vec<Evaluation>,
@@ -216,17 +217,17 @@ fn seconds_per_step(run: &Path) -> Result<Option<f64>> {
     Ok(seconds.get(seconds.len() / 2).copied())
 }
 
-/// What one step of the run's training needs, weights included.
+/// What one pass of the run's training takes.
 fn step_memory(run: &Path, experiment: &DiffusionExperiment, device: Device) -> Result<i64> {
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&run.join(TEXT_ENCODER_FILE), device)).transpose()?;
     let space = space_of(experiment, run, device)?;
-    let (done, bytes) = peak_memory(device, || -> Result<()> {
-        let mut task = DiffusionTask::new(experiment, space, text, device, 0, false, &Ranks::alone())?;
-        let batch = task.next_batch()?;
+    let mut task = DiffusionTask::new(experiment, space, text, device, 0, false, &Ranks::alone())?;
+    let batch = task.next_batch()?;
+    let (done, bytes) = peak_memory(device, || {
         let _autocast = Autocast::bfloat16(device, experiment.trainer.precision == Precision::Bf16);
-        task.gradients(0, &batch, 0, 1.0).map(drop)
+        task.gradients(0, &batch, 0, 1.0)
     });
-    done.map(|()| bytes)
+    done.map(|_| bytes)
 }
 
 /// Evaluations in folders inside the run or beside it that say they sampled it.
