@@ -1,5 +1,7 @@
 # make demo         set up, build, fetch weights, run the main job on generated videos
 # make demo-long    after it: prediction and interpolation models, 256 frames two ways, curves
+# make efficiency   after make demo: a U-Net on pixels against the same on latents, for as long
+# make ablation     after make demo: joint against factorized attention; perturbation of given frames, guidance weights
 # make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
 #                   also make sky_timelapse, make taichi; stopped, they go on where they were
 # make test         set up, build, fetch weights, run all tests
@@ -13,7 +15,7 @@
 # The data sets of the paper.
 PAPER = ucf101 sky_timelapse taichi
 
-.PHONY: setup build weights demo demo-long $(PAPER) test lint soak bench-scaling clean-runs
+.PHONY: setup build weights demo demo-long efficiency ablation $(PAPER) test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -39,6 +41,25 @@ demo-long: weights runs/demo/latents-48.safetensors runs/demo/latents-10.safeten
 	target/release/lvdm train diffusion experiments/demo/interpolation.yaml
 	target/release/lvdm train diffusion experiments/demo/continuation.yaml
 	target/release/lvdm evaluate-long experiments/demo/long.yaml
+
+# Each comparison goes on where it was; without what `make demo` leaves it says what is missing.
+efficiency: COMPARED = latents pixels
+ablation: COMPARED = factorized joint
+efficiency ablation: weights
+	for run in $(COMPARED); do \
+		target/release/lvdm train diffusion experiments/$@/demo/$$run.yaml || exit; \
+		test -f runs/$@/demo/$$run/evaluation/figures.json || \
+			target/release/lvdm evaluate experiments/$@/demo/evaluate_$$run.yaml || exit; \
+	done
+	target/release/lvdm report efficiency $(COMPARED:%=runs/$@/demo/%)
+
+# The demo's own files, at fewer and shorter videos.
+ablation: ablation-long
+ablation-long: weights
+	target/release/lvdm train diffusion experiments/demo/continuation.yaml
+	target/release/lvdm train diffusion experiments/demo/continuation_clean.yaml
+	target/release/lvdm evaluate-long experiments/demo/long_ablation.yaml videos=12 frames=64 evaluation.clips=48 \
+		train=null out=runs/ablation/demo/long
 
 data/%/index.jsonl: | weights
 	target/release/lvdm data prepare $(subst _,-,$*) data/$*

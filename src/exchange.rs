@@ -22,7 +22,7 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig, ScheduleKind},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Mistake, TextConditioning, Trained},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, last_and_averaged, run_of, weights},
     models::{
         AttentionKind, AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder,
@@ -658,7 +658,7 @@ impl Import<'_> {
                 },
             }))?,
         };
-        experiment.autoencoder = self.run.join(AUTOENCODER_FILE);
+        experiment.autoencoder = self.run.join(AUTOENCODER_FILE).into();
         experiment.data.frames = clip.frames;
         experiment.latent_stride = setting.latent_stride;
         experiment.conditioning = setting.conditioning;
@@ -873,6 +873,11 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "diffusion" => {
             let diffusion: DiffusionExperiment =
                 serde_json::from_value(found.experiment.clone()).with_context(experiment)?;
+            ensure!(
+                diffusion.autoencoder != DiffusionSpace::Pixels,
+                "{} was trained on pixels, and a released checkpoint holds an autoencoder",
+                run.display()
+            );
             let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
             let (first_path, first_stage) = checkpoint::open(&folder.join(AUTOENCODER_FILE))?;
             let first_stage = first_stage.expect("autoencoder", &first_path)?;

@@ -17,7 +17,7 @@ use crate::{
         Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
         SamplerConfig, UNetDenoiser, frame_conditioned, sample,
     },
-    experiment::{DiffusionExperiment, Precision, Trained},
+    experiment::{DiffusionExperiment, DiffusionSpace, Precision, Trained},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
         UNet3d, UNetCondition, UNetPorts,
@@ -90,7 +90,7 @@ impl Generator {
         parameters: &Parameters,
     ) -> Result<Self> {
         let data = &experiment.data;
-        let latent = seen(space.config.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
+        let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.unet.validate()?;
         let schedule = NoiseSchedule::new(&experiment.schedule)?;
         if let Some(conditioning) = &experiment.conditioning {
@@ -129,7 +129,7 @@ impl Generator {
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
-        let space = open_latent_space(&folder.join(AUTOENCODER_FILE), device)?;
+        let space = space_of(&experiment, &folder, device)?;
         let text = match experiment.unet.attention {
             AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
             AttentionKind::Factorized | AttentionKind::Joint => None,
@@ -149,7 +149,7 @@ impl Generator {
     /// Names the number of which a side must be a multiple.
     pub fn resize(&mut self, frames: i64, height: i64, width: i64) -> Result<()> {
         ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
-        let [c, f, h, w] = self.space.config.latent_shape(frames, height, width)?;
+        let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
         for (side, pixels) in [(h, height), (w, width)] {
             let factor = pixels / side * self.halvings;
             ensure!(side % self.halvings == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
@@ -394,6 +394,17 @@ pub fn open_text_encoder(run: &Path, device: Device) -> Result<TextEncoder> {
 pub fn carry_text_encoder(from: &Path, run: &Path) -> Result<()> {
     let (_, found) = open_part(from, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
     found.write(&run.join(TEXT_ENCODER_FILE))
+}
+
+/// The space of an experiment's run: pixels, or the latents of the autoencoder that the run carries.
+///
+/// # Errors
+/// As [`open_latent_space`].
+pub fn space_of(experiment: &DiffusionExperiment, run: &Path, device: Device) -> Result<LatentSpace> {
+    match &experiment.autoencoder {
+        DiffusionSpace::Pixels => Ok(LatentSpace::pixels(device)),
+        DiffusionSpace::Latents(_) => open_latent_space(&run.join(AUTOENCODER_FILE), device),
+    }
 }
 
 /// The latent space of an autoencoder run (or checkpoint file), or of a run that carries an autoencoder.

@@ -28,6 +28,7 @@ enum Verb {
     Weights(commands::Weights),
     Verify(commands::Verify),
     Bench(commands::Bench),
+    Report(commands::Report),
     Doctor(commands::Doctor),
 }
 
@@ -45,6 +46,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Weights(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
+        Verb::Report(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run(),
     }
 }

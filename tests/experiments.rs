@@ -13,14 +13,14 @@ use lvdm::{
     commands::{BenchExperiment, DemoData},
     diffusion::NoiseSchedule,
     experiment::{
-        AutoencoderExperiment, CurveSource, DiffusionExperiment, EvaluationExperiment, Generated,
+        AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
         LongEvaluationExperiment, Mistake, parse, protocol,
     },
     generate,
     metrics::ProtocolConfig,
     models::{
-        AutoencoderConfig, ImageAutoencoderConfig, LatentSpaceConfig, PatchDiscriminator, UNet3d, UNetConfig,
-        VideoAutoencoder,
+        AttentionKind, AutoencoderConfig, ImageAutoencoderConfig, LatentSpace, LatentSpaceConfig, PatchDiscriminator,
+        UNet3d, UNetConfig, VideoAutoencoder,
     },
     nn::Parameters,
 };
@@ -119,6 +119,28 @@ fn experiment_of(run: &Path) -> Option<PathBuf> {
     file.exists().then_some(file)
 }
 
+/// The latent that a shipped experiment's network sees, `[C, F, h, w]`.
+fn latent_of(experiment: &DiffusionExperiment) -> [i64; 4] {
+    let data = &experiment.data;
+    let clip = match &experiment.autoencoder {
+        DiffusionSpace::Pixels => {
+            LatentSpace::pixels(tch::Device::Cpu).latent_shape(data.frames, data.resolution, data.resolution)
+        }
+        DiffusionSpace::Latents(run) => {
+            let autoencoder: LatentSpaceConfig = match experiment_of(run) {
+                None if experiment.text.is_some() => ImageAutoencoderConfig::default().into(),
+                None => AutoencoderConfig::default().into(),
+                Some(path) => {
+                    let text = fs::read_to_string(&path).unwrap();
+                    parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder.into()
+                }
+            };
+            autoencoder.latent_shape(data.frames, data.resolution, data.resolution)
+        }
+    };
+    generate::seen(clip.unwrap(), experiment)
+}
+
 /// Each loads, says what it is for and how it is run, and its networks fit together.
 #[test]
 fn every_experiment_loads_and_builds() {
@@ -146,17 +168,7 @@ fn every_experiment_loads_and_builds() {
             }
             Kind::Diffusion => {
                 let experiment: DiffusionExperiment = read(&file);
-                let data = &experiment.data;
-                let autoencoder: LatentSpaceConfig = match experiment_of(&experiment.autoencoder) {
-                    None if experiment.text.is_some() => ImageAutoencoderConfig::default().into(),
-                    None => AutoencoderConfig::default().into(),
-                    Some(path) => {
-                        let text = fs::read_to_string(&path).unwrap();
-                        parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder.into()
-                    }
-                };
-                let latent = autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
-                let latent = generate::seen(latent, &experiment);
+                let latent = latent_of(&experiment);
                 if let Some(conditioning) = &experiment.conditioning {
                     conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
                 }
@@ -227,6 +239,61 @@ fn every_experiment_loads_and_builds() {
                 assert!(file.path.parent().unwrap().join("evaluate.yaml").exists());
             }
         }
+    }
+}
+
+fn diffusion(name: &str) -> DiffusionExperiment {
+    let text = fs::read_to_string(source("experiments").join(name)).unwrap();
+    parse(name, &text, &[]).unwrap()
+}
+
+/// What two experiments that are compared have in common, with their numbers of parameters.
+fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] {
+    let settings = |experiment: &DiffusionExperiment| {
+        let clips = experiment.trainer.batch * experiment.trainer.accumulate;
+        let DiffusionExperiment { seed, data, schedule, objective, optimizer, sampler, trainer, .. } = experiment;
+        serde_json::json!([seed, data, schedule, objective, optimizer, sampler, clips, trainer.ema_decay])
+    };
+    assert_eq!(settings(one), settings(other));
+    [one, other].map(|experiment| {
+        let parameters = Parameters::shapes_only();
+        let ports = generate::ports(experiment, latent_of(experiment));
+        UNet3d::new(&parameters.root(), &experiment.unet, &ports);
+        parameters.count()
+    })
+}
+
+/// Latents against pixels: one network, but for what the number of channels and frames decides, and one time.
+#[test]
+fn pixels_are_compared_with_latents_fairly() {
+    for size in ["demo", "ucf101"] {
+        let [latents, pixels] =
+            ["latents", "pixels"].map(|space| diffusion(&format!("efficiency/{size}/{space}.yaml")));
+        assert!(pixels.autoencoder == DiffusionSpace::Pixels && latents.autoencoder != DiffusionSpace::Pixels);
+        let unet = UNetConfig { recompute: pixels.unet.recompute, ..latents.unet.clone() };
+        assert_eq!(unet, pixels.unet, "{size}");
+        assert_eq!((latents.trainer.minutes, latents.trainer.steps), (pixels.trainer.minutes, pixels.trainer.steps));
+        assert!(latents.trainer.minutes.is_some());
+        let [a, b] = compared(&latents, &pixels).map(|count| count as f64);
+        println!("{size}: {a} parameters on latents, {b} on pixels");
+        assert!((a / b - 1.0).abs() < 0.01, "{size}: {a} and {b} parameters");
+    }
+}
+
+/// Joint against factorized attention: nothing else differs.
+#[test]
+fn attention_is_compared_fairly() {
+    for (factorized, joint) in [
+        ("ablation/demo/factorized.yaml", "ablation/demo/joint.yaml"),
+        ("ucf101/diffusion.yaml", "ablation/ucf101/joint.yaml"),
+    ] {
+        let [factorized, joint] = [factorized, joint].map(diffusion);
+        assert_eq!(factorized.unet.attention, AttentionKind::Factorized);
+        assert_eq!(joint.unet, UNetConfig { attention: AttentionKind::Joint, ..factorized.unet.clone() });
+        assert_eq!(joint.trainer, factorized.trainer);
+        assert_eq!((&joint.autoencoder, &joint.latents), (&factorized.autoencoder, &factorized.latents));
+        let [a, b] = compared(&factorized, &joint);
+        println!("{a} parameters with factorized attention, {b} with joint");
     }
 }
 

@@ -158,6 +158,18 @@ fn going_on_is_as_if_never_stopped() {
     assert_eq!(metrics(whole.path()), metrics(parts.path()));
 }
 
+/// A training that has had its minutes ends with a checkpoint, and started again does nothing; given more, it goes on.
+#[test]
+fn training_ends_when_its_time_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let progress = toy(folder.path(), json!({"minutes": 1e-9, "log_every": 5}), |_| false).unwrap();
+        assert_eq!((progress.step, steps_kept(folder.path()), metrics(folder.path()).len()), (1, vec![1], 1));
+    }
+    let progress = toy(folder.path(), json!({"minutes": 60.0, "checkpoint_every": 12}), |_| false).unwrap();
+    assert_eq!((progress.step, steps_kept(folder.path())), (12, vec![1, 12]));
+}
+
 const AUTOENCODER: &str = "\
 seed: 3
 data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32, flip: true, workers: 1}
@@ -219,6 +231,9 @@ fn an_interrupted_run_equals_a_whole_one() {
     assert!(adversarial(2) > 0.0 && adversarial(4) > adversarial(2));
     assert!(lines[3]["discriminator_gradient_norm"].as_f64().unwrap() > 0.0);
     interrupted("diffusion", "runs/diffusion", &[]);
+    // on pixels, without an autoencoder
+    interrupted("diffusion", "runs/pixels", &["autoencoder=pixels"]);
+    assert!(!at.join("runs/pixels/autoencoder.safetensors").exists());
     // scale and shift are measured, and travel with the run
     let stored = Checkpoint::read(&checkpoint::path(&at.join("runs/autoencoder"), 6)).unwrap().part("latent");
     assert!(stored["scale"].double_value(&[]) > 0.0 && stored.contains_key("shift"));

@@ -193,7 +193,7 @@ impl Bench {
 }
 
 /// What is timed on, in words.
-fn title(device: Device) -> String {
+pub(super) fn title(device: Device) -> String {
     match device {
         Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
         _ => {

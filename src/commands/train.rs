@@ -8,10 +8,9 @@ use tch::Device;
 use crate::{
     checkpoint::Progress,
     distributed::{self, Launch, Ranks},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Experiment, TrainerConfig},
     generate::{
-        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_latent_space,
-        open_text_encoder,
+        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
     },
     torch::be_deterministic,
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
@@ -28,7 +27,7 @@ pub struct Train {
 enum What {
     /// The video autoencoder, with LPIPS and GAN losses
     Autoencoder(Options),
-    /// The denoiser in an autoencoder's latent space
+    /// The denoiser, in an autoencoder's latent space or on pixels
     Diffusion(Options),
 }
 
@@ -79,7 +78,7 @@ impl Options {
             let progress = body(&run, ranks, device)?;
             if ranks.is_first() {
                 let Progress { step, seconds, .. } = progress;
-                if step < trainer.steps {
+                if step < trainer.steps && !trainer.is_out_of_time(seconds) {
                     println!(
                         "asked to stop: left at step {step} of {}; start again to go on: {}",
                         trainer.steps,
@@ -121,9 +120,11 @@ pub fn autoencoder(experiment: &AutoencoderExperiment, run: &Path, ranks: &Ranks
 pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, device: Device) -> Result<Progress> {
     let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    let own = run.join(AUTOENCODER_FILE);
-    if ranks.is_first() && !own.exists() {
-        carry_autoencoder(&experiment.autoencoder, run)?;
+    if let DiffusionSpace::Latents(autoencoder) = &experiment.autoencoder
+        && ranks.is_first()
+        && !run.join(AUTOENCODER_FILE).exists()
+    {
+        carry_autoencoder(autoencoder, run)?;
     }
     let text_file = run.join(TEXT_ENCODER_FILE);
     if let Some(text) = experiment.text.as_ref().filter(|_| ranks.is_first() && !text_file.exists()) {
@@ -131,7 +132,7 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, de
     }
     ranks.meet()?;
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
-    let space = open_latent_space(&own, device)?;
+    let space = space_of(experiment, run, device)?;
     let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
     Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
         .over(ranks)?

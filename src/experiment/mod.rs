@@ -144,7 +144,35 @@ impl Experiment for AutoencoderExperiment {
     }
 }
 
-/// Training of a denoiser in an autoencoder's latent space: `lvdm train diffusion FILE`.
+/// What a denoiser works on. In a file the word `pixels`, or a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum DiffusionSpace {
+    /// Clips as they are, `[3, F, H, W]` in [−1, 1]: what latents are compared with.
+    Pixels,
+    /// Latents of a run of `lvdm train autoencoder`, or one of its checkpoints, or a run that carries an autoencoder.
+    Latents(PathBuf),
+}
+
+/// A folder of this name is `./pixels`.
+const PIXELS: &str = "pixels";
+
+impl From<PathBuf> for DiffusionSpace {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == PIXELS { DiffusionSpace::Pixels } else { DiffusionSpace::Latents(path) }
+    }
+}
+
+impl From<DiffusionSpace> for PathBuf {
+    fn from(space: DiffusionSpace) -> Self {
+        match space {
+            DiffusionSpace::Pixels => PIXELS.into(),
+            DiffusionSpace::Latents(path) => path,
+        }
+    }
+}
+
+/// Training of a denoiser on latents or pixels: `lvdm train diffusion FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DiffusionExperiment {
     #[serde(default)]
@@ -153,8 +181,7 @@ pub struct DiffusionExperiment {
     /// Latents packed by `lvdm data pack --latents`, used instead of decoding and encoding `data`.
     #[serde(default)]
     pub latents: Option<PathBuf>,
-    /// A run of `lvdm train autoencoder`, or one of its checkpoints, or a run that carries an autoencoder.
-    pub autoencoder: PathBuf,
+    pub autoencoder: DiffusionSpace,
     /// For a network that is given a text (`unet.attention: text`).
     #[serde(default)]
     pub text: Option<TextConditioning>,
@@ -188,11 +215,18 @@ impl Experiment for DiffusionExperiment {
             Some(file) => ensure!(file.exists(), "latents: there is no {}", file.display()),
             None => check_data(&self.data)?,
         }
-        ensure!(
-            self.autoencoder.exists(),
-            "autoencoder: there is no {} (train it first: lvdm train autoencoder …)",
-            self.autoencoder.display()
-        );
+        match &self.autoencoder {
+            DiffusionSpace::Pixels => ensure!(
+                self.latents.is_none(),
+                "latents: autoencoder is {PIXELS}, which has none (lvdm data pack makes a file of clips for `data`)"
+            ),
+            DiffusionSpace::Latents(run) => ensure!(
+                run.exists(),
+                "autoencoder: there is no {} (train it first: lvdm train autoencoder …; or write {PIXELS} for a \
+                 denoiser without one)",
+                run.display()
+            ),
+        }
         ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
         self.check_text()?;
         if let Some(run) = &self.start_from {

@@ -104,6 +104,10 @@ pub enum Precision {
 pub struct TrainerConfig {
     /// Optimizer steps.
     pub steps: i64,
+    /// Training ends after so many minutes too, over all starts. Where it then ends depends on the machine, and a
+    /// learning rate that decays does so over `steps`.
+    #[serde(default)]
+    pub minutes: Option<f64>,
     /// Clips of one forward pass.
     pub batch: i64,
     /// Forward passes of one step.
@@ -159,6 +163,11 @@ fn auto() -> String {
 }
 
 impl TrainerConfig {
+    /// Whether a training of so many seconds has had its time.
+    pub fn is_out_of_time(&self, seconds: f64) -> bool {
+        self.minutes.is_some_and(|minutes| seconds >= 60.0 * minutes)
+    }
+
     /// # Errors
     /// Names the number that makes no sense.
     pub fn validate(&self) -> Result<()> {
@@ -173,6 +182,9 @@ impl TrainerConfig {
             ("max_bad_steps", self.max_bad_steps),
         ] {
             ensure!(value >= 1, "{name} must be at least 1, not {value}");
+        }
+        if let Some(minutes) = self.minutes {
+            ensure!(minutes > 0.0, "minutes must be positive, not {minutes}");
         }
         if let Some(decay) = self.ema_decay {
             ensure!((0.0..1.0).contains(&decay), "ema_decay must lie in [0, 1), not {decay}");

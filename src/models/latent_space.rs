@@ -1,4 +1,4 @@
-//! A frozen autoencoder with the shift and scale that were measured on its latents.
+//! A frozen autoencoder with the shift and scale that were measured on its latents; or none, and pixels are the latents.
 
 use std::collections::BTreeMap;
 
@@ -80,8 +80,9 @@ impl LatentSpaceConfig {
     }
 }
 
-/// Either autoencoder.
+/// Either autoencoder, or the identity.
 enum Autoencoder {
+    Pixels,
     Image(Box<ImageAutoencoder>),
     Video(Box<VideoAutoencoder>),
 }
@@ -89,6 +90,8 @@ enum Autoencoder {
 impl Autoencoder {
     fn encode(&self, x: &Tensor) -> Posterior {
         match self {
+            // of no variance: a sample of it is x to the bit
+            Autoencoder::Pixels => Posterior { mean: x.shallow_clone(), logvar: x.full_like(f64::NEG_INFINITY) },
             Autoencoder::Image(image) => image.encode(x),
             Autoencoder::Video(video) => video.encode(x),
         }
@@ -96,6 +99,7 @@ impl Autoencoder {
 
     fn decode(&self, z: &Tensor) -> Tensor {
         match self {
+            Autoencoder::Pixels => z.shallow_clone(),
             Autoencoder::Image(image) => image.decode(z),
             Autoencoder::Video(video) => video.decode(z),
         }
@@ -105,11 +109,14 @@ impl Autoencoder {
 /// Where diffusion happens: clips ↔ normalised latents, without gradients.
 pub struct LatentSpace {
     autoencoder: Autoencoder,
-    pub config: LatentSpaceConfig,
+    /// None where pixels are the latents.
+    pub config: Option<LatentSpaceConfig>,
     pub moments: LatentMoments,
-    /// Latent frames of the clips on which the video autoencoder was trained, or of what goes through the image
-    /// autoencoder at a time.
+    /// Latent frames of the clips on which the video autoencoder was trained, or of what goes through another at a
+    /// time.
     pub clip: i64,
+    /// How many parameters the autoencoder has.
+    pub parameters: i64,
     device: Device,
 }
 
@@ -134,8 +141,29 @@ impl LatentSpace {
             }
         };
         parameters.load(weights)?;
+        let count = parameters.count();
         parameters.freeze();
-        Ok(LatentSpace { autoencoder, config: config.clone(), moments, clip, device })
+        Ok(LatentSpace { autoencoder, config: Some(config.clone()), moments, clip, parameters: count, device })
+    }
+
+    /// Diffusion on pixels: z_0 is the clip itself, its values in [−1, 1].
+    pub fn pixels(device: Device) -> Self {
+        LatentSpace {
+            autoencoder: Autoencoder::Pixels,
+            config: None,
+            moments: LatentMoments { scale: 1.0, shift: 0.0 },
+            clip: ImageAutoencoder::FRAMES_PER_PASS,
+            parameters: 0,
+            device,
+        }
+    }
+
+    /// The latent's shape `[C, F', h, w]` of a clip.
+    ///
+    /// # Errors
+    /// As [`LatentSpaceConfig::latent_shape`].
+    pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
+        self.config.as_ref().map_or(Ok([3, frames, height, width]), |config| config.latent_shape(frames, height, width))
     }
 
     /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`.
@@ -159,11 +187,13 @@ impl LatentSpace {
     }
 
     /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each
-    /// shared; by the image autoencoder, chunks that share nothing.
+    /// shared; where frames are decoded one by one, chunks that share nothing.
     pub fn chunks(&self) -> Chunks {
         match &self.config {
-            LatentSpaceConfig::Image { .. } => Chunks { length: self.clip, overlap: 0, factor: 1, reach: 0 },
-            LatentSpaceConfig::Video(video) => Chunks {
+            None | Some(LatentSpaceConfig::Image { .. }) => {
+                Chunks { length: self.clip, overlap: 0, factor: 1, reach: 0 }
+            }
+            Some(LatentSpaceConfig::Video(video)) => Chunks {
                 length: self.clip,
                 overlap: self.clip / 2,
                 factor: video.factors[0],
@@ -188,13 +218,41 @@ impl LatentSpace {
     /// Frames of a clip for one of its latent, and pixels along a side.
     pub fn factors(&self) -> [i64; 2] {
         let [frames, side, _] = match &self.config {
-            LatentSpaceConfig::Image { image } => [1, image.factor(), image.factor()],
-            LatentSpaceConfig::Video(video) => video.factors,
+            None => [1, 1, 1],
+            Some(LatentSpaceConfig::Image { image }) => [1, image.factor(), image.factor()],
+            Some(LatentSpaceConfig::Video(video)) => video.factors,
         };
         [frames, side]
     }
 
     pub fn device(&self) -> Device {
         self.device
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, normal};
+
+    /// Through pixels a clip of any size comes back to the bit, whatever noise its posterior is given.
+    #[test]
+    fn pixels_are_their_own_latents() {
+        let space = LatentSpace::pixels(Device::Cpu);
+        let size = [1, 3, 19, 5, 7];
+        let x = normal(0, Purpose::Evaluation, 0, 0, &size).clamp(-1.0, 1.0);
+        let noise = normal(0, Purpose::Posterior, 0, 0, &size);
+        let z_0 = space.sample(&space.moments_of(&x), &noise);
+        assert!(z_0.equal(&x) && space.decode(&z_0).equal(&x) && space.reconstruct(&x).equal(&x));
+        let mut pieces = Vec::new();
+        space
+            .decode_long(&z_0, &mut |piece| {
+                pieces.push(piece.copy());
+                Ok(())
+            })
+            .unwrap();
+        assert!(pieces.len() > 1 && Tensor::cat(&pieces, 1).equal(&x.squeeze_dim(0)));
+        assert_eq!(space.latent_shape(19, 5, 7).unwrap(), size[1..]);
+        assert_eq!(space.factors(), [1, 1]);
     }
 }

@@ -48,7 +48,7 @@ impl DiffusionTask {
     ) -> Result<Self> {
         let data = &experiment.data;
         let (batch, seed) = (experiment.trainer.batch, experiment.seed);
-        let latent = space.config.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let latent = space.latent_shape(data.frames, data.resolution, data.resolution)?;
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {

@@ -219,7 +219,7 @@ impl<T: Task> Trainer<T> {
         Ok(self)
     }
 
-    /// Trains to the last step, or until asked to stop, and returns how it went. Rank 0 alone writes.
+    /// Trains to the last step, as long as it may, or until asked to stop, and returns how it went. Rank 0 alone writes.
     ///
     /// # Errors
     /// Data that cannot be read; losses that stay non-finite; a last checkpoint that cannot be written; ranks that are
@@ -231,7 +231,7 @@ impl<T: Task> Trainer<T> {
         let (before, start) = (self.progress.seconds, Instant::now());
         let mut window = std::mem::take(&mut self.window);
         let mut bad_in_a_row = 0;
-        let (mut due, mut left) = (false, false);
+        let (mut due, mut left) = (false, self.is_out_of_time()?);
         while self.progress.step < self.config.steps && !left {
             self.ranks.at_step(self.progress.step);
             let batches = match self.fetch(&mut window) {
@@ -255,7 +255,8 @@ impl<T: Task> Trainer<T> {
                 }
                 self.too_many_bad(step, bad_in_a_row)?;
             }
-            let last = step == self.config.steps;
+            let out_of_time = self.is_out_of_time()?;
+            let last = step == self.config.steps || out_of_time;
             let message = if step % self.config.log_every == 0 || last {
                 let clips = self.config.batch * self.config.accumulate * self.ranks.size() as i64;
                 let mut values = window.take(clips, self.progress.skipped_steps);
@@ -274,7 +275,7 @@ impl<T: Task> Trainer<T> {
                     self.show(&mut record.log, step)?;
                 }
             }
-            left = self.stop && !bad;
+            left = out_of_time || (self.stop && !bad);
             // after a bad step the weights may be past saving: what is stored then was good at least once
             due |= step % self.config.checkpoint_every == 0 || last || left;
             if due && (!bad || last) {
@@ -292,6 +293,14 @@ impl<T: Task> Trainer<T> {
             log.finish()?;
         }
         Ok(self.progress)
+    }
+
+    /// By rank 0's clock.
+    fn is_out_of_time(&self) -> Result<bool> {
+        match self.config.minutes {
+            None => Ok(false),
+            Some(_) => Ok(self.ranks.of_first(i64::from(self.config.is_out_of_time(self.progress.seconds)))? > 0),
+        }
     }
 
     fn alone(&self) -> bool {
@@ -475,6 +484,9 @@ struct Record {
     saver: Saver,
 }
 
+/// What the time of a step is called in the log.
+pub const SECONDS_PER_STEP: &str = "seconds_per_step";
+
 /// Means over the steps since the last line of the log.
 #[derive(Default)]
 struct Window {
@@ -521,6 +533,7 @@ impl Window {
         let clips = (window.steps * clips) as f64;
         values.push(("learning_rate".into(), window.rate));
         values.push(("clips_per_second".into(), clips / window.seconds));
+        values.push((SECONDS_PER_STEP.into(), window.seconds / window.steps.max(1) as f64));
         values.push(("seconds_waiting_for_data".into(), window.waited / window.steps.max(1) as f64));
         values.push(("skipped_steps".into(), skipped as f64));
         values

@@ -151,13 +151,13 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         let protocol = Protocol::new(&protocol, real, *seed, &extractor);
         reports.push(Report {
             figures,
+            generated: Some(experiment.generated.clone()),
             floor: measured.floor,
             psnr_db: None,
             protocol_hash: protocol.hash(),
             protocol_text: protocol.line(),
             protocol,
             device: format!("{device:?}").to_lowercase(),
-            generated: experiment.generated.clone(),
             sample_seconds,
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });

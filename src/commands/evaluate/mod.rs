@@ -192,6 +192,9 @@ pub const FIGURES_FILE: &str = "figures.json";
 pub struct Report {
     /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`; on a card `real` and `shuffled` too.
     pub figures: BTreeMap<String, Figure>,
+    /// Whose samples they are of.
+    #[serde(default)]
+    pub generated: Option<Generated>,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips, at most 64; only where a run was evaluated.
@@ -201,8 +204,6 @@ pub struct Report {
     /// The protocol in a line.
     pub protocol_text: String,
     pub device: String,
-    /// What was measured.
-    pub generated: Generated,
     /// Time of sampling, and of all the rest.
     pub sample_seconds: f64,
     pub evaluate_seconds: f64,
@@ -301,7 +302,8 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     };
     let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar)?;
     let mut reconstructions = Reconstructions::default();
-    if let Some(Sampled { generator, .. }) = &sampled {
+    // pixels are their own
+    if let Some(Sampled { generator, .. }) = sampled.as_ref().filter(|s| s.generator.space.config.is_some()) {
         let clips = config.applied_to(&experiment.real);
         let mut clips = ClipStream::new(&clips, config.draw, config.fit, *seed)?;
         for _ in 0..config.clips.min(RECONSTRUCTED) {
@@ -360,13 +362,13 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let protocol = Protocol::new(config, &experiment.real, *seed, &extractor);
     let report = Report {
         figures,
+        generated: Some(generated.clone()),
         floor: real.floor,
         psnr_db: reconstructions.psnr_db(),
         protocol_hash: protocol.hash(),
         protocol_text: protocol.line(),
         protocol,
         device: format!("{device:?}").to_lowercase(),
-        generated: generated.clone(),
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };

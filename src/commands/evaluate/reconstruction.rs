@@ -122,7 +122,7 @@ impl Reconstruction {
         };
         let device = self.device.open()?;
         let space = open_latent_space(&path, device)?;
-        let shape = space.config.latent_shape(data.frames, data.resolution, data.resolution);
+        let shape = space.latent_shape(data.frames, data.resolution, data.resolution);
         shape.map_err(|error| Mistake(format!("{error:#}")))?;
         if self.clips < 1 || data.resolution < LEAST_SIDE {
             let text = format!("--clips must be at least 1, and --resolution at least {LEAST_SIDE}");

@@ -1,0 +1,248 @@
+//! `lvdm report efficiency`: what diffusion runs cost, beside how good their samples are.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tch::Device;
+
+use super::{FIGURES_FILE, bench::title, evaluate::Report as Evaluation, with_commas};
+use crate::{
+    checkpoint,
+    diffusion::SamplerConfig,
+    distributed::Ranks,
+    experiment::{DiffusionExperiment, Generated, Mistake, Precision},
+    generate::{Generator, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
+    models::UNet3d,
+    nn::Parameters,
+    report::FigureTable,
+    torch::{Autocast, DeviceName, peak_memory},
+    train::{DiffusionTask, SECONDS_PER_STEP, Task, logger::METRICS_FILE},
+};
+
+/// Parameters, time, memory, FVD and KVD of diffusion runs, side by side
+#[derive(Debug, clap::Args)]
+pub struct Efficiency {
+    /// Run folders of `lvdm train diffusion`
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Videos that are sampled in one pass, by the run's own sampler, to time them; 0: nothing is measured here
+    #[arg(long, default_value_t = 4)]
+    videos: u64,
+    /// One JSON object a run instead of tables
+    #[arg(long)]
+    json: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+}
+
+impl Efficiency {
+    /// # Errors
+    /// [`Mistake`] for a run that is not there; a folder that is not a diffusion run.
+    pub fn run(self) -> Result<()> {
+        if let Some(run) = self.runs.iter().find(|run| !run.is_dir()) {
+            return Err(Mistake(format!("there is no run {}", run.display())).into());
+        }
+        let device = self.device.open()?;
+        let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;
+        if self.json {
+            for cost in &costs {
+                println!("{}", cost.json(device)?);
+            }
+        } else {
+            print(&costs, device);
+        }
+        Ok(())
+    }
+}
+
+/// What a run cost, and what evaluations found.
+#[derive(Debug, Serialize)]
+struct Cost {
+    run: PathBuf,
+    /// Of the denoiser, and of the autoencoder whose latents it works on.
+    parameters: i64,
+    autoencoder_parameters: i64,
+    /// Steps done and the time they took, over all starts.
+    steps: i64,
+    training_seconds: f64,
+    /// The median of the run's log; none where it says nothing.
+    seconds_per_step: Option<f64>,
+    sampler: SamplerConfig,
+    /// Sampled and decoded; none where nothing was measured.
+    seconds_per_video: Option<f64>,
+    /// Bytes of tensors at most in one forward and backward pass of the training, at the run's own batch, with
+    /// gradients; on a GPU also all that was there before, as the weights. The optimizer's state and the average come
+    /// on top: they are as large for equally many parameters.
+    step_memory: Option<i64>,
+    /// The same while one video is sampled and decoded.
+    video_memory: Option<i64>,
+    #[serde(skip)]
+    evaluations: Vec<Evaluation>,
+}
+
+impl Cost {
+    fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
+        let (_, found) = checkpoint::open(run)?;
+        let (generator, experiment) = Generator::open(run, device)?;
+        let network = Parameters::shapes_only();
+        UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
+        let mut cost = Cost {
+            run: run.to_path_buf(),
+            parameters: network.count(),
+            autoencoder_parameters: generator.space.parameters,
+            steps: found.progress.step,
+            training_seconds: found.progress.seconds,
+            seconds_per_step: seconds_per_step(run)?,
+            sampler: experiment.sampler,
+            seconds_per_video: None,
+            step_memory: None,
+            video_memory: None,
+            evaluations: evaluations(run)?,
+        };
+        if videos > 0 {
+            let sample = |count: u64| {
+                generator.videos(&(0..count).collect::<Vec<_>>(), None, experiment.sampler, 0, &mut |_, _| {})
+            };
+            // videos end on the host, so the clock need not wait for the device
+            let (first, bytes) = peak_memory(device, || sample(1).map(drop));
+            first?;
+            let start = Instant::now();
+            let _ = sample(videos)?;
+            cost.seconds_per_video = Some(start.elapsed().as_secs_f64() / videos as f64);
+            cost.video_memory = Some(bytes);
+            drop(generator);
+            match step_memory(run, &experiment, device) {
+                Ok(bytes) => cost.step_memory = Some(bytes),
+                Err(error) => tracing::warn!("{}: no training step can be measured: {error:#}", run.display()),
+            }
+        }
+        Ok(cost)
+    }
+
+    /// What is stored of it, with the device and the figures.
+    fn json(&self, device: Device) -> Result<Value> {
+        let mut object = serde_json::to_value(self)?;
+        object["device"] = title(device).into();
+        let figure = |evaluation: &Evaluation| {
+            json!({
+                "figure": evaluation.figures.get(SAMPLES),
+                "protocol": evaluation.protocol.settings.name,
+                "protocol_hash": evaluation.protocol_hash,
+                "protocol_text": evaluation.protocol_text,
+            })
+        };
+        object["figures"] = self.evaluations.iter().map(figure).collect();
+        Ok(object)
+    }
+
+    fn line(&self) -> [String; COLUMNS.len()] {
+        let or_not = |text: Option<String>| text.unwrap_or_else(|| "not measured".into());
+        let megabytes = |bytes: Option<i64>| or_not(bytes.map(|bytes| format!("{:.0} MB", bytes as f64 / 1e6)));
+        [
+            self.run.display().to_string(),
+            with_commas(self.parameters),
+            with_commas(self.autoencoder_parameters),
+            self.steps.to_string(),
+            format!("{:.1} min", self.training_seconds / 60.0),
+            or_not(self.seconds_per_step.map(|seconds| format!("{seconds:.3}"))),
+            or_not(self.seconds_per_video.map(|seconds| format!("{seconds:.3}"))),
+            megabytes(self.step_memory),
+            megabytes(self.video_memory),
+        ]
+    }
+}
+
+const COLUMNS: [&str; 9] =
+    ["", "U-Net", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
+
+/// The set in an evaluation's figures that was sampled.
+const SAMPLES: &str = "samples";
+
+fn print(costs: &[Cost], device: Device) {
+    let lines: Vec<_> = std::iter::once(COLUMNS.map(String::from)).chain(costs.iter().map(Cost::line)).collect();
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    for line in &lines {
+        let cells = line.iter().enumerate().map(|(column, cell)| match column {
+            0 => format!("{cell:0$}", width(0)),
+            _ => format!("{cell:>0$}", width(column)),
+        });
+        println!("{}", cells.collect::<Vec<_>>().join("  "));
+    }
+    println!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
+    for cost in costs {
+        let sampler = serde_json::to_string(&cost.sampler).unwrap_or_default();
+        println!("{} samples with {sampler}", cost.run.display());
+    }
+    println!();
+    let mut table = FigureTable::new();
+    let mut protocols: Vec<String> = Vec::new();
+    for cost in costs {
+        for evaluation in &cost.evaluations {
+            if let Some(figure) = evaluation.figures.get(SAMPLES) {
+                table.row(&cost.run.display().to_string(), figure, &evaluation.protocol, "");
+                let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
+                protocols.push(format!("protocol {protocol_hash}: {protocol_text}"));
+            }
+        }
+    }
+    if !protocols.is_empty() {
+        print!("{table}");
+        println!("[…]: 95 % intervals by the jackknife");
+    }
+    protocols.sort();
+    protocols.dedup();
+    protocols.iter().for_each(|line| println!("{line}"));
+    for cost in costs.iter().filter(|cost| cost.evaluations.is_empty()) {
+        let run = cost.run.display();
+        println!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
+    }
+}
+
+/// The median over the lines of a run's log.
+fn seconds_per_step(run: &Path) -> Result<Option<f64>> {
+    let Ok(text) = fs::read_to_string(run.join(METRICS_FILE)) else { return Ok(None) };
+    let mut seconds = Vec::new();
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).with_context(|| format!("{METRICS_FILE} in {}", run.display()))?;
+        seconds.extend(line[SECONDS_PER_STEP].as_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds.get(seconds.len() / 2).copied())
+}
+
+/// What one pass of the run's training takes.
+fn step_memory(run: &Path, experiment: &DiffusionExperiment, device: Device) -> Result<i64> {
+    let text = experiment.text.as_ref().map(|_| open_text_encoder(&run.join(TEXT_ENCODER_FILE), device)).transpose()?;
+    let space = space_of(experiment, run, device)?;
+    let mut task = DiffusionTask::new(experiment, space, text, device, 0, false, &Ranks::alone())?;
+    let batch = task.next_batch()?;
+    let (done, bytes) = peak_memory(device, || {
+        let _autocast = Autocast::bfloat16(device, experiment.trainer.precision == Precision::Bf16);
+        task.gradients(0, &batch, 0, 1.0)
+    });
+    done.map(|_| bytes)
+}
+
+/// Evaluations in folders inside the run or beside it that say they sampled it.
+fn evaluations(run: &Path) -> Result<Vec<Evaluation>> {
+    let own = run.canonicalize().with_context(|| run.display().to_string())?;
+    let mut files = Vec::new();
+    for folder in [Some(own.as_path()), own.parent()].into_iter().flatten() {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        files.extend(entries.flatten().map(|entry| entry.path().join(FIGURES_FILE)).filter(|path| path.is_file()));
+    }
+    files.sort();
+    let read = |path: &PathBuf| serde_json::from_str::<Evaluation>(&fs::read_to_string(path).ok()?).ok();
+    let is_own = |evaluation: &Evaluation| match &evaluation.generated {
+        Some(Generated::Run { run, .. }) => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
+        _ => false,
+    };
+    Ok(files.iter().filter_map(read).filter(is_own).collect())
+}
