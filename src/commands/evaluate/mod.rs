@@ -29,10 +29,12 @@ use crate::{
     torch::DeviceName,
 };
 
-use card::{CARD_FILE, card};
+pub(super) use card::CARD_FILE;
+use card::card;
 use measure::{Bar, RealClips, Yardsticks, enough, features_of, generated_sets, refit};
 pub use measure::{Extraction, Shared};
 use reconstruction::Reconstruction;
+pub(super) use reconstruction::{FIGURES_FILE as RECONSTRUCTION_FILE, Figures as ReconstructionFigures};
 
 /// Measure FVD and KVD of generated clips against real ones
 #[derive(Debug, clap::Args)]
@@ -194,7 +196,7 @@ pub struct Report {
 }
 
 /// Order and meaning of the sets in a table.
-const SETS: [(&str, &str); 6] = [
+pub(super) const SETS: [(&str, &str); 6] = [
     ("samples", "generated"),
     ("train", "real clips that were trained on: the floor at this number of clips"),
     ("real", "real clips against other real clips: the floor"),
