@@ -136,8 +136,8 @@ impl Demo {
         }
         let text = serde_json::to_string_pretty(&summary(&report, seconds)?)?;
         write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))?;
-        report::write(&[autoencoder_run, diffusion_run, settings.out], &report_file)?;
-        Ok(())
+        let folder = report_file.parent().context("a run has a folder")?;
+        report::write(&[folder.to_path_buf()], &report_file).map(|_| ())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde::Deserialize;
@@ -56,10 +56,10 @@ pub struct Evaluation {
 /// A protocol as a file of figures has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProtocolText {
-    /// `protocol` where the file has none.
-    pub name: String,
+    /// None in files of early versions.
+    pub name: Option<String>,
     pub hash: String,
-    /// One line; none in files of early versions.
+    /// One line; none in files of early versions and of long evaluations.
     pub text: Option<String>,
     /// All of it, as JSON.
     pub whole: String,
@@ -140,18 +140,6 @@ pub struct Sheet {
 }
 
 impl Page {
-    /// Whether there is nothing to show.
-    pub fn is_empty(&self) -> bool {
-        let Page { title: _, trainings, evaluations, reconstructions, long, galleries, sheets, stages } = self;
-        trainings.is_empty()
-            && evaluations.is_empty()
-            && reconstructions.is_empty()
-            && long.is_empty()
-            && galleries.is_empty()
-            && sheets.is_empty()
-            && stages.is_empty()
-    }
-
     /// The page. Its policy lets it load nothing but the pictures and videos inside it, and run and apply nothing but
     /// its own script and style.
     ///
@@ -189,6 +177,7 @@ impl Page {
                 body {
                     header {
                         h1 { (self.title) }
+                        p.note { (self.counts()) }
                         nav { @for (id, title, _) in &sections { a href={ "#" (id) } { (title) } " " } }
                         @if self.galleries.iter().any(|gallery| gallery.videos.iter().any(Video::is_mp4)) {
                             button id="playing" type="button" hidden { "Pause all videos" }
@@ -203,6 +192,22 @@ impl Page {
             }
         };
         Ok(page.into_string())
+    }
+
+    /// What was found, in a line.
+    fn counts(&self) -> String {
+        let videos = self.galleries.iter().map(|gallery| gallery.count).sum();
+        let counts = [
+            (self.trainings.len(), "training"),
+            (self.evaluations.len(), "evaluation"),
+            (self.long.len(), "long evaluation"),
+            (self.reconstructions.len(), "measured reconstruction"),
+            (videos, "video"),
+        ];
+        let some = counts.into_iter().filter(|(count, _)| *count > 0);
+        some.map(|(count, what)| format!("{count} {what}{}", if count == 1 { "" } else { "s" }))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn videos(&self) -> Markup {
@@ -222,9 +227,10 @@ impl Page {
 
     fn sheets(&self) -> Markup {
         html! {
-            @for Sheet { title, caption, bytes } in &self.sheets {
-                h3 { (title) }
-                figure.sheet { (picture(bytes, "image/png", title)) figcaption { (caption) } }
+            @if !self.sheets.is_empty() {
+                div.sheets { @for Sheet { title, caption, bytes } in &self.sheets {
+                    figure { h3 { (title) } (picture(bytes, "image/png", title)) figcaption { (caption) } }
+                } }
             }
             @for Reconstruction { name, measures, text } in &self.reconstructions {
                 h3 { (name) }
@@ -252,7 +258,7 @@ impl Page {
                 p { "These figures come from " (protocols.len()) " protocols, each with a table of its own: compare only within a table." }
             }
             @for protocol in protocols {
-                h3 { "Protocol " (protocol.name) " " code { (protocol.hash) } }
+                h3 { (protocol.title()) }
                 (protocol.details())
                 (figure_table(self.evaluations.iter().filter(|evaluation| evaluation.protocol.hash == protocol.hash).collect()))
             }
@@ -284,7 +290,7 @@ impl Page {
             let at = |curve: &LongCurve, frame: i64| curve.windows.iter().find(|(f, _)| *f == frame).map(|(_, d)| *d);
             parts.push(html! {
                 h3 { (name) }
-                p.note { "Protocol " (protocol.name) " " code { (protocol.hash) } ", on " (device) }
+                p.note { (protocol.title()) ", on " (device) }
                 (protocol.details())
                 div.plots { @for plot in plots { (plot) } }
                 div.wide { table {
@@ -385,8 +391,8 @@ impl Page {
                         th { (run.name) }
                         td.n { (run.steps().unwrap_or(0)) }
                         td.n { (or_dash(run.median("clips_per_second"))) }
-                        td.n { (or_dash(run.seconds_a_step())) }
-                        td.n { (or_dash(run.median("seconds_waiting_for_data"))) }
+                        td.n { (seconds(run.seconds_a_step())) }
+                        td.n { (seconds(run.median("seconds_waiting_for_data"))) }
                         @for name in &memory { td.n { (run.most(name).map_or("–".into(), |most| amount(name, most))) } }
                     } } }
                 } }
@@ -480,6 +486,10 @@ impl Training {
 }
 
 impl ProtocolText {
+    fn title(&self) -> Markup {
+        html! { "Protocol " @if let Some(name) = &self.name { (name) " " } code { (self.hash) } }
+    }
+
     fn details(&self) -> Markup {
         html! {
             @if let Some(text) = &self.text { p.note { (text) } }
@@ -499,7 +509,7 @@ impl Video {
                 @if self.is_mp4() {
                     @let size = mp4_size(&self.bytes);
                     video.pixels[is_small(size)] src=(data_uri("video/mp4", &self.bytes)) width=[size.map(|s| s.0)]
-                        height=[size.map(|s| s.1)] title=(self.name) autoplay muted loop playsinline controls {}
+                        height=[size.map(|s| s.1)] title=(self.name) autoplay muted loop playsinline {}
                 } @else {
                     (picture(&self.bytes, "image/gif", &self.name))
                 }
@@ -534,8 +544,8 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                             th { (set) }
                             td.n { (value(figure.fvd, figure.fvd_std, figure.fvd_interval, 2)) }
                             td.n { (value(figure.kvd, figure.kvd_std, figure.kvd_interval, 3)) }
-                            @if with_runs { td { @for run in &figure.runs { (format!("{:.2} / {:.3}", run.fvd, run.kvd)) br; } } }
-                            @if extrapolated { td.n { (figure.fvd_extrapolated.map_or("–".into(), |fvd| format!("{fvd:.2}"))) } }
+                            @if with_runs { td { @for run in &figure.runs { (fixed(run.fvd, 2)) " / " (fixed(run.kvd, 3)) br; } } }
+                            @if extrapolated { td.n { (figure.fvd_extrapolated.map_or("–".into(), |fvd| fixed(fvd, 2))) } }
                             @if clips { td.n { (figure.clips.map_or("–".into(), |[real, generated]| format!("{real} / {generated}"))) } }
                             td.long { (meaning) }
                         }
@@ -564,9 +574,9 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
 /// `678.62 ± 3.00` with the interval under it.
 fn value(value: f64, std: Option<f64>, interval: Option<Interval>, digits: usize) -> Markup {
     html! {
-        (format!("{value:.digits$}"))
-        @if let Some(std) = std { (format!(" ± {std:.digits$}")) }
-        @if let Some([low, high]) = interval { br; small { (format!("[{low:.digits$}, {high:.digits$}]")) } }
+        (fixed(value, digits))
+        @if let Some(std) = std { " ± " (fixed(std, digits)) }
+        @if let Some([low, high]) = interval { br; small { "[" (fixed(low, digits)) ", " (fixed(high, digits)) "]" } }
     }
 }
 
@@ -574,7 +584,7 @@ fn figure(title: &str, plot: &Plot, scale: Scale) -> Result<Markup> {
     let averaged = plot.averaged();
     // all values may be unusable on the scale, but those of `Scale::of` are not
     let svg = match plot.series.iter().flat_map(|s| &s.points).any(|(_, y)| y.is_finite()) {
-        true => plot.small_svg(scale)?,
+        true => plot.small_svg(scale).with_context(|| format!("the plot of {title}"))?,
         false => String::new(),
     };
     Ok(html! {
@@ -598,7 +608,7 @@ fn picture(bytes: &[u8], kind: &str, description: &str) -> Markup {
     }
 }
 
-/// Every metric of the runs, in the order in which it comes first.
+/// Every metric of the runs, in the order of the first run that has it.
 fn metric_names(runs: &[&Training]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for series in runs.iter().flat_map(|run| &run.metrics) {
@@ -615,12 +625,18 @@ fn names(runs: &[&Training]) -> String {
 
 /// What a logged value is the mean of.
 fn averages(runs: &[&Training]) -> String {
-    let every: Vec<String> = runs
-        .iter()
-        .filter_map(|run| Some((run, run.setting("log_every")?)))
-        .map(|(run, every)| if runs.len() > 1 { format!("{every} in {}", run.name) } else { every.to_string() })
-        .collect();
-    let steps = if every.is_empty() { String::new() } else { format!(" ({})", every.join(", ")) };
+    let every: Vec<(&str, f64)> =
+        runs.iter().filter_map(|run| Some((run.name.as_str(), run.setting("log_every")?))).collect();
+    let steps = match every.first() {
+        None => String::new(),
+        Some((_, first)) if every.iter().all(|(_, steps)| steps == first) => format!(" ({first} steps)"),
+        Some(_) => {
+            format!(
+                " ({})",
+                every.iter().map(|(run, steps)| format!("{steps} in {run}")).collect::<Vec<_>>().join(", ")
+            )
+        }
+    };
     format!(
         "A logged value is the mean over the steps since the one before it{steps}; the learning rate is that of the last \
          step. Where a plot says that it shows means of several such values, a pale band goes from the least to the \
@@ -668,6 +684,11 @@ fn flattened(value: &Value) -> Vec<(String, String)> {
     found
 }
 
+/// So many digits behind the point.
+fn fixed(value: f64, digits: usize) -> String {
+    format!("{value:.digits$}").replace('-', "−")
+}
+
 /// Four digits that matter.
 fn number(value: f64) -> String {
     let size = value.abs();
@@ -682,6 +703,10 @@ fn number(value: f64) -> String {
 
 fn or_dash(value: Option<f64>) -> String {
     value.map_or("–".into(), number)
+}
+
+fn seconds(value: Option<f64>) -> String {
+    value.map_or("–".into(), |seconds| format!("{seconds:.4}"))
 }
 
 /// Bytes in megabytes, all else as it is.
@@ -714,4 +739,122 @@ fn mp4_size(bytes: &[u8]) -> Option<(u32, u32)> {
     let header = bytes.windows(5).position(|window| window == b"tkhd\0")?;
     let side = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?) >> 16);
     Some((side(header + 80)?, side(header + 84)?)).filter(|(width, height)| *width > 0 && *height > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn training(name: &str, text: &str) -> Training {
+        let value = serde_yaml::from_str(text).unwrap();
+        Training { name: name.into(), experiment: Some((text.into(), value)), metrics: Vec::new() }
+    }
+
+    fn evaluation(name: &str, hash: &str, fvd: f64) -> Evaluation {
+        let figure = SetFigure {
+            fvd,
+            kvd: -0.5,
+            fvd_std: None,
+            kvd_std: None,
+            runs: Vec::new(),
+            fvd_interval: None,
+            kvd_interval: None,
+            fvd_extrapolated: None,
+            clips: None,
+        };
+        let protocol = ProtocolText { name: None, hash: hash.into(), text: None, whole: "{}".into() };
+        let figures = vec![("samples".into(), String::new(), figure)];
+        let not_measured = BTreeMap::new();
+        Evaluation {
+            name: name.into(),
+            protocol,
+            figures,
+            floor: None,
+            psnr_db: None,
+            device: "cpu".into(),
+            not_measured,
+        }
+    }
+
+    #[test]
+    fn only_keys_that_differ_are_compared() {
+        let a = training("a", "{unet: {channels: 8, depths: [1, 2]}, seed: 0, start_from: null}");
+        let b = training("b", "{unet: {channels: 8, depths: [1, 3]}, seed: 0, prompt: 'x'}");
+        let text = |value: &str| Some(value.to_string());
+        let found = differences(&[&a, &b]);
+        let wanted = [
+            ("unet.depths", vec![text("[1,2]"), text("[1,3]")]),
+            ("start_from", vec![text("null"), None]),
+            ("prompt", vec![None, text("x")]),
+        ];
+        assert_eq!(found, wanted.map(|(key, values)| (key.to_string(), values)));
+        assert!(differences(&[&a, &a]).is_empty() && differences(&[&a]).is_empty() && differences(&[]).is_empty());
+    }
+
+    #[test]
+    fn runs_stand_together_by_what_they_train() {
+        let page = Page {
+            trainings: vec![
+                training("d", "{unet: {}, autoencoder: runs/a}"),
+                training("a", "{autoencoder: {channels: 8}}"),
+                training("e", "{unet: {}, autoencoder: runs/a}"),
+            ],
+            ..Page::default()
+        };
+        let kinds: Vec<_> = page.kinds().into_iter().map(|(kind, runs)| (kind, names(&runs))).collect();
+        assert_eq!(kinds, [("Autoencoder", "a".to_string()), ("Diffusion", "d, e".to_string())]);
+    }
+
+    /// Two evaluations of one protocol share a table, a third has another.
+    #[test]
+    fn a_table_has_one_protocol() {
+        let evaluations = vec![evaluation("x", "aa", 1.0), evaluation("y", "bb", 2.0), evaluation("z", "aa", 3.0)];
+        let html = Page { evaluations, ..Page::default() }.html().unwrap();
+        let tables: Vec<&str> = html.split("<table").skip(1).map(|t| t.split("</table>").next().unwrap()).collect();
+        assert_eq!(tables.len(), 2);
+        assert!(tables[0].contains("1.00") && tables[0].contains("3.00") && !tables[0].contains("2.00"));
+        assert!(tables[1].contains("2.00") && tables[1].contains("−0.500"));
+        assert!(html.contains("come from 2 protocols"));
+    }
+
+    #[test]
+    fn what_files_say_is_text() {
+        let hostile = "<script>alert(1)</script>\"'";
+        let mut run = training(hostile, &format!("unet: {}", serde_json::json!(hostile)));
+        let points = vec![(1.0, 1.0), (2.0, 0.5)];
+        run.metrics = vec![Series { name: hostile.into(), points }];
+        let html = Page { title: hostile.into(), trainings: vec![run], ..Page::default() }.html().unwrap();
+        assert!(html.contains("&lt;script&gt;alert(1)") && !html.contains("<script>alert"), "{html}");
+        assert_eq!(html.matches("<script").count(), 1);
+        assert!(html.contains(&source_hash(SCRIPT)) && html.contains(&source_hash(STYLE)));
+    }
+
+    #[test]
+    fn numbers_have_four_digits() {
+        let written = [0.0, 836.2182, 0.000123456, 0.0000123, -2.5956, 12345.6, 64.0, f64::NAN].map(number);
+        assert_eq!(written, ["0", "836.2", "0.0001235", "1.23e−5", "−2.596", "12346", "64.00", "NaN"]);
+        assert_eq!((fixed(-0.5, 2), amount("peak_bytes", 2.5e9)), ("−0.50".into(), "2500 MB".into()));
+    }
+
+    #[test]
+    fn a_step_takes_its_clips_over_clips_a_second() {
+        let mut run = training("a", "{trainer: {batch: 3, accumulate: 2, log_every: 5}}");
+        let points = [1.0, 100.0, 12.0].map(|rate| (1.0, rate)).to_vec();
+        run.metrics = vec![Series { name: "clips_per_second".into(), points }];
+        assert_eq!(run.seconds_a_step(), Some(0.5));
+        assert!(averages(&[&run]).contains("(5 steps)"));
+    }
+
+    #[test]
+    fn sizes_are_read_from_headers() {
+        let png = crate::data::pictures::png(&tch::Tensor::zeros([3, 5, 3], (tch::Kind::Uint8, tch::Device::Cpu)));
+        assert_eq!(png_size(&png.unwrap()), Some((5, 3)));
+        let mut track = b"....tkhd\0".to_vec();
+        track.resize(4 + 80, 0);
+        track.extend([0, 40, 0, 0, 0, 30, 0, 0]);
+        assert_eq!(mp4_size(&track), Some((40, 30)));
+        for cut in [&track[..20], &track[..86], b"", b"GIF89a"] {
+            assert_eq!((mp4_size(cut), png_size(cut)), (None, None));
+        }
+    }
 }

@@ -76,7 +76,7 @@ const SMALL: Look = Look {
     sample: 30.0,
     close: 9.0,
     between_markers: 34.0,
-    names: 84.0,
+    names: 100.0,
     points: 120,
 };
 
@@ -168,12 +168,12 @@ impl Plot {
         let level = self.level.as_ref().filter(|(_, y)| scale.has(*y));
 
         let (low, high) = range(points.iter().map(|(x, _)| *x));
-        let mut x = Axis::new(low, high, if look.width > 600.0 { 10.0 } else { 5.0 })?;
+        let mut x = Axis::new(low, high, if look.width > 600.0 { 10.0 } else { 3.5 })?;
         let values = points.iter().map(|(_, y)| *y).chain(level.map(|(_, y)| *y));
         let mut y = match scale {
             Scale::Linear => {
                 let (low, high) = range(values.chain([0.0]));
-                let count = if look.height_of_curves > 300.0 { 8.0 } else { 5.0 };
+                let count = if look.height_of_curves > 300.0 { 8.0 } else { 4.0 };
                 let mut y = Axis::new(low, if high > low { high } else { 1.0 }, count)?;
                 if low == 0.0 {
                     y.low = 0.0;
@@ -539,7 +539,7 @@ fn colour(i: usize) -> Colour {
 
 /// Solid, then dashed in four ways, in thicknesses of the curve.
 fn stroke(i: usize, look: &Look) -> Stroke {
-    let dash = [None, Some([5.0, 2.0]), Some([1.2, 1.6]), Some([9.0, 2.0]), Some([2.5, 2.5])][i % 5];
+    let dash = [None, Some([5.0, 2.0]), Some([1.2, 1.6]), Some([9.0, 3.5]), Some([2.5, 2.5])][i % 5];
     let dash = dash.map(|dash| dash.map(|length: f64| length * look.curve));
     Stroke { colour: colour(i), width: look.curve, dash }
 }
@@ -757,5 +757,87 @@ mod tests {
         assert_eq!(written(0.0, 7e-7, 8.0), "0 1e−7 2e−7 3e−7 4e−7 5e−7 6e−7 7e−7");
         assert_eq!(written(0.0, 2.5e9, 5.0), "0 5e8 1e9 1.5e9 2e9 2.5e9");
         assert_eq!(ticks(0.0, 0.9, 9.0)[3].0, 0.3);
+    }
+
+    fn small(plot: &Plot, scale: Scale) -> Drawing {
+        plot.draw(&Font::dejavu_sans().unwrap(), &SMALL, scale).unwrap()
+    }
+
+    /// 1,000 points become 112 means of 9, whose band reaches the one value that stands out.
+    #[test]
+    fn long_curves_are_means_with_a_band() {
+        let points: Vec<_> = (0..1000).map(|i| (i as f64, if i == 500 { 50.0 } else { (i % 2) as f64 })).collect();
+        let long = series("a", points);
+        let curve = Curve::of(&long, &SMALL, Scale::Linear);
+        let piece = &curve.pieces[0];
+        assert_eq!((piece.len(), plot(vec![long]).averaged()), (112, 9));
+        assert_eq!((piece[0].at, piece[0].least, piece[0].most), ((4.0, 4.0 / 9.0), 0.0, 1.0));
+        assert!(piece.iter().any(|mean| mean.most == 50.0 && mean.at.1 < 7.0));
+        let short = series("b", (0..120).map(|i| (i as f64, 1.0)).collect());
+        assert_eq!(plot(vec![short]).averaged(), 1);
+        // in a figure of its own every point is drawn
+        assert_eq!(Curve::of(&series("c", vec![(0.0, 1.0); 5000]), &FIGURE, Scale::Linear).pieces[0].len(), 5000);
+    }
+
+    #[test]
+    fn bands_show_in_both_kinds_of_picture() {
+        let long = plot(vec![series("a", (0..500).map(|i| (i as f64, (i % 4) as f64)).collect())]);
+        let drawing = small(&long, Scale::Linear);
+        assert!(drawing.svg().contains("fill-opacity=\"0.18\" d=\"M"), "{}", drawing.svg());
+        let png = drawing.png(&Font::dejavu_sans().unwrap()).unwrap();
+        let mut reader = png::Decoder::new(Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        let pale = |pixel: &[u8; 3]| (200..220).contains(&pixel[0]) && pixel[2] > 235;
+        assert!(pixels.as_chunks().0.iter().filter(|pixel| pale(pixel)).count() > 5000);
+    }
+
+    #[test]
+    fn a_squashed_curve_gets_a_logarithmic_axis() {
+        let of = |values: &[f64]| Scale::of(&[series("a", values.iter().map(|y| (0.0, *y)).collect())]);
+        assert_eq!(of(&[1000.0, 50.0, 20.0, 10.0, 5.0]), Scale::Logarithmic);
+        assert_eq!(of(&[1000.0, 50.0, 20.0, 10.0, 0.0]), Scale::Linear);
+        assert_eq!(of(&[1000.0, 500.0, 250.0, f64::NAN]), Scale::Linear);
+        assert_eq!(of(&[]), Scale::Linear);
+        let mut axis = Axis::logarithmic(1.0, 10_000.0);
+        axis.place(100.0, 0.0);
+        assert!((axis.at(100.0) - 50.0).abs() < 1e-9 && axis.at(1.0) < 100.0 && axis.at(10_000.0) > 0.0);
+        let numbers: Vec<&str> = axis.ticks.iter().map(|(_, number)| number.as_str()).collect();
+        assert_eq!(numbers, ["1", "10", "100", "1000", "10000"]);
+        let few: Vec<String> = Axis::logarithmic(0.02, 0.3).ticks.into_iter().map(|tick| tick.1).collect();
+        assert_eq!(few, ["0.02", "0.05", "0.1", "0.2"]);
+        // no place for 0
+        let drawing =
+            small(&plot(vec![series("a", vec![(0.0, 1.0), (1.0, 0.0), (2.0, 9.0), (3.0, 5.0)])]), Scale::Logarithmic);
+        let svg = drawing.svg();
+        assert_eq!(curves(&svg)[0].matches('M').count(), 1);
+    }
+
+    /// By their names, dashes and markers besides colours; a curve alone has no legend.
+    #[test]
+    fn small_curves_differ_without_colour() {
+        let line = |y: f64| vec![(0.0, y), (10.0, y)];
+        let names = ["one", "two", "a name far too long for the end of a curve"];
+        let svg = small(&plot(names.iter().map(|name| series(name, line(5.0))).collect()), Scale::Linear).svg();
+        let dashes = |line: &&str| line.contains("<title>") && line.contains("fill=\"none\"");
+        let drawn: std::collections::BTreeSet<&str> = svg
+            .lines()
+            .filter(dashes)
+            .map(|line| line.split(" d=").next().unwrap().split("linejoin").nth(1).unwrap())
+            .collect();
+        assert_eq!(drawn.len(), 3, "{drawn:?}");
+        for (name, times) in [("one", 4), ("two", 4)] {
+            assert_eq!(svg.matches(&format!(">{name}</")).count(), times, "legend, end, line, markers");
+        }
+        assert!(svg.contains("…</text>"));
+        let alone = small(&plot(vec![series("one", line(5.0))]), Scale::Linear).svg();
+        assert_eq!(alone.matches(">one</text>").count(), 0);
+    }
+
+    #[test]
+    fn names_at_ends_do_not_meet() {
+        let found = apart(&[10.0, 11.0, 12.0, 90.0, 99.0], 12.0, (0.0, 100.0));
+        assert_eq!(found, [10.0, 22.0, 34.0, 88.0, 100.0]);
+        assert_eq!(apart(&[-5.0, 50.0], 10.0, (0.0, 100.0)), [0.0, 50.0]);
     }
 }

@@ -132,7 +132,7 @@ fn nothing(run: &Path, root: &Path, searched: usize) -> Result<String> {
     Ok(format!(
         "{} holds nothing that lvdm wrote ({listed}; {searched} folders searched). A report is made of {EXPERIMENT_FILE} \
          and {METRICS_FILE} (a training), {FIGURES_FILE} or {CARD_FILE} (an evaluation), {CURVES_FILE} (a long one), \
-         {RECONSTRUCTION_FILE}, or .mp4 files, in the folder or up to {LEVELS} levels below",
+         {RECONSTRUCTION_FILE}, or .mp4 files, in the folder or up to two levels below",
         run.display()
     ))
 }
@@ -244,26 +244,29 @@ fn read_experiment(path: &Path) -> Result<(String, serde_yaml::Value)> {
     Ok((text, value))
 }
 
-/// A series a metric, `loss` before the others. A last line that was cut off is one that is being written.
+/// A series a metric, in the order of the log. A last line that was cut off is one that is being written.
 fn read_metrics(path: &Path) -> Result<Vec<Series>> {
     let text = read_text(path)?;
-    let mut found: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+    let mut found: Vec<Series> = Vec::new();
     for (i, line) in text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate() {
         let wrong = |what: &str| anyhow!("{}, line {}: {what}", path.display(), i + 1);
         let values: Option<Map<String, Value>> = serde_json::from_str(line).ok();
         let values = values.ok_or_else(|| wrong("not a JSON object"))?;
         let step = values.get("step").and_then(Value::as_f64).ok_or_else(|| wrong("no `step`"))?;
-        for (name, value) in values.iter().filter(|(name, _)| *name != "step") {
+        let mut values: Vec<(String, Value)> = values.into_iter().filter(|(name, _)| name != "step").collect();
+        values.sort_by_key(|(name, _)| line.find(&Value::from(name.as_str()).to_string()));
+        for (name, value) in values {
             let value = match value {
                 Value::Null => f64::NAN,
                 value => value.as_f64().ok_or_else(|| wrong(&format!("`{name}` is neither a number nor null")))?,
             };
-            found.entry(name.clone()).or_default().push((step, value));
+            match found.iter_mut().find(|series| series.name == name) {
+                Some(series) => series.points.push((step, value)),
+                None => found.push(Series { name, points: vec![(step, value)] }),
+            }
         }
     }
-    let mut series: Vec<Series> = found.into_iter().map(|(name, points)| Series { name, points }).collect();
-    series.sort_by_key(|series| series.name != "loss");
-    Ok(series)
+    Ok(found)
 }
 
 /// `figures.json` of an evaluation, also of versions that wrote less.
@@ -359,8 +362,7 @@ impl LongFile {
 }
 
 fn protocol(whole: &Value, hash: String, text: Option<String>) -> ProtocolText {
-    let name = whole["settings"]["name"].as_str().unwrap_or("without a name");
-    ProtocolText { name: name.into(), hash, text, whole: pretty(whole) }
+    ProtocolText { name: whole["settings"]["name"].as_str().map(String::from), hash, text, whole: pretty(whole) }
 }
 
 fn pretty(value: &Value) -> String {

@@ -6,5 +6,6 @@ const all = play => {
 if (button) {
   button.hidden = false;
   button.onclick = () => all(videos.every(video => video.paused));
+  for (const video of videos) video.onclick = () => video.paused ? video.play() : video.pause();
   if (matchMedia('(prefers-reduced-motion: reduce)').matches) all(false);
 }
