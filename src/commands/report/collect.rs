@@ -140,12 +140,25 @@ fn nothing(run: &Path, root: &Path, searched: usize) -> Result<String> {
 /// Puts what one folder holds on the page; videos are only listed. Says whether there was anything.
 fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(String, Vec<PathBuf>)>) -> Result<bool> {
     let file = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
-    let sections_before = page.trainings.len() + page.evaluations.len() + page.long.len() + page.sheets.len();
-    let lists_before = page.reconstructions.len() + page.stages.len() + galleries.len();
-
     // each curve's windows are logged as a training's figures are
     let of_curve = folder.parent().is_some_and(|parent| parent.join(CURVES_FILE).is_file());
     let (experiment, metrics) = (file(EXPERIMENT_FILE), file(METRICS_FILE).filter(|_| !of_curve));
+    let [figures, card, reconstruction, summary] =
+        [FIGURES_FILE, CARD_FILE, RECONSTRUCTION_FILE, SUMMARY_FILE].map(file);
+    let mut videos: Vec<PathBuf> = entries(folder)?.into_iter().filter(|path| is_mp4(path) && path.is_file()).collect();
+    if videos.is_empty() && !folder.join("samples").is_dir() {
+        videos.extend(file("samples.gif"));
+    }
+    let files = [&experiment, &metrics, &figures, &card, &reconstruction, &summary];
+    let holds = files.into_iter().any(Option::is_some) || !videos.is_empty();
+
+    if figures.is_some() || reconstruction.is_some() {
+        for (sheet, caption) in SHEETS {
+            if let Some(path) = file(sheet) {
+                page.sheets.push(Sheet { title: format!("{name}/{sheet}"), caption, bytes: read(&path)? });
+            }
+        }
+    }
     if experiment.is_some() || metrics.is_some() {
         page.trainings.push(Training {
             name: name.clone(),
@@ -153,45 +166,32 @@ fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(Strin
             metrics: metrics.map_or(Ok(Vec::new()), |path| read_metrics(&path))?,
         });
     }
-    if let Some(path) = file(FIGURES_FILE) {
+    if let Some(path) = figures {
         match file(CURVES_FILE) {
             Some(_) => page.long.push(read_json::<LongFile>(&path, "lvdm evaluate-long")?.into_page(name.clone())),
             None => page.evaluations.push(read_json::<FiguresFile>(&path, "lvdm evaluate")?.into_page(name.clone())),
         }
     }
-    if let Some(path) = file(CARD_FILE) {
+    if let Some(path) = card {
         let CardFile { reports, mut not_measured } = read_json(&path, "lvdm evaluate --card")?;
         for report in reports {
             let not_measured = std::mem::take(&mut not_measured);
-            page.evaluations.push(Evaluation { not_measured, ..report.into_page(name.clone()) });
+            page.evaluations.push(Evaluation { not_measured, ..report.into_page(format!("{name}/{CARD_FILE}")) });
         }
     }
-    if let Some(path) = file(RECONSTRUCTION_FILE) {
+    if let Some(path) = reconstruction {
         let figures: ReconstructionFigures = read_json(&path, "lvdm evaluate reconstruction")?;
         let measures = figures.measures().map(|(name, spread, meaning)| (name, spread.mean, spread.std, meaning));
-        page.reconstructions.push(Reconstruction {
-            name: name.clone(),
-            measures: measures.into(),
-            text: figures.conditions(),
-        });
+        let text = figures.conditions();
+        page.reconstructions.push(Reconstruction { name: name.clone(), measures: measures.into(), text });
     }
-    let videos: Vec<PathBuf> = entries(folder)?.into_iter().filter(|path| is_mp4(path) && path.is_file()).collect();
-    let evaluated = file(FIGURES_FILE).is_some() || file(RECONSTRUCTION_FILE).is_some();
-    for (sheet, caption) in SHEETS.into_iter().filter(|_| evaluated) {
-        if let Some(path) = file(sheet) {
-            page.sheets.push(Sheet { title: format!("{name}/{sheet}"), caption, bytes: read(&path)? });
-        }
+    if let Some(path) = summary {
+        page.stages.push((name.clone(), read_json::<SummaryFile>(&path, "lvdm demo")?.seconds));
     }
     if !videos.is_empty() {
-        galleries.push((name.clone(), videos));
-    } else if let Some(moving) = file("samples.gif").filter(|_| !folder.join("samples").is_dir()) {
-        galleries.push((name.clone(), vec![moving]));
+        galleries.push((name, videos));
     }
-    if let Some(path) = file(SUMMARY_FILE) {
-        page.stages.push((name, read_json::<SummaryFile>(&path, "lvdm demo")?.seconds));
-    }
-    let sections = page.trainings.len() + page.evaluations.len() + page.long.len() + page.sheets.len();
-    Ok(sections > sections_before || page.reconstructions.len() + page.stages.len() + galleries.len() > lists_before)
+    Ok(holds)
 }
 
 fn is_mp4(path: &Path) -> bool {
@@ -367,4 +367,47 @@ fn protocol(whole: &Value, hash: String, text: Option<String>) -> ProtocolText {
 
 fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// At most twelve, at most so many bytes, and the page says which it was.
+    #[test]
+    fn a_gallery_has_an_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let files: Vec<PathBuf> = (0..14).map(|i| folder.path().join(format!("{i:05}.mp4"))).collect();
+        files.iter().for_each(|path| fs::write(path, [0; 100]).unwrap());
+        fs::write(files[1].with_extension("txt"), "a dog\n").unwrap();
+        let of = |files: &[PathBuf], most| gallery("samples".into(), files, most).unwrap();
+        let cut = of(&files, 100_000);
+        assert_eq!((cut.videos.len(), cut.count), (12, 14));
+        assert!(cut.cut.unwrap().contains("a folder shows 12"));
+        assert_eq!((cut.videos[0].prompt.as_deref(), cut.videos[1].prompt.as_deref()), (None, Some("a dog")));
+        let cut = of(&files[..5], 350);
+        assert_eq!((cut.videos.len(), cut.count), (3, 5));
+        assert!(cut.cut.unwrap().contains("24 MB"));
+        assert!(of(&files[..3], 300).cut.is_none());
+    }
+
+    #[test]
+    fn metrics_keep_the_order_of_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let text = "{\"step\":1,\"loss\":2.0,\"kl\":null,\"a\":1}\n{\"step\":3,\"loss\":1.5,\"kl\":4.0,\"b\":1}\n{\"st";
+        fs::write(&path, text).unwrap();
+        let found = read_metrics(&path).unwrap();
+        assert_eq!(found.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["loss", "kl", "a", "b"]);
+        assert_eq!(found[0].points, [(1.0, 2.0), (3.0, 1.5)]);
+        assert!(found[1].points[0].1.is_nan() && found[1].points[1] == (3.0, 4.0) && found[3].points == [(3.0, 1.0)]);
+    }
+
+    #[test]
+    fn folders_are_named_below_what_they_share() {
+        let of = |paths: &[&str]| common(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["/r/a"]), PathBuf::from("/r/a"));
+        assert_eq!(of(&["/r/a/x", "/r/a/y"]), PathBuf::from("/r/a"));
+        assert_eq!(of(&["/r/a", "/r/a/y", "/s"]), PathBuf::from("/"));
+    }
 }
