@@ -20,6 +20,9 @@ const AXIS: Stroke = Stroke { colour: [60; 3], width: 1.0, dash: None };
 const GRID: Stroke = Stroke { colour: [228; 3], width: 1.0, dash: None };
 const LEVEL: Stroke = Stroke { colour: [90; 3], width: 1.8, dash: Some([7.0, 5.0]) };
 
+/// From the end of the x axis to the names at the ends of curves.
+const LEADER: f64 = 14.0;
+
 /// Sizes of a figure, in pixels.
 struct Look {
     width: f64,
@@ -193,7 +196,8 @@ impl Plot {
         let left = (look.margin + line(look.label) * y_label.len() as f64 + 0.5 * gap + numbers + gap).round() + 0.5;
         let fit = line(look.name) * self.series.len() as f64 <= look.height_of_curves;
         let named = look.names > 0.0 && self.series.len() > 1 && fit;
-        let right = look.width - if named { look.names } else { look.margin + 10.5 };
+        let widest = self.series.iter().map(|series| font.width(&series.name, look.name)).fold(0.0, f64::max);
+        let right = look.width - if named { look.names.min(LEADER + widest + look.margin) } else { look.margin + 10.5 };
 
         // From top to bottom: title, subtitle, legend, curves, numbers, the x label.
         let mut shapes = Vec::new();
@@ -324,7 +328,7 @@ impl Plot {
         let wanted: Vec<f64> = ends.iter().map(|(_, (_, y))| *y).collect();
         let heights = apart(&wanted, line(look.name), (y.to + 0.5 * look.name, y.from - 0.5 * look.name));
         for ((i, end), height) in ends.into_iter().zip(heights) {
-            let at = x.to + 14.0;
+            let at = x.to + LEADER;
             let leader = Stroke { colour: colour(i), width: 0.7, dash: None };
             shapes.push(path(vec![Outline::Open(vec![end, (at - 2.0, height)])], None, Some(leader), None));
             let name = shortened(font, &self.series[i].name, look.name, look.width - at);
