@@ -16,7 +16,7 @@ use crate::atomic_file::write_atomically;
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Report {
     /// Folders that lvdm wrote: runs, evaluations, samples, or folders that hold such, up to two levels below
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// The page, one HTML file that needs no other
     #[arg(long, default_value = "report.html")]

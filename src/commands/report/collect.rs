@@ -131,7 +131,7 @@ fn nothing(run: &Path, root: &Path, searched: usize) -> Result<String> {
     };
     Ok(format!(
         "{} holds nothing that lvdm wrote ({listed}; {searched} folders searched). A report is made of {EXPERIMENT_FILE} \
-         and {METRICS_FILE} (a training), {FIGURES_FILE} or {CARD_FILE} (an evaluation), {CURVES_FILE} (a long one), \
+         and {METRICS_FILE} (a training), {FIGURES_FILE} or {CARD_FILE} (an evaluation), \
          {RECONSTRUCTION_FILE}, or .mp4 files, in the folder or up to two levels below",
         run.display()
     ))
