@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need and the machine lacks; `make setup` calls it.
 #
-#   apt packages    compilers, FFmpeg, OpenCV
+#   apt packages    compilers, FFmpeg, OpenCV, and for one test a browser
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
 #   .python/        TensorBoard's reader, safetensors and CLIP's vocabulary, for three tests
 #
@@ -13,6 +13,7 @@ export PIP_ROOT_USER_ACTION=ignore
 TORCH=2.11.0
 PACKAGES="g++ pkg-config clang libclang-dev libavutil-dev libavcodec-dev libavformat-dev libavfilter-dev
     libavdevice-dev libswscale-dev libswresample-dev libopencv-dev"
+BROWSER=chromium-headless-shell
 
 say() { echo "setup: $*"; }
 fail() {
@@ -25,6 +26,14 @@ missing() {
     for package in "$@"; do
         dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s ' "$package"
     done
+}
+
+# One that tests/common/browser.rs knows.
+has_browser() {
+    for browser in ${LVDM_BROWSER:-chromium-headless-shell chromium chromium-browser google-chrome google-chrome-stable}; do
+        command -v "$browser" >/dev/null && return
+    done
+    return 1
 }
 
 as_root() {
@@ -48,12 +57,21 @@ system_packages() {
             fail "no apt here; install by hand what these Debian packages hold:" $needed
         return
     fi
+    has_browser || needed="$needed $BROWSER"
     needed=$(missing $needed)
     [ -n "$needed" ] || return 0
     by_hand="install by hand, as root: apt-get install --no-install-recommends $needed"
     [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || fail "neither root nor sudo; $by_hand"
     say "apt packages: $needed"
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q update || fail "apt-get update failed; $by_hand"
+    # Ubuntu has browsers as snaps only
+    case "$needed" in *"$BROWSER"*)
+        if ! apt-cache show "$BROWSER" >/dev/null 2>&1; then
+            say "apt has no $BROWSER here; for tests/report.rs install Chromium or Chrome by hand, or set LVDM_BROWSER to one"
+            needed=$(missing $(echo "$needed" | sed "s/$BROWSER//"))
+            [ -n "$needed" ] || return 0
+        fi ;;
+    esac
     as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $needed ||
         fail "apt-get failed; $by_hand"
 }

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! commands                                one verb, one file
-//! report                                  figures of what was measured
+//! report                                  tables, plots and pages of finished runs
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos

@@ -21,6 +21,7 @@ enum Verb {
     SampleLong(commands::SampleLong),
     Evaluate(commands::Evaluate),
     EvaluateLong(commands::EvaluateLong),
+    Report(commands::Report),
     Demo(commands::Demo),
     Data(commands::Data),
     Import(commands::Import),
@@ -28,7 +29,6 @@ enum Verb {
     Weights(commands::Weights),
     Verify(commands::Verify),
     Bench(commands::Bench),
-    Report(commands::Report),
     Doctor(commands::Doctor),
 }
 
@@ -39,6 +39,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::SampleLong(verb) => verb.run(),
         Verb::Evaluate(verb) => verb.run(),
         Verb::EvaluateLong(verb) => verb.run(),
+        Verb::Report(verb) => verb.run(),
         Verb::Demo(verb) => verb.run(),
         Verb::Data(verb) => verb.run(),
         Verb::Import(verb) => verb.run(),
@@ -46,7 +47,6 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Weights(verb) => verb.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Bench(verb) => verb.run(),
-        Verb::Report(verb) => verb.run(),
         Verb::Doctor(verb) => verb.run(),
     }
 }

@@ -94,7 +94,9 @@ fn from_videos_to_figures() {
         assert!(stages[stage] > 0.0, "{stage}: {stages:?}");
     }
     assert!(stages.values().sum::<f64>() < seconds);
-    for word in ["FVD", "KVD", "samples", "train", "frozen", "gaussian", "PSNR", "summary.json", "tensorboard"] {
+    for word in
+        ["FVD", "KVD", "samples", "train", "frozen", "gaussian", "PSNR", "summary.json", "tensorboard", "report.html"]
+    {
         assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
     }
 
@@ -116,6 +118,16 @@ fn from_videos_to_figures() {
         let events = fs::read_dir(run.join("tensorboard")).unwrap().count();
         assert_eq!(events, 1, "{}", run.display());
         assert!(run.join("experiment.yaml").exists() && run.join("metrics.jsonl").exists());
+    }
+    let page = fs::read_to_string(at.join("runs/toy/report.html")).unwrap();
+    assert_eq!(page.matches("<video").count(), 4);
+    for words in [
+        "2 trainings, 1 evaluation, 4 videos",
+        "toy, by stage",
+        "learning_rate",
+        first["protocol"]["hash"].as_str().unwrap(),
+    ] {
+        assert!(page.contains(words), "`{words}` is not in the report");
     }
 
     // a second start

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     evaluate::{Report, evaluate},
+    report,
     train::{autoencoder, diffusion, run_folder},
 };
 use crate::{
@@ -42,6 +43,9 @@ pub struct DemoData {
     /// Clips that are encoded once for the denoiser: several of each video.
     pub latent_clips: u64,
 }
+
+/// The file of figures and times in the demo's folder.
+pub(super) const SUMMARY_FILE: &str = "summary.json";
 
 /// What the demo writes at its end.
 #[derive(Debug, Serialize)]
@@ -116,7 +120,8 @@ impl Demo {
         let times: Vec<String> = seconds.iter().map(|(stage, s)| format!("{stage} {s:.0} s")).collect();
         println!("time: {}", times.join(", "));
         println!();
-        let summary_file = autoencoder_run.with_file_name("summary.json");
+        let summary_file = autoencoder_run.with_file_name(SUMMARY_FILE);
+        let report_file = autoencoder_run.with_file_name("report.html");
         for (what, place) in [
             ("samples as mp4", settings.out.join("samples")),
             ("samples, frame by frame", settings.out.join("samples.png")),
@@ -125,11 +130,14 @@ impl Demo {
             ("TensorBoard, autoencoder", autoencoder_run.join(TENSORBOARD_FOLDER)),
             ("TensorBoard, diffusion", diffusion_run.join(TENSORBOARD_FOLDER)),
             ("these figures", summary_file.clone()),
+            ("a page of it all, for a browser", report_file.clone()),
         ] {
             println!("{what:45} {}", place.display());
         }
         let text = serde_json::to_string_pretty(&summary(&report, seconds)?)?;
-        write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))
+        write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))?;
+        let folder = report_file.parent().context("a run has a folder")?;
+        report::write(&[folder.to_path_buf()], &report_file).map(|_| ())
     }
 }
 

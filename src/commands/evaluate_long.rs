@@ -40,7 +40,7 @@ pub struct EvaluateLong {
 }
 
 /// The file of all windows of all curves, one JSON object a line.
-const CURVES_FILE: &str = "curves.jsonl";
+pub(super) const CURVES_FILE: &str = "curves.jsonl";
 /// The protocol and what each curve was made with.
 const FIGURES_FILE: &str = "figures.json";
 

@@ -9,7 +9,6 @@ mod evaluate_long;
 mod export;
 mod import;
 mod report;
-mod report_efficiency;
 mod sample;
 mod sample_long;
 mod train;

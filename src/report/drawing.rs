@@ -14,6 +14,7 @@ pub type Point = (f64, f64);
 pub type Colour = [u8; 3];
 
 pub const WHITE: Colour = [255; 3];
+const BAND_OPACITY: f32 = 0.18;
 
 pub struct Drawing {
     /// Pixels.
@@ -32,6 +33,8 @@ pub enum Shape {
         /// What the path stands for: a viewer of the SVG shows it under the pointer.
         title: Option<String>,
     },
+    /// A filled outline that what lies below shows through.
+    Band { outline: Vec<Point>, colour: Colour },
     Text {
         /// On the baseline: where the text starts, has its middle or ends, as `anchor` says.
         at: Point,
@@ -98,6 +101,11 @@ impl Drawing {
                         None => writeln!(svg, "\"/>")?,
                     }
                 }
+                Shape::Band { outline, colour } => {
+                    write!(svg, "<path fill=\"{}\" fill-opacity=\"{BAND_OPACITY}\" d=\"", hex(*colour))?;
+                    write_points(svg, outline)?;
+                    writeln!(svg, "Z\"/>")?;
+                }
                 Shape::Text { at: (x, y), text, size, anchor, colour, upright } => {
                     let anchor = match anchor {
                         Anchor::Start => "start",
@@ -138,6 +146,14 @@ impl Drawing {
                         };
                         pixels.stroke_path(&path, &paint(*colour), &stroke, Transform::identity(), None);
                     }
+                }
+                Shape::Band { outline, colour } => {
+                    let Some(path) = skia_path(&[Outline::Closed(outline.clone())]) else { continue };
+                    let mut paint = paint(*colour);
+                    let mut faint = skia_colour(*colour);
+                    faint.set_alpha(BAND_OPACITY);
+                    paint.set_color(faint);
+                    pixels.fill_path(&path, &paint, FillRule::Winding, Transform::identity(), None);
                 }
                 Shape::Text { at, text, size, anchor, colour, upright } => {
                     if let Some(path) = font.outline(*at, text, *size, *anchor, *upright) {
@@ -296,9 +312,7 @@ fn skia_colour([red, green, blue]: Colour) -> tiny_skia::Color {
 fn write_outline(svg: &mut String, outline: &Outline) -> std::fmt::Result {
     match outline {
         Outline::Open(points) | Outline::Closed(points) => {
-            for (i, (x, y)) in points.iter().enumerate() {
-                write!(svg, "{}{x:.2} {y:.2}", if i == 0 { 'M' } else { 'L' })?;
-            }
+            write_points(svg, points)?;
             if matches!(outline, Outline::Closed(_)) {
                 svg.push('Z');
             }
@@ -310,6 +324,11 @@ fn write_outline(svg: &mut String, outline: &Outline) -> std::fmt::Result {
             write!(svg, "M{left:.2} {y:.2}a{r} {r} 0 1 1 {d} 0a{r} {r} 0 1 1 -{d} 0Z")
         }
     }
+}
+
+fn write_points(svg: &mut String, points: &[Point]) -> std::fmt::Result {
+    let letter = |i| if i == 0 { 'M' } else { 'L' };
+    points.iter().enumerate().try_for_each(|(i, (x, y))| write!(svg, "{}{x:.2} {y:.2}", letter(i)))
 }
 
 fn hex([red, green, blue]: Colour) -> String {

@@ -20,22 +20,68 @@ const AXIS: Stroke = Stroke { colour: [60; 3], width: 1.0, dash: None };
 const GRID: Stroke = Stroke { colour: [228; 3], width: 1.0, dash: None };
 const LEVEL: Stroke = Stroke { colour: [90; 3], width: 1.8, dash: Some([7.0, 5.0]) };
 
-// Pixels.
-const WIDTH: f64 = 1200.0;
-const HEIGHT_OF_CURVES: f64 = 540.0;
-const MARGIN: f64 = 20.0;
-const TITLE: f64 = 24.0;
-const SUBTITLE: f64 = 15.0;
-const LABEL: f64 = 19.0;
-const NAME: f64 = 17.0;
-const NUMBER: f64 = 16.0;
-const CURVE: f64 = 2.4;
-/// Of a name's piece of curve in the legend.
-const SAMPLE: f64 = 44.0;
-/// Points nearer to each other than this do not each get a marker: 64 do on the width of a figure.
-const CLOSE: f64 = 14.0;
-/// Between the markers of a curve with close points, at least.
-const BETWEEN_MARKERS: f64 = 30.0;
+/// From the end of the x axis to the names at the ends of curves.
+const LEADER: f64 = 14.0;
+
+/// Sizes of a figure, in pixels.
+struct Look {
+    width: f64,
+    height_of_curves: f64,
+    margin: f64,
+    title: f64,
+    subtitle: f64,
+    label: f64,
+    name: f64,
+    number: f64,
+    /// Thickness of a curve, which markers and dashes go by.
+    curve: f64,
+    /// Of a name's piece of curve in the legend.
+    sample: f64,
+    /// Points nearer to each other than this do not each get a marker.
+    close: f64,
+    /// Between the markers of a curve with close points, at least.
+    between_markers: f64,
+    /// For names at the ends of several curves, right of all curves; with none, names stand in the legend alone.
+    names: f64,
+    /// Longer curves are drawn as means of neighbours.
+    points: usize,
+}
+
+/// For a figure of its own. On its width 64 points have a marker each.
+const FIGURE: Look = Look {
+    width: 1200.0,
+    height_of_curves: 540.0,
+    margin: 20.0,
+    title: 24.0,
+    subtitle: 15.0,
+    label: 19.0,
+    name: 17.0,
+    number: 16.0,
+    curve: 2.4,
+    sample: 44.0,
+    close: 14.0,
+    between_markers: 30.0,
+    names: 0.0,
+    points: usize::MAX,
+};
+
+/// For one of many on a page, down to the width of a phone.
+const SMALL: Look = Look {
+    width: 360.0,
+    height_of_curves: 170.0,
+    margin: 3.0,
+    title: 13.0,
+    subtitle: 11.0,
+    label: 11.0,
+    name: 11.0,
+    number: 10.5,
+    curve: 1.5,
+    sample: 30.0,
+    close: 9.0,
+    between_markers: 34.0,
+    names: 100.0,
+    points: 120,
+};
 
 /// One curve.
 pub struct Series {
@@ -58,7 +104,49 @@ pub struct Plot {
     pub level: Option<(String, f64)>,
 }
 
+/// How y grows along its axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// Contains 0, so that heights can be compared.
+    Linear,
+    /// Equal factors are equally far apart; what is not positive leaves a gap.
+    Logarithmic,
+}
+
+impl Scale {
+    /// Where half of all values would lie in the lowest tenth of an axis from 0, none of them 0 or below: logarithmic.
+    pub fn of(series: &[Series]) -> Self {
+        let mut values: Vec<f64> =
+            series.iter().flat_map(|s| &s.points).filter(|p| is_finite(p)).map(|(_, y)| *y).collect();
+        values.sort_by(f64::total_cmp);
+        match (values.first(), values.get(values.len() / 2), values.last()) {
+            (Some(&least), Some(median), Some(most)) if least > 0.0 && median * 10.0 < *most => Scale::Logarithmic,
+            _ => Scale::Linear,
+        }
+    }
+
+    /// Whether a y has a place on the axis.
+    fn has(self, y: f64) -> bool {
+        y.is_finite() && (self == Scale::Linear || y > 0.0)
+    }
+}
+
 impl Plot {
+    /// The `<svg>` element of a small plot for a page: 360 pixels wide, so that its letters can be read on a phone too.
+    /// Several curves have their names at their ends besides the legend. A curve of more than 120 points is drawn as
+    /// means of [`Plot::averaged`] neighbours, with a pale band from the least to the greatest of them.
+    ///
+    /// # Errors
+    /// No series; no finite point that the scale has a place for.
+    pub fn small_svg(&self, scale: Scale) -> Result<String> {
+        Ok(self.draw(&Font::dejavu_sans()?, &SMALL, scale)?.svg())
+    }
+
+    /// Of how many neighbouring points each point of the longest curve is the mean, in [`Plot::small_svg`].
+    pub fn averaged(&self) -> usize {
+        self.series.iter().map(|series| neighbours(series, &SMALL)).max().unwrap_or(1)
+    }
+
     /// Writes `stem`.svg and `stem`.png, which show the same, 1200 pixels wide and about 750 high. The y axis
     /// contains 0, so that heights can be compared.
     ///
@@ -67,7 +155,7 @@ impl Plot {
     pub fn write(&self, stem: &Path) -> Result<()> {
         let draw = || -> Result<_> {
             let font = Font::dejavu_sans()?;
-            let drawing = self.draw(&font)?;
+            let drawing = self.draw(&font, &FIGURE, Scale::Linear)?;
             Ok((drawing.svg(), drawing.png(&font)?))
         };
         let (svg, png) = draw().with_context(|| format!("cannot draw the plot {}", stem.display()))?;
@@ -75,35 +163,57 @@ impl Plot {
         write_atomically(&with_ending(stem, ".png"), |file| Ok(file.write_all(&png)?))
     }
 
-    fn draw(&self, font: &Font) -> Result<Drawing> {
+    fn draw(&self, font: &Font, look: &Look, scale: Scale) -> Result<Drawing> {
         ensure!(!self.series.is_empty(), "it has no series; give it at least one");
-        let points: Vec<_> = self.series.iter().flat_map(|s| &s.points).filter(|p| is_finite(p)).collect();
+        let curves: Vec<Curve> = self.series.iter().map(|series| Curve::of(series, look, scale)).collect();
+        let points: Vec<_> = self.series.iter().flat_map(|s| &s.points).filter(|p| has_place(p, scale)).collect();
         ensure!(!points.is_empty(), "no point of its {} series is finite", self.series.len());
-        let level = self.level.as_ref().filter(|(_, y)| y.is_finite());
+        let level = self.level.as_ref().filter(|(_, y)| scale.has(*y));
 
         let (low, high) = range(points.iter().map(|(x, _)| *x));
-        let mut x = Axis::new(low, high, 10.0)?;
-        let (low, high) = range(points.iter().map(|(_, y)| *y).chain(level.map(|(_, y)| *y)).chain([0.0]));
-        let mut y = Axis::new(low, if high > low { high } else { 1.0 }, 8.0)?;
-        if low == 0.0 {
-            y.low = 0.0;
-        }
+        let mut x = Axis::new(low, high, if look.width > 600.0 { 10.0 } else { 3.5 })?;
+        let values = points.iter().map(|(_, y)| *y).chain(level.map(|(_, y)| *y));
+        let mut y = match scale {
+            Scale::Linear => {
+                let (low, high) = range(values.chain([0.0]));
+                let count = if look.height_of_curves > 300.0 { 8.0 } else { 4.0 };
+                let mut y = Axis::new(low, if high > low { high } else { 1.0 }, count)?;
+                if low == 0.0 {
+                    y.low = 0.0;
+                }
+                y
+            }
+            Scale::Logarithmic => {
+                let (low, high) = range(values);
+                Axis::logarithmic(low, high)
+            }
+        };
 
-        // From left to right: the y label, its numbers, the curves.
-        let y_label = font.wrap(&self.y_label, LABEL, HEIGHT_OF_CURVES);
-        let numbers = y.ticks.iter().map(|(_, number)| font.width(number, NUMBER)).fold(0.0, f64::max);
-        let left = (MARGIN + line(LABEL) * y_label.len() as f64 + 8.0 + numbers + 10.0).round() + 0.5;
-        let right = WIDTH - MARGIN - 10.5;
+        // From left to right: the y label, its numbers, the curves, their names.
+        let y_label = font.wrap(&self.y_label, look.label, look.height_of_curves);
+        let numbers = y.ticks.iter().map(|(_, number)| font.width(number, look.number)).fold(0.0, f64::max);
+        let gap = 0.6 * look.number;
+        let left = (look.margin + line(look.label) * y_label.len() as f64 + 0.5 * gap + numbers + gap).round() + 0.5;
+        let fit = line(look.name) * self.series.len() as f64 <= look.height_of_curves;
+        let named = look.names > 0.0 && self.series.len() > 1 && fit;
+        let widest = self.series.iter().map(|series| font.width(&series.name, look.name)).fold(0.0, f64::max);
+        let right = look.width - if named { look.names.min(LEADER + widest + look.margin) } else { look.margin + 10.5 };
 
         // From top to bottom: title, subtitle, legend, curves, numbers, the x label.
         let mut shapes = Vec::new();
-        let mut down = MARGIN;
-        paragraph(&mut shapes, &font.wrap(&self.title, TITLE, right - left), (left, &mut down), TITLE, BLACK);
-        paragraph(&mut shapes, &font.wrap(&self.subtitle, SUBTITLE, right - left), (left, &mut down), SUBTITLE, GREY);
-        down += 8.0;
-        self.legend(&mut shapes, font, level.map(|(name, _)| name), (left, right), &mut down);
-        let top = (down + 12.0).round() + 0.5;
-        let bottom = top + HEIGHT_OF_CURVES;
+        let mut down = look.margin;
+        let edge = look.width - look.margin - 10.5;
+        for (words, size, colour) in [(&self.title, look.title, BLACK), (&self.subtitle, look.subtitle, GREY)] {
+            paragraph(&mut shapes, &font.wrap(words, size, edge - left), (left, &mut down), size, colour);
+        }
+        if self.series.len() > 1 || level.is_some() || look.names == 0.0 {
+            down += gap;
+            // a small plot has no room left of the axis to lose
+            let from = if look.names == 0.0 { left } else { look.margin };
+            self.legend(&mut shapes, font, look, level.map(|(name, _)| name), (from, edge), &mut down);
+        }
+        let top = (down + gap).round() + 0.5;
+        let bottom = top + look.height_of_curves;
         x.place(left, right);
         y.place(bottom, top);
 
@@ -111,16 +221,18 @@ impl Plot {
         for (value, number) in &x.ticks {
             let x = sharp(x.at(*value));
             shapes.push(line_between((x, top), (x, bottom + 5.0), GRID));
-            shapes.push(text((x, bottom + 8.0 + NUMBER), number, NUMBER, Anchor::Middle, BLACK));
+            shapes.push(text((x, bottom + 8.0 + look.number), number, look.number, Anchor::Middle, BLACK));
         }
         for (value, number) in &y.ticks {
             let y = sharp(y.at(*value));
             shapes.push(line_between((left - 5.0, y), (right, y), GRID));
             // A digit is 0.73 of its size high.
-            shapes.push(text((left - 10.0, y + 0.365 * NUMBER), number, NUMBER, Anchor::End, BLACK));
+            shapes.push(text((left - gap, y + 0.365 * look.number), number, look.number, Anchor::End, BLACK));
         }
-        let zero = sharp(y.at(0.0));
-        shapes.push(line_between((left, zero), (right, zero), AXIS));
+        if scale == Scale::Linear {
+            let zero = sharp(y.at(0.0));
+            shapes.push(line_between((left, zero), (right, zero), AXIS));
+        }
         shapes.push(path(
             vec![Outline::Open(vec![(left, top), (left, bottom), (right, bottom)])],
             None,
@@ -131,27 +243,33 @@ impl Plot {
             let y = y.at(*value);
             shapes.push(line_between((left, y), (right, y), LEVEL));
         }
-        for (i, series) in self.series.iter().enumerate() {
-            curve(&mut shapes, i, series, &x, &y);
+        for (i, curve) in curves.iter().enumerate() {
+            curve.draw_band(&mut shapes, i, &x, &y);
+        }
+        for (i, (curve, series)) in curves.iter().zip(&self.series).enumerate() {
+            curve.draw(&mut shapes, i, &series.name, look, &x, &y);
+        }
+        if named {
+            self.names_at_ends(&mut shapes, font, look, &curves, (&x, &y));
         }
 
         for (i, label) in y_label.iter().enumerate() {
-            let at = (MARGIN + LABEL + i as f64 * line(LABEL), (top + bottom) / 2.0);
+            let at = (look.margin + look.label + i as f64 * line(look.label), (top + bottom) / 2.0);
             shapes.push(Shape::Text {
                 at,
                 text: label.clone(),
-                size: LABEL,
+                size: look.label,
                 anchor: Anchor::Middle,
                 colour: BLACK,
                 upright: true,
             });
         }
-        down = bottom + 8.0 + line(NUMBER) + 6.0;
-        for label in font.wrap(&self.x_label, LABEL, right - left) {
-            shapes.push(text(((left + right) / 2.0, down + LABEL), &label, LABEL, Anchor::Middle, BLACK));
-            down += line(LABEL);
+        down = bottom + 8.0 + line(look.number) + 0.3 * look.label;
+        for label in font.wrap(&self.x_label, look.label, right - left) {
+            shapes.push(text(((left + right) / 2.0, down + look.label), &label, look.label, Anchor::Middle, BLACK));
+            down += line(look.label);
         }
-        Ok(Drawing { width: WIDTH, height: (down + MARGIN).ceil(), shapes })
+        Ok(Drawing { width: look.width, height: (down + look.margin).ceil(), shapes })
     }
 
     /// The names side by side in as many rows as they need, above the curves, where they hide nothing.
@@ -159,34 +277,95 @@ impl Plot {
         &self,
         shapes: &mut Vec<Shape>,
         font: &Font,
+        look: &Look,
         level: Option<&String>,
         (left, right): (f64, f64),
         down: &mut f64,
     ) {
+        let Look { name: size, sample: length, .. } = *look;
+        let before = length + 0.6 * size;
         let names = self.series.iter().map(|s| &s.name).chain(level);
         let mut across = left;
         let mut lines_of_row = 0;
         for (i, name) in names.enumerate() {
-            let lines = font.wrap(name, NAME, right - left - SAMPLE - 10.0);
-            let width = SAMPLE + 10.0 + lines.iter().map(|l| font.width(l, NAME)).fold(0.0, f64::max);
+            let lines = font.wrap(name, size, right - left - before);
+            let width = before + lines.iter().map(|l| font.width(l, size)).fold(0.0, f64::max);
             if across > left && across + width > right {
-                *down += line(NAME) * lines_of_row as f64;
+                *down += line(size) * lines_of_row as f64;
                 (across, lines_of_row) = (left, 0);
             }
-            let middle = *down + 0.6 * NAME;
-            let sample = vec![Outline::Open(vec![(across, middle), (across + SAMPLE, middle)])];
+            let middle = *down + 0.6 * size;
+            let sample = vec![Outline::Open(vec![(across, middle), (across + length, middle)])];
             if i < self.series.len() {
-                shapes.push(path(sample, None, Some(Stroke { colour: colour(i), width: CURVE, dash: None }), None));
-                shapes.push(markers(i, vec![marker(i, (across + SAMPLE / 2.0, middle))], None));
+                shapes.push(path(sample, None, Some(stroke(i, look)), None));
+                shapes.push(markers(i, vec![marker(i, (across + length / 2.0, middle), look)], None));
             } else {
                 shapes.push(path(sample, None, Some(LEVEL), None));
             }
-            paragraph(shapes, &lines, (across + SAMPLE + 10.0, &mut down.clone()), NAME, BLACK);
-            across += width + 28.0;
+            paragraph(shapes, &lines, (across + before, &mut down.clone()), size, BLACK);
+            across += width + 1.6 * size;
             lines_of_row = lines_of_row.max(lines.len().max(1));
         }
-        *down += line(NAME) * lines_of_row as f64;
+        *down += line(size) * lines_of_row as f64;
     }
+
+    /// Each name beside the last point of its curve, moved up or down where names would meet, with a thin line to it.
+    fn names_at_ends(
+        &self,
+        shapes: &mut Vec<Shape>,
+        font: &Font,
+        look: &Look,
+        curves: &[Curve],
+        (x, y): (&Axis, &Axis),
+    ) {
+        let mut ends: Vec<(usize, Point)> = curves
+            .iter()
+            .enumerate()
+            .filter_map(|(i, curve)| Some((i, curve.last()?)))
+            .map(|(i, (last_x, last_y))| (i, (x.at(last_x), y.at(last_y))))
+            .collect();
+        ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
+        let wanted: Vec<f64> = ends.iter().map(|(_, (_, y))| *y).collect();
+        let heights = apart(&wanted, line(look.name), (y.to + 0.5 * look.name, y.from - 0.5 * look.name));
+        for ((i, end), height) in ends.into_iter().zip(heights) {
+            let at = x.to + LEADER;
+            let leader = Stroke { colour: colour(i), width: 0.7, dash: None };
+            shapes.push(path(vec![Outline::Open(vec![end, (at - 2.0, height)])], None, Some(leader), None));
+            let name = shortened(font, &self.series[i].name, look.name, look.width - at);
+            shapes.push(text((at, height + 0.365 * look.name), &name, look.name, Anchor::Start, BLACK));
+        }
+    }
+}
+
+/// The numbers, which ascend, moved as little as keeps them `least` apart and, where they all fit, between two others.
+fn apart(wanted: &[f64], least: f64, (low, high): (f64, f64)) -> Vec<f64> {
+    let mut found = wanted.to_vec();
+    let mut lowest = low;
+    for at in &mut found {
+        *at = at.max(lowest);
+        lowest = *at + least;
+    }
+    let mut highest = high;
+    for at in found.iter_mut().rev() {
+        *at = at.min(highest);
+        highest = *at - least;
+    }
+    found
+}
+
+/// As much of a text as fits into `width` pixels; `…` stands for the rest.
+fn shortened(font: &Font, text: &str, size: f64, width: f64) -> String {
+    if font.width(text, size) <= width {
+        return text.into();
+    }
+    let mut short = String::new();
+    for letter in text.chars() {
+        if font.width(&format!("{short}{letter}…"), size) > width {
+            break;
+        }
+        short.push(letter);
+    }
+    short + "…"
 }
 
 /// The values between two pixels.
@@ -195,6 +374,7 @@ struct Axis {
     high: f64,
     /// Round values with what is written at them.
     ticks: Vec<(f64, String)>,
+    scale: Scale,
     /// Pixels of `low` and `high`.
     from: f64,
     to: f64,
@@ -210,10 +390,17 @@ impl Axis {
         if span <= 1e-12 * size || span < 1e-300 {
             let room = size.max(1.0);
             let ticks = vec![(low, signed(low.to_string()))];
-            return Ok(Self { low: low - room, high: low + room, ticks, from: 0.0, to: 1.0 });
+            return Ok(Self { low: low - room, high: low + room, ticks, scale: Scale::Linear, from: 0.0, to: 1.0 });
         }
         let (low, high) = (low - 0.02 * span, high + 0.02 * span);
-        Ok(Self { low, high, ticks: ticks(low, high, count), from: 0.0, to: 1.0 })
+        Ok(Self { low, high, ticks: ticks(low, high, count), scale: Scale::Linear, from: 0.0, to: 1.0 })
+    }
+
+    /// A logarithmic axis a little longer than from `low` to `high`, both positive.
+    fn logarithmic(low: f64, high: f64) -> Self {
+        let room = (high / low).powf(0.03).max(1.1);
+        let (low, high) = ((low / room).max(f64::MIN_POSITIVE), (high * room).min(f64::MAX));
+        Self { low, high, ticks: powers(low, high), scale: Scale::Logarithmic, from: 0.0, to: 1.0 }
     }
 
     fn place(&mut self, from: f64, to: f64) {
@@ -222,7 +409,11 @@ impl Axis {
 
     /// The pixel of a value.
     fn at(&self, value: f64) -> f64 {
-        self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
+        let part = match self.scale {
+            Scale::Linear => (value - self.low) / (self.high - self.low),
+            Scale::Logarithmic => (value.ln() - self.low.ln()) / (self.high.ln() - self.low.ln()),
+        };
+        self.from + part * (self.to - self.from)
     }
 }
 
@@ -240,13 +431,28 @@ fn ticks(low: f64, high: f64, count: f64) -> Vec<(f64, String)> {
     // By way of the decimal writing, so that 3 · 0.1 is 0.3.
     let round = |k: i64| format!("{}e{power}", k * digit).parse::<f64>().expect("a number");
     let step = round(1);
-    let write = |value: f64| match power {
+    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+    (first..=last).map(|k| (round(k), written(round(k), power))).collect()
+}
+
+/// Powers of ten from `low` to `high`, with their doubles and fives where there are few, as numbers and in writing.
+fn powers(low: f64, high: f64) -> Vec<(f64, String)> {
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    let every = ((last - first) / 6).max(1) as usize;
+    let digits: &[i32] = if high / low < 200.0 { &[1, 2, 5] } else { &[1] };
+    let all = (first..=last).step_by(every).flat_map(|power| digits.iter().map(move |digit| (power, *digit)));
+    let number = |(power, digit): (i32, i32)| (format!("{digit}e{power}").parse().expect("a number"), power);
+    let found = all.map(number).filter(|(value, _): &(f64, i32)| (low..=high).contains(value));
+    found.map(|(value, power)| (value, written(value, power))).collect()
+}
+
+/// A multiple of a power of ten.
+fn written(value: f64, power: i32) -> String {
+    signed(match power {
         -5..=6 => format!("{value:.*}", 0.max(-power) as usize),
         _ if value == 0.0 => "0".to_string(),
         _ => format!("{value:e}"),
-    };
-    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
-    (first..=last).map(|k| (round(k), signed(write(round(k))))).collect()
+    })
 }
 
 /// With the minus that is as wide as a digit.
@@ -254,43 +460,100 @@ fn signed(number: String) -> String {
     number.replace('-', "−")
 }
 
-/// The curve and its markers. A point without neighbours is a marker alone.
-fn curve(shapes: &mut Vec<Shape>, i: usize, series: &Series, x: &Axis, y: &Axis) {
-    let mut lines = Vec::new();
-    let mut marks = Vec::new();
-    for run in series.points.split(|point| !is_finite(point)) {
-        let points: Vec<Point> = run.iter().map(|point| (x.at(point.0), y.at(point.1))).collect();
-        let between = |a: &Point, b: &Point| (a.0 - b.0).hypot(a.1 - b.1);
-        let least = if points.windows(2).any(|two| between(&two[0], &two[1]) < CLOSE) { BETWEEN_MARKERS } else { 0.0 };
-        let mut last: Option<&Point> = None;
-        for point in &points {
-            if last.is_none_or(|last| between(last, point) >= least) {
-                marks.push(marker(i, *point));
-                last = Some(point);
+/// What is drawn of a series.
+struct Curve {
+    /// Pieces between gaps, as means of neighbours.
+    pieces: Vec<Vec<Mean>>,
+    averaged: bool,
+}
+
+/// The mean of neighbouring points, and the least and the greatest y of them.
+struct Mean {
+    at: (f64, f64),
+    least: f64,
+    most: f64,
+}
+
+/// How many neighbouring points become one.
+fn neighbours(series: &Series, look: &Look) -> usize {
+    series.points.len().div_ceil(look.points).max(1)
+}
+
+impl Curve {
+    fn of(series: &Series, look: &Look, scale: Scale) -> Self {
+        let together = neighbours(series, look);
+        let mean = |points: &[(f64, f64)]| {
+            let count = points.len() as f64;
+            let (least, most) = range(points.iter().map(|(_, y)| *y));
+            let at = (points.iter().map(|p| p.0 / count).sum(), points.iter().map(|p| p.1 / count).sum());
+            // a point alone is itself, to the bit
+            Mean { at: if points.len() == 1 { points[0] } else { at }, least, most }
+        };
+        let pieces = series.points.split(|point| !has_place(point, scale)).filter(|piece| !piece.is_empty());
+        let pieces = pieces.map(|piece| piece.chunks(together).map(mean).collect()).collect();
+        Curve { pieces, averaged: together > 1 }
+    }
+
+    fn last(&self) -> Option<(f64, f64)> {
+        Some(self.pieces.last()?.last()?.at)
+    }
+
+    /// From the least to the greatest of the averaged values.
+    fn draw_band(&self, shapes: &mut Vec<Shape>, i: usize, x: &Axis, y: &Axis) {
+        for piece in self.pieces.iter().filter(|piece| self.averaged && piece.len() > 1) {
+            let below = piece.iter().map(|mean| (x.at(mean.at.0), y.at(mean.least)));
+            let above = piece.iter().rev().map(|mean| (x.at(mean.at.0), y.at(mean.most)));
+            shapes.push(Shape::Band { outline: below.chain(above).collect(), colour: colour(i) });
+        }
+    }
+
+    /// The curve and its markers. A point without neighbours is a marker alone.
+    fn draw(&self, shapes: &mut Vec<Shape>, i: usize, name: &str, look: &Look, x: &Axis, y: &Axis) {
+        let mut lines = Vec::new();
+        let mut marks = Vec::new();
+        for piece in &self.pieces {
+            let points: Vec<Point> = piece.iter().map(|mean| (x.at(mean.at.0), y.at(mean.at.1))).collect();
+            let between = |a: &Point, b: &Point| (a.0 - b.0).hypot(a.1 - b.1);
+            let close = points.windows(2).any(|two| between(&two[0], &two[1]) < look.close);
+            let least = if close { look.between_markers } else { 0.0 };
+            let mut last: Option<&Point> = None;
+            for point in &points {
+                if last.is_none_or(|last| between(last, point) >= least) {
+                    marks.push(marker(i, *point, look));
+                    last = Some(point);
+                }
+            }
+            if points.len() > 1 {
+                lines.push(Outline::Open(points));
             }
         }
-        if points.len() > 1 {
-            lines.push(Outline::Open(points));
+        if !lines.is_empty() {
+            shapes.push(path(lines, None, Some(stroke(i, look)), Some(name.to_string())));
         }
-    }
-    if !lines.is_empty() {
-        let stroke = Stroke { colour: colour(i), width: CURVE, dash: None };
-        shapes.push(path(lines, None, Some(stroke), Some(series.name.clone())));
-    }
-    if !marks.is_empty() {
-        shapes.push(markers(i, marks, Some(series.name.clone())));
+        if !marks.is_empty() {
+            shapes.push(markers(i, marks, Some(name.to_string())));
+        }
     }
 }
 
-/// Colours and markers come around after 7 and after 5 series, so 35 differ.
+/// Colours come around after 7 series, markers and dashes after 5, so 35 differ.
 fn colour(i: usize) -> Colour {
     COLOURS[i % COLOURS.len()]
 }
 
-fn marker(i: usize, (x, y): Point) -> Outline {
-    let around = |corners: &[Point]| Outline::Closed(corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect());
+/// Solid, then dashed in four ways, in thicknesses of the curve.
+fn stroke(i: usize, look: &Look) -> Stroke {
+    let dash = [None, Some([5.0, 2.0]), Some([1.2, 1.6]), Some([9.0, 3.5]), Some([2.5, 2.5])][i % 5];
+    let dash = dash.map(|dash| dash.map(|length: f64| length * look.curve));
+    Stroke { colour: colour(i), width: look.curve, dash }
+}
+
+fn marker(i: usize, (x, y): Point, look: &Look) -> Outline {
+    let size = look.curve / FIGURE.curve;
+    let around =
+        |corners: &[Point]| Outline::Closed(corners.iter().map(|(dx, dy)| (x + size * dx, y + size * dy)).collect());
     match i % 5 {
-        0 => Outline::Circle((x, y), 4.6),
+        0 => Outline::Circle((x, y), 4.6 * size),
         1 => around(&[(-4.2, -4.2), (4.2, -4.2), (4.2, 4.2), (-4.2, 4.2)]),
         2 => around(&[(0.0, -5.8), (5.4, 3.8), (-5.4, 3.8)]),
         3 => around(&[(0.0, -6.0), (6.0, 0.0), (0.0, 6.0), (-6.0, 0.0)]),
@@ -326,6 +589,10 @@ fn line(size: f64) -> f64 {
 /// The middle of a pixel, where a thin line is not smeared over two.
 fn sharp(pixel: f64) -> f64 {
     pixel.floor() + 0.5
+}
+
+fn has_place(point: &(f64, f64), scale: Scale) -> bool {
+    is_finite(point) && scale.has(point.1)
 }
 
 fn is_finite((x, y): &(f64, f64)) -> bool {
@@ -456,7 +723,7 @@ mod tests {
     fn heights_are_true() {
         let draw = |low: f64| {
             let figure = plot(vec![series("a", vec![(0.0, low), (10.0, 100.0)])]);
-            figure.draw(&Font::dejavu_sans().unwrap()).unwrap()
+            figure.draw(&Font::dejavu_sans().unwrap(), &FIGURE, Scale::Linear).unwrap()
         };
         let ends = |drawing: &Drawing| {
             let of_curve = |shape: &Shape| match shape {
@@ -470,7 +737,9 @@ mod tests {
         };
         let number = |drawing: &Drawing, number: &str| {
             let of_number = |shape: &Shape| match shape {
-                Shape::Text { at, text, anchor: Anchor::End, .. } if text == number => Some(at.1 - 0.365 * NUMBER),
+                Shape::Text { at, text, anchor: Anchor::End, .. } if text == number => {
+                    Some(at.1 - 0.365 * FIGURE.number)
+                }
                 _ => None,
             };
             drawing.shapes.iter().find_map(of_number).unwrap()
@@ -479,7 +748,7 @@ mod tests {
             let drawing = draw(low);
             let (start, end) = ends(&drawing);
             assert!((start - number(&drawing, lowest)).abs() <= 1.0 && (end - number(&drawing, "100")).abs() <= 1.0);
-            assert!((start - end) / HEIGHT_OF_CURVES > 0.9);
+            assert!((start - end) / FIGURE.height_of_curves > 0.9);
         }
     }
 
@@ -492,5 +761,87 @@ mod tests {
         assert_eq!(written(0.0, 7e-7, 8.0), "0 1e−7 2e−7 3e−7 4e−7 5e−7 6e−7 7e−7");
         assert_eq!(written(0.0, 2.5e9, 5.0), "0 5e8 1e9 1.5e9 2e9 2.5e9");
         assert_eq!(ticks(0.0, 0.9, 9.0)[3].0, 0.3);
+    }
+
+    fn small(plot: &Plot, scale: Scale) -> Drawing {
+        plot.draw(&Font::dejavu_sans().unwrap(), &SMALL, scale).unwrap()
+    }
+
+    /// 1,000 points become 112 means of 9, whose band reaches the one value that stands out.
+    #[test]
+    fn long_curves_are_means_with_a_band() {
+        let points: Vec<_> = (0..1000).map(|i| (i as f64, if i == 500 { 50.0 } else { (i % 2) as f64 })).collect();
+        let long = series("a", points);
+        let curve = Curve::of(&long, &SMALL, Scale::Linear);
+        let piece = &curve.pieces[0];
+        assert_eq!((piece.len(), plot(vec![long]).averaged()), (112, 9));
+        assert_eq!((piece[0].at, piece[0].least, piece[0].most), ((4.0, 4.0 / 9.0), 0.0, 1.0));
+        assert!(piece.iter().any(|mean| mean.most == 50.0 && mean.at.1 < 7.0));
+        let short = series("b", (0..120).map(|i| (i as f64, 1.0)).collect());
+        assert_eq!(plot(vec![short]).averaged(), 1);
+        // in a figure of its own every point is drawn
+        assert_eq!(Curve::of(&series("c", vec![(0.0, 1.0); 5000]), &FIGURE, Scale::Linear).pieces[0].len(), 5000);
+    }
+
+    #[test]
+    fn bands_show_in_both_kinds_of_picture() {
+        let long = plot(vec![series("a", (0..500).map(|i| (i as f64, (i % 4) as f64)).collect())]);
+        let drawing = small(&long, Scale::Linear);
+        assert!(drawing.svg().contains("fill-opacity=\"0.18\" d=\"M"), "{}", drawing.svg());
+        let png = drawing.png(&Font::dejavu_sans().unwrap()).unwrap();
+        let mut reader = png::Decoder::new(Cursor::new(png)).read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        let pale = |pixel: &[u8; 3]| (200..220).contains(&pixel[0]) && pixel[2] > 235;
+        assert!(pixels.as_chunks().0.iter().filter(|pixel| pale(pixel)).count() > 5000);
+    }
+
+    #[test]
+    fn a_squashed_curve_gets_a_logarithmic_axis() {
+        let of = |values: &[f64]| Scale::of(&[series("a", values.iter().map(|y| (0.0, *y)).collect())]);
+        assert_eq!(of(&[1000.0, 50.0, 20.0, 10.0, 5.0]), Scale::Logarithmic);
+        assert_eq!(of(&[1000.0, 50.0, 20.0, 10.0, 0.0]), Scale::Linear);
+        assert_eq!(of(&[1000.0, 500.0, 250.0, f64::NAN]), Scale::Linear);
+        assert_eq!(of(&[]), Scale::Linear);
+        let mut axis = Axis::logarithmic(1.0, 10_000.0);
+        axis.place(100.0, 0.0);
+        assert!((axis.at(100.0) - 50.0).abs() < 1e-9 && axis.at(1.0) < 100.0 && axis.at(10_000.0) > 0.0);
+        let numbers: Vec<&str> = axis.ticks.iter().map(|(_, number)| number.as_str()).collect();
+        assert_eq!(numbers, ["1", "10", "100", "1000", "10000"]);
+        let few: Vec<String> = Axis::logarithmic(0.02, 0.3).ticks.into_iter().map(|tick| tick.1).collect();
+        assert_eq!(few, ["0.02", "0.05", "0.1", "0.2"]);
+        // no place for 0
+        let drawing =
+            small(&plot(vec![series("a", vec![(0.0, 1.0), (1.0, 0.0), (2.0, 9.0), (3.0, 5.0)])]), Scale::Logarithmic);
+        let svg = drawing.svg();
+        assert_eq!(curves(&svg)[0].matches('M').count(), 1);
+    }
+
+    /// By their names, dashes and markers besides colours; a curve alone has no legend.
+    #[test]
+    fn small_curves_differ_without_colour() {
+        let line = |y: f64| vec![(0.0, y), (10.0, y)];
+        let names = ["one", "two", "a name far too long for the end of a curve"];
+        let svg = small(&plot(names.iter().map(|name| series(name, line(5.0))).collect()), Scale::Linear).svg();
+        let dashes = |line: &&str| line.contains("<title>") && line.contains("fill=\"none\"");
+        let drawn: std::collections::BTreeSet<&str> = svg
+            .lines()
+            .filter(dashes)
+            .map(|line| line.split(" d=").next().unwrap().split("linejoin").nth(1).unwrap())
+            .collect();
+        assert_eq!(drawn.len(), 3, "{drawn:?}");
+        for (name, times) in [("one", 4), ("two", 4)] {
+            assert_eq!(svg.matches(&format!(">{name}</")).count(), times, "legend, end, line, markers");
+        }
+        assert!(svg.contains("…</text>"));
+        let alone = small(&plot(vec![series("one", line(5.0))]), Scale::Linear).svg();
+        assert_eq!(alone.matches(">one</text>").count(), 0);
+    }
+
+    #[test]
+    fn names_at_ends_do_not_meet() {
+        let found = apart(&[10.0, 11.0, 12.0, 90.0, 99.0], 12.0, (0.0, 100.0));
+        assert_eq!(found, [10.0, 22.0, 34.0, 88.0, 100.0]);
+        assert_eq!(apart(&[-5.0, 50.0], 10.0, (0.0, 100.0)), [0.0, 50.0]);
     }
 }

@@ -1,6 +1,7 @@
 //! What several test files need. Each of them uses a part of it.
 #![allow(dead_code)]
 
+pub mod browser;
 pub mod pickle;
 
 use std::{

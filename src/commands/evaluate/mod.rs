@@ -32,10 +32,12 @@ use crate::{
     torch::DeviceName,
 };
 
-use card::{CARD_FILE, card};
+pub(super) use card::CARD_FILE;
+use card::card;
 pub use measure::{Bar, RealClips, Shared};
 use measure::{Extraction, Yardsticks, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
+pub(super) use reconstruction::{FIGURES_FILE as RECONSTRUCTION_FILE, Figures as ReconstructionFigures};
 use sampled::Sampled;
 
 /// Measure FVD and KVD of generated clips against real ones
@@ -210,7 +212,7 @@ pub struct Report {
 }
 
 /// Order and meaning of the sets in a table.
-const SETS: [(&str, &str); 6] = [
+pub(super) const SETS: [(&str, &str); 6] = [
     ("samples", "generated"),
     ("train", "real clips that were trained on: the floor at this number of clips"),
     ("real", "real clips against other real clips: the floor"),

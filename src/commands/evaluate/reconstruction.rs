@@ -54,16 +54,16 @@ pub struct Reconstruction {
 }
 
 /// The file of figures.
-const FIGURES_FILE: &str = "reconstruction.json";
+pub const FIGURES_FILE: &str = "reconstruction.json";
 
 /// Pictures are smaller than the window of SSIM or than what VGG16 halves four times.
 const LEAST_SIDE: i64 = 16;
 
 /// A mean over clips, and their standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-struct Spread {
-    mean: f64,
-    std: f64,
+pub struct Spread {
+    pub mean: f64,
+    pub std: f64,
 }
 
 impl Spread {
@@ -77,7 +77,7 @@ impl Spread {
 
 /// What was found, with what it depends on.
 #[derive(Debug, Serialize, Deserialize)]
-struct Figures {
+pub struct Figures {
     psnr_db: Spread,
     ssim: Spread,
     lpips: Spread,
@@ -188,23 +188,33 @@ fn frame_distances(lpips: &Lpips, a: &Tensor, b: &Tensor) -> f64 {
 }
 
 impl Figures {
-    fn print(&self) {
-        for (name, Spread { mean, std }, meaning) in [
+    /// Each with its name and what it means.
+    pub fn measures(&self) -> [(&'static str, Spread, &'static str); 3] {
+        [
             ("PSNR", self.psnr_db, "dB, higher is better"),
             ("SSIM", self.ssim, "1 is equal"),
             ("LPIPS", self.lpips, "VGG16, 0 is equal"),
-        ] {
-            println!("{name:6} {mean:8.4} ± {std:.4}  {meaning}");
-        }
+        ]
+    }
+
+    /// All that they depend on, in a line.
+    pub fn conditions(&self) -> String {
         let DataConfig { frames, frame_stride, resolution, .. } = self.data;
         let trained = if self.trained_on { ", of the data set that was trained on" } else { "" };
-        println!(
+        format!(
             "mean ± standard deviation over {} clips of {frames} frames at stride {frame_stride}, {resolution} px{trained} \
              (seed {}), as bytes; SSIM 11x11 Gaussian, each channel alone; LPIPS weights sha256 {}…; on {}",
             self.clips,
             self.seed,
             &self.lpips_sha256[..12.min(self.lpips_sha256.len())],
             self.device
-        );
+        )
+    }
+
+    fn print(&self) {
+        for (name, Spread { mean, std }, meaning) in self.measures() {
+            println!("{name:6} {mean:8.4} ± {std:.4}  {meaning}");
+        }
+        println!("{}", self.conditions());
     }
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{FIGURES_FILE, bench::title, evaluate::Report as Evaluation, with_commas};
+use crate::commands::{FIGURES_FILE, bench::title, evaluate::Report as Evaluation, with_commas};
 use crate::{
     checkpoint,
     diffusion::SamplerConfig,
