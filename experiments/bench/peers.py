@@ -5,7 +5,7 @@ The peers, at the sizes of experiments/bench/*.yaml (or of the files that are na
              space-only convolutions as 1x3x3 Conv3d, norm and SiLU apart, attention by explicit einsum and softmax,
              torch.optim.AdamW. `--check` compares them with the parity cases: what is timed is the right network.
   diffusers  for `attention: text`: UNet2DConditionModel, the frames as a batch of images, eager and compiled, float32
-             and bfloat16. It has no layers over frames: `work` is how much more than the peer lvdm computes.
+             and bfloat16. `work` is lvdm's FLOPs over the peer's, so near 1.
   conv2d     3x3 convolutions alone, at the U-Net's widths: a yardstick of the machine.
 
 Needed: pip install torch==2.11.0 diffusers safetensors numpy pyyaml (in a virtual environment), and for torch.compile
@@ -406,7 +406,7 @@ def diffusers_peers(bench, device, precision, compiled):
 
     n = only(bench["network"], channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
              heads=None, attention="text", adaptive_norm=False, norm_per_frame=True, context_width=None,
-             recompute=False)  # fmt: skip
+             temporal=False, recompute=False)  # fmt: skip
     logging.set_verbosity_error()
     c, f, h, w = bench["latent"]
     cross = ["CrossAttn" if 2**level in n["attention_factors"] else "" for level in range(len(n["multipliers"]))]
