@@ -270,7 +270,7 @@ fn workplace() -> tempfile::TempDir {
 fn metrics(run: &Path) -> Vec<BTreeMap<String, f64>> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let parse = |line| serde_json::from_str::<BTreeMap<String, f64>>(line).unwrap();
-    let timeless = |(key, _): &(String, f64)| !key.contains("second");
+    let timeless = |(key, _): &(String, f64)| !key.contains("second") && !key.contains("memory");
     text.lines().map(|line| parse(line).into_iter().filter(timeless).collect()).collect()
 }
 

@@ -24,7 +24,7 @@ fn metrics(lines: i64, height: f64) -> String {
         let part = i as f64 / lines as f64;
         let loss = if i == lines / 2 { None } else { Some(height * (-8.0 * part).exp()) };
         let line = json!({"step": 10_000 / lines * (i + 1), "loss": loss, "learning_rate": 1e-3 * (1.0 - part),
-            "clips_per_second": 4.0, "peak_memory_bytes": if i % 9 == 0 { 2.5e9 } else { 1e9 }, HOSTILE: part, "skipped_steps": 0.0});
+            "clips_per_second": 4.0, "seconds_per_step": 0.5, "peak_memory_gb": if i % 9 == 0 { 2.5 } else { 1.0 }, HOSTILE: part, "skipped_steps": 0.0});
         format!("{line}\n")
     };
     (0..lines).map(line).collect()
@@ -218,7 +218,7 @@ fn the_page_works_in_a_browser() {
             // configurations, speed, memory
             "optimizer.learning_rate0.0010.002",
             "0.5000",
-            "2500 MB",
+            "2.500",
             "autoencoder12.5",
         ] {
             assert!(text.contains(words), "`{words}` is not in\n{text}");

@@ -79,7 +79,7 @@ fn steps_kept(run: &Path) -> Vec<i64> {
 fn metrics(run: &Path) -> Vec<BTreeMap<String, Value>> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let parse = |line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap();
-    let timeless = |(key, _): &(String, Value)| !key.contains("second");
+    let timeless = |(key, _): &(String, Value)| !key.contains("second") && !key.contains("memory");
     text.lines().map(|line| parse(line).into_iter().filter(timeless).collect()).collect()
 }
 

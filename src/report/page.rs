@@ -379,26 +379,24 @@ impl Page {
 
     fn speed(&self) -> Markup {
         let runs: Vec<&Training> = self.trainings.iter().filter(|run| run.steps().is_some()).collect();
-        let memory: Vec<String> = metric_names(&runs).into_iter().filter(|name| name.contains("memory")).collect();
         html! {
             @if !runs.is_empty() {
                 div.wide { table {
                     thead { tr {
                         th { "run" } th.n { "steps" } th.n { "clips a second" } th.n { "seconds a step" } th.n { "of them waiting for data" }
-                        @for name in &memory { th.n { "most " (name) } }
+                        th.n { "peak memory, GB" }
                     } }
                     tbody { @for run in &runs { tr {
                         th { (run.name) }
                         td.n { (run.steps().unwrap_or(0)) }
                         td.n { (or_dash(run.median("clips_per_second"))) }
-                        td.n { (seconds(run.seconds_a_step())) }
+                        td.n { (seconds(run.median("seconds_per_step"))) }
                         td.n { (seconds(run.median("seconds_waiting_for_data"))) }
-                        @for name in &memory { td.n { (run.most(name).map_or("–".into(), |most| amount(name, most))) } }
+                        td.n { (or_dash(run.most("peak_memory_gb"))) }
                     } } }
                 } }
                 p.note {
-                    "Medians over the lines of each log. Seconds a step are trainer.batch × trainer.accumulate over clips a second, as of one rank; of R ranks a step takes R times as long. "
-                    @if memory.is_empty() { "Memory was not logged." }
+                    "Medians over the lines of each log. Memory is rank 0's: on a GPU what tensors held, on a CPU the whole process."
                 }
             }
             @for (name, stages) in &self.stages {
@@ -480,9 +478,6 @@ impl Training {
         self.experiment.as_ref()?.1.get("trainer")?.get(key)?.as_f64()
     }
 
-    fn seconds_a_step(&self) -> Option<f64> {
-        Some(self.setting("batch")? * self.setting("accumulate")? / self.median("clips_per_second")?)
-    }
 }
 
 impl ProtocolText {
@@ -709,11 +704,6 @@ fn seconds(value: Option<f64>) -> String {
     value.map_or("–".into(), |seconds| format!("{seconds:.4}"))
 }
 
-/// Bytes in megabytes, all else as it is.
-fn amount(metric: &str, value: f64) -> String {
-    if metric.ends_with("bytes") { format!("{:.0} MB", value / 1e6) } else { number(value) }
-}
-
 fn data_uri(kind: &str, bytes: &[u8]) -> String {
     format!("data:{kind};base64,{}", STANDARD.encode(bytes))
 }
@@ -833,15 +823,15 @@ mod tests {
     fn numbers_have_four_digits() {
         let written = [0.0, 836.2182, 0.000123456, 0.0000123, -2.5956, 12345.6, 64.0, f64::NAN].map(number);
         assert_eq!(written, ["0", "836.2", "0.0001235", "1.23e−5", "−2.596", "12346", "64.00", "NaN"]);
-        assert_eq!((fixed(-0.5, 2), amount("peak_bytes", 2.5e9)), ("−0.50".into(), "2500 MB".into()));
+        assert_eq!(fixed(-0.5, 2), "−0.50");
     }
 
     #[test]
-    fn a_step_takes_its_clips_over_clips_a_second() {
-        let mut run = training("a", "{trainer: {batch: 3, accumulate: 2, log_every: 5}}");
-        let points = [1.0, 100.0, 12.0].map(|rate| (1.0, rate)).to_vec();
-        run.metrics = vec![Series { name: "clips_per_second".into(), points }];
-        assert_eq!(run.seconds_a_step(), Some(0.5));
+    fn a_log_says_the_median_and_the_most() {
+        let mut run = training("a", "{trainer: {log_every: 5}}");
+        let points = [1.0, 100.0, 12.0].map(|value| (1.0, value)).to_vec();
+        run.metrics = vec![Series { name: "peak_memory_gb".into(), points }];
+        assert_eq!((run.median("peak_memory_gb"), run.most("peak_memory_gb")), (Some(12.0), Some(100.0)));
         assert!(averages(&[&run]).contains("(5 steps)"));
     }
 

@@ -29,6 +29,19 @@ pub fn peak_memory<T>(device: Device, body: impl FnOnce() -> T) -> (T, i64) {
     (value, if reset.and(read).is_ok() { peak } else { 0 })
 }
 
+/// The most memory that this process has taken so far, in bytes: of a GPU what its tensors held, else what of the
+/// process lay in the machine's memory. None where the system does not say.
+pub fn memory_so_far(device: Device) -> Option<i64> {
+    if let Device::Cuda(index) = device {
+        let mut peak = 0;
+        // SAFETY: plain numbers in and out.
+        return check(unsafe { lvdm_device_memory(index as c_int, false, &mut peak) }).ok().map(|()| peak);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
 /// Runs `body` and says how many bytes of host tensors this thread held at most, beyond those before.
 pub fn peak_host_memory<T>(body: impl FnOnce() -> T) -> (T, i64) {
     struct Call<F, T> {

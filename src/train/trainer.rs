@@ -18,7 +18,7 @@ use crate::{
     distributed::{Ranks, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets},
+    torch::{Autocast, GradientBuckets, memory_so_far},
 };
 
 /// What a step is made of.
@@ -261,6 +261,8 @@ impl<T: Task> Trainer<T> {
                 let clips = self.config.batch * self.config.accumulate * self.ranks.size() as i64;
                 let mut values = window.take(clips, self.progress.skipped_steps);
                 values.push(("skipped_videos".to_string(), self.skipped_videos));
+                // of this process since it began
+                values.extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 if let Some(record) = &mut record {
                     record.log.scalars(step, &values)?;
