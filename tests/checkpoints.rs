@@ -77,7 +77,8 @@ fn losses(run: &Path) -> Vec<String> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
     let parse = |line| serde_json::from_str::<BTreeMap<String, Value>>(line).ok();
     let timeless = |line: BTreeMap<String, Value>| {
-        let kept: BTreeMap<_, _> = line.into_iter().filter(|(key, _)| !key.contains("second") && !key.contains("memory")).collect();
+        let kept: BTreeMap<_, _> =
+            line.into_iter().filter(|(key, _)| !key.contains("second") && !key.contains("memory")).collect();
         serde_json::to_string(&kept).unwrap()
     };
     text.lines().filter_map(parse).map(timeless).collect()

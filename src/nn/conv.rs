@@ -1,6 +1,7 @@
 use tch::{Device, Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
+use crate::torch::{fuses, repeat_edges, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -16,24 +17,21 @@ impl Padding {
     fn apply(self, x: &Tensor, kernel: i64, stride: [i64; 3]) -> Tensor {
         let front = |s: i64| (kernel - s + 1) / 2;
         let back = |s: i64| (kernel - s) / 2;
+        let [f, h, w] = stride;
+        let pads = [front(w), back(w), front(h), back(h), front(f), back(f)];
         match self {
-            Padding::Zeros => {
-                let [f, h, w] = stride;
-                x.constant_pad_nd([front(w), back(w), front(h), back(h), front(f), back(f)])
-            }
+            Padding::Zeros => x.constant_pad_nd(pads),
+            Padding::Replicate if fuses(x) => repeat_edges(x, pads),
             // The native kernel has no deterministic backward pass on CUDA: there, by copies.
             Padding::Replicate if x.device().is_cuda() => (0..3).fold(x.shallow_clone(), |x, axis| {
-                repeat_edges(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
+                repeat_axis(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
             }),
-            Padding::Replicate => {
-                let [f, h, w] = stride;
-                x.replication_pad3d([front(w), back(w), front(h), back(h), front(f), back(f)])
-            }
+            Padding::Replicate => x.replication_pad3d(pads),
         }
     }
 }
 
-fn repeat_edges(x: &Tensor, axis: i64, front: i64, back: i64) -> Tensor {
+fn repeat_axis(x: &Tensor, axis: i64, front: i64, back: i64) -> Tensor {
     let edge = |at: i64, count: i64| {
         let mut shape = x.size();
         shape[axis as usize] = count;
@@ -113,8 +111,11 @@ impl TransposedConv3d {
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let x = self.padding.apply(x, self.kernel, self.stride);
-        let crop = [self.kernel - 1; 3];
-        x.conv_transpose3d(&self.weight, Some(&self.bias), self.stride, crop, [0, 0, 0], 1, [1, 1, 1])
+        let crop = self.kernel - 1;
+        if fuses(&x) {
+            return transposed_conv(&x, &self.weight, &self.bias, self.stride, crop);
+        }
+        x.conv_transpose3d(&self.weight, Some(&self.bias), self.stride, [crop; 3], [0, 0, 0], 1, [1, 1, 1])
     }
 }
 
@@ -191,5 +192,56 @@ impl Conv2d {
     /// `[N, inputs, H, W]` → `[N, outputs, …]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.conv2d(&self.weight, self.bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, normal};
+
+    #[test]
+    fn a_transposed_convolution_and_its_gradients() {
+        for stride in [[1, 2, 2], [2, 2, 2]] {
+            let run = |kind: tch::Kind| {
+                let parameters = crate::nn::Parameters::new(Device::Cpu, 3);
+                let conv = TransposedConv3d::new(&parameters.root(), 6, 5, 4, stride, Padding::Replicate);
+                parameters.to_kind(kind);
+                let x = normal(1, Purpose::Evaluation, 0, 1, &[2, 6, 2, 3, 4]).to_kind(kind).set_requires_grad(true);
+                let y = conv.forward(&channels_last(&x));
+                (&y * normal(1, Purpose::Evaluation, 0, 2, &y.size()).to_kind(kind)).sum(None).backward();
+                [y, x.grad(), conv.weight.grad(), conv.bias.grad()].map(|t| t.to_kind(tch::Kind::Double))
+            };
+            for (i, (found, wanted)) in run(tch::Kind::Float).iter().zip(&run(tch::Kind::Double)).enumerate() {
+                let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+                assert!(difference < 1e-6, "stride {stride:?}, tensor {i}: {difference}");
+            }
+        }
+    }
+
+    /// float32 goes back through our kernel, float64 through LibTorch's.
+    #[test]
+    fn repeated_edges_and_their_gradient() {
+        for (shape, kernel, stride) in [
+            ([2, 3, 4, 5, 6], 3, [1, 1, 1]),
+            ([1, 8, 1, 2, 7], 4, [1, 2, 2]),
+            ([1, 2, 1, 1, 1], 4, [1, 1, 1]),
+            ([2, 5, 3, 4, 1], 4, [2, 2, 2]),
+        ] {
+            let run = |kind: tch::Kind, laid: bool| {
+                let x = normal(1, Purpose::Evaluation, 0, 1, &shape).to_kind(kind).set_requires_grad(true);
+                let h = if laid { channels_last(&x) } else { x.shallow_clone() };
+                let y = Padding::Replicate.apply(&h, kernel, stride);
+                (&y * normal(1, Purpose::Evaluation, 0, 2, &y.size()).to_kind(kind)).sum(None).backward();
+                [y, x.grad()].map(|t| t.to_kind(tch::Kind::Double))
+            };
+            let wanted = run(tch::Kind::Double, false);
+            for laid in [false, true] {
+                for (found, wanted) in run(tch::Kind::Float, laid).iter().zip(&wanted) {
+                    let difference = (found - wanted).abs().max().double_value(&[]);
+                    assert!(difference < 1e-5, "{shape:?}, kernel {kernel}, stride {stride:?}: {difference}");
+                }
+            }
+        }
     }
 }

@@ -477,7 +477,6 @@ impl Training {
     fn setting(&self, key: &str) -> Option<f64> {
         self.experiment.as_ref()?.1.get("trainer")?.get(key)?.as_f64()
     }
-
 }
 
 impl ProtocolText {

@@ -1,9 +1,11 @@
-// Kernels for the CPU, float32: what the U-Net does between its products in one pass each, forward and backward.
+// Kernels for the CPU, float32: what the networks do between their products in one pass each, forward and backward.
 // Sums are taken over fixed pieces in a fixed order, so results do not depend on the number of threads.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -379,6 +381,85 @@ struct FrameAttention : torch::autograd::Function<FrameAttention> {
   }
 };
 
+// ---- repeated edges ------------------------------------------------------------------------------------------------
+
+// The places of a padded axis at which place i of n stands.
+struct Copies {
+  int64_t begin, end;
+
+  Copies(int64_t i, int64_t n, int64_t front, int64_t back)
+      : begin(i == 0 ? 0 : i + front), end(i == n - 1 ? n + front + back : i + front + 1) {}
+};
+
+EACH_CPU void add_row(const float *from, int64_t count, float *to) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) to[i] += from[i];
+}
+
+// x [B, C, F, H, W] with its channels last in memory; pads as LibTorch orders them (W, H, F, each in front and behind).
+// LibTorch's kernel goes back through it with one thread a clip; this one shares the frames among threads.
+struct RepeatEdges : torch::autograd::Function<RepeatEdges> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, std::vector<int64_t> pads) {
+    context->saved_data["sizes"] = x.sizes().vec();
+    context->saved_data["pads"] = pads;
+    return at::replication_pad3d(x, pads);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto sizes = context->saved_data["sizes"].toIntVector(), pads = context->saved_data["pads"].toIntVector();
+    int64_t B = sizes[0], C = sizes[1], F = sizes[2], H = sizes[3], W = sizes[4];
+    int64_t height = H + pads[2] + pads[3], width = W + pads[0] + pads[1], frames = F + pads[4] + pads[5];
+    auto dy = gradients[0].contiguous(at::MemoryFormat::ChannelsLast3d);
+    auto dx = at::empty(sizes, dy.options().memory_format(at::MemoryFormat::ChannelsLast3d));
+    const float *from = dy.const_data_ptr<float>();
+    float *to = dx.data_ptr<float>();
+    at::parallel_for(0, B * F * H, std::max<int64_t>(1, 16384 / (W * C)), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; row++) {
+        int64_t b = row / (F * H);
+        Copies of_f(row / H % F, F, pads[4], pads[5]), of_h(row % H, H, pads[2], pads[3]);
+        float *out = to + row * W * C;
+        std::fill(out, out + W * C, 0.0f);
+        for (int64_t f = of_f.begin; f < of_f.end; f++)
+          for (int64_t h = of_h.begin; h < of_h.end; h++) {
+            const float *in = from + ((b * frames + f) * height + h) * width * C;
+            add_row(in + pads[0] * C, W * C, out);
+            for (int64_t w = 0; w < pads[0]; w++) add_row(in + w * C, C, out);
+            for (int64_t w = W + pads[0]; w < width; w++) add_row(in + w * C, C, out + (W - 1) * C);
+          }
+      }
+    });
+    return {dx, at::Tensor()};
+  }
+};
+
+// ---- transposed convolution ----------------------------------------------------------------------------------------
+
+// The weight's gradient is that of a convolution from dy to x. oneDNN is nearly twice as fast at it where dy was padded
+// before instead of by the convolution.
+struct TransposedConv : torch::autograd::Function<TransposedConv> {
+  static at::Tensor forward(torch::autograd::AutogradContext *context, const at::Tensor &x, const at::Tensor &weight,
+                            const at::Tensor &bias, std::vector<int64_t> stride, int64_t crop) {
+    context->save_for_backward({x, weight});
+    context->saved_data["stride"] = stride;
+    context->saved_data["crop"] = crop;
+    return at::conv_transpose3d(x, weight, bias, stride, crop);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 torch::autograd::variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    auto stride = context->saved_data["stride"].toIntVector();
+    int64_t crop = context->saved_data["crop"].toInt();
+    auto &dy = gradients[0];
+    auto dx = at::conv3d(dy, saved[1], {}, stride, crop);
+    auto padded = at::constant_pad_nd(dy, std::vector<int64_t>(6, crop));
+    auto dw = at::convolution_backward(saved[0], padded, saved[1], c10::nullopt, stride, {0, 0, 0}, {1, 1, 1}, false,
+                                       {0, 0, 0}, 1, {false, true, false});
+    return {dx, std::get<1>(dw), dy.sum({0, 2, 3, 4}), at::Tensor(), at::Tensor()};
+  }
+};
+
 }  // namespace
 
 // *y <- x [O, S, I, C] normalised over S and each group of channels, times scale plus shift ([1 or O, C]), then SiLU
@@ -392,4 +473,19 @@ extern "C" char *lvdm_frame_attention(const at::Tensor *qkv, const at::Tensor *k
                                       int64_t heads, double alpha, double beta, bool transposed, at::Tensor **y) {
   return guarded(
       [&] { *y = new at::Tensor(FrameAttention::apply(*qkv, *keys, *values, heads, alpha, beta, transposed)); });
+}
+
+extern "C" char *lvdm_repeat_edges(const at::Tensor *x, const int64_t *pads, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(RepeatEdges::apply(*x, std::vector<int64_t>(pads, pads + 6))); });
+}
+
+extern "C" char *lvdm_transposed_conv(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias,
+                                      const int64_t *stride, int64_t crop, at::Tensor **y) {
+  return guarded([&] {
+    std::vector<int64_t> strides(stride, stride + 3);
+    // mixed precision goes its own way back
+    bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
+    *y = new at::Tensor(mixed ? at::conv_transpose3d(*x, *weight, *bias, strides, crop)
+                              : TransposedConv::apply(*x, *weight, *bias, strides, crop));
+  });
 }

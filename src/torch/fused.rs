@@ -26,6 +26,15 @@ unsafe extern "C" {
         transposed: bool,
         y: *mut *mut c_void,
     ) -> *mut c_char;
+    fn lvdm_transposed_conv(
+        x: *const c_void,
+        weight: *const c_void,
+        bias: *const c_void,
+        stride: *const i64,
+        crop: i64,
+        y: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn lvdm_repeat_edges(x: *const c_void, pads: *const i64, y: *mut *mut c_void) -> *mut c_char;
 }
 
 /// Whether the kernels here can take this tensor.
@@ -58,6 +67,34 @@ pub fn group_norm(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: 
     // SAFETY: live, dense tensors of the shapes that the kernel expects.
     output(|y| unsafe {
         lvdm_group_norm(x.as_ptr().cast(), scale.as_ptr().cast(), shift.as_ptr().cast(), groups, eps, silu, y)
+    })
+}
+
+/// `[B, C, F, H, W]` with its edges repeated: `pads` places before and behind W, then H, then F. Differentiable once.
+///
+/// # Panics
+/// On tensors of other shapes, devices or kinds, and without a place to repeat.
+pub fn repeat_edges(x: &Tensor, pads: [i64; 6]) -> Tensor {
+    assert!(fuses(x) && x.dim() == 5 && x.numel() > 0, "a float32 video on the CPU is needed, not {x:?}");
+    assert!(pads.iter().all(|&pad| pad >= 0), "pads of {pads:?}");
+    // SAFETY: a live tensor and six numbers.
+    output(|y| unsafe { lvdm_repeat_edges(x.as_ptr().cast(), pads.as_ptr(), y) })
+}
+
+/// Transposed 3D convolution of `[B, C, F, H, W]` by `[C, outputs, k, k, k]`, cut by `crop` on every side.
+/// Differentiable once.
+///
+/// # Panics
+/// On tensors of other shapes, devices or kinds.
+pub fn transposed_conv(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: [i64; 3], crop: i64) -> Tensor {
+    assert!(
+        [x, weight, bias].iter().all(|t| fuses(t)),
+        "float32 on the CPU is needed, not {x:?}, {weight:?}, {bias:?}"
+    );
+    // SAFETY: live tensors, whose shapes LibTorch checks, and three numbers.
+    output(|y| unsafe {
+        let [x, weight, bias] = [x, weight, bias].map(|t| t.as_ptr().cast::<c_void>());
+        lvdm_transposed_conv(x, weight, bias, stride.as_ptr(), crop, y)
     })
 }
 

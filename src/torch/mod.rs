@@ -19,7 +19,7 @@ pub use backend::{
 };
 pub use caught::caught;
 pub use device::DeviceName;
-pub use fused::{PositionTerms, frame_attention, fuses, group_norm};
+pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};

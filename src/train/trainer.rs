@@ -262,7 +262,8 @@ impl<T: Task> Trainer<T> {
                 let mut values = window.take(clips, self.progress.skipped_steps);
                 values.push(("skipped_videos".to_string(), self.skipped_videos));
                 // of this process since it began
-                values.extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
+                values
+                    .extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 if let Some(record) = &mut record {
                     record.log.scalars(step, &values)?;
