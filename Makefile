@@ -5,7 +5,7 @@
 # make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
 #                   also make sky_timelapse, make taichi; stopped, they go on where they were
 # make test         set up, build, fetch weights, run all tests
-# make lint         formatting and clippy, warnings as errors
+# make lint         formatting, clippy and documentation, warnings as errors
 # make soak         kill a training two hundred times and compare it with one never interrupted
 # make bench-scaling   two ranks against one; on a quiet machine
 # make setup        install what is missing; after it plain `cargo build` and `cargo test` work too
@@ -81,6 +81,7 @@ test: weights
 lint: setup
 	cargo fmt --check
 	cargo clippy --release --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --no-deps
 
 soak: setup
 	LVDM_SOAK=200 cargo test --release --locked --test checkpoints -- --nocapture again_and_again

@@ -1,6 +1,6 @@
 //! Several processes, one a GPU (or a share of the CPU), that do one piece of work: ranks.
 //!
-//! Who they are comes from `--nproc`, from torchrun's environment or from SLURM's ([`launch`]). What they share
+//! Who they are comes from `--nproc`, from torchrun's environment or from SLURM's ([`run`]). What they share
 //! goes through [`Ranks`]; a process that works alone has one too, and its calls then do nothing.
 
 mod launch;
