@@ -407,15 +407,19 @@ fn write(
 }
 
 fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Option<Distances>, measured: &[Measured]) {
-    let names: Vec<String> = measured.iter().map(|found| format!("{:>20.20}", found.name)).collect();
-    println!("{:>11}  {}", "", names.join("  "));
-    println!("{:>11}  {}", "first frame", vec!["       FVD        KVD"; measured.len()].join("  "));
+    let width = measured.iter().map(|found| found.name.chars().count()).fold(20, usize::max);
+    let head = |text: fn(&Measured) -> &str| {
+        measured.iter().map(|found| format!("  {:>width$}", text(found))).collect::<String>()
+    };
+    println!("{:11}{}", "", head(|found| &found.name));
+    println!("{:>11}{}", "first frame", head(|_| "FVD       KVD"));
     for window in 0..measured.iter().map(|found| found.windows.len()).max().unwrap_or(0) {
         let cell = |found: &Measured| {
-            found.windows.get(window).map_or(" ".repeat(20), |d| format!("{:10.1} {:9.2}", d.fvd, d.kvd))
+            let text = found.windows.get(window).map_or(String::new(), |d| format!("{:.1} {:9.2}", d.fvd, d.kvd));
+            format!("  {text:>width$}")
         };
-        let row: Vec<String> = measured.iter().map(cell).collect();
-        println!("{:>11}  {}", window as i64 * experiment.real.frames, row.join("  "));
+        let row: String = measured.iter().map(cell).collect();
+        println!("{:>11}{row}", window as i64 * experiment.real.frames);
     }
     if let Some(Distances { fvd, kvd }) = floor {
         println!("clips that were trained on: FVD {fvd:.1}, KVD {kvd:.2}");
