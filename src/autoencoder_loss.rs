@@ -24,11 +24,13 @@ pub enum PixelLoss {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderLossConfig {
+    /// Of pixels.
     pub pixel: PixelLoss,
     /// Weight of a frame's LPIPS, which is added to each of its pixels.
     pub perceptual_weight: f64,
     /// LPIPS looks at every n-th frame, beginning one frame later at each step; their mean stands for all.
     pub perceptual_every: i64,
+    /// Weight of the posterior's KL divergence.
     pub kl_weight: f64,
     /// Weight of the adversarial term, before the adaptive weight; 0 for no discriminator.
     pub adversarial_weight: f64,
@@ -40,6 +42,7 @@ pub struct AutoencoderLossConfig {
     /// from gradients that are reduced over them, so that ranks together equal one with the whole batch. As released,
     /// each rank has its own.
     pub sync_batch_norm: bool,
+    /// Of the PatchGAN discriminator.
     pub discriminator: DiscriminatorConfig,
 }
 
@@ -69,6 +72,7 @@ pub struct GeneratorTerms {
     pub pixel: f64,
     /// Mean LPIPS of the frames.
     pub perceptual: f64,
+    /// KL divergence, summed over a latent, mean over the batch.
     pub kl: f64,
     /// −mean D(x̂); 0 before the discriminator comes in.
     pub adversarial: f64,
@@ -78,6 +82,7 @@ pub struct GeneratorTerms {
 
 /// The terms of the discriminator's update.
 pub struct DiscriminatorTerms {
+    /// The hinge loss.
     pub loss: f64,
     /// Mean logit of real frames.
     pub real: f64,

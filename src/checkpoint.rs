@@ -32,6 +32,7 @@ pub struct Progress {
 pub struct Checkpoint {
     /// `autoencoder` or `diffusion`.
     pub task: String,
+    /// How far the training is.
     pub progress: Progress,
     /// The experiment as resolved.
     pub experiment: Value,

@@ -162,6 +162,7 @@ impl Told {
 /// One network of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
+    /// What the network is called in a run.
     pub name: &'static str,
     /// Each counted once, whether or not it is listed under two names.
     pub tensors: usize,
@@ -173,8 +174,11 @@ pub struct Part {
 pub struct Imported {
     /// `autoencoder` or `diffusion`.
     pub task: &'static str,
+    /// Optimizer steps of the training that wrote the file.
     pub step: i64,
+    /// One a network.
     pub parts: Vec<Part>,
+    /// What was known and not needed.
     pub ignored: Vec<Ignored>,
 }
 

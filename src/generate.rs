@@ -31,8 +31,11 @@ pub use long_video::{LongVideo, forget};
 
 /// A denoiser with its schedule and latent space.
 pub struct Generator {
+    /// With averaged weights.
     pub unet: UNet3d,
+    /// Of the training.
     pub schedule: NoiseSchedule,
+    /// Encodes and decodes.
     pub space: LatentSpace,
     /// The shape of what the network makes, `[C, F, h, w]`.
     pub latent: [i64; 4],
@@ -52,6 +55,7 @@ pub struct Generator {
 /// One clip to sample: its noise is a function of the seed and these two numbers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipId {
+    /// The video's number.
     pub sample: u64,
     /// The clip's number in a video of several.
     pub clip: u64,
@@ -65,6 +69,7 @@ pub enum Given<'a> {
         indices: &'a [i64],
         /// Normalised latents `[N, C, k, h, w]`.
         frames: &'a Tensor,
+        /// Weight, form and noise level.
         guidance: GuidanceConfig,
     },
     /// To a network with a text encoder.

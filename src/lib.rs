@@ -31,6 +31,8 @@
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
 //! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
+#![warn(missing_docs)]
+
 pub mod atomic_file;
 pub mod autoencoder_loss;
 pub mod checkpoint;

@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Said, lvdm_in, noise, relative_error, run_in, succeed_in, wake, write_packed};
+use common::{Said, lvdm_in, noise, relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
-    checkpoint::{self, Checkpoint, Progress},
+    checkpoint::{self, Checkpoint},
     diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
     models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
@@ -288,15 +288,6 @@ fn log_difference(a: &Path, b: &Path) -> f64 {
         }
     }
     largest
-}
-
-fn same_checkpoint(a: &Path, b: &Path) {
-    let (a, b) = (Checkpoint::read(a).unwrap(), Checkpoint::read(b).unwrap());
-    assert_eq!(Progress { seconds: 0.0, ..a.progress }, Progress { seconds: 0.0, ..b.progress });
-    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
-    for (name, tensor) in &a.tensors {
-        assert!(tensor.equal(&b.tensors[name]), "{name} differs");
-    }
 }
 
 /// Two ranks train as one with the doubled batch does, accumulation included; a run goes on to the bit, and on another

@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::Result;
-use common::{contents, run_in, succeed_in, write_packed};
+use common::{contents, run_in, same_checkpoint, succeed_in, write_packed};
 use lvdm::{
     checkpoint::{self, Checkpoint, Progress},
     distributed::Ranks,
@@ -81,16 +81,6 @@ fn metrics(run: &Path) -> Vec<BTreeMap<String, Value>> {
     let parse = |line| serde_json::from_str::<BTreeMap<String, Value>>(line).unwrap();
     let timeless = |(key, _): &(String, Value)| !key.contains("second") && !key.contains("memory");
     text.lines().map(|line| parse(line).into_iter().filter(timeless).collect()).collect()
-}
-
-/// Everything a checkpoint stores, to the bit; and its progress but for the clock.
-fn same_checkpoint(a: &Path, b: &Path) {
-    let (a, b) = (Checkpoint::read(a).unwrap(), Checkpoint::read(b).unwrap());
-    assert_eq!(Progress { seconds: 0.0, ..a.progress }, Progress { seconds: 0.0, ..b.progress });
-    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
-    for (name, tensor) in &a.tensors {
-        assert!(tensor.equal(&b.tensors[name]), "{name} differs");
-    }
 }
 
 /// Bad steps are left out, counted and logged as null; training goes on, and the weights are those of the others.

@@ -37,6 +37,7 @@ pub struct BenchExperiment {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
+    /// Of the networks; I3D is float32 in any case.
     #[serde(default)]
     pub precision: Precision,
     /// Calls before the first that is timed.
@@ -45,12 +46,16 @@ pub struct BenchExperiment {
     /// Calls that are timed.
     #[serde(default = "seven")]
     pub repeats: usize,
+    /// The denoising U-Net; left out where there is none, as each part below.
     #[serde(default)]
     pub unet: Option<UNetBench>,
+    /// The video autoencoder.
     #[serde(default)]
     pub autoencoder: Option<AutoencoderBench>,
+    /// Features of FVD.
     #[serde(default)]
     pub i3d: Option<I3dBench>,
+    /// Clips from files.
     #[serde(default)]
     pub loader: Option<LoaderBench>,
 }

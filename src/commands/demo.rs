@@ -39,6 +39,7 @@ pub struct Demo {
 /// The videos of the demo.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DemoData {
+    /// What is drawn.
     pub videos: DemoConfig,
     /// Clips that are encoded once for the denoiser: several of each video.
     pub latent_clips: u64,

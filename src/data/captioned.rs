@@ -14,7 +14,9 @@ use super::{
 
 /// A table like WebVid's (`videoid,name,page_dir,contentUrl`; other columns are not read) and a folder of videos.
 pub struct Webvid {
+    /// The CSV file.
     pub table: PathBuf,
+    /// The folder of its videos.
     pub root: PathBuf,
 }
 
@@ -90,6 +92,7 @@ impl VideoDataset for Webvid {
 
 /// Every video file under `root`, at any depth, with its caption in a text file of the same name.
 pub struct Captioned {
+    /// The folder of videos and texts.
     pub root: PathBuf,
 }
 

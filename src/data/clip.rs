@@ -10,7 +10,9 @@ use super::dataset::Source;
 /// One picture: red, green, blue of each pixel, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbFrame {
+    /// In pixels.
     pub width: usize,
+    /// In pixels.
     pub height: usize,
     /// `[height, width, 3]`
     pub pixels: Vec<u8>,
@@ -59,6 +61,7 @@ pub(crate) fn window(frames: i64, start: i64, count: i64, stride: i64) -> Result
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fit {
+    /// How pixels are resized.
     pub filter: Filter,
     /// Both sides are resized to the resolution, and nothing is cropped.
     pub squash: bool,
@@ -99,6 +102,7 @@ pub struct ClipSpec {
     pub frame_stride: i64,
     /// H and W, in pixels: the short side is resized to it, the long side is cropped at both ends.
     pub resolution: i64,
+    /// How frames become squares.
     pub fit: Fit,
 }
 

@@ -33,6 +33,7 @@ pub trait VideoDataset {
 /// The videos of a dataset.
 #[derive(Debug)]
 pub struct Listing {
+    /// Those that are there, in an order that does not depend on the machine.
     pub videos: Vec<VideoEntry>,
     /// How many more the dataset names that are not there, or lack their caption.
     pub left_out: usize,
@@ -73,6 +74,7 @@ impl From<Vec<VideoEntry>> for Listing {
 pub struct VideoEntry {
     /// For people: a path, as it was found.
     pub name: String,
+    /// What holds its frames.
     pub source: Source,
     /// What it shows, of datasets that say so.
     pub caption: Option<String>,
@@ -80,6 +82,7 @@ pub struct VideoEntry {
 
 /// What holds a video's frames.
 #[derive(Debug, Clone)]
+#[allow(missing_docs)] // its variants say what their fields are
 pub enum Source {
     /// A video file.
     File(PathBuf),
@@ -119,6 +122,7 @@ impl Source {
 /// The datasets there are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs)] // its variants say what their fields are
 pub enum DatasetConfig {
     /// Every video file under a folder, at any depth.
     Folder { root: PathBuf },
@@ -222,6 +226,7 @@ impl DatasetConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
+    /// Where the videos are.
     pub dataset: DatasetConfig,
     /// F, frames of a clip.
     pub frames: i64,

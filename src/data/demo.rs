@@ -26,7 +26,9 @@ use crate::{
 pub struct DemoConfig {
     /// Holds `train/` and `test/` when written.
     pub root: PathBuf,
+    /// Videos to train on.
     pub train: u64,
+    /// Videos that nothing is trained on.
     pub test: u64,
     /// Frames of each video.
     pub frames: i64,
@@ -34,6 +36,7 @@ pub struct DemoConfig {
     pub size: i64,
     /// Frames a second.
     pub fps: f64,
+    /// Video i depends on the seed and i alone.
     pub seed: u64,
 }
 

@@ -11,6 +11,7 @@ pub(super) const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
 
 /// Every video file under `root`, at any depth, sorted by path.
 pub struct Folder {
+    /// Searched at any depth.
     pub root: PathBuf,
 }
 

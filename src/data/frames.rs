@@ -11,6 +11,7 @@ use super::{
 
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth.
 pub struct Frames {
+    /// Searched at any depth.
     pub root: PathBuf,
 }
 

@@ -25,13 +25,17 @@ use crate::atomic_file::write_atomically;
 pub struct IndexEntry {
     /// A video file, or a folder of pictures.
     pub path: PathBuf,
+    /// How many there are.
     pub frames: i64,
     /// In pixels.
     pub width: usize,
+    /// In pixels.
     pub height: usize,
     /// Frames a second; pictures have no rate.
     pub fps: Option<f64>,
+    /// Of data sets that have classes.
     pub class: Option<String>,
+    /// Of data sets that have splits.
     pub split: Option<String>,
 }
 
@@ -80,6 +84,7 @@ pub fn write_index(path: &Path, entries: &[IndexEntry]) -> Result<()> {
 
 /// The videos of an index, in its order.
 pub struct Indexed {
+    /// The index, JSON lines.
     pub file: PathBuf,
     /// Those of one split only.
     pub split: Option<String>,

@@ -152,6 +152,7 @@ pub struct NumpyVideo {
 }
 
 impl NumpyVideo {
+    /// The video with this number of the array, from 0.
     pub fn new(file: Arc<NumpyFile>, index: i64) -> Self {
         Self { file, index }
     }
@@ -178,6 +179,7 @@ impl FrameSource for NumpyVideo {
 
 /// The videos of such a file, in its order.
 pub struct Numpy {
+    /// `.npy` or `.npz`, unsigned bytes `[N, F, H, W, 3]`.
     pub file: PathBuf,
 }
 

@@ -47,6 +47,7 @@ pub struct PackedFile {
     /// N, F, H, W
     shape: [usize; 4],
     captions: Option<Vec<String>>,
+    /// What the file says about its clips.
     pub spec: PackedSpec,
 }
 
@@ -124,6 +125,7 @@ pub struct PackedVideo {
 }
 
 impl PackedVideo {
+    /// The clip with this number, from 0, of which every `step`-th original frame was kept.
     pub fn new(file: Arc<PackedFile>, index: i64, step: i64) -> Self {
         Self { file, index, step }
     }
@@ -143,7 +145,9 @@ impl FrameSource for PackedVideo {
 
 /// The clips of a packed file, for training on every `frame_stride`-th frame of the original videos.
 pub struct Packed {
+    /// Unsigned bytes `[N, 3, F, H, W]` as safetensors.
     pub file: PathBuf,
+    /// What is asked for, in frames of the original videos.
     pub frame_stride: i64,
 }
 

@@ -26,6 +26,7 @@ use crate::random::{Purpose, stream};
 /// How clips are drawn from a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs)] // its variants say what their fields are
 pub enum Draw {
     /// From a random place of each video, videos in a random order; after the last begins another order.
     #[default]

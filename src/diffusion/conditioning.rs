@@ -12,6 +12,7 @@ use crate::models::{UNet3d, UNetCondition};
 /// Which frames of a clip are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameMask {
+    /// Nothing is given.
     Unconditional,
     /// The first k.
     Prefix(i64),
@@ -125,6 +126,7 @@ impl FrameConditioning {
 pub struct GuidanceConfig {
     /// Weight w of the unconditional prediction's difference.
     pub weight: f64,
+    /// How the two predictions are mixed.
     pub form: Guidance,
     /// Noise level s of the given frames, for networks that were trained with perturbation; `null` for clean frames.
     pub level: Option<i64>,
@@ -166,6 +168,7 @@ pub struct GivenLatents<'a> {
     pub frames: &'a Tensor,
     /// Noise for them, of their shape, used once; read only where there is a level.
     pub noise: &'a Tensor,
+    /// Weight, form and level of guidance.
     pub guidance: GuidanceConfig,
 }
 

@@ -12,6 +12,7 @@ use crate::models::{UNet3d, UNetCondition};
 pub enum Predict {
     /// ε (the released setting)
     Noise,
+    /// The clean latent z_0.
     Z0,
     /// v = √ᾱ ε − √(1 − ᾱ) z_0 (Salimans & Ho 2022): z_0 where noise rules, noise where it does not, so that small
     /// networks keep the level of colours, which they lose when they predict noise.
@@ -41,7 +42,9 @@ impl Predict {
 pub struct Prediction {
     /// What the network saw: z_t with the given frames written into it.
     pub z_t: Tensor,
+    /// The clean latent, of the shape of z_t.
     pub z_0: Tensor,
+    /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
 }
 
@@ -53,11 +56,15 @@ pub trait Denoiser {
 
 /// A network and what it was trained to predict.
 pub struct UNetDenoiser<'a> {
+    /// Predicts what `predict` says.
     pub unet: &'a UNet3d,
+    /// Of the training.
     pub schedule: &'a NoiseSchedule,
+    /// What the network was trained to predict.
     pub predict: Predict,
     /// The mask channel `[B, 1, F, 1, 1]` of a network that has one.
     pub mask: Option<Tensor>,
+    /// Level and text, one a clip.
     pub given: UNetCondition,
 }
 
@@ -84,6 +91,7 @@ fn from_noise(z_t: Tensor, noise: Tensor, alpha_bar: f64) -> Prediction {
 
 /// Writes given frames into z_t before every call (paper, equation 6).
 pub struct FrameConditioned<D> {
+    /// The network that sees given frames.
     pub inner: D,
     /// `[B, C, F, h, w]`: the given frames, perturbed once; other frames are not read.
     pub frames: Tensor,
@@ -110,11 +118,15 @@ pub enum Guidance {
 
 /// Guidance by the unconditional prediction: both are made in one pass of the network over twice the clips.
 pub struct Guided<'a> {
+    /// The network, given all.
     pub conditional: UNetDenoiser<'a>,
     /// The same network, given less.
     pub unconditional: UNetDenoiser<'a>,
+    /// w.
     pub weight: f64,
+    /// How the two are mixed.
     pub form: Guidance,
+    /// To get z_0 back from the mixed noise.
     pub schedule: &'a NoiseSchedule,
 }
 

@@ -10,13 +10,16 @@ use serde::Serialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// Continues a video, or makes its sparse frames.
     Prediction,
+    /// Fills the gap between two frames.
     Interpolation,
 }
 
 /// One clip of the plan. All frames are latent frames of the long video, counted from 0.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanStep {
+    /// Which network makes it.
     pub model: Role,
     /// Frames that were made before and that the clip must fit.
     pub given: Vec<i64>,
@@ -25,6 +28,7 @@ pub struct PlanStep {
     /// The video's frame at the clip's place 0, and how far apart the clip's frames lie.
     #[serde(skip)]
     pub first: i64,
+    /// Latent frames from one to the next.
     #[serde(skip)]
     pub spacing: i64,
     /// Frames of the clip.
@@ -46,6 +50,7 @@ pub struct LongVideoPlan {
     pub frames: i64,
     /// Latent frames that are made: the last gap may end behind the video's end, where it is cut off.
     pub extent: i64,
+    /// In the order in which they are made.
     pub steps: Vec<PlanStep>,
 }
 

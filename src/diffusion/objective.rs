@@ -10,6 +10,7 @@ use crate::models::{UNet3d, UNetCondition};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
+    /// |x̂ − x|, mean over all.
     L1,
     /// The mean square.
     L2,
@@ -19,7 +20,9 @@ pub enum Loss {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Objective {
+    /// What the network predicts.
     pub predict: Predict,
+    /// Between the prediction and what it should be.
     pub loss: Loss,
 }
 
@@ -43,7 +46,9 @@ pub struct GivenFrames {
 
 /// What a batch is given besides z_t and t.
 pub enum Condition {
+    /// Only noise and time.
     Nothing,
+    /// Frames with their mask.
     Frames(GivenFrames),
     /// Encoded texts `[B, S, context_width]`.
     Text(Tensor),

@@ -59,6 +59,7 @@ pub enum Variance {
 
 /// Ancestral sampling over all T steps (Ho et al. 2020), z_0 not clipped.
 pub struct Ddpm {
+    /// Of each step.
     pub variance: Variance,
 }
 
@@ -97,7 +98,9 @@ impl SamplerRun for DdpmRun {
 
 /// Song et al. 2021. η = 0 is deterministic, η = 1 as noisy as DDPM.
 pub struct Ddim {
+    /// Network calls.
     pub steps: i64,
+    /// 0 is deterministic, 1 as noisy as DDPM.
     pub eta: f64,
 }
 
@@ -232,6 +235,7 @@ impl Nodes {
 
 /// DPM-Solver++(2M) (Lu et al. 2022b, arXiv 2211.01095): deterministic, of second order, one call of the network a step.
 pub struct DpmSolver {
+    /// Network calls.
     pub steps: i64,
 }
 
@@ -265,6 +269,7 @@ impl SamplerRun for DpmSolverRun {
 /// UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023, arXiv 2302.04867): as DPM-Solver++, and what the network says
 /// at a node also corrects how the walk came there.
 pub struct UniPc {
+    /// Network calls.
     pub steps: i64,
 }
 
@@ -324,22 +329,17 @@ impl SamplerRun for UniPcRun {
 /// Which sampler, as an experiment or the command line says it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[allow(missing_docs)] // its variants say what their fields are
 pub enum SamplerConfig {
-    Ddpm {
-        variance: Variance,
-    },
-    Ddim {
-        steps: i64,
-        eta: f64,
-    },
+    /// Ancestral sampling over all steps (Ho et al. 2020).
+    Ddpm { variance: Variance },
+    /// Song et al. 2020, arXiv 2010.02502.
+    Ddim { steps: i64, eta: f64 },
     /// DPM-Solver++(2M).
-    DpmSolver {
-        steps: i64,
-    },
+    DpmSolver { steps: i64 },
+    /// UniPC of order 2.
     #[serde(rename = "unipc")]
-    UniPc {
-        steps: i64,
-    },
+    UniPc { steps: i64 },
 }
 
 impl Default for SamplerConfig {
@@ -350,6 +350,7 @@ impl Default for SamplerConfig {
 }
 
 impl SamplerConfig {
+    /// The sampler itself.
     pub fn build(self) -> Box<dyn Sampler> {
         match self {
             SamplerConfig::Ddpm { variance } => Box::new(Ddpm { variance }),

@@ -18,10 +18,13 @@ pub enum ScheduleKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ScheduleConfig {
+    /// How β grows.
     pub kind: ScheduleKind,
     /// T
     pub steps: i64,
+    /// β of the first step.
     pub beta_start: f64,
+    /// β of the last step.
     pub beta_end: f64,
 }
 
@@ -34,6 +37,7 @@ impl Default for ScheduleConfig {
 /// β_t and ᾱ_t for t = 0 … T−1, in float64 on the host.
 #[derive(Debug, Clone)]
 pub struct NoiseSchedule {
+    /// β_t, one a step.
     pub beta: Vec<f64>,
     /// ᾱ_t = Π (1 − β)
     pub alpha_bar: Vec<f64>,

@@ -7,12 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 /// One of several processes, and where they meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
+    /// This process's number, from 0.
     pub rank: usize,
+    /// How many processes there are.
     pub size: usize,
     /// Counted on this machine alone: the number of its GPU.
     pub local_rank: usize,
     /// Where the store is.
     pub host: String,
+    /// Where the store listens.
     pub port: u16,
     /// Whether this process serves the store.
     pub serves: bool,

@@ -53,10 +53,12 @@ impl Ranks {
         Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap })) })
     }
 
+    /// This process's number, from 0.
     pub fn rank(&self) -> usize {
         self.inner.as_ref().map_or(0, |inner| inner.place.rank)
     }
 
+    /// How many processes there are; 1 where it is alone.
     pub fn size(&self) -> usize {
         self.inner.as_ref().map_or(1, |inner| inner.place.size)
     }

@@ -58,7 +58,9 @@ pub struct StableDiffusionTold {
 
 /// A network that was imported, and what became of the names.
 pub struct ImportedNetwork {
+    /// What was loaded, and how much.
     pub part: Part,
+    /// Every name: loaded, new, ignored.
     pub names: Import,
 }
 

@@ -86,6 +86,7 @@ impl TextConditioning {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Trained {
+    /// Every parameter.
     #[default]
     All,
     /// Those over frames, which an image model does not have.
@@ -95,6 +96,7 @@ pub enum Trained {
 }
 
 impl Trained {
+    /// Rank and α of the adapters, where they are what is trained.
     pub fn adapter(self) -> Option<Adapter> {
         match self {
             Trained::Adapters(adapter) => Some(adapter),
@@ -123,14 +125,20 @@ fn guidance() -> f64 {
 /// Training of a video autoencoder: `lvdm train autoencoder FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AutoencoderExperiment {
+    /// Of initial weights, crops, shuffles and noise.
     #[serde(default)]
     pub seed: u64,
+    /// The clips to train on.
     pub data: DataConfig,
+    /// The network.
     #[serde(default)]
     pub autoencoder: AutoencoderConfig,
+    /// The paper's, with LPIPS and a discriminator.
     #[serde(default)]
     pub loss: AutoencoderLossConfig,
+    /// Of both networks.
     pub optimizer: OptimizerConfig,
+    /// Steps, batches, checkpoints, log.
     pub trainer: TrainerConfig,
 }
 
@@ -175,12 +183,15 @@ impl From<DiffusionSpace> for PathBuf {
 /// Training of a denoiser on latents or pixels: `lvdm train diffusion FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DiffusionExperiment {
+    /// Of initial weights, crops, shuffles and noise.
     #[serde(default)]
     pub seed: u64,
+    /// The clips to train on.
     pub data: DataConfig,
     /// Latents packed by `lvdm data pack --latents`, used instead of decoding and encoding `data`.
     #[serde(default)]
     pub latents: Option<PathBuf>,
+    /// A run whose latents are denoised, or `pixels`.
     pub autoencoder: DiffusionSpace,
     /// For a network that is given a text (`unet.attention: text`).
     #[serde(default)]
@@ -194,15 +205,21 @@ pub struct DiffusionExperiment {
     /// A diffusion run whose averaged weights are where training starts: a short-video model.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
+    /// Which parameters.
     #[serde(default)]
     pub trained: Trained,
+    /// Noise over diffusion time.
     #[serde(default)]
     pub schedule: ScheduleConfig,
+    /// The network.
     #[serde(default)]
     pub unet: UNetConfig,
+    /// What it predicts, and by which loss it learns.
     #[serde(default)]
     pub objective: Objective,
+    /// Of the parameters that are trained.
     pub optimizer: OptimizerConfig,
+    /// Steps, batches, checkpoints, log.
     pub trainer: TrainerConfig,
     /// How samples are drawn for the pictures in the log.
     #[serde(default)]
@@ -293,13 +310,16 @@ pub struct LongVideoConfig {
     /// Latent frames from one sparse frame to the next; the prediction run's `latent_stride` where it is not said.
     #[serde(default)]
     pub gap: Option<i64>,
+    /// Weight, form and level of guidance.
     #[serde(default)]
     pub guidance: GuidanceConfig,
+    /// Of every clip.
     #[serde(default)]
     pub sampler: SamplerConfig,
     /// Clips in one pass of the networks.
     #[serde(default = "batch")]
     pub batch: i64,
+    /// Of the networks when they sample and decode.
     #[serde(default)]
     pub precision: Precision,
 }
@@ -307,12 +327,15 @@ pub struct LongVideoConfig {
 /// What is measured against what: `lvdm evaluate FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct EvaluationExperiment {
+    /// Draws real clips and noise.
     #[serde(default)]
     pub seed: u64,
+    /// Protocol, or number of clips.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
     /// Clips that nothing was trained on.
     pub real: DataConfig,
+    /// What is measured.
     pub generated: Generated,
     /// Clips that the models were trained on: their distance is the floor.
     #[serde(default)]
@@ -324,12 +347,14 @@ pub struct EvaluationExperiment {
 /// Long videos measured window by window, as curves in one figure: `lvdm evaluate-long FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LongEvaluationExperiment {
+    /// Draws real clips and noise.
     #[serde(default)]
     pub seed: u64,
     /// Of each curve.
     pub videos: u64,
     /// Of each video.
     pub frames: i64,
+    /// Protocol, or number of clips.
     #[serde(default)]
     pub evaluation: EvaluationConfig,
     /// Clips that nothing was trained on; a window is as long as one of them.
@@ -337,6 +362,7 @@ pub struct LongEvaluationExperiment {
     /// Clips that the models were trained on: their distance is the floor.
     #[serde(default)]
     pub train: Option<DataConfig>,
+    /// One a method, in the order of the legend.
     pub curves: Vec<Curve>,
     /// Where curves, videos and figures are put.
     pub out: PathBuf,
@@ -347,6 +373,7 @@ pub struct LongEvaluationExperiment {
 pub struct Curve {
     /// In the legend.
     pub name: String,
+    /// What the curve is measured on.
     pub source: CurveSource,
 }
 
@@ -362,9 +389,11 @@ impl Curve {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CurveSource {
+    /// Sampled from runs.
     Sampled(LongVideoConfig),
     /// The beginnings of a dataset's first videos; `frames` is not read.
     Videos {
+        /// The dataset, with its stride and resolution.
         data: DataConfig,
     },
 }
@@ -427,11 +456,15 @@ impl Experiment for LongEvaluationExperiment {
 pub enum Generated {
     /// Sampled from a diffusion run.
     Run {
+        /// Its folder, or one of its checkpoints.
         run: PathBuf,
+        /// DDIM, 50 steps, η = 1 where it is not said.
         #[serde(default)]
         sampler: SamplerConfig,
+        /// Clips in one pass of the network.
         #[serde(default = "batch")]
         batch: i64,
+        /// Of the networks when they sample and decode.
         #[serde(default)]
         precision: Precision,
         /// How strongly a text-to-video run follows the captions of the real videos.
@@ -439,7 +472,10 @@ pub enum Generated {
         guidance: f64,
     },
     /// Read from files.
-    Clips { data: DataConfig },
+    Clips {
+        /// The dataset, with its stride and resolution.
+        data: DataConfig,
+    },
 }
 
 fn text_guidance() -> f64 {

@@ -9,7 +9,9 @@ use crate::torch::Adam;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
+    /// Kingma and Ba 2015.
     Adam,
+    /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
     Adamw,
 }
 
@@ -27,18 +29,23 @@ pub enum Decay {
 /// The optimizer of an experiment; each of a task's networks gets its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OptimizerConfig {
+    /// Which optimizer.
     pub kind: OptimizerKind,
+    /// After the warm-up.
     pub learning_rate: f64,
+    /// Decay of the two moments.
     #[serde(default = "betas")]
     pub betas: (f64, f64),
     /// PyTorch's default for AdamW is 0.01.
     #[serde(default)]
     pub weight_decay: f64,
+    /// Added to the root of the second moment.
     #[serde(default = "eps")]
     pub eps: f64,
     /// Steps over which the rate grows from zero.
     #[serde(default)]
     pub warmup: i64,
+    /// What becomes of the learning rate after the warm-up.
     #[serde(default)]
     pub decay: Decay,
 }
@@ -66,6 +73,7 @@ impl OptimizerConfig {
         Ok(())
     }
 
+    /// What the optimizer's step needs.
     pub fn adam(&self) -> Adam {
         Adam {
             learning_rate: self.learning_rate,
@@ -94,8 +102,10 @@ impl OptimizerConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
+    /// float32 throughout.
     #[default]
     F32,
+    /// Products and convolutions in bfloat16.
     Bf16,
 }
 
@@ -113,6 +123,7 @@ pub struct TrainerConfig {
     /// Forward passes of one step.
     #[serde(default = "one")]
     pub accumulate: i64,
+    /// Of forward and backward passes.
     #[serde(default)]
     pub precision: Precision,
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -133,6 +144,7 @@ pub struct TrainerConfig {
     /// How many of the latest checkpoints stay.
     #[serde(default = "three")]
     pub keep_checkpoints: usize,
+    /// Steps from one line of the log to the next; its values are means over them.
     #[serde(default = "fifty")]
     pub log_every: i64,
     /// Steps between pictures in the log.

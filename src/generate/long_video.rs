@@ -26,6 +26,7 @@ pub struct LongVideo {
     prediction: Generator,
     interpolation: Option<Generator>,
     config: LongVideoConfig,
+    /// Which frames are made in which clip.
     pub plan: LongVideoPlan,
     /// Frames of the video.
     pub frames: i64,

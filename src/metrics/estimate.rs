@@ -14,7 +14,9 @@ use crate::random::{Purpose, stream};
 /// Both distances of one set of clips from another.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Distances {
+    /// Fréchet distance of the features' Gaussians.
     pub fvd: f64,
+    /// Unbiased squared MMD by a cubic kernel; can be negative.
     pub kvd: f64,
 }
 
@@ -45,15 +47,18 @@ pub type Interval = [f64; 2];
 pub struct Figure {
     /// Means over runs.
     pub fvd: f64,
+    /// Mean over runs.
     pub kvd: f64,
     /// Over runs, divided by their number as the released code does; none of a single run.
     pub fvd_std: Option<f64>,
+    /// Of several runs.
     pub kvd_std: Option<f64>,
     /// Every run.
     pub runs: Vec<Distances>,
     /// 95 % by the jackknife on the first run, about its own figure: what other clips of both sides would move. None of
     /// fewer than three clips.
     pub fvd_interval: Option<Interval>,
+    /// Of the first run.
     pub kvd_interval: Option<Interval>,
     /// FVD extrapolated to infinitely many clips, of the first run.
     pub fvd_extrapolated: f64,
@@ -184,10 +189,12 @@ pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, see
 /// How far two sets of real clips are from each other.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Floor {
+    /// What the two sets are apart.
     #[serde(flatten)]
     pub distances: Distances,
     /// Of each of the two sets.
     pub clips: i64,
+    /// Which two sets.
     pub sets: FloorSets,
 }
 

@@ -55,17 +55,22 @@ pub struct ProtocolConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Redraw {
+    /// New real clips a run.
     #[default]
     Real,
+    /// New generated clips a run.
     Generated,
+    /// Both sides anew a run.
     Both,
 }
 
 impl Redraw {
+    /// Whether real clips are drawn anew.
     pub fn real(self) -> bool {
         self != Redraw::Generated
     }
 
+    /// Whether generated clips are drawn anew.
     pub fn generated(self) -> bool {
         self != Redraw::Real
     }
@@ -196,13 +201,18 @@ pub struct Protocol {
     pub real: DatasetConfig,
     /// Draws the real clips.
     pub seed: u64,
+    /// The network's name.
     pub extractor: String,
+    /// Of its weight file.
     pub extractor_sha256: String,
+    /// How FVD is computed.
     pub fvd: String,
+    /// How KVD is computed.
     pub kvd: String,
 }
 
 impl Protocol {
+    /// The settings with the stride that is used, on these real data.
     pub fn new(config: &ProtocolConfig, real: &DataConfig, seed: u64, extractor: &dyn FeatureExtractor) -> Self {
         let stride = config.frame_stride.unwrap_or(real.frame_stride);
         let divisor = match config.covariance {

@@ -21,6 +21,7 @@ pub struct AutoencoderConfig {
     pub latent_channels: i64,
     /// Groups of every norm; 0 leaves the norms out, and long latents decode in chunks to exactly the whole.
     pub norm_groups: i64,
+    /// What stands beyond the edges of a video.
     pub padding: Padding,
 }
 
@@ -193,6 +194,7 @@ impl Decoder {
 
 /// The Gaussian that the encoder makes of a clip; both tensors `[B, C, F/ft, H/fs, W/fs]`.
 pub struct Posterior {
+    /// `[B, latent channels, F, h, w]`
     pub mean: Tensor,
     /// Clamped to [−30, 20].
     pub logvar: Tensor,
@@ -220,6 +222,7 @@ pub struct VideoAutoencoder {
 }
 
 impl VideoAutoencoder {
+    /// Declares the parameters under `scope`, with the released names.
     pub fn new(scope: &Scope, config: &AutoencoderConfig) -> Self {
         let (z, latent) = (config.z_channels, config.latent_channels);
         let pointwise = |name: &str, i, o| Conv3d::new(&scope.sub(name), i, o, 1, [1; 3], config.padding);

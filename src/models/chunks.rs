@@ -10,7 +10,9 @@ use tch::{Kind, Tensor};
 /// How a long latent is cut: chunks of `length` latent frames, neighbours sharing at least `overlap`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunks {
+    /// Latent frames of a chunk.
     pub length: i64,
+    /// Latent frames that neighbours share.
     pub overlap: i64,
     /// Frames of one latent frame.
     pub factor: i64,

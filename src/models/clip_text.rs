@@ -33,11 +33,15 @@ pub struct ClipTextConfig {
     pub vocabulary: i64,
     /// Most tokens in a text.
     pub positions: i64,
+    /// Of a token's vector.
     pub width: i64,
     /// Width of the feed-forward layers.
     pub hidden: i64,
+    /// Transformer blocks.
     pub layers: i64,
+    /// Of each attention.
     pub heads: i64,
+    /// Of the feed-forward layers.
     pub activation: TextActivation,
 }
 
@@ -130,6 +134,7 @@ pub struct ClipText {
 }
 
 impl ClipText {
+    /// Declares the parameters under `scope`, with CLIP's names.
     pub fn new(scope: &Scope, config: &ClipTextConfig) -> Self {
         let (embeddings, layers) = (scope.sub("embeddings"), scope.sub("encoder").sub("layers"));
         let table =

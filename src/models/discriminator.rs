@@ -12,7 +12,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DiscriminatorConfig {
+    /// Filters of the first layer.
     pub channels: i64,
+    /// Layers between the first and the last; all but the last of these halve height and width.
     pub layers: i64,
 }
 

@@ -15,7 +15,9 @@ pub struct ImageAutoencoderConfig {
     pub widths: Vec<i64>,
     /// Residual blocks a level of the encoder; the decoder has one more.
     pub blocks_per_level: i64,
+    /// C of a latent.
     pub latent_channels: i64,
+    /// Groups of every group norm.
     pub norm_groups: i64,
     /// Attention over all positions at the deepest level.
     pub attention: bool,
@@ -291,6 +293,7 @@ impl ImageAutoencoder {
     /// Frames in the network at a time, so that memory does not grow with a video's length.
     pub const FRAMES_PER_PASS: i64 = 8;
 
+    /// Declares the parameters under `scope`, with the released names.
     pub fn new(scope: &Scope, config: &ImageAutoencoderConfig) -> Self {
         let latent = config.latent_channels;
         ImageAutoencoder {

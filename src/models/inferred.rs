@@ -63,10 +63,13 @@ pub struct InferredUNet {
     pub config: UNetConfig,
     /// Told only by tables of relative positions.
     pub heads: Option<i64>,
+    /// Channels that enter, a mask among them.
     pub inputs: i64,
+    /// Channels that leave.
     pub outputs: i64,
     /// Latent frames of a clip: told only by tables of relative positions.
     pub temporal_length: Option<i64>,
+    /// Rows of the class embedding, where there is one.
     pub classes: Option<i64>,
 }
 
@@ -176,10 +179,13 @@ impl InferredUNet {
 /// What a video autoencoder's tensors tell: neither strides nor groups leave a trace in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InferredAutoencoder {
+    /// Filters of the first convolution.
     pub channels: i64,
     /// Downsampling blocks: the largest factor is 2 to this power.
     pub blocks: u32,
+    /// Half of the channels that leave the encoder.
     pub z_channels: i64,
+    /// C of a latent.
     pub latent_channels: i64,
 }
 

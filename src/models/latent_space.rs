@@ -12,7 +12,9 @@ use crate::nn::Parameters;
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentMoments {
+    /// What a latent is multiplied by, after the shift.
     pub scale: f64,
+    /// What is added to a latent before.
     pub shift: f64,
 }
 
@@ -42,7 +44,12 @@ impl LatentMoments {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LatentSpaceConfig {
-    Image { image: ImageAutoencoderConfig },
+    /// Stable Diffusion's image autoencoder, frame by frame.
+    Image {
+        /// Widths and sizes of the network.
+        image: ImageAutoencoderConfig,
+    },
+    /// The paper's video autoencoder.
     Video(AutoencoderConfig),
 }
 
@@ -111,6 +118,7 @@ pub struct LatentSpace {
     autoencoder: Autoencoder,
     /// None where pixels are the latents.
     pub config: Option<LatentSpaceConfig>,
+    /// Scale and shift that normalise latents.
     pub moments: LatentMoments,
     /// Latent frames of the clips on which the video autoencoder was trained, or of what goes through another at a
     /// time.
@@ -225,6 +233,7 @@ impl LatentSpace {
         [frames, side]
     }
 
+    /// Where it computes.
     pub fn device(&self) -> Device {
         self.device
     }

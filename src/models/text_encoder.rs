@@ -12,7 +12,9 @@ use crate::nn::Parameters;
 /// What a text encoder looks like. Without a tokenizer (an imported checkpoint may have none) it cannot read prompts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TextEncoderConfig {
+    /// The network.
     pub text_encoder: ClipTextConfig,
+    /// The words it knows.
     #[serde(default)]
     pub tokenizer: Option<TokenizerFiles>,
 }

@@ -31,6 +31,7 @@ pub enum AttentionKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
+    /// Width of the first level; a multiple of the norm groups.
     pub channels: i64,
     /// Width of each level, in units of `channels`.
     pub multipliers: Vec<i64>,
@@ -38,7 +39,9 @@ pub struct UNetConfig {
     pub blocks_per_level: i64,
     /// Downsampling factors (not sizes) at which there is attention.
     pub attention_factors: Vec<i64>,
+    /// Of each attention.
     pub heads: i64,
+    /// Over what positions attend.
     pub attention: AttentionKind,
     /// Learned relative positions of frames.
     pub relative_position: bool,
@@ -137,6 +140,7 @@ impl UNetConfig {
 pub struct UNetPorts {
     /// Latent channels, plus one where there is a mask of given frames.
     pub inputs: i64,
+    /// Channels of the prediction.
     pub outputs: i64,
     /// Largest distance of frames that relative positions tell apart: the trained length.
     pub temporal_length: i64,
@@ -578,6 +582,7 @@ pub struct UNet3d {
 }
 
 impl UNet3d {
+    /// Declares the parameters under `scope`, with the released names.
     pub fn new(scope: &Scope, config: &UNetConfig, ports: &UNetPorts) -> Self {
         let width = 4 * config.channels;
         let time = scope.sub("time_embed");

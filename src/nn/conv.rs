@@ -9,6 +9,7 @@ use crate::torch::{fuses, repeat_edges, transposed_conv};
 pub enum Padding {
     /// The edge repeated (the paper's): a shifted video gives shifted latents.
     Replicate,
+    /// Nothing.
     Zeros,
 }
 
@@ -75,6 +76,7 @@ impl Conv3d {
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }
     }
 
+    /// `[B, inputs, F, H, W]` → `[B, outputs, F/s, H/s, W/s]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let x = if self.kernel == 1 { x.shallow_clone() } else { self.padding.apply(x, self.kernel, self.stride) };
         x.conv3d(&self.weight, Some(&self.bias), self.stride, [0, 0, 0], [1, 1, 1], 1)
@@ -109,6 +111,7 @@ impl TransposedConv3d {
         }
     }
 
+    /// `[B, inputs, F, H, W]` → `[B, outputs, F·s, H·s, W·s]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let x = self.padding.apply(x, self.kernel, self.stride);
         let crop = self.kernel - 1;
@@ -128,6 +131,7 @@ pub struct SpatialConv {
 }
 
 impl SpatialConv {
+    /// A square kernel, and a stride over H and W.
     pub fn new(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
         Self::with_init(scope, inputs, outputs, kernel, stride, Init::fan_in(inputs * kernel * kernel))
     }
@@ -143,6 +147,7 @@ impl SpatialConv {
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
+    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`
     pub fn forward(&self, x: &Frames) -> Frames {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;

@@ -11,7 +11,9 @@ use crate::torch::{Autocast, fuses};
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Adapter {
+    /// Inner width of the two maps.
     pub rank: i64,
+    /// What they add is multiplied by α / rank.
     pub alpha: f64,
 }
 

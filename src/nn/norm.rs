@@ -23,6 +23,7 @@ pub struct GroupNorm {
 }
 
 impl GroupNorm {
+    /// Declares weight and bias `[channels]`.
     pub fn new(scope: &Scope, groups: i64, channels: i64, eps: f64) -> Self {
         assert!(channels % groups == 0, "{channels} channels do not divide into {groups} groups");
         GroupNorm {
@@ -122,6 +123,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// Declares weight and bias `[channels]`.
     pub fn new(scope: &Scope, channels: i64) -> Self {
         LayerNorm {
             weight: scope.parameter("weight", &[channels], Init::ONES),
@@ -129,6 +131,7 @@ impl LayerNorm {
         }
     }
 
+    /// `[…, channels]` → the same shape, normalised over the last axis.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let channels = self.weight.size();
         full_precision(x).layer_norm(&channels, Some(&self.weight), Some(&self.bias), 1e-5, true)

@@ -13,6 +13,7 @@ use crate::random::{Purpose, stream};
 /// How a parameter starts.
 #[derive(Debug, Clone, Copy)]
 pub enum Init {
+    /// Everywhere the same.
     Constant(f64),
     /// Uniform in ±bound.
     Uniform(f64),
@@ -21,7 +22,9 @@ pub enum Init {
 }
 
 impl Init {
+    /// All zero.
     pub const ZEROS: Init = Init::Constant(0.0);
+    /// All one.
     pub const ONES: Init = Init::Constant(1.0);
 
     /// PyTorch's default for convolutions and linear layers, weight and bias: uniform in ±1/√fan_in.
@@ -36,6 +39,7 @@ pub struct Entry {
     pub name: String,
     /// A second name under which released checkpoints list the same tensor.
     pub alias: Option<String>,
+    /// Its values.
     pub tensor: Tensor,
     /// False for buffers (running statistics).
     pub trainable: bool,
@@ -67,6 +71,7 @@ impl Parameters {
         Scope { parameters: self.clone(), prefix: String::new(), adapter: None }
     }
 
+    /// Where the parameters lie.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -232,6 +237,7 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// The scope one name below.
     pub fn sub(&self, name: impl Display) -> Scope {
         Scope { prefix: self.full(name), ..self.clone() }
     }
@@ -241,6 +247,7 @@ impl Scope {
         Scope { adapter, ..self }
     }
 
+    /// What adapters have, where there are to be some.
     pub fn adapter(&self) -> Option<Adapter> {
         self.adapter
     }
@@ -268,6 +275,7 @@ impl Scope {
         tensor
     }
 
+    /// Where the parameters lie.
     pub fn device(&self) -> Device {
         self.parameters.device
     }

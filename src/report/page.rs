@@ -20,11 +20,17 @@ const SCRIPT: &str = include_str!("page/videos.js");
 pub struct Page {
     /// Where it was found.
     pub title: String,
+    /// Training runs.
     pub trainings: Vec<Training>,
+    /// One a protocol and set of samples.
     pub evaluations: Vec<Evaluation>,
+    /// Of autoencoders.
     pub reconstructions: Vec<Reconstruction>,
+    /// Curves along long videos.
     pub long: Vec<LongEvaluation>,
+    /// Folders of videos.
     pub galleries: Vec<Gallery>,
+    /// Pictures of several frames.
     pub sheets: Vec<Sheet>,
     /// Of a whole job: its name, and the seconds of each stage.
     pub stages: Vec<(String, BTreeMap<String, f64>)>,
@@ -32,6 +38,7 @@ pub struct Page {
 
 /// A training run.
 pub struct Training {
+    /// The run's folder, below the title.
     pub name: String,
     /// The text of `experiment.yaml` and what it says.
     pub experiment: Option<(String, Value)>,
@@ -41,13 +48,17 @@ pub struct Training {
 
 /// What was measured under one protocol.
 pub struct Evaluation {
+    /// The evaluation's folder, below the title.
     pub name: String,
+    /// What the figures depend on.
     pub protocol: ProtocolText,
     /// The sets with what they are, in the order of the table.
     pub figures: Vec<(String, String, SetFigure)>,
+    /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips.
     pub psnr_db: Option<f64>,
+    /// Where it was measured.
     pub device: String,
     /// Protocols that it could not be measured under, and why.
     pub not_measured: BTreeMap<String, String>,
@@ -58,6 +69,7 @@ pub struct Evaluation {
 pub struct ProtocolText {
     /// None in files of early versions.
     pub name: Option<String>,
+    /// Equal protocols have equal hashes.
     pub hash: String,
     /// One line; none in files of early versions and of long evaluations.
     pub text: Option<String>,
@@ -68,14 +80,22 @@ pub struct ProtocolText {
 /// One set's [`Figure`](crate::metrics::Figure), of which early versions wrote the two distances only.
 #[derive(Debug, Clone, Deserialize)]
 pub struct SetFigure {
+    /// Mean over runs.
     pub fvd: f64,
+    /// Mean over runs.
     pub kvd: f64,
+    /// Of several runs.
     pub fvd_std: Option<f64>,
+    /// Of several runs.
     pub kvd_std: Option<f64>,
+    /// Each run.
     #[serde(default)]
     pub runs: Vec<Distances>,
+    /// 95 % by the jackknife, of the first run.
     pub fvd_interval: Option<Interval>,
+    /// 95 % by the jackknife, of the first run.
     pub kvd_interval: Option<Interval>,
+    /// To infinitely many clips.
     pub fvd_extrapolated: Option<f64>,
     /// Of the real and of the generated side.
     pub clips: Option<[i64; 2]>,
@@ -83,6 +103,7 @@ pub struct SetFigure {
 
 /// What `lvdm evaluate reconstruction` found.
 pub struct Reconstruction {
+    /// The folder, below the title.
     pub name: String,
     /// Name, mean, standard deviation over clips, what it means.
     pub measures: Vec<(&'static str, f64, f64, &'static str)>,
@@ -92,16 +113,21 @@ pub struct Reconstruction {
 
 /// Windows along long videos.
 pub struct LongEvaluation {
+    /// The evaluation's folder, below the title.
     pub name: String,
+    /// What the figures depend on.
     pub protocol: ProtocolText,
+    /// One a method.
     pub curves: Vec<LongCurve>,
     /// Of clips that were trained on.
     pub floor: Option<Distances>,
+    /// Where it was measured.
     pub device: String,
 }
 
 /// One method's windows.
 pub struct LongCurve {
+    /// Of the method.
     pub name: String,
     /// The first frame of each window.
     pub windows: Vec<(i64, Distances)>,
@@ -115,15 +141,19 @@ pub struct LongCurve {
 
 /// Videos of a folder.
 pub struct Gallery {
+    /// The folder, below the title.
     pub name: String,
+    /// Those that are shown.
     pub videos: Vec<Video>,
     /// How many the folder has, and why not all are shown.
     pub count: usize,
+    /// Why not all are.
     pub cut: Option<String>,
 }
 
 /// A video with its bytes.
 pub struct Video {
+    /// Of the file.
     pub name: String,
     /// What it was asked for with.
     pub prompt: Option<String>,
@@ -133,7 +163,9 @@ pub struct Video {
 
 /// A sheet of frames.
 pub struct Sheet {
+    /// Of the file.
     pub title: String,
+    /// What is to be seen.
     pub caption: &'static str,
     /// PNG.
     pub bytes: Vec<u8>,

@@ -93,10 +93,13 @@ pub struct Series {
 
 /// A figure of several curves over one x.
 pub struct Plot {
+    /// Above the figure.
     pub title: String,
     /// In small letters under the title: what the numbers depend on.
     pub subtitle: String,
+    /// Below the axis.
     pub x_label: String,
+    /// Beside the axis.
     pub y_label: String,
     /// In the order of the legend.
     pub series: Vec<Series>,

@@ -21,6 +21,7 @@ pub struct FigureTable {
 }
 
 impl FigureTable {
+    /// Without rows.
     pub fn new() -> Self {
         Self::default()
     }

@@ -37,6 +37,7 @@ pub fn load_cuda() -> Result<(), &'static str> {
 /// A GPU as the driver describes it.
 #[derive(Debug, Clone)]
 pub struct Gpu {
+    /// As the driver tells it.
     pub name: String,
     /// In bytes.
     pub memory: usize,
@@ -87,9 +88,13 @@ pub fn libtorch_version() -> &'static str {
 /// Kernels that `scaled_dot_product_attention` may choose from on a GPU.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionKernels {
+    /// Flash attention.
     pub flash: bool,
+    /// The memory-efficient kernel.
     pub memory_efficient: bool,
+    /// Plain products.
     pub math: bool,
+    /// cuDNN's.
     pub cudnn: bool,
 }
 

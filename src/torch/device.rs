@@ -8,7 +8,9 @@ use tch::{Cuda, Device};
 pub enum DeviceName {
     /// The GPU if there is one, else the CPU.
     Auto,
+    /// The host.
     Cpu,
+    /// The GPU with this number.
     Cuda(usize),
 }
 

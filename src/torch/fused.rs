@@ -103,7 +103,9 @@ pub fn transposed_conv(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: [i64;
 pub struct PositionTerms {
     /// score[t, s] = α q_t·k_s + β q_t·R[t, s], or, transposed, … + β q_s·R[s, t].
     pub alpha: f64,
+    /// Of the position term.
     pub beta: f64,
+    /// Whether the position term is β q_s·R[s, t], as in the released code.
     pub transposed: bool,
 }
 

@@ -31,9 +31,13 @@ unsafe extern "C" {
 /// Constants of Adam (Kingma & Ba 2015) and AdamW (Loshchilov & Hutter 2019).
 #[derive(Debug, Clone, Copy)]
 pub struct Adam {
+    /// Of this step.
     pub learning_rate: f64,
+    /// Decay of the two moments.
     pub betas: (f64, f64),
+    /// Decoupled for AdamW, else added to the gradient.
     pub weight_decay: f64,
+    /// Added to the root of the second moment.
     pub eps: f64,
     /// True for AdamW: the decay acts on the weights, not on the gradients.
     pub decoupled: bool,

@@ -313,7 +313,9 @@ pub struct GradientBuckets {
 /// How many buckets were sent while the backward pass still ran.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Overlap {
+    /// Buckets that were sent before the backward pass was over.
     pub early: i64,
+    /// All buckets.
     pub all: i64,
 }
 

@@ -37,6 +37,7 @@ impl Ema {
         &self.average
     }
 
+    /// How often it was updated.
     pub fn updates(&self) -> i64 {
         self.updates
     }

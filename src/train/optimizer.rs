@@ -19,6 +19,7 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
+    /// Over the trainable ones of `parameters`, with moments of zero.
     pub fn new(adam: Adam, parameters: &Parameters) -> Self {
         let (names, parameters): (Vec<_>, Vec<_>) = parameters.trainable().into_iter().unzip();
         let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
@@ -34,6 +35,7 @@ impl Optimizer {
         clear_gradients(&self.parameters)
     }
 
+    /// Of the steps to come.
     pub fn set_learning_rate(&mut self, learning_rate: f64) {
         self.adam.learning_rate = learning_rate;
     }

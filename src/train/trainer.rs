@@ -35,6 +35,7 @@ pub struct Batch {
 
 /// Something to look at.
 pub struct Picture {
+    /// For messages.
     pub name: &'static str,
     /// u8 `[N, 3, F, H, W]`
     pub clips: Tensor,
@@ -46,6 +47,7 @@ pub struct Phase {
     pub name: &'static str,
     /// What the norm of its gradient is called in the log.
     pub gradient_norm: &'static str,
+    /// What this phase trains.
     pub parameters: Parameters,
 }
 
@@ -96,6 +98,7 @@ pub trait Task {
 
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
 pub struct Trainer<T: Task> {
+    /// What is trained.
     pub task: T,
     run: PathBuf,
     config: TrainerConfig,

@@ -77,6 +77,7 @@ const BESIDE: [&str; 21] = [
 /// Something of a checkpoint that is known and not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ignored {
+    /// As in the file.
     pub name: String,
     /// Tensors or entries.
     pub count: usize,
@@ -85,20 +86,29 @@ pub struct Ignored {
 /// A checkpoint taken apart; in each part names are without its prefix.
 #[derive(Default)]
 pub struct LvdmCheckpoint {
+    /// The denoiser, names without prefix.
     pub unet: Tensors,
+    /// The video autoencoder, names without prefix.
     pub autoencoder: Tensors,
+    /// The discriminator of its loss, names without prefix.
     pub discriminator: Tensors,
+    /// CLIP, names without prefix.
     pub text_encoder: Tensors,
     /// Under their released names: see [`Self::averaged`].
     averaged: Tensors,
     /// Decay of the average, and how often it was updated.
     pub decay: Option<f64>,
+    /// Updates of the average.
     pub updates: Option<i64>,
     /// Latents are scale·(z + shift).
     pub scale: Option<f64>,
+    /// The other number of it.
     pub shift: Option<f64>,
+    /// Of the noise schedule.
     pub betas: Option<Vec<f64>>,
+    /// Optimizer steps.
     pub global_step: Option<i64>,
+    /// What is known and not needed.
     pub ignored: Vec<Ignored>,
     /// What `lvdm export` wrote beside the weights.
     pub exported: Option<Json>,

