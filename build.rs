@@ -41,12 +41,14 @@ fn main() {
     {
         println!("cargo:rerun-if-changed={file}");
     }
-    cc::Build::new()
-        .cpp(true)
+    let mut build = cc::Build::new();
+    // Without OpenMP LibTorch's parallel_for is a plain loop. Other compilers bring a runtime other than LibTorch's.
+    let threads = build.cpp(true).get_compiler().is_like_gnu();
+    build
         .std("c++20")
         .warnings(false)
         .opt_level(3)
-        .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
+        .flags([if threads { "-fopenmp" } else { "-fopenmp-simd" }, "-fno-math-errno", "-fno-trapping-math"])
         .debug(false)
         .include("src/torch/gloo")
         .include(libtorch.join("include"))
@@ -54,6 +56,9 @@ fn main() {
         .define("USE_C10D_GLOO", None)
         .files(sources)
         .compile("lvdm_torch");
+    if threads {
+        println!("cargo:rustc-link-lib=gomp");
+    }
     if let Some(nccl) = nccl(&libtorch) {
         println!("cargo:rustc-env=LVDM_NCCL={}", nccl.display());
     }
