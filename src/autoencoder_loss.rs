@@ -8,6 +8,7 @@ use crate::{
     distributed::Ranks,
     models::{DiscriminatorConfig, Lpips, PatchDiscriminator, Posterior},
     nn::Parameters,
+    torch::{Autocast, backward},
 };
 
 /// How pixels are compared.
@@ -115,6 +116,7 @@ fn frames(video: &Tensor) -> Tensor {
 
 /// Gradient of a scalar by one tensor.
 fn gradient(of: &Tensor, by: &Tensor, keep_graph: bool) -> Tensor {
+    let _precision = Autocast::bfloat16(of.device(), false); // as `backward` does
     Tensor::run_backward(&[of], &[by], keep_graph, false).remove(0)
 }
 
@@ -202,7 +204,7 @@ impl AutoencoderLoss {
         if self.config.kl_weight != 0.0 {
             surrogate += &kl * self.config.kl_weight;
         }
-        (surrogate * scale).backward();
+        backward(&(surrogate * scale));
         let kl = value(&kl);
         total += self.config.kl_weight * kl;
         GeneratorTerms { total, reconstruction, pixel, perceptual, kl, adversarial, adversarial_factor }
@@ -267,7 +269,7 @@ impl AutoencoderLoss {
         let (real, fake) = (logits(x), logits(reconstruction));
         let hinge = |margin: Tensor| (margin + 1.0).relu().mean(None);
         let loss: Tensor = (hinge(-&real) + hinge(fake.shallow_clone())) * 0.5;
-        (&loss * scale).backward();
+        backward(&(&loss * scale));
         no_grad(|| DiscriminatorTerms {
             loss: value(&loss),
             real: value(&real.mean(None)),

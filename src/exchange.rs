@@ -687,7 +687,7 @@ impl Import<'_> {
         // what leaves no trace in the tensors stays as exported
         let told = &experiment.unet;
         (config.recompute, config.norm_per_frame, config.norm_groups) =
-            (told.recompute, told.norm_per_frame, told.norm_groups);
+            (told.recompute.clone(), told.norm_per_frame, told.norm_groups);
         experiment.unet = config;
         for (name, checkpoint) in files {
             checkpoint.write(&self.run.join(name))?;

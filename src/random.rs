@@ -6,6 +6,7 @@
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use rayon::prelude::*;
 use tch::Tensor;
 
 /// What a stream of numbers is for: streams of different purposes never meet.
@@ -63,7 +64,7 @@ pub fn normal(seed: u64, purpose: Purpose, sample: u64, step: u64, shape: &[i64]
 
 /// Noise of several samples, stacked: `[samples.len(), shape…]`. Row i is `normal` of `samples[i]`.
 pub fn normal_batch(seed: u64, purpose: Purpose, samples: &[u64], step: u64, shape: &[i64]) -> Tensor {
-    let rows: Vec<Tensor> = samples.iter().map(|&sample| normal(seed, purpose, sample, step, shape)).collect();
+    let rows: Vec<Tensor> = samples.par_iter().map(|&sample| normal(seed, purpose, sample, step, shape)).collect();
     Tensor::stack(&rows, 0)
 }
 

@@ -173,7 +173,7 @@ fn every_experiment_loads_and_builds() {
                     conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
                 }
                 if experiment.text.is_some() {
-                    let recompute = experiment.unet.recompute;
+                    let recompute = experiment.unet.recompute.clone();
                     let imported = UNetConfig { recompute, ..UNetConfig::stable_diffusion() };
                     assert_eq!(experiment.unet, imported, "{}: it starts from another network", file.name);
                 } else if let Some(start) = &experiment.start_from {
@@ -270,7 +270,7 @@ fn pixels_are_compared_with_latents_fairly() {
         let [latents, pixels] =
             ["latents", "pixels"].map(|space| diffusion(&format!("efficiency/{size}/{space}.yaml")));
         assert!(pixels.autoencoder == DiffusionSpace::Pixels && latents.autoencoder != DiffusionSpace::Pixels);
-        let unet = UNetConfig { recompute: pixels.unet.recompute, ..latents.unet.clone() };
+        let unet = UNetConfig { recompute: pixels.unet.recompute.clone(), ..latents.unet.clone() };
         assert_eq!(unet, pixels.unet, "{size}");
         assert_eq!((latents.trainer.minutes, latents.trainer.steps), (pixels.trainer.minutes, pixels.trainer.steps));
         assert!(latents.trainer.minutes.is_some());

@@ -273,6 +273,9 @@ fn long_videos_from_the_command_line() {
     let two = ["--out", "two", "--nproc", "2", "--device", "cpu"];
     succeed_in(at, &[&sample[..sample.len() - 2], &two].concat());
     assert!(contents(&at.join("two")).values().eq(before.values()), "two ranks make other videos");
+    let half = ["--out", "half", "--precision", "bf16"];
+    succeed_in(at, &[&sample[..sample.len() - 2], &half].concat());
+    assert_eq!(VideoReader::open(&at.join("half/00000.mp4")).unwrap().frames(), 23);
     let other = run_in(at, &[&sample[..], &["--seed", "1"]].concat());
     assert!(other.error(2).contains("other settings"));
 

@@ -17,8 +17,8 @@ use lvdm::{
     experiment::Trained,
     generate::{Generator, Given, open_text_encoder, weights},
     models::{
-        AttentionKind, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, UNet3d, UNetCondition,
-        UNetConfig, UNetPorts,
+        AttentionKind, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, Recompute, UNet3d,
+        UNetCondition, UNetConfig, UNetPorts,
     },
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
@@ -529,7 +529,7 @@ fn memory_of_the_papers_setting() {
     let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
     for recompute in [false, true] {
         let parameters = Parameters::new(CPU, 0);
-        let config = UNetConfig { recompute, ..UNetConfig::stable_diffusion() };
+        let config = UNetConfig { recompute: Recompute::Everywhere(recompute), ..UNetConfig::stable_diffusion() };
         let unet = UNet3d::new(&parameters.root(), &config, &ports);
         for half in [false, true] {
             let peak = |frames: i64| {

@@ -15,7 +15,7 @@ use crate::{
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, Autocast, DeviceName, gpus, peak_memory},
+    torch::{Adam, Autocast, DeviceName, FixedWeights, allow_tf32, backward, gpus, peak_memory},
     train::{Ema, Optimizer, Saver},
 };
 
@@ -40,6 +40,9 @@ pub struct BenchExperiment {
     /// Of the networks; I3D is float32 in any case.
     #[serde(default)]
     pub precision: Precision,
+    /// On a GPU, float32 products are rounded to TF32.
+    #[serde(default)]
+    pub tf32: bool,
     /// Calls before the first that is timed.
     #[serde(default = "two")]
     pub warmup: usize,
@@ -172,7 +175,14 @@ impl Bench {
             None => parse("bench", ALL, &self.overrides)?,
         };
         let device = experiment.device.parse::<DeviceName>()?.open()?;
-        let report = Report { json: self.json, device, precision: experiment.precision, title: title(device) };
+        allow_tf32(experiment.tf32);
+        let report = Report {
+            json: self.json,
+            device,
+            precision: experiment.precision,
+            tf32: experiment.tf32,
+            title: title(device),
+        };
         let clock = Clock { device, warmup: experiment.warmup, repeats: experiment.repeats };
         report.head();
         let autoencoder = match &experiment.autoencoder {
@@ -183,6 +193,7 @@ impl Bench {
             unet(bench, autoencoder.as_ref(), &clock, &report)?;
         }
         if let Some(bench) = &experiment.i3d {
+            allow_tf32(false);
             match I3d::load(None, device) {
                 Ok(network) => i3d(bench, &network, &clock, &report),
                 Err(error) => report.left_out("i3d", &error),
@@ -283,6 +294,7 @@ struct Report {
     json: bool,
     device: Device,
     precision: Precision,
+    tf32: bool,
     title: String,
 }
 
@@ -292,6 +304,7 @@ impl Report {
             return;
         }
         let precision = if self.precision == Precision::Bf16 { "bf16" } else { "f32" };
+        let precision = format!("{precision}{}", if self.tf32 { ", float32 as TF32" } else { "" });
         println!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version());
         println!(
             "{:30} {:>10} {:>10} {:>10} {:>10} {:>6} {:>9}  ",
@@ -303,13 +316,16 @@ impl Report {
     fn line(&self, name: &str, timing: &Timing, flops: Option<i64>, full_precision: bool, more: Value) {
         let precision = if full_precision { Precision::F32 } else { self.precision };
         let rate = flops.map(|flops| flops as f64 / timing.median);
-        let known = if self.device.is_cuda() { peak(&self.title, precision) } else { None };
+        let tf32 = self.tf32 && !full_precision;
+        // of float32 without tensor cores
+        let known = !(tf32 && precision == Precision::F32) && self.device.is_cuda();
+        let known = if known { peak(&self.title, precision) } else { None };
         let share = rate.zip(known).map(|(rate, peak)| rate / peak);
         if self.json {
             let mut object = json!({
                 "name": name, "seconds": timing.median, "least_seconds": timing.least, "repeats": timing.repeats,
                 "flops": flops, "flops_per_second": rate, "share_of_peak": share,
-                "peak_memory_bytes": timing.peak_memory, "device": self.title, "precision": precision,
+                "peak_memory_bytes": timing.peak_memory, "device": self.title, "precision": precision, "tf32": tf32,
             });
             if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
                 object.extend(more.clone());
@@ -367,11 +383,14 @@ fn unet(
     let flops = batch * network.flops(&ports, bench.latent, TOKENS);
     let shape = json!({"batch": batch});
 
-    let timing = clock.time(|| {
-        let _autocast = report.autocast();
-        let _ = no_grad(|| unet.forward(&z, &t, &given));
-        Ok(())
-    })?;
+    let timing = {
+        let _weights = FixedWeights::new(); // as in sampling
+        clock.time(|| {
+            let _autocast = report.autocast();
+            let _ = no_grad(|| unet.forward(&z, &t, &given));
+            Ok(())
+        })?
+    };
     report.line("unet_forward", &timing, Some(flops), false, shape.clone());
 
     let mut optimizer = Optimizer::new(adamw(), &parameters);
@@ -379,7 +398,7 @@ fn unet(
         optimizer.zero_grad()?;
         let _autocast = report.autocast();
         let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
-        prediction.l1_loss(&target, tch::Reduction::Mean).backward();
+        backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
         optimizer.step()
     })?;
     let more = json!({"batch": batch, "recompute": network.recompute});
@@ -484,7 +503,7 @@ fn autoencoder(
         parameters.zero_grad();
         let _autocast = report.autocast();
         let reconstruction = autoencoder.decode(&autoencoder.encode(&x).sample(&posterior)).to_kind(Kind::Float);
-        reconstruction.l1_loss(&x, tch::Reduction::Mean).backward();
+        backward(&reconstruction.l1_loss(&x, tch::Reduction::Mean));
         Ok(())
     })?;
     report.line("autoencoder_forward_backward", &timing, Some(3 * (encoder + decoder)), false, shape);

@@ -109,9 +109,14 @@ fn libtorch_place() -> String {
 }
 
 fn cuda() -> Finding {
-    let (outcome, detail) =
-        judge_cuda(load_cuda(), Cuda::is_available(), Cuda::device_count(), Path::new("/dev/nvidia0").exists());
+    let (outcome, detail) = judge_cuda(load_cuda(), Cuda::is_available(), Cuda::device_count(), nvidia_devices());
     Finding::new(outcome, "CUDA", detail)
+}
+
+/// Whether the driver shows a GPU, whatever its number.
+fn nvidia_devices() -> bool {
+    let number = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
+    fs::read_dir("/dev").is_ok_and(|files| files.flatten().any(|file| file.file_name().to_str().is_some_and(number)))
 }
 
 fn judge_cuda(loaded: Result<(), &str>, available: bool, devices: i64, on_machine: bool) -> (Outcome, String) {
@@ -119,12 +124,12 @@ fn judge_cuda(loaded: Result<(), &str>, available: bool, devices: i64, on_machin
         (Ok(()), true, _) => (Outcome::Good, format!("linked, devices: {devices}")),
         (Ok(()), false, true) => (
             Outcome::Bad,
-            "linked, but LibTorch finds no usable device beside /dev/nvidia0: check `nvidia-smi`, CUDA_VISIBLE_DEVICES and that the driver is one for CUDA 13".into(),
+            "linked, but LibTorch finds no usable device beside the GPU in /dev: check `nvidia-smi`, CUDA_VISIBLE_DEVICES and that the driver is one for CUDA 13".into(),
         ),
         (Ok(()), false, false) => (Outcome::Absent, "linked, but there is no NVIDIA GPU".into()),
         (Err(reason), _, true) => (
             Outcome::Bad,
-            format!("not linked, beside a GPU (/dev/nvidia0): {reason}; run `make setup` for the CUDA build of LibTorch, or point LIBTORCH at one and build again"),
+            format!("not linked, beside a GPU: {reason}; run `make setup` for the CUDA build of LibTorch, or point LIBTORCH at one and build again"),
         ),
         (Err(reason), _, false) => (Outcome::Absent, format!("not linked, and no NVIDIA GPU ({reason})")),
     }

@@ -12,7 +12,7 @@ use crate::{
     generate::{
         AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
     },
-    torch::be_deterministic,
+    torch::{allow_tf32, be_deterministic},
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
 
@@ -73,8 +73,10 @@ impl Options {
         if trainer.deterministic {
             be_deterministic();
         }
+        allow_tf32(trainer.tf32);
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
+            ranks.train_on(device)?;
             let progress = body(&run, ranks, device)?;
             if ranks.is_first() {
                 let Progress { step, seconds, .. } = progress;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
 use super::{Denoiser, NoiseSchedule, Prediction};
+use crate::torch::FixedWeights;
 
 /// A way of walking from noise to z_0. It knows nothing of masks, guidance or text.
 pub trait Sampler {
@@ -37,6 +38,7 @@ pub fn sample(
     let mut run = sampler.start(schedule)?;
     let times = run.timesteps().to_vec();
     let mut z = z_t.shallow_clone();
+    let _weights = FixedWeights::new();
     for (i, &t) in times.iter().enumerate() {
         z = no_grad(|| {
             let prediction = denoiser.predict(&z, t);

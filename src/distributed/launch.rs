@@ -39,7 +39,7 @@ pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device
     match (here()?, launch.nproc) {
         (Some(place), _) => {
             let device = device_of(&place, device)?;
-            let ranks = Ranks::join(place, device, timeout)?;
+            let ranks = Ranks::join(place, timeout)?;
             let result = caught(|| body(&ranks, device));
             ranks.end(result)
         }

@@ -25,6 +25,7 @@ struct Inner {
     store: Store,
     watch: Watch,
     overlap: Cell<Overlap>,
+    timeout: Duration,
 }
 
 impl Ranks {
@@ -36,8 +37,8 @@ impl Ranks {
     /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up.
     ///
     /// # Errors
-    /// Nobody who serves the store, ranks that do not come, a GPU without NCCL.
-    pub(super) fn join(place: Place, device: Device, timeout: Duration) -> Result<Self> {
+    /// Nobody who serves the store, ranks that do not come.
+    pub(super) fn join(place: Place, timeout: Duration) -> Result<Self> {
         let open = |serves| {
             let store = Store::open(&place.host, place.port, serves, timeout)?;
             store.under(&format!("lvdm/{}", place.attempt))
@@ -47,10 +48,21 @@ impl Ranks {
         let store = open(place.serves).with_context(at)?;
         // a connection of its own: the other one may be waiting for a key
         let watch = Watch::new(open(false).with_context(at)?, rank, size, timeout)?;
-        let group = ProcessGroup::open(&store, &place.host, rank, size, device, timeout)
+        let group = ProcessGroup::open(&store, &place.host, rank, size, timeout)
             .with_context(|| format!("rank {rank} of {size}: not all ranks came together; {}", watch.culprit()))?;
         let overlap = Cell::new(Overlap { early: 0, all: 0 });
-        Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap })) })
+        Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) })
+    }
+
+    /// Gradients will lie on this device: opens NCCL for a GPU. What ranks exchange besides stays on the host.
+    ///
+    /// # Errors
+    /// A build without NCCL; a GPU that NCCL cannot use.
+    pub fn train_on(&self, device: Device) -> Result<()> {
+        if let (Some(inner), Device::Cuda(index)) = (&self.inner, device) {
+            Self::call(inner, |group| group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout))?;
+        }
+        Ok(())
     }
 
     /// This process's number, from 0.

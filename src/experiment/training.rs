@@ -129,6 +129,10 @@ pub struct TrainerConfig {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
+    /// On a GPU, products and convolutions in float32 are rounded to TF32 (10 bits of mantissa), which its tensor cores
+    /// take; PyTorch does so with convolutions unless told otherwise.
+    #[serde(default)]
+    pub tf32: bool,
     /// On a GPU, only kernels whose results repeat to the bit, as they always do on the CPU; slower.
     #[serde(default)]
     pub deterministic: bool,

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
 use super::{
-    AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig, UNetConfig,
-    UNetPorts,
+    AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig, Recompute,
+    UNetConfig, UNetPorts,
 };
 
 /// Deeper networks are not believed.
@@ -155,7 +155,7 @@ impl InferredUNet {
                 norm_per_frame: false,
                 context_width,
                 temporal: attention != AttentionKind::Text || shapes.has_below(&tables),
-                recompute: false,
+                recompute: Recompute::Everywhere(false),
             },
             heads,
             inputs: shapes.axis("input_blocks.0.0.weight", 1)?,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
-use crate::nn::Parameters;
+use crate::nn::{Parameters, full_precision};
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -189,9 +189,9 @@ impl LatentSpace {
         self.moments.normalise(&(&halves[0] + std * noise.to_device(self.device)))
     }
 
-    /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped.
+    /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped; never in half precision.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
-        no_grad(|| self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device))))
+        no_grad(|| full_precision(&self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device)))))
     }
 
     /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each

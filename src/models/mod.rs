@@ -26,4 +26,6 @@ pub use latent_space::{LatentMoments, LatentSpace, LatentSpaceConfig};
 pub use lpips::Lpips;
 pub use text_encoder::{TextEncoder, TextEncoderConfig};
 pub use tokenizer::{Tokenizer, TokenizerFiles};
-pub use unet3d::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts};
+pub use unet3d::{
+    AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts,
+};

@@ -1,7 +1,7 @@
 //! The denoising U-Net on video latents (paper, section 3.2): space-only convolutions, and in some
 //! levels attention over the positions of a frame, then over the frames of a position.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,26 @@ pub enum AttentionKind {
     Joint,
     /// Transformer blocks with attention to a text, as in Stable Diffusion, inflated by temporal layers.
     Text,
+}
+
+/// Which activations are computed again in the backward pass instead of being kept: all, none, or those at some
+/// downsampling factors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "true, false, or downsampling factors such as [1, 2]")]
+pub enum Recompute {
+    /// All, or none.
+    Everywhere(bool),
+    /// Those of the levels at these downsampling factors; the first hold most.
+    At(Vec<i64>),
+}
+
+impl Recompute {
+    fn at(&self, factor: i64) -> bool {
+        match self {
+            Recompute::Everywhere(all) => *all,
+            Recompute::At(factors) => factors.contains(&factor),
+        }
+    }
 }
 
 /// What the U-Net looks like. The default is the paper's for 16×256×256 clips.
@@ -55,8 +75,8 @@ pub struct UNetConfig {
     pub context_width: i64,
     /// Attention over frames; without it each frame is an image of its own (only for `attention: text`).
     pub temporal: bool,
-    /// Compute activations again in the backward pass instead of keeping them.
-    pub recompute: bool,
+    /// Less memory in training for more time.
+    pub recompute: Recompute,
 }
 
 impl Default for UNetConfig {
@@ -74,7 +94,7 @@ impl Default for UNetConfig {
             norm_per_frame: false,
             context_width: 768,
             temporal: true,
-            recompute: false,
+            recompute: Recompute::Everywhere(false),
         }
     }
 }
@@ -119,12 +139,15 @@ impl UNetConfig {
                 );
             }
         }
-        for factor in &self.attention_factors {
-            ensure!(
-                (0..=deepest).any(|level| 1 << level == *factor),
-                "attention_factors: {factor} is not one of this network's downsampling factors 1 … {}",
-                1 << deepest
-            );
+        let again = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
+        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", again)] {
+            for factor in factors {
+                ensure!(
+                    (0..=deepest).any(|level| 1 << level == *factor),
+                    "{key}: {factor} is not one of this network's downsampling factors 1 … {}",
+                    1 << deepest
+                );
+            }
         }
         ensure!(
             self.temporal || self.attention == AttentionKind::Text,
@@ -565,7 +588,33 @@ impl Layer {
 }
 
 /// Layers in a row.
-type Block = Vec<Rc<Layer>>;
+struct Block {
+    // an Arc: a GPU's backward pass has a thread of its own, which lets go of them
+    layers: Vec<Arc<Layer>>,
+    recompute: bool,
+}
+
+impl Block {
+    #[expect(clippy::arc_with_non_send_sync, reason = "LibTorch's threads are not Rust's")]
+    fn new(layers: impl IntoIterator<Item = Layer>, recompute: bool) -> Self {
+        Block { layers: layers.into_iter().map(Arc::new).collect(), recompute }
+    }
+
+    fn forward(&self, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+        self.layers.iter().fold(x, |x, layer| {
+            if !self.recompute {
+                return layer.forward(&x, embedding, context);
+            }
+            let (layer, frames) = (Arc::clone(layer), x.frames);
+            let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
+            let output = recompute(&inputs, move |inputs| {
+                let x = Frames { x: inputs[0].shallow_clone(), frames };
+                layer.forward(&x, &inputs[1], inputs.get(2)).x
+            });
+            x.with(output)
+        })
+    }
+}
 
 /// The denoising U-Net.
 pub struct UNet3d {
@@ -577,7 +626,6 @@ pub struct UNet3d {
     out_norm: GroupNorm,
     out_conv: SpatialConv,
     channels: i64,
-    recompute: bool,
     per_frame: bool,
 }
 
@@ -598,30 +646,33 @@ impl UNet3d {
         let inputs = scope.sub("input_blocks");
         let mut channels = config.channels;
         let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs, channels, 3, 1);
-        let mut input_blocks: Vec<Block> = vec![vec![Rc::new(Layer::Conv(first))]];
+        let again = |level: usize| config.recompute.at(1 << level);
+        let mut input_blocks = vec![Block::new([Layer::Conv(first)], again(0))];
         let mut widths = vec![channels];
         for (level, &multiplier) in config.multipliers.iter().enumerate() {
             for _ in 0..config.blocks_per_level {
                 let scope = inputs.sub(input_blocks.len());
                 let outputs = multiplier * config.channels;
-                let mut block = vec![Rc::new(Layer::Res(ResBlock::new(&scope.sub(0), channels, outputs, config)))];
+                let mut layers = vec![Layer::Res(ResBlock::new(&scope.sub(0), channels, outputs, config))];
                 channels = outputs;
                 if attends(level) {
-                    block.push(Rc::new(Layer::attention(&scope.sub(1), channels, config, ports)));
+                    layers.push(Layer::attention(&scope.sub(1), channels, config, ports));
                 }
-                input_blocks.push(block);
+                input_blocks.push(Block::new(layers, again(level)));
                 widths.push(channels);
             }
             if level + 1 < levels {
                 let scope = inputs.sub(input_blocks.len()).sub(0).sub("op");
-                input_blocks.push(vec![Rc::new(Layer::Down(SpatialConv::new(&scope, channels, channels, 3, 2)))]);
+                let down = Layer::Down(SpatialConv::new(&scope, channels, channels, 3, 2));
+                input_blocks.push(Block::new([down], again(level)));
                 widths.push(channels);
             }
         }
 
         let middle = scope.sub("middle_block");
-        let res = |i: i64| Rc::new(Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config)));
-        let middle_block = vec![res(0), Rc::new(Layer::attention(&middle.sub(1), channels, config, ports)), res(2)];
+        let res = |i: i64| Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config));
+        let layers = [res(0), Layer::attention(&middle.sub(1), channels, config, ports), res(2)];
+        let middle_block = Block::new(layers, again(levels - 1));
 
         // the way up: each block takes a skip more
         let outputs = scope.sub("output_blocks");
@@ -631,16 +682,16 @@ impl UNet3d {
                 let scope = outputs.sub(output_blocks.len());
                 let skip = widths.pop().expect("as many skips as output blocks");
                 let width = multiplier * config.channels;
-                let mut block = vec![Rc::new(Layer::Res(ResBlock::new(&scope.sub(0), channels + skip, width, config)))];
+                let mut layers = vec![Layer::Res(ResBlock::new(&scope.sub(0), channels + skip, width, config))];
                 channels = width;
                 if attends(level) {
-                    block.push(Rc::new(Layer::attention(&scope.sub(1), channels, config, ports)));
+                    layers.push(Layer::attention(&scope.sub(1), channels, config, ports));
                 }
                 if level > 0 && i == config.blocks_per_level {
-                    let scope = scope.sub(block.len()).sub("conv");
-                    block.push(Rc::new(Layer::Up(SpatialConv::new(&scope, channels, channels, 3, 1))));
+                    let scope = scope.sub(layers.len()).sub("conv");
+                    layers.push(Layer::Up(SpatialConv::new(&scope, channels, channels, 3, 1)));
                 }
-                output_blocks.push(block);
+                output_blocks.push(Block::new(layers, again(level)));
             }
         }
 
@@ -654,7 +705,6 @@ impl UNet3d {
             out_norm: GroupNorm::new(&out.sub(0), config.norm_groups, channels, 1e-5),
             out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
             channels: config.channels,
-            recompute: config.recompute,
             per_frame: config.norm_per_frame,
         }
     }
@@ -675,30 +725,15 @@ impl UNet3d {
         let mut skips: Vec<Frames> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {
-            h = self.run(block, h, &embedding, context);
+            h = block.forward(h, &embedding, context);
             skips.push(h.with(h.x.shallow_clone()));
         }
-        h = self.run(&self.middle_block, h, &embedding, context);
+        h = self.middle_block.forward(h, &embedding, context);
         for block in &self.output_blocks {
             let skip = skips.pop().expect("as many skips as output blocks");
-            h = self.run(block, h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context);
+            h = block.forward(h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context);
         }
         let h = self.out_norm.of_frames(&h, over(self.per_frame), None, true);
         self.out_conv.forward(&h).video().contiguous()
-    }
-
-    fn run(&self, block: &Block, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
-        block.iter().fold(x, |x, layer| {
-            if !self.recompute {
-                return layer.forward(&x, embedding, context);
-            }
-            let (layer, frames) = (Rc::clone(layer), x.frames);
-            let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
-            let output = recompute(&inputs, move |inputs| {
-                let x = Frames { x: inputs[0].shallow_clone(), frames };
-                layer.forward(&x, &inputs[1], inputs.get(2)).x
-            });
-            x.with(output)
-        })
     }
 }

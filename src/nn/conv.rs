@@ -1,7 +1,7 @@
 use tch::{Device, Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
-use crate::torch::{fuses, repeat_edges, transposed_conv};
+use crate::torch::{fixed_cast, fixed_conv, fuses, is_deterministic, repeat_edges, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,10 +23,11 @@ impl Padding {
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
             Padding::Replicate if fuses(x) => repeat_edges(x, pads),
-            // The native kernel has no deterministic backward pass on CUDA: there, by copies.
-            Padding::Replicate if x.device().is_cuda() => (0..3).fold(x.shallow_clone(), |x, axis| {
-                repeat_axis(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
-            }),
+            // LibTorch's kernel has no deterministic backward pass on CUDA: there, by copies.
+            Padding::Replicate if x.device().is_cuda() && is_deterministic() => (0..3)
+                .fold(x.shallow_clone(), |x, axis| {
+                    repeat_axis(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
+                }),
             Padding::Replicate => x.replication_pad3d(pads),
         }
     }
@@ -151,7 +152,9 @@ impl SpatialConv {
     pub fn forward(&self, x: &Frames) -> Frames {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;
-        let y = x.x.conv2d(&weight, Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1);
+        let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {
+            x.x.conv2d(&fixed_cast(&weight), Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1)
+        });
         x.with(full_precision(&y))
     }
 }

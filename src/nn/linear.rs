@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{Init, Scope};
-use crate::torch::{Autocast, fuses};
+use crate::torch::{Autocast, fixed_cast, fixed_conv, fuses};
 
 /// A low-rank addition to a linear map (Hu et al. 2021): W + alpha / rank · up · down.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -127,14 +127,19 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     const BATCH: i64 = 16; // from which on LibTorch asks oneDNN, whatever the number of threads
     let (outputs, inputs) = weight.size2().expect("a weight [outputs, inputs]");
     let rows = x.numel() as i64 / inputs;
-    if !fuses(x) || rows < 256 || rows % BATCH != 0 {
-        return x.linear(weight, bias);
+    if !fuses(x) || rows < BATCH || rows % BATCH != 0 {
+        return x.linear(&fixed_cast(weight), bias);
     }
     let mut shape = x.size();
     if let Some(last) = shape.last_mut() {
         *last = outputs;
     }
     let pixels = x.reshape([BATCH, rows / BATCH, 1, inputs]).permute([0, 3, 1, 2]); // channels last in memory
-    let y = pixels.conv2d(&weight.reshape([outputs, inputs, 1, 1]), bias, [1; 2], [0; 2], [1; 2], 1);
+    let kernel = weight.reshape([outputs, inputs, 1, 1]);
+    let y = match fixed_conv(&pixels, &kernel, bias, 1, 0) {
+        Some(y) => y,
+        None if rows < 256 => return x.linear(&fixed_cast(weight), bias),
+        None => pixels.conv2d(&kernel, bias, [1; 2], [0; 2], [1; 2], 1),
+    };
     y.permute([0, 2, 3, 1]).reshape(shape)
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
-pub(super) fn full_precision(x: &Tensor) -> Tensor {
+pub fn full_precision(x: &Tensor) -> Tensor {
     match x.kind() {
         Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
         _ => x.shallow_clone(),
@@ -59,36 +59,22 @@ impl GroupNorm {
         let (b, f) = (bf / x.frames, x.frames);
         // rows of the clips' factors → rows of the frames'
         let by_frame = |t: &Tensor| if f == 1 { t.shallow_clone() } else { t.repeat_interleave_self_int(f, 0, None) };
-        let x = x.with(full_precision(&x.x));
-        if fuses(&x.x) {
-            let shape = match over {
-                Over::Clip => [b, f * h * w, 1, c],
-                Over::Frame => [bf, h * w, 1, c],
-                Over::Track => [b, f, h * w, c],
-            };
-            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-            let (scale, shift) = match film {
-                None => (weight, bias),
-                Some([scale, shift]) => {
-                    let scale = scale + 1.0;
-                    let (scale, shift) = (weight * &scale, bias * &scale + shift);
-                    if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
-                }
-            };
-            let positions = x.positions();
-            let y = group_norm(&positions.reshape(shape), &scale, &shift, self.groups, self.eps, silu);
-            return x.from_positions(&y.view([bf, h * w, c]));
-        }
-        let mut y = match over {
-            Over::Clip => Frames::fold(&self.forward(&x.video())),
-            Over::Frame => x.with(self.forward(&x.x)),
-            Over::Track => x.from_tracks(&self.of_tokens(&x.tracks())),
+        let shape = match over {
+            Over::Clip => [b, f * h * w, 1, c],
+            Over::Frame => [bf, h * w, 1, c],
+            Over::Track => [b, f, h * w, c],
         };
-        if let Some([scale, shift]) = film {
-            let spread = |t: &Tensor| by_frame(t).unsqueeze(-1).unsqueeze(-1);
-            y = x.with(y.x * (spread(scale) + 1.0) + spread(shift));
-        }
-        if silu { x.with(y.x.silu()) } else { y }
+        let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+        let (scale, shift) = match film {
+            None => (weight, bias),
+            Some([scale, shift]) => {
+                let scale = scale + 1.0;
+                let (scale, shift) = (weight * &scale, bias * &scale + shift);
+                if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
+            }
+        };
+        let y = self.pooled(&x.positions().reshape(shape), &scale, &shift, silu);
+        x.from_positions(&y.view([bf, h * w, c]))
     }
 
     /// `[B, C, F, H, W]`, over F, H and W, then SiLU. On the CPU in one pass, channels last in memory.
@@ -99,20 +85,32 @@ impl GroupNorm {
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
         let places = x.permute([0, 2, 3, 4, 1]).reshape([b, f * h * w, 1, c]);
-        let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let y = group_norm(&places, &weight, &bias, self.groups, self.eps, true);
+        let y = self.pooled(&places, &self.weight.unsqueeze(0), &self.bias.unsqueeze(0), true);
         y.view([b, f, h, w, c]).permute([0, 4, 1, 2, 3])
     }
 
     /// `[N, T, C]`, over T.
     pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
-        let tokens = full_precision(tokens);
-        if fuses(&tokens) {
-            let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-            return group_norm(&tokens.unsqueeze(2), &weight, &bias, self.groups, self.eps, false).squeeze_dim(2);
+        let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
+        self.pooled(&tokens.unsqueeze(2), &weight, &bias, false).squeeze_dim(2)
+    }
+
+    /// `[O, S, I, C]`, over S and each group's channels, times `scale` plus `shift` (`[O, C]` or `[1, C]`), then SiLU
+    /// where it is asked for. Elsewhere than in our own kernel as LibTorch's operations on memory as it lies: its group
+    /// norm would bring the channels to the front on a GPU.
+    fn pooled(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
+        let x = full_precision(x);
+        if fuses(&x) {
+            return group_norm(&x, scale, shift, self.groups, self.eps, silu);
         }
-        // [N, C, 1, T]: channels last in memory, which the norm reads as it lies
-        self.forward(&tokens.transpose(1, 2).unsqueeze(2)).squeeze_dim(2).transpose(1, 2)
+        let (o, s, i, c) = x.size4().expect("[O, S, I, C]");
+        let grouped = |t: &Tensor| t.reshape([t.size()[0], 1, 1, self.groups, c / self.groups]);
+        let x = x.reshape([o, s, i, self.groups, c / self.groups]);
+        let (variance, mean) = x.var_mean_correction([1, 4].as_slice(), 0, true);
+        let gain = (variance + self.eps).rsqrt() * grouped(scale);
+        let offset = grouped(shift) - mean * &gain;
+        let y = offset.addcmul(&x, &gain).reshape([o, s, i, c]);
+        if silu { y.silu() } else { y }
     }
 }
 
@@ -235,6 +233,21 @@ mod tests {
             found.extend([scale.grad(), shift.grad()]);
         }
         found.iter().map(|t| t.detach().to_kind(Kind::Double)).collect()
+    }
+
+    /// float64, which has no kernel, against LibTorch's own norm.
+    #[test]
+    fn pooling_is_group_norm() {
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+        parameters.to_kind(Kind::Double);
+        let x = normal(1, Purpose::Evaluation, 0, 3, &[2, 8, 3, 4, 5]).to_kind(Kind::Double) * 2.0 + 3.0;
+        let error = |over, wanted: Tensor| {
+            (norm.of_frames(&Frames::fold(&x), over, None, false).video() - wanted).abs().max().double_value(&[])
+        };
+        let each_frame = norm.forward(&x.transpose(1, 2).flatten(0, 1)).reshape([2, 3, 8, 4, 5]).transpose(1, 2);
+        assert!(error(Over::Clip, norm.forward(&x)) < 1e-12);
+        assert!(error(Over::Frame, each_frame) < 1e-12);
     }
 
     /// float32 runs through the kernel, float64 through LibTorch's own operations.

@@ -2,7 +2,7 @@
 
 use std::{ffi::c_int, marker::PhantomData};
 
-use tch::Device;
+use tch::{Device, Tensor};
 
 unsafe extern "C" {
     fn lvdm_autocast_set(device_type: c_int, enabled: bool, bfloat16: bool);
@@ -36,4 +36,11 @@ impl Drop for Autocast {
         // SAFETY: as above.
         unsafe { lvdm_autocast_set(self.device_type, self.before, false) }
     }
+}
+
+/// Adds the gradients of a scalar to those of the parameters it comes from. The operations of the way back take the
+/// precision that the way there had; mixed precision does not choose it anew.
+pub fn backward(loss: &Tensor) {
+    let _precision = Autocast::bfloat16(loss.device(), false);
+    loss.backward();
 }

@@ -1,4 +1,7 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use anyhow::{Result, anyhow};
 
@@ -9,12 +12,7 @@ use anyhow::{Result, anyhow};
 /// Those of `body`, and its panics.
 pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("a failure without a text");
-        let text = text.split("\\n").next().unwrap_or(text).lines().next().unwrap_or(text);
+        let text = words(panic.as_ref());
         if text.contains("out of memory") || text.contains("can't allocate memory") {
             return Err(anyhow!(
                 "out of memory: {text}. Lower trainer.batch (and raise trainer.accumulate), set unet.recompute=true, \
@@ -23,4 +21,11 @@ pub fn caught<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
         }
         Err(anyhow!("{text}"))
     })
+}
+
+/// What a panic said, without the C++ backtrace behind it.
+pub(super) fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("a failure without a text");
+    text.split("\\n").next().unwrap_or(text).lines().next().unwrap_or(text)
 }

@@ -86,12 +86,15 @@ extern "C" bool lvdm_autocast_get(int device_type) {
 
 namespace {
 
-// A Rust closure from tensors to one tensor. `call` returns nullptr when the closure panicked.
+// A Rust closure from tensors to one tensor. `call` returns nullptr when the closure panicked, and its words, to be
+// freed.
+using Call = at::Tensor *(*)(void *data, at::Tensor *const *inputs, int64_t count, char **words);
+
 struct Body {
   void *data;
-  at::Tensor *(*call)(void *data, at::Tensor *const *inputs, int64_t count);
+  Call call;
   void (*drop)(void *data);
-  Body(void *data, at::Tensor *(*call)(void *, at::Tensor *const *, int64_t), void (*drop)(void *))
+  Body(void *data, Call call, void (*drop)(void *))
       : data(data), call(call), drop(drop) {}
   Body(const Body &) = delete;
   ~Body() { drop(data); }
@@ -99,8 +102,13 @@ struct Body {
   at::Tensor operator()(const std::vector<at::Tensor> &inputs) const {
     std::vector<at::Tensor *> pointers;
     for (auto &input : inputs) pointers.push_back(new at::Tensor(input));
-    at::Tensor *output = call(data, pointers.data(), pointers.size());
-    TORCH_CHECK(output != nullptr, "a recomputed block panicked");
+    char *words = nullptr;
+    at::Tensor *output = call(data, pointers.data(), pointers.size(), &words);
+    if (output == nullptr) {
+      std::string text = words == nullptr ? "a recomputed block panicked" : words;
+      free(words);
+      TORCH_CHECK(false, text);
+    }
     at::Tensor result = *output;
     delete output;
     return result;
@@ -164,9 +172,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
 
 }  // namespace
 
-extern "C" char *lvdm_recompute(void *data, at::Tensor *(*call)(void *, at::Tensor *const *, int64_t),
-                                void (*drop)(void *), at::Tensor *const *inputs, int64_t count,
-                                at::Tensor **output) {
+extern "C" char *lvdm_recompute(void *data, Call call, void (*drop)(void *), at::Tensor *const *inputs,
+                                int64_t count, at::Tensor **output) {
   auto body = std::make_shared<Body>(data, call, drop);
   return guarded([&] {
     // the first input only makes autograd record the block when no other input needs a gradient
@@ -229,6 +236,10 @@ extern "C" void lvdm_deterministic() {
   at::globalContext().setDeterministicCuDNN(true);
   at::globalContext().setBenchmarkCuDNN(false);
 }
+
+extern "C" bool lvdm_is_deterministic() { return at::globalContext().deterministicAlgorithms(); }
+
+extern "C" void lvdm_autotune() { at::globalContext().setBenchmarkCuDNN(true); }
 
 extern "C" void lvdm_allow_tf32(bool allow) {
   at::globalContext().setAllowTF32CuBLAS(allow);

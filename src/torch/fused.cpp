@@ -3,10 +3,13 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <tuple>
 #include <vector>
 
 #include "guarded.h"
@@ -460,6 +463,63 @@ struct TransposedConv : torch::autograd::Function<TransposedConv> {
   }
 };
 
+// ---- kernels laid out once ------------------------------------------------------------------------------------------
+
+// oneDNN brings a convolution's kernel into an order of its own at every call. While weights stay as they are it is
+// kept, in bfloat16 under autocast. The order depends on the sizes of the input.
+struct Laid {
+  at::Tensor weight;  // holds the memory that the key points to
+  at::Tensor kernel;
+  std::optional<at::Tensor> bias;
+};
+
+struct FixedWeights {
+  int64_t depth = 0;
+  std::map<std::tuple<const void *, at::ScalarType, int64_t, std::vector<int64_t>>, Laid> laid;
+};
+
+thread_local FixedWeights fixed_weights;
+
+using Pointwise = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, at::IntArrayRef,
+                             at::IntArrayRef, at::IntArrayRef, int64_t, std::string_view,
+                             c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+
+bool weights_are_fixed() { return fixed_weights.depth > 0 && !at::GradMode::is_enabled(); }
+
+// The weight as autocast would cast it at every call, kept while weights are fixed.
+at::Tensor fixed_cast(const at::Tensor &weight) {
+  auto device = weight.device().type();
+  if (!weights_are_fixed() || !at::autocast::is_autocast_enabled(device)) return weight;
+  auto kind = at::autocast::get_autocast_dtype(device);
+  if (weight.scalar_type() != at::kFloat) return weight;
+  auto &[held, cast, none] = fixed_weights.laid[{weight.const_data_ptr(), kind, 0, {}}];
+  if (!held.defined()) {
+    held = weight;
+    cast = weight.to(kind);
+  }
+  return cast;
+}
+
+// An undefined tensor where the kernel is not to be kept.
+at::Tensor fixed_conv(const at::Tensor &x, const at::Tensor &weight, const std::optional<at::Tensor> &bias,
+                      int64_t stride, int64_t padding) {
+  if (!weights_are_fixed() || !at::globalContext().userEnabledMkldnn()) return {};
+  bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
+  auto kind = mixed ? at::kBFloat16 : at::kFloat;
+  std::vector<int64_t> strides{stride, stride}, paddings{padding, padding}, ones{1, 1};
+  auto &[held, kernel, offset] = fixed_weights.laid[{weight.const_data_ptr(), kind, stride, x.sizes().vec()}];
+  if (!held.defined()) {
+    held = weight;
+    if (bias) offset = bias->to(kind);
+    kernel = at::mkldnn_reorder_conv2d_weight(weight.to(kind).to_mkldnn(), paddings, strides, ones, 1, x.sizes());
+  }
+  static auto convolution = c10::Dispatcher::singleton()
+                                .findSchemaOrThrow("mkldnn::_convolution_pointwise", "")
+                                .typed<Pointwise>();
+  return convolution.call(x.to(kind), kernel, offset, paddings, strides, ones, 1, "none", c10::List<std::optional<at::Scalar>>(),
+                          std::nullopt);
+}
+
 }  // namespace
 
 // *y <- x [O, S, I, C] normalised over S and each group of channels, times scale plus shift ([1 or O, C]), then SiLU
@@ -487,5 +547,24 @@ extern "C" char *lvdm_transposed_conv(const at::Tensor *x, const at::Tensor *wei
     bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
     *y = new at::Tensor(mixed ? at::conv_transpose3d(*x, *weight, *bias, strides, crop)
                               : TransposedConv::apply(*x, *weight, *bias, strides, crop));
+  });
+}
+
+// While `begin` calls outnumber the others, this thread's weights stay as they are.
+extern "C" void lvdm_fixed_weights(bool begin) {
+  fixed_weights.depth += begin ? 1 : -1;
+  if (fixed_weights.depth == 0) fixed_weights.laid.clear();
+}
+
+extern "C" char *lvdm_fixed_cast(const at::Tensor *weight, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(fixed_cast(*weight)); });
+}
+
+// *y <- nullptr where there is nothing to gain
+extern "C" char *lvdm_fixed_conv(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
+                                 int64_t padding, at::Tensor **y) {
+  return guarded([&] {
+    auto result = fixed_conv(*x, *weight, bias ? std::optional(*bias) : std::nullopt, stride, padding);
+    *y = result.defined() ? new at::Tensor(std::move(result)) : nullptr;
   });
 }

@@ -13,13 +13,17 @@ mod multi_tensor;
 mod process_group;
 mod recompute;
 
-pub use autocast::Autocast;
+pub use autocast::{Autocast, backward};
 pub use backend::{
-    AttentionKernels, Gpu, allow_tf32, attention_kernels, be_deterministic, gpus, libtorch_version, load_cuda,
+    AttentionKernels, Gpu, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
+    libtorch_version, load_cuda,
 };
 pub use caught::caught;
 pub use device::DeviceName;
-pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
+pub use fused::{
+    FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
+    transposed_conv,
+};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};

@@ -10,10 +10,13 @@ extern "C" char *lvdm_nccl_open(const c10::intrusive_ptr<c10d::Store> *store, in
   return guarded([&] {
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
     auto options = c10d::ProcessGroupNCCL::Options::create();
-    options->timeout = std::chrono::milliseconds(timeout);
+    // behind the limit of the exchange on the host, whose error names the rank
+    options->timeout = std::chrono::milliseconds(timeout) + std::chrono::minutes(1);
     auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(
         c10::make_intrusive<c10d::PrefixStore>("nccl", *store), rank, size, options);
-    nccl->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+    nccl->setBoundDeviceId(gpu);
+    nccl->eagerConnectSingleDevice(gpu);  // what is wrong shows now, not in the first step
     *backend = new c10::intrusive_ptr<c10d::Backend>(std::move(nccl));
   });
 }

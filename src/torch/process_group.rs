@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
 use super::{check, free, pointers};
 
@@ -154,7 +154,8 @@ impl Drop for Store {
     }
 }
 
-/// A group of processes that sum, spread and gather tensors: Gloo for those of the host, NCCL for those of a GPU.
+/// A group of processes that sum, spread and gather tensors: Gloo for those of the host, NCCL for those of a GPU
+/// ([`Self::add_gpu`]).
 /// All of them must make the same calls in the same order. Cloning shares it.
 #[derive(Clone)]
 pub struct ProcessGroup {
@@ -178,15 +179,8 @@ impl ProcessGroup {
     /// where this machine's name leads.
     ///
     /// # Errors
-    /// Processes that do not come; a GPU for which this build has no NCCL.
-    pub fn open(
-        store: &Store,
-        host: &str,
-        rank: usize,
-        size: usize,
-        device: Device,
-        timeout: Duration,
-    ) -> Result<Self> {
+    /// Processes that do not come.
+    pub fn open(store: &Store, host: &str, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
         let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
         let address = if matches!(host, "127.0.0.1" | "localhost") { "127.0.0.1" } else { "" };
         let mut group = std::ptr::null_mut();
@@ -202,13 +196,18 @@ impl ProcessGroup {
                 &mut group,
             )
         })?;
-        let group = Rc::new(GroupPointer(group));
-        if let Device::Cuda(index) = device {
-            let nccl = open_nccl(store, rank, size, index, timeout)?;
-            // SAFETY: a live group and an owned backend, which it takes over.
-            unsafe { lvdm_group_add_device(group.0, nccl) };
-        }
-        Ok(ProcessGroup { group, size })
+        Ok(ProcessGroup { group: Rc::new(GroupPointer(group)), size })
+    }
+
+    /// From here on tensors of this GPU may be summed, by NCCL. All processes must come here.
+    ///
+    /// # Errors
+    /// A build without NCCL; a GPU that NCCL cannot use.
+    pub fn add_gpu(&self, store: &Store, rank: usize, index: usize, timeout: Duration) -> Result<()> {
+        let nccl = open_nccl(store, rank, self.size, index, timeout)?;
+        // SAFETY: a live group and an owned backend, which it takes over.
+        unsafe { lvdm_group_add_device(self.group.0, nccl) };
+        Ok(())
     }
 
     /// Number of processes.

@@ -1,20 +1,21 @@
 //! Activations that are computed again in the backward pass instead of being kept.
 
 use std::{
-    ffi::{c_char, c_void},
+    ffi::{CString, c_char, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
 use tch::Tensor;
 
-use super::{check, pointers};
+use super::{caught::words, check, pointers};
 
 type Body = Box<dyn Fn(&[Tensor]) -> Tensor>;
 
 unsafe extern "C" {
+    fn strdup(text: *const c_char) -> *mut c_char;
     fn lvdm_recompute(
         data: *mut c_void,
-        call: unsafe extern "C" fn(*mut c_void, *const *mut c_void, i64) -> *mut c_void,
+        call: unsafe extern "C" fn(*mut c_void, *const *mut c_void, i64, *mut *mut c_char) -> *mut c_void,
         drop: unsafe extern "C" fn(*mut c_void),
         inputs: *const *mut c_void,
         count: i64,
@@ -22,7 +23,12 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-unsafe extern "C" fn call(data: *mut c_void, inputs: *const *mut c_void, count: i64) -> *mut c_void {
+unsafe extern "C" fn call(
+    data: *mut c_void,
+    inputs: *const *mut c_void,
+    count: i64,
+    said: *mut *mut c_char,
+) -> *mut c_void {
     // SAFETY: `data` is the boxed body; `inputs` are `count` tensors handed over to us.
     let (body, inputs) = unsafe {
         let inputs: Vec<Tensor> =
@@ -35,7 +41,12 @@ unsafe extern "C" fn call(data: *mut c_void, inputs: *const *mut c_void, count: 
             std::mem::forget(output); // C++ owns it now
             pointer
         }
-        Err(_) => std::ptr::null_mut(),
+        Err(panic) => {
+            let text = CString::new(words(panic.as_ref()).replace('\0', " ")).unwrap_or_default();
+            // SAFETY: `said` is C++'s own; it frees the copy.
+            unsafe { *said = strdup(text.as_ptr()) };
+            std::ptr::null_mut()
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     models::{LatentSpace, TextEncoder},
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
+    torch::backward,
 };
 
 const SHOWN: u64 = 4;
@@ -152,7 +153,7 @@ impl Task for DiffusionTask {
             None => frames.into(),
         };
         let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
-        (&loss * scale).backward();
+        backward(&(&loss * scale));
         Ok(vec![("loss", loss.to_device(Device::Cpu).double_value(&[]))])
     }
 

@@ -26,10 +26,11 @@ pub fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// `lvdm`, run in `folder`, single-threaded so that results repeat to the bit.
+/// `lvdm`, run in `folder` on the CPU, single-threaded so that results repeat to the bit.
 pub fn lvdm_in(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lvdm"));
-    command.args(arguments).current_dir(folder).env_remove("LD_LIBRARY_PATH").env("OMP_NUM_THREADS", "1");
+    command.args(arguments).current_dir(folder).env_remove("LD_LIBRARY_PATH");
+    command.env("OMP_NUM_THREADS", "1").env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 

@@ -12,7 +12,7 @@ use crate::{
     },
     models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
-    torch::{Adam, Autocast},
+    torch::{Adam, Autocast, backward},
     train::{Ema, Optimizer},
     weights::lvdm_checkpoint::UNET,
 };
@@ -242,7 +242,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     });
     let objective = objective(&config.loss, &config.parameterization)?;
     let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &given.into());
-    loss.backward();
+    backward(&loss);
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
 
@@ -284,7 +284,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
         let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::Nothing);
         optimizer.zero_grad()?;
-        loss.backward();
+        backward(&loss);
         optimizer.step()?;
         ema.update(&parameters)?;
         losses.push(loss.double_value(&[]));
