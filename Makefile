@@ -33,7 +33,7 @@ demo: weights
 
 # Latents of 48 frames for the sparse prediction model, of 10 for the interpolation model.
 runs/demo/latents-%.safetensors: | weights
-	target/release/lvdm data pack --latents runs/demo/autoencoder --videos data/demo/train --resolution 32 \
+	target/release/lvdm encode runs/demo/autoencoder --videos data/demo/train --resolution 32 \
 		--frames $* --clips 1536 --out $@
 
 demo-long: weights runs/demo/latents-48.safetensors runs/demo/latents-10.safetensors

@@ -129,6 +129,7 @@ fn wrong_usage_is_status_2() {
         &["verify"],
         &["evaluate"],
         &["data", "pack"],
+        &["encode", "run"],
         &["demo", "--device", "tpu"],
         &["--nonsense"],
     ] {
@@ -268,7 +269,9 @@ fn every_verb_has_help() {
         1 + below
     }
     let said = succeed_in(Path::new("/"), &["--help"]);
-    for verb in ["train", "sample", "evaluate", "demo", "data", "import", "export", "weights", "verify", "doctor"] {
+    for verb in
+        ["train", "sample", "evaluate", "demo", "data", "encode", "import", "export", "weights", "verify", "doctor"]
+    {
         assert!(verbs(&said.out).contains(&verb.to_string()), "{verb}: {}", said.out);
     }
     let seen = visit(&[]);

@@ -457,12 +457,10 @@ fn latents_and_texts_are_kept() {
     write_diffusers(&at.join("sd"));
     write_videos(at);
     assert_eq!(import(at, "sd", "sd-run", &[]).status, 0);
-    let pack = |more: &[&str]| {
-        let base = ["data", "pack", "--videos", "videos", "--frames", "4", "--resolution", "16"];
-        run_in(at, &[&base[..], more].concat())
-    };
-    let latents = ["--latents", "sd-run", "--device", "cpu", "--clips", "5", "--out", "latents.safetensors"];
-    let said = pack(&[&["--table", "table.csv", "--text", "sd-run"], &latents[..]].concat());
+    let clips = ["--videos", "videos", "--frames", "4", "--resolution", "16"];
+    let encode = |more: &[&str]| run_in(at, &[&["encode", "sd-run"], &clips[..], more].concat());
+    let latents = ["--device", "cpu", "--clips", "5", "--out", "latents.safetensors"];
+    let said = encode(&[&["--table", "table.csv", "--text", "sd-run"], &latents[..]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let (tensors, _) = read_safetensors(&at.join("latents.safetensors")).unwrap();
     assert_eq!((tensors["moments"].size(), tensors["context"].size()), (vec![5, 8, 4, 8, 8], vec![5, 12, 24]));
@@ -476,18 +474,18 @@ fn latents_and_texts_are_kept() {
     succeed_in(at, &["train", "diffusion", &file]);
 
     // packed clips carry their captions: the same training without video files
-    assert_eq!(pack(&["--captions", "--out", "clips.safetensors"]).status, 0);
+    succeed_in(at, &[&["data", "pack", "--captions", "--out", "clips.safetensors"], &clips[..]].concat());
     let file = experiment(at, "packed", "{kind: packed, file: clips.safetensors}", "");
     succeed_in(at, &["train", "diffusion", &file]);
 
     // without captions, or by another text encoder
-    assert!(pack(&[&["--text", "sd-run"], &latents[..]].concat()).error(2).contains("have no captions"));
-    assert_eq!(pack(&latents).status, 0);
+    assert!(encode(&[&["--text", "sd-run"], &latents[..]].concat()).error(2).contains("have no captions"));
+    assert_eq!(encode(&latents).status, 0);
     let file = experiment(at, "kept-2", BESIDE, "latents: latents.safetensors\n");
     assert!(run_in(at, &["train", "diffusion", &file]).error(2).contains("--text RUN"));
     let path = at.join("sd-run/text_encoder.safetensors");
     let mut encoder = Checkpoint::read(&path).unwrap();
-    assert_eq!(pack(&[&["--captions", "--text", "sd-run"], &latents[..]].concat()).status, 0);
+    assert_eq!(encode(&[&["--captions", "--text", "sd-run"], &latents[..]].concat()).status, 0);
     for tensor in encoder.tensors.values_mut() {
         *tensor = &*tensor * 1.1;
     }

@@ -233,9 +233,9 @@ fn an_interrupted_run_equals_a_whole_one() {
         let clip = common::moving_clips(3, 8, 32).get(i);
         lvdm::data::write_video(&clips.join(format!("{i}.mp4")), &clip, 8.0).unwrap();
     }
-    let pack = ["data", "pack", "--videos", "clips", "--frames", "4", "--resolution", "32"];
-    let latents = ["--latents", "runs/autoencoder", "--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
-    succeed_in(at, &[&pack[..], &latents].concat());
+    let encode = ["encode", "runs/autoencoder", "--videos", "clips", "--frames", "4", "--resolution", "32"];
+    let latents = ["--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
+    succeed_in(at, &[&encode[..], &latents].concat());
     interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
 }
 

@@ -17,9 +17,7 @@ use crate::{
         prepare::{Count, KnownSet, ProblemKind, prepare, problems_file},
     },
     experiment::Mistake,
-    generate::{open_latent_space, open_text_encoder},
-    torch::DeviceName,
-    train::{pack_latents, progress::Progress},
+    train::progress::Progress,
 };
 
 /// Prepare, look at, make and pack data
@@ -37,7 +35,7 @@ enum What {
     Inspect(Inspect),
     /// Write the procedural demo videos
     MakeDemo(MakeDemo),
-    /// Pack clips, or their latents, into one safetensors file, from which everything trains without FFmpeg and OpenCV
+    /// Pack clips into one safetensors file, from which everything trains without FFmpeg and OpenCV
     Pack(Pack),
 }
 
@@ -111,6 +109,19 @@ struct MakeDemo {
 
 #[derive(Debug, clap::Args)]
 struct Pack {
+    #[command(flatten)]
+    clips: Clips,
+    /// How many clips (default: one of each video)
+    #[arg(long = "clips")]
+    count: Option<u64>,
+    /// The file
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// Which clips are cut out of which videos, as `pack` and `encode` ask for them.
+#[derive(Debug, clap::Args)]
+pub(super) struct Clips {
     /// Folder of videos, or an index (.jsonl), a numpy array (.npy, .npz), a packed file
     #[arg(long)]
     videos: PathBuf,
@@ -130,29 +141,29 @@ struct Pack {
     frame_stride: i64,
     #[arg(long, default_value_t = 256)]
     resolution: i64,
-    /// How many clips (default: --crops of each video)
-    #[arg(long)]
-    clips: Option<u64>,
-    /// Clips of each video, each from another place (latents only)
-    #[arg(long, default_value_t = 1, requires = "latents")]
-    crops: u64,
-    /// Half of the clips mirrored (latents only; of pixels training mirrors its own)
-    #[arg(long, requires = "latents")]
-    flip: bool,
     #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Pack latents of this autoencoder run instead of pixels
-    #[arg(long)]
-    latents: Option<PathBuf>,
-    /// Pack captions too, as the text encoder of this run makes them
-    #[arg(long, requires = "latents")]
-    text: Option<PathBuf>,
-    /// The file
-    #[arg(long)]
-    out: PathBuf,
-    /// auto, cpu, cuda or cuda:N (latents only)
-    #[arg(long, default_value = "auto")]
-    device: DeviceName,
+    pub(super) seed: u64,
+}
+
+impl Clips {
+    /// # Errors
+    /// Videos that are not there.
+    pub(super) fn data(&self, flip: bool) -> Result<DataConfig> {
+        if !self.videos.exists() {
+            return Err(Mistake(format!("there is no folder {}", self.videos.display())).into());
+        }
+        let root = self.videos.clone();
+        let dataset = match &self.table {
+            Some(table) => DatasetConfig::Webvid { table: table.clone(), root },
+            None if self.captions => DatasetConfig::Captioned { root },
+            None if self.frames_folders => DatasetConfig::Frames { root },
+            None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
+            None => DatasetConfig::Folder { root },
+        };
+        dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
+        let Clips { frames, frame_stride, resolution, .. } = *self;
+        Ok(DataConfig { dataset, frames, frame_stride, resolution, flip, workers: 2 })
+    }
 }
 
 impl Data {
@@ -330,47 +341,7 @@ fn summary(entries: &[IndexEntry]) -> String {
 
 impl Pack {
     fn run(self) -> Result<()> {
-        if !self.videos.exists() {
-            return Err(Mistake(format!("there is no folder {}", self.videos.display())).into());
-        }
-        let root = self.videos;
-        let dataset = match self.table {
-            Some(table) => DatasetConfig::Webvid { table, root },
-            None if self.captions => DatasetConfig::Captioned { root },
-            None if self.frames_folders => DatasetConfig::Frames { root },
-            None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
-            None => DatasetConfig::Folder { root },
-        };
-        dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
-        if self.text.is_some() && !dataset.has_captions() {
-            return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
-        }
-        let data = DataConfig {
-            dataset,
-            frames: self.frames,
-            frame_stride: self.frame_stride,
-            resolution: self.resolution,
-            flip: self.flip,
-            workers: 2,
-        };
-        let count = match &self.latents {
-            None => pack_clips(&data, self.clips, self.seed, &self.out)?,
-            Some(run) => {
-                let device = self.device.open()?;
-                let space = open_latent_space(run, device)?;
-                let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
-                let count = match self.clips {
-                    Some(count) => count,
-                    None => self.crops * data.videos()?.videos.len() as u64,
-                };
-                let mut bar = Progress::new("encode", count, 0);
-                pack_latents(&space, text.as_ref(), &data, count, self.seed, &self.out, &mut |done| {
-                    bar.step(done, "")
-                })?;
-                bar.finish();
-                count
-            }
-        };
+        let count = pack_clips(&self.clips.data(false)?, self.count, self.clips.seed, &self.out)?;
         println!("{count} clips in {}", self.out.display());
         Ok(())
     }

@@ -188,7 +188,7 @@ pub struct DiffusionExperiment {
     pub seed: u64,
     /// The clips to train on.
     pub data: DataConfig,
-    /// Latents packed by `lvdm data pack --latents`, used instead of decoding and encoding `data`.
+    /// Latents that `lvdm encode` wrote, used instead of decoding and encoding `data`.
     #[serde(default)]
     pub latents: Option<PathBuf>,
     /// A run whose latents are denoised, or `pixels`.

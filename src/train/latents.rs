@@ -78,7 +78,7 @@ pub struct LatentFile {
 
 impl LatentFile {
     /// # Errors
-    /// A file that `lvdm data pack --latents` did not write, or wrote for another autoencoder or text encoder.
+    /// A file that `lvdm encode` did not write, or wrote for another autoencoder or text encoder.
     pub fn open(
         path: &Path,
         space: &LatentSpace,
@@ -88,7 +88,7 @@ impl LatentFile {
         position: u64,
     ) -> Result<Self> {
         let (mut tensors, metadata) = read_safetensors(path)?;
-        let not = || format!("{} does not hold latents of `lvdm data pack --latents`", path.display());
+        let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
         let origin: Origin = serde_json::from_value(metadata.with_context(not)?).with_context(not)?;
         let moments = tensors.remove("moments").with_context(not)?;
         ensure!(moments.dim() == 5 && moments.size()[0] > 0, "{}: moments of shape {:?}", not(), moments.size());

@@ -1,0 +1,63 @@
+//! `lvdm encode`: latents of clips, made once for all trainings of denoisers.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use super::data::Clips;
+use crate::{
+    experiment::Mistake,
+    generate::{open_latent_space, open_text_encoder},
+    torch::DeviceName,
+    train::{pack_latents, progress::Progress},
+};
+
+/// Encode clips once, into a file of latents from which denoisers train (`latents` of an experiment)
+#[derive(Debug, clap::Args)]
+pub struct Encode {
+    /// Run of the autoencoder
+    autoencoder: PathBuf,
+    #[command(flatten)]
+    clips: Clips,
+    /// How many clips (default: --crops of each video)
+    #[arg(long = "clips")]
+    count: Option<u64>,
+    /// Clips of each video, each from another place
+    #[arg(long, default_value_t = 1)]
+    crops: u64,
+    /// Half of the clips mirrored
+    #[arg(long)]
+    flip: bool,
+    /// Encode captions too, with the text encoder of this run
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// The file
+    #[arg(long)]
+    out: PathBuf,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+}
+
+impl Encode {
+    /// # Errors
+    /// Videos or a run that are not there; videos without captions where those are asked for; a full disk.
+    pub fn run(self) -> Result<()> {
+        let data = self.clips.data(self.flip)?;
+        if self.text.is_some() && !data.dataset.has_captions() {
+            return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
+        }
+        let device = self.device.open()?;
+        let space = open_latent_space(&self.autoencoder, device)?;
+        let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
+        let count = match self.count {
+            Some(count) => count,
+            None => self.crops * data.videos()?.videos.len() as u64,
+        };
+        let mut bar = Progress::new("encode", count, 0);
+        pack_latents(&space, text.as_ref(), &data, count, self.clips.seed, &self.out, &mut |done| bar.step(done, ""))?;
+        bar.finish();
+        println!("{count} clips in {}", self.out.display());
+        Ok(())
+    }
+}
