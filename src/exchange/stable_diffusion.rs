@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    AUTOENCODER_FILE, Carried, Part, TEXT_ENCODER_FILE, carried_checkpoint, latent_tensors, mistake, new_run, schedule,
-    tokenizer, with_prefix, write_run,
+    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, tokenizer, with_prefix,
+    write_run,
 };
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
     diffusion::{NoiseSchedule, ScheduleConfig, ScheduleKind},
     experiment::{DiffusionExperiment, TextConditioning},
-    generate,
+    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
         TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, stable_diffusion as settings,

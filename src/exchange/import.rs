@@ -1,0 +1,545 @@
+//! A released checkpoint → a run.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Carried, ConditioningKind, Exported, Imported, LatentPreset, Part, Told, carried_checkpoint, declared::Declared,
+    latent_tensors, mistake, new_run, tokenizer, with_prefix, write_run,
+};
+use crate::{
+    checkpoint::Progress,
+    diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig, ScheduleKind},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
+    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
+    models::{
+        AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig,
+        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig,
+    },
+    weights::lvdm_checkpoint::{
+        AVERAGED_UNET, DISCRIMINATOR, FIRST_STAGE, Ignored, LvdmCheckpoint, TEXT_ENCODER, Tensors, UNET,
+    },
+};
+
+/// Options that must be given, each with its reason.
+#[derive(Default)]
+struct Asked(Vec<String>);
+
+impl Asked {
+    fn or<T: Default>(&mut self, told: Option<T>, question: impl FnOnce() -> String) -> T {
+        told.unwrap_or_else(|| {
+            self.0.push(question());
+            T::default()
+        })
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        mistake(format!("the file does not tell all; give also {}", self.0.join("; ")))
+    }
+}
+
+/// Frames of the clips on which the released autoencoders were trained.
+const CLIP_FRAMES: i64 = 16;
+
+/// Turns a released checkpoint into a run.
+///
+/// # Errors
+/// [`Mistake`] where something must be told, or does not fit the file; else a file that is damaged, or holds
+/// anything that is unknown, or lacks anything.
+pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
+    if !file.is_file() {
+        return mistake(format!("there is no checkpoint {}", file.display()));
+    }
+    new_run(run)?;
+    for (option, value) in told.counts() {
+        if let Some(value) = value.filter(|&value| value < 1) {
+            return mistake(format!("{option} must be at least 1, not {value}"));
+        }
+    }
+    let mut found = LvdmCheckpoint::read(file)?;
+    let exported: Option<Exported> = match found.exported.take() {
+        None => None,
+        Some(value) => Some(serde_json::from_value(value).with_context(|| {
+            format!("{} was not written by `lvdm export` but by another verb of this program", file.display())
+        })?),
+    };
+    let import = Import { file, told, run, exported };
+    let context = || file.display().to_string();
+    if found.unet.is_empty() {
+        import.autoencoder(found).with_context(context)
+    } else {
+        import.diffusion(found).with_context(context)
+    }
+}
+
+struct Import<'a> {
+    file: &'a Path,
+    told: &'a Told,
+    run: &'a Path,
+    exported: Option<Exported>,
+}
+
+impl Import<'_> {
+    fn exported_diffusion(&self) -> Option<&DiffusionExperiment> {
+        self.exported.as_ref()?.diffusion.as_ref()
+    }
+
+    fn exported_first_stage(&self) -> Result<Option<LatentSpaceConfig>> {
+        let Some(exported) = &self.exported else { return Ok(None) };
+        let carried: Carried =
+            serde_json::from_value(exported.autoencoder.clone()).context("the exported autoencoder")?;
+        Ok(Some(carried.autoencoder))
+    }
+
+    /// The autoencoder of a diffusion checkpoint: a video's, or Stable Diffusion's for each frame.
+    fn first_stage_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<LatentSpaceConfig> {
+        if !tensors.contains_key("encoder.conv_in.weight") {
+            return Ok(self.autoencoder_config(tensors, asked)?.into());
+        }
+        if self.told.temporal_factor.is_some_and(|factor| factor != 1) {
+            return mistake("--temporal-factor: an image autoencoder makes a latent frame of every frame".to_string());
+        }
+        let mut config = ImageAutoencoderConfig::from_shapes(&Shapes::from(tensors)).context("image autoencoder")?;
+        let exported = match self.exported_first_stage()? {
+            Some(LatentSpaceConfig::Image { image }) => Some(image.norm_groups),
+            _ => None,
+        };
+        let released = Some(config.norm_groups).filter(|_| config == ImageAutoencoderConfig::default());
+        let groups = self.told.norm_groups.or(exported).or(released);
+        let told = groups.is_some();
+        config.norm_groups =
+            asked.or(groups, || "--norm-groups N (of the image autoencoder; they leave no trace)".to_string());
+        if told && let Err(error) = config.validate() {
+            return mistake(format!("{error:#}"));
+        }
+        Ok(config.into())
+    }
+
+    /// Scale and shift of the latents: told by the user or by the file.
+    fn latents(&self, found: &LvdmCheckpoint, asked: &mut Asked) -> Result<(f64, f64)> {
+        let preset = self.told.latents.map(LatentPreset::constants);
+        let told = [self.told.scale.or(preset.map(|p| p.0)), self.told.shift.or(preset.map(|p| p.1))];
+        for (name, told, own) in [("scale", told[0], found.scale), ("shift", told[1], found.shift)] {
+            if let (Some(told), Some(own)) = (told, own)
+                && (told - own).abs() > 1e-6 * own.abs()
+            {
+                return mistake(format!("the file says {name} = {own}, the options say {told}"));
+            }
+        }
+        let exported = self.exported.as_ref().map(|exported| (exported.scale, exported.shift));
+        let scale = told[0].or(found.scale).or(exported.map(|e| e.0));
+        let shift = told[1].or(found.shift).or(exported.map(|e| e.1));
+        let (Some(scale), Some(shift)) = (scale, shift) else {
+            asked.0.push(
+                "--latents sky|ucf101|taichi|text (the published scale and shift of the latents), or --scale and --shift"
+                    .to_string(),
+            );
+            return Ok((1.0, 0.0));
+        };
+        if !(scale.is_finite() && scale > 0.0 && shift.is_finite()) {
+            return mistake(format!("a scale of {scale} and a shift of {shift}: the scale must be positive"));
+        }
+        Ok((scale, shift))
+    }
+
+    fn autoencoder_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<AutoencoderConfig> {
+        let inferred = InferredAutoencoder::from_shapes(&Shapes::from(tensors)).context("autoencoder")?;
+        let base = match self.exported_first_stage()? {
+            Some(LatentSpaceConfig::Video(exported)) => Some(exported),
+            _ => inferred.released(),
+        };
+        let temporal_factor = self.told.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
+        let norm_groups = self.told.norm_groups.or(base.as_ref().map(|b| b.norm_groups));
+        let all_told = temporal_factor.is_some() && norm_groups.is_some();
+        let temporal_factor = asked.or(temporal_factor, || {
+            format!(
+                "--temporal-factor N (strides leave no trace, and its autoencoder is not the released one: {inferred})"
+            )
+        });
+        let norm_groups = asked.or(norm_groups, || "--norm-groups N (of the autoencoder; they leave no trace)".into());
+        let mut config = base.unwrap_or_else(|| inferred.config(temporal_factor, norm_groups));
+        (config.factors[0], config.norm_groups) = (temporal_factor, norm_groups);
+        if !all_told {
+            return Ok(config);
+        }
+        if let Err(error) = config.validate() {
+            return mistake(format!("{error:#}"));
+        }
+        let largest = 1 << inferred.blocks;
+        if config.factors.into_iter().max() != Some(largest) {
+            return mistake(format!(
+                "--temporal-factor {temporal_factor}: the largest factor is {largest}, for the autoencoder has {} blocks",
+                inferred.blocks
+            ));
+        }
+        Ok(config)
+    }
+
+    fn resolution(&self) -> i64 {
+        self.told.resolution.unwrap_or(256)
+    }
+
+    /// Data, as far as is known: the place is a placeholder.
+    fn data(&self, frames: i64) -> Value {
+        let (dataset, frame_stride) = match self.told.latents {
+            Some(preset) => preset.data(),
+            None => {
+                let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
+                (json!({"kind": "folder", "root": format!("data/{stem}")}), 1)
+            }
+        };
+        json!({"dataset": dataset, "frames": frames, "frame_stride": frame_stride, "resolution": self.resolution()})
+    }
+
+    fn progress(&self, found: &LvdmCheckpoint) -> Progress {
+        let step = found.global_step.or(found.updates).unwrap_or(0);
+        let fresh =
+            Progress { step, position: 0, ema_updates: found.updates.unwrap_or(0), skipped_steps: 0, seconds: 0.0 };
+        self.exported.as_ref().map_or(fresh, |exported| exported.progress.clone())
+    }
+
+    /// The released training of an autoencoder.
+    fn autoencoder_experiment(
+        &self,
+        config: &AutoencoderConfig,
+        discriminator: &DiscriminatorConfig,
+        frames: i64,
+        average: Option<f64>,
+        step: i64,
+    ) -> Result<AutoencoderExperiment> {
+        let mut experiment: AutoencoderExperiment = match &self.exported {
+            Some(exported) => {
+                serde_json::from_value(exported.autoencoder.clone()).context("the exported autoencoder's experiment")?
+            }
+            None => serde_json::from_value(json!({
+                "data": self.data(frames),
+                "loss": {"discriminator": discriminator},
+                "optimizer": {"kind": "adam", "learning_rate": 3.6e-5, "betas": [0.5, 0.9]},
+                "trainer": {"steps": step + 100_000, "batch": 1, "accumulate": 2, "ema_decay": average},
+            }))?,
+        };
+        experiment.autoencoder = config.clone();
+        if let Some(resolution) = self.told.resolution {
+            experiment.data.resolution = resolution;
+        }
+        let data = &experiment.data;
+        if let Err(error) = config.latent_shape(data.frames, data.resolution, data.resolution) {
+            return mistake(format!("{error:#}"));
+        }
+        Ok(experiment)
+    }
+
+    /// A checkpoint of an autoencoder alone.
+    fn autoencoder(self, mut found: LvdmCheckpoint) -> Result<Imported> {
+        if found.autoencoder.is_empty() {
+            bail!("there is neither a U-Net (`{UNET}*`) nor an autoencoder (`encoder.*`, `decoder.*`) in it");
+        }
+        for (option, given) in [
+            ("--conditioning", self.told.conditioning.is_some()),
+            ("--latent-stride", self.told.latent_stride.is_some()),
+            ("--heads", self.told.heads.is_some()),
+        ] {
+            if given {
+                return mistake(format!("{option} is for a diffusion checkpoint; this is an autoencoder's"));
+            }
+        }
+        let mut asked = Asked::default();
+        let (scale, shift) = self.latents(&found, &mut asked)?;
+        let config = self.autoencoder_config(&found.autoencoder, &mut asked)?;
+        asked.finish()?;
+
+        let network = Declared::autoencoder(&config);
+        let mut tensors: Tensors = with_prefix("model", network.take(&found.autoencoder)?).collect();
+        let mut parts = vec![network.report()];
+        let average = network.take_average(&mut found, "")?;
+        let average_decay = (!average.is_empty()).then(|| found.decay.unwrap_or(0.9999));
+        if !average.is_empty() {
+            parts.push(Part { name: "autoencoder, average", tensors: average.len(), ..network.report() });
+        }
+        tensors.extend(with_prefix("ema", average));
+        let mut discriminator = DiscriminatorConfig::default();
+        if !found.discriminator.is_empty() {
+            discriminator =
+                DiscriminatorConfig::from_shapes(&Shapes::from(&found.discriminator)).context("discriminator")?;
+            let network = Declared::discriminator(&discriminator);
+            tensors.extend(with_prefix("discriminator", network.take(&found.discriminator)?));
+            parts.push(network.report());
+        }
+        tensors.extend(latent_tensors(scale, shift));
+
+        let progress = self.progress(&found);
+        let frames = self.told.frames.unwrap_or(CLIP_FRAMES.max(config.factors[0]));
+        let experiment = self.autoencoder_experiment(&config, &discriminator, frames, average_decay, progress.step)?;
+        self.write("autoencoder", &experiment, progress, tensors, parts, found.ignored)
+    }
+
+    /// A checkpoint of a U-Net with its autoencoder.
+    fn diffusion(self, mut found: LvdmCheckpoint) -> Result<Imported> {
+        ensure!(
+            !found.autoencoder.is_empty(),
+            "its autoencoder is missing: there are no `{FIRST_STAGE}*` beside `{UNET}*`"
+        );
+        ensure!(found.discriminator.is_empty(), "a discriminator (`{DISCRIMINATOR}*`) beside a U-Net is unknown");
+        let mut asked = Asked::default();
+        let (scale, shift) = self.latents(&found, &mut asked)?;
+        let autoencoder = self.first_stage_config(&found.autoencoder, &mut asked)?;
+        let (latent_channels, temporal_factor) = match &autoencoder {
+            LatentSpaceConfig::Video(video) => (video.latent_channels, video.factors[0]),
+            LatentSpaceConfig::Image { image } => (image.latent_channels, 1),
+        };
+        let inferred = InferredUNet::from_shapes(&Shapes::from(&found.unet)).context("U-Net")?;
+        let text = inferred.config.attention == AttentionKind::Text;
+        ensure!(
+            text != found.text_encoder.is_empty(),
+            "{} tensors of a text encoder (`{TEXT_ENCODER}*`) beside a U-Net that {} to a text",
+            found.text_encoder.len(),
+            if text { "attends" } else { "does not attend" }
+        );
+        let setting = self.unet_setting(&inferred, latent_channels, &mut asked)?;
+        asked.finish()?;
+        let clip = self.clip(&inferred, &setting, temporal_factor)?;
+
+        let mut config = inferred.config.clone();
+        config.heads = setting.heads;
+        if let Err(error) = config.validate() {
+            return mistake(format!("{error:#}"));
+        }
+        let network = Declared::unet(&config, &inferred.ports(clip.latent_frames));
+        let mut tensors: Tensors = with_prefix("model", network.take(&found.unet)?).collect();
+        let mut parts = vec![network.report()];
+        let average = network.take_average(&mut found, AVERAGED_UNET)?;
+        let average_decay = (!average.is_empty()).then(|| found.decay.unwrap_or(0.9999));
+        if !average.is_empty() {
+            parts.push(Part { name: "U-Net, average", tensors: average.len(), ..network.report() });
+        }
+        tensors.extend(with_prefix("ema", average));
+
+        let first_stage = Declared::first_stage(&autoencoder);
+        let mut carried: Tensors = with_prefix("model", first_stage.take(&found.autoencoder)?).collect();
+        carried.extend(latent_tensors(scale, shift));
+        parts.push(first_stage.report());
+        let known = match &autoencoder {
+            // decoded in pieces of the length of its training, whatever the U-Net's clips are
+            LatentSpaceConfig::Video(video) => {
+                let frames = CLIP_FRAMES.max(temporal_factor);
+                let experiment =
+                    self.autoencoder_experiment(video, &DiscriminatorConfig::default(), frames, None, 0)?;
+                serde_json::to_value(experiment)?
+            }
+            LatentSpaceConfig::Image { .. } => serde_json::to_value(Carried { autoencoder: autoencoder.clone() })?,
+        };
+        let mut files = vec![(AUTOENCODER_FILE, carried_checkpoint("autoencoder", known, carried))];
+        if text {
+            let exported = self.exported.as_ref().and_then(|exported| exported.text_encoder.clone());
+            let (known, own_tokenizer) = exported.map_or((None, None), |e| (Some(e.text_encoder), e.tokenizer));
+            let inferred_text = || ClipTextConfig::from_shapes(&Shapes::from(&found.text_encoder), None);
+            let config = known.map_or_else(inferred_text, Ok).context("text encoder")?;
+            ensure!(
+                config.width == inferred.config.context_width,
+                "the text encoder is {} wide, the U-Net attends to {}",
+                config.width,
+                inferred.config.context_width
+            );
+            let encoder = Declared::text_encoder(&config);
+            let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
+            parts.push(encoder.report());
+            let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
+            if tokenizer.is_none() {
+                tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions");
+            }
+            let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
+            files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));
+        }
+
+        let progress = self.progress(&found);
+        let mut experiment: DiffusionExperiment = match self.exported_diffusion() {
+            Some(exported) => exported.clone(),
+            None => serde_json::from_value(json!({
+                "data": self.data(clip.frames),
+                "autoencoder": "",
+                "schedule": schedule(found.betas.as_deref(), text)?,
+                "optimizer": {
+                    "kind": "adamw",
+                    "learning_rate": if setting.conditioning.is_some() { 8e-5 } else { 6e-5 },
+                    "weight_decay": 0.01,
+                },
+                "trainer": {
+                    "steps": progress.step + 100_000,
+                    "batch": if self.told.latents == Some(LatentPreset::Ucf101) { 2 } else { 3 },
+                    "accumulate": 2,
+                    "ema_decay": average_decay,
+                },
+            }))?,
+        };
+        experiment.autoencoder = self.run.join(AUTOENCODER_FILE).into();
+        experiment.data.frames = clip.frames;
+        experiment.latent_stride = setting.latent_stride;
+        experiment.conditioning = setting.conditioning;
+        experiment.start_from = None;
+        experiment.trained = Trained::All;
+        experiment.text = text.then(|| TextConditioning::of(self.run));
+        if let Some(resolution) = self.told.resolution {
+            experiment.data.resolution = resolution;
+        }
+        let data = &experiment.data;
+        let latent = autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let deepest = 1 << (config.multipliers.len() - 1);
+        if latent[2] % deepest != 0 {
+            return mistake(format!(
+                "--resolution {}: latents of {}x{} do not halve {} times",
+                data.resolution,
+                latent[2],
+                latent[3],
+                config.multipliers.len() - 1
+            ));
+        }
+        // what leaves no trace in the tensors stays as exported
+        let told = &experiment.unet;
+        (config.recompute, config.norm_per_frame, config.norm_groups) =
+            (told.recompute.clone(), told.norm_per_frame, told.norm_groups);
+        experiment.unet = config;
+        for (name, checkpoint) in files {
+            checkpoint.write(&self.run.join(name))?;
+        }
+        self.write("diffusion", &experiment, progress, tensors, parts, found.ignored)
+    }
+
+    /// What of a U-Net's setting must be told.
+    fn unet_setting(&self, inferred: &InferredUNet, latent_channels: i64, asked: &mut Asked) -> Result<UNetSetting> {
+        let told = self.told;
+        let exported = self.exported_diffusion();
+        ensure!(
+            inferred.outputs == latent_channels && (0..=1).contains(&(inferred.inputs - latent_channels)),
+            "the U-Net maps {} channels to {}, its autoencoder's latents have {latent_channels}",
+            inferred.inputs,
+            inferred.outputs
+        );
+        if let (Some(told), Some(own)) = (told.heads, inferred.heads.filter(|own| Some(*own) != told.heads)) {
+            return mistake(format!("--heads {told}: the tables of relative positions say {own}"));
+        }
+        let heads = inferred.heads.or(told.heads).or(exported.map(|e| e.unet.heads));
+        let heads = asked.or(heads, || "--heads N (without relative positions they leave no trace)".to_string());
+        if inferred.temporal_length.is_none() {
+            asked.or(told.frames.or(exported.map(|e| e.data.frames)), || {
+                "--frames N (of a clip; without relative positions they leave no trace)".to_string()
+            });
+        }
+        let masked = inferred.inputs > latent_channels;
+        if !masked {
+            ensure!(inferred.classes.is_none(), "it has noise levels (`label_emb`) but no mask channel");
+            if told.conditioning.is_some() {
+                return mistake("--conditioning: this network has no mask channel".to_string());
+            }
+        }
+        let conditioning = match told.conditioning {
+            Some(kind) => Some(kind.settings(inferred.classes)),
+            None => exported.and_then(|e| e.conditioning.clone()),
+        };
+        if masked && conditioning.is_none() {
+            asked.0.push(
+                "--conditioning prediction|interpolation (it has a mask channel, and both kinds look alike)"
+                    .to_string(),
+            );
+        }
+        let stride = told.latent_stride.or(told.conditioning.map(ConditioningKind::latent_stride));
+        let latent_stride = stride.or(exported.map(|e| e.latent_stride)).unwrap_or(1);
+        Ok(UNetSetting { heads, latent_stride, conditioning: conditioning.filter(|_| masked) })
+    }
+
+    /// How long the clips were that the network was trained on.
+    fn clip(&self, inferred: &InferredUNet, setting: &UNetSetting, temporal_factor: i64) -> Result<Clip> {
+        let stride = setting.latent_stride;
+        let frames = self.told.frames.or(self.exported_diffusion().map(|e| e.data.frames));
+        let frames = frames
+            .or(inferred.temporal_length.map(|length| length * stride * temporal_factor))
+            .context("frames are neither told nor asked for")?;
+        if frames < 1 || frames % temporal_factor != 0 {
+            return mistake(format!("--frames {frames}: not a multiple of the temporal factor {temporal_factor}"));
+        }
+        let latent_frames = (frames / temporal_factor - 1) / stride + 1;
+        if let Some(length) = inferred.temporal_length.filter(|&length| length != latent_frames) {
+            return mistake(format!(
+                "--frames {frames}: with a temporal factor of {temporal_factor} and a latent stride of {stride} these \
+                 are {latent_frames} latent frames; the tables of relative positions are for {length}"
+            ));
+        }
+        if let Some(conditioning) = &setting.conditioning {
+            let steps = ScheduleConfig::default().steps;
+            conditioning
+                .validate(latent_frames, steps)
+                .map_err(|error| Mistake(format!("--conditioning: {error:#}")))?;
+        }
+        Ok(Clip { frames, latent_frames })
+    }
+
+    fn write(
+        &self,
+        task: &'static str,
+        experiment: &impl Serialize,
+        progress: Progress,
+        tensors: Tensors,
+        parts: Vec<Part>,
+        ignored: Vec<Ignored>,
+    ) -> Result<Imported> {
+        let step = progress.step;
+        write_run(self.run, self.file, task, experiment, progress, tensors)?;
+        Ok(Imported { task, step, parts, ignored })
+    }
+}
+
+struct UNetSetting {
+    heads: i64,
+    latent_stride: i64,
+    conditioning: Option<FrameConditioning>,
+}
+
+struct Clip {
+    frames: i64,
+    latent_frames: i64,
+}
+
+/// The schedule that a checkpoint's β follow; without them the published one.
+pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConfig> {
+    let Some(betas) = betas else {
+        let stable_diffusion = ScheduleConfig { beta_start: 0.00085, beta_end: 0.012, ..ScheduleConfig::default() };
+        return Ok(if text { stable_diffusion } else { ScheduleConfig::default() });
+    };
+    let (Some(&first), Some(&last)) = (betas.first(), betas.last()) else { bail!("`betas` is empty") };
+    // they come squared out of float32: six digits of them were written down
+    let written = |beta: f64| format!("{beta:.5e}").parse::<f64>();
+    let (beta_start, beta_end) = (written(first)?, written(last)?);
+    for kind in [ScheduleKind::ScaledLinear, ScheduleKind::Linear] {
+        let config = ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end };
+        let schedule = NoiseSchedule::new(&config).context("`betas`")?;
+        if schedule.beta.iter().zip(betas).all(|(ours, theirs)| (ours - theirs).abs() <= 1e-5 * ours) {
+            return Ok(config);
+        }
+    }
+    bail!("`betas` run from {beta_start} to {beta_end} on no curve that is known (linear, or linear in the root)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn betas_tell_their_schedule() {
+        let given = ScheduleConfig { kind: ScheduleKind::Linear, steps: 50, beta_start: 0.001, beta_end: 0.02 };
+        for config in [ScheduleConfig::default(), given] {
+            let mut betas = NoiseSchedule::new(&config).unwrap().beta;
+            assert_eq!(schedule(Some(&betas), false).unwrap(), config);
+            betas[20] *= 1.001;
+            assert!(schedule(Some(&betas), false).unwrap_err().to_string().contains("no curve"));
+        }
+        assert_eq!(schedule(None, false).unwrap(), ScheduleConfig::default());
+        assert_eq!(schedule(None, true).unwrap().beta_start, 0.00085);
+        assert!(schedule(Some(&[]), false).is_err());
+        assert!(schedule(Some(&[f64::NAN, 0.5]), false).is_err());
+    }
+}
