@@ -180,6 +180,11 @@ impl TrainerConfig {
         self.minutes.is_some_and(|minutes| seconds >= 60.0 * minutes)
     }
 
+    /// Whether a training that did so many steps in so many seconds has come to its end.
+    pub fn has_ended(&self, step: i64, seconds: f64) -> bool {
+        step >= self.steps || self.is_out_of_time(seconds)
+    }
+
     /// # Errors
     /// Names the number that makes no sense.
     pub fn validate(&self) -> Result<()> {
