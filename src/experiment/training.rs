@@ -109,6 +109,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// As files and options spell it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The loop's own settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerConfig {
