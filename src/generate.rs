@@ -130,7 +130,28 @@ impl Generator {
     /// # Errors
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
-        let (path, found) = checkpoint::open(run)?;
+        let parameters = Parameters::new(device, 0);
+        let (generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
+        parameters.freeze();
+        Ok((generator, experiment))
+    }
+
+    /// A diffusion run without its weights: it can be asked what it makes, and makes nothing.
+    ///
+    /// # Errors
+    /// A folder that is not such a run.
+    pub fn outline(run: &Path) -> Result<Self> {
+        Ok(Self::declared(run, checkpoint::open_head, &Parameters::shapes_only())?.0)
+    }
+
+    fn declared(
+        run: &Path,
+        open: fn(&Path) -> Result<(PathBuf, Checkpoint)>,
+        parameters: &Parameters,
+    ) -> Result<(Self, DiffusionExperiment, PathBuf, Checkpoint)> {
+        let device = parameters.device();
+        let (path, found) = open(run)?;
         let found = found.expect("diffusion", &path)?;
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
@@ -140,13 +161,10 @@ impl Generator {
             AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
             AttentionKind::Factorized | AttentionKind::Joint => None,
         };
-        let parameters = Parameters::new(device, 0);
         // adapters are merged into what is loaded
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
-        let generator = Generator::new(&merged, space, text, &parameters)?;
-        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
-        parameters.freeze();
-        Ok((generator, experiment))
+        let generator = Generator::new(&merged, space, text, parameters)?;
+        Ok((generator, experiment, path, found))
     }
 
     /// Clips of another length and size than those of the training.

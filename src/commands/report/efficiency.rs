@@ -92,7 +92,7 @@ struct Cost {
 
 impl Cost {
     fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
-        let (_, found) = checkpoint::open(run)?;
+        let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
         let network = Parameters::shapes_only();
         UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
@@ -182,7 +182,7 @@ fn print(costs: &[Cost], device: Device) {
         println!("{}", cells.collect::<Vec<_>>().join("  "));
     }
     println!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
-    for cost in costs {
+    for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
         println!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
     }
     println!();
@@ -190,8 +190,13 @@ fn print(costs: &[Cost], device: Device) {
     let mut protocols: Vec<String> = Vec::new();
     for cost in costs {
         for (folder, evaluation) in &cost.evaluations {
-            if let (Some(figure), Some(generated)) = (evaluation.figures.get(SAMPLES), &evaluation.generated) {
-                table.row(&folder.display().to_string(), figure, &evaluation.protocol, &generated.line(cost.captioned));
+            if let Some(figure) = evaluation.figures.get(SAMPLES) {
+                table.row(
+                    &folder.display().to_string(),
+                    figure,
+                    &evaluation.protocol,
+                    &evaluation.generated.line(cost.captioned),
+                );
                 let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
                 protocols.push(format!("protocol {protocol_hash}: {protocol_text}"));
             }
@@ -251,8 +256,8 @@ fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
         Some((folder, serde_json::from_str::<Evaluation>(&text).ok()?))
     };
     let is_own = |(_, evaluation): &(PathBuf, Evaluation)| match &evaluation.generated {
-        Some(Generated::Run { run, .. }) => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
-        _ => false,
+        Generated::Run { run, .. } => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
+        Generated::Clips { .. } => false,
     };
     Ok(folders.into_iter().filter_map(read).filter(is_own).collect())
 }
