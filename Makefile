@@ -3,7 +3,8 @@
 # make efficiency   after make demo: a U-Net on pixels against the same on latents, for as long
 # make ablation     after make demo: joint against factorized attention; perturbation of given frames, guidance weights
 # make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
-#                   also make sky_timelapse, make taichi; stopped, they go on where they were
+#                   also make sky-timelapse, make taichi; stopped, they go on where they were.
+#                   make ucf101 NPROC=8 uses eight GPUs: a step then has eight times as many clips
 # make test         set up, build, fetch weights, run all tests
 # make lint         formatting, clippy and documentation, warnings as errors
 # make soak         kill a training two hundred times and compare it with one never interrupted
@@ -15,7 +16,7 @@
 # The data sets of the paper.
 PAPER = ucf101 sky_timelapse taichi
 
-.PHONY: setup build weights demo demo-long efficiency ablation $(PAPER) test lint soak bench-scaling clean-runs
+.PHONY: setup build weights demo demo-long efficiency ablation $(PAPER) sky-timelapse test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -48,7 +49,7 @@ ablation: COMPARED = factorized joint
 efficiency ablation: weights
 	for run in $(COMPARED); do \
 		target/release/lvdm train diffusion experiments/$@/demo/$$run.yaml || exit; \
-		test -f runs/$@/demo/$$run/evaluation/figures.json || \
+		test runs/$@/demo/$$run/evaluation/figures.json -nt runs/$@/demo/$$run/checkpoints || \
 			target/release/lvdm evaluate experiments/$@/demo/evaluate_$$run.yaml || exit; \
 	done
 	target/release/lvdm report efficiency $(COMPARED:%=runs/$@/demo/%)
@@ -64,16 +65,22 @@ ablation-long: weights
 data/%/index.jsonl: | weights
 	target/release/lvdm data prepare $(subst _,-,$*) data/$*
 
-# A training that is done is not done again, and one that was stopped goes on; so do long videos.
+# A training that is done is not done again, and one that was stopped goes on (its status, 75, ends the chain); so do
+# long videos. Samples are measured again where there is a later checkpoint.
+RANKS = $(if $(NPROC),--nproc $(NPROC))
 $(PAPER): %: data/%/index.jsonl | weights
-	target/release/lvdm train autoencoder experiments/$@/autoencoder.yaml
-	target/release/lvdm train diffusion experiments/$@/diffusion.yaml
-	target/release/lvdm sample runs/$@/diffusion --videos 16 --out runs/$@/samples
-	test -f runs/$@/evaluation/figures.json || target/release/lvdm evaluate experiments/$@/evaluate.yaml
-	target/release/lvdm train diffusion experiments/$@/prediction.yaml
-	target/release/lvdm train diffusion experiments/$@/interpolation.yaml
-	target/release/lvdm train diffusion experiments/$@/continuation.yaml
-	target/release/lvdm evaluate-long experiments/$@/long.yaml
+	target/release/lvdm train autoencoder experiments/$@/autoencoder.yaml $(RANKS)
+	target/release/lvdm train diffusion experiments/$@/diffusion.yaml $(RANKS)
+	target/release/lvdm sample runs/$@/diffusion --videos 16 --batch 2 --out runs/$@/samples $(RANKS)
+	test runs/$@/evaluation/figures.json -nt runs/$@/diffusion/checkpoints || \
+		target/release/lvdm evaluate experiments/$@/evaluate.yaml $(RANKS)
+	target/release/lvdm train diffusion experiments/$@/prediction.yaml $(RANKS)
+	target/release/lvdm train diffusion experiments/$@/interpolation.yaml $(RANKS)
+	target/release/lvdm train diffusion experiments/$@/continuation.yaml $(RANKS)
+	target/release/lvdm evaluate-long experiments/$@/long.yaml $(RANKS)
+
+# As `lvdm data prepare` spells it.
+sky-timelapse: sky_timelapse
 
 test: weights
 	cargo test --release --locked

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
 
-use crate::safetensors::{read_checked, write_safetensors_atomically};
+use crate::safetensors::{read_checked, read_metadata, write_safetensors_atomically};
 
 /// What a checkpoint says besides its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +48,25 @@ struct Metadata {
     experiment: Value,
 }
 
+impl Metadata {
+    fn of(stored: Option<Value>, path: &Path) -> Result<Self> {
+        let foreign = || format!("{} is not a checkpoint of lvdm", path.display());
+        let metadata: Self = serde_json::from_value(stored.with_context(foreign)?).with_context(foreign)?;
+        ensure!(
+            (1..=FORMAT).contains(&metadata.format),
+            "{} has format {}, this program reads those up to {FORMAT}",
+            path.display(),
+            metadata.format
+        );
+        Ok(metadata)
+    }
+
+    fn with(self, tensors: BTreeMap<String, Tensor>) -> Checkpoint {
+        let Metadata { task, progress, experiment, .. } = self;
+        Checkpoint { task, progress, experiment, tensors }
+    }
+}
+
 /// Since 2 a checkpoint carries its digest.
 const FORMAT: u32 = 2;
 
@@ -68,17 +87,35 @@ impl Checkpoint {
     /// # Errors
     /// A file that is cut off or damaged, by a single bit even, or is not a checkpoint of this program.
     pub fn read(path: &Path) -> Result<Self> {
-        let (tensors, metadata, known_whole) = read_checked(path)?;
-        let metadata = metadata.with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
-        let Metadata { format, task, progress, experiment } = serde_json::from_value(metadata)
-            .with_context(|| format!("{} is not a checkpoint of lvdm", path.display()))?;
+        Self::read_some(path, &|_| true)
+    }
+
+    /// As [`Self::read`], without what only training needs: the optimizer's state, twice as large as the weights.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_weights(path: &Path) -> Result<Self> {
+        Self::read_some(path, &|name| !name.starts_with("optimizer."))
+    }
+
+    /// As [`Self::read`], without any tensor; only the header is read.
+    ///
+    /// # Errors
+    /// The same, but damaged tensors are not found.
+    pub fn read_head(path: &Path) -> Result<Self> {
+        let metadata = Metadata::of(read_metadata(path)?, path)?;
+        Ok(metadata.with(BTreeMap::new()))
+    }
+
+    fn read_some(path: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Self> {
+        let (tensors, metadata, known_whole) = read_checked(path, wanted)?;
+        let metadata = Metadata::of(metadata, path)?;
         ensure!(
-            (1..=FORMAT).contains(&format),
-            "{} has format {format}, this program reads those up to {FORMAT}",
+            known_whole || metadata.format == 1,
+            "{} is damaged: its digest is not where it was written",
             path.display()
         );
-        ensure!(known_whole || format == 1, "{} is damaged: its digest is not where it was written", path.display());
-        Ok(Checkpoint { task, progress, experiment, tensors })
+        Ok(metadata.with(tensors))
     }
 
     /// The tensors under a prefix, without it.
@@ -153,10 +190,14 @@ pub fn prune(run: &Path, keep: usize) -> Result<()> {
 /// # Errors
 /// Where there are checkpoints and none can be read.
 pub fn latest(run: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
+    latest_by(run, Checkpoint::read)
+}
+
+fn latest_by(run: &Path, read: fn(&Path) -> Result<Checkpoint>) -> Result<Option<(PathBuf, Checkpoint)>> {
     let found = list(run)?;
     let mut first_error = None;
     for path in found.iter().rev() {
-        match Checkpoint::read(path) {
+        match read(path) {
             Ok(checkpoint) => return Ok(Some((path.clone(), checkpoint))),
             Err(error) => {
                 tracing::warn!("a damaged checkpoint is passed over: {error:#}");
@@ -170,15 +211,27 @@ pub fn latest(run: &Path) -> Result<Option<(PathBuf, Checkpoint)>> {
     }
 }
 
-/// The checkpoint of a run folder, or the file itself.
+/// The checkpoint of a run folder, or the file itself, without what only training needs.
 ///
 /// # Errors
 /// Where there is none, or none can be read.
 pub fn open(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
+    open_by(run_or_file, Checkpoint::read_weights)
+}
+
+/// As [`open`], without any tensor.
+///
+/// # Errors
+/// As [`open`]; damaged tensors are not found.
+pub fn open_head(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
+    open_by(run_or_file, Checkpoint::read_head)
+}
+
+fn open_by(run_or_file: &Path, read: fn(&Path) -> Result<Checkpoint>) -> Result<(PathBuf, Checkpoint)> {
     if run_or_file.is_file() {
-        return Ok((run_or_file.to_path_buf(), Checkpoint::read(run_or_file)?));
+        return Ok((run_or_file.to_path_buf(), read(run_or_file)?));
     }
-    match latest(run_or_file)? {
+    match latest_by(run_or_file, read)? {
         Some(found) => Ok(found),
         None => bail!("{} holds no checkpoint: is it a run of `lvdm train`?", run_or_file.display()),
     }

@@ -11,13 +11,14 @@ use anyhow::{Context, Result, ensure};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
-    checkpoint::{self, Checkpoint},
+    checkpoint::{self, Checkpoint, Progress},
     data::to_u8,
     diffusion::{
         Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
         SamplerConfig, UNetDenoiser, frame_conditioned, sample,
     },
-    experiment::{DiffusionExperiment, DiffusionSpace, Precision, Trained},
+    distributed::rank,
+    experiment::{DiffusionExperiment, DiffusionSpace, Precision, Trained, TrainerConfig},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
         UNet3d, UNetCondition, UNetPorts,
@@ -129,7 +130,28 @@ impl Generator {
     /// # Errors
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
-        let (path, found) = checkpoint::open(run)?;
+        let parameters = Parameters::new(device, 0);
+        let (generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
+        parameters.freeze();
+        Ok((generator, experiment))
+    }
+
+    /// A diffusion run without its weights: it can be asked what it makes, and makes nothing.
+    ///
+    /// # Errors
+    /// A folder that is not such a run.
+    pub fn outline(run: &Path) -> Result<Self> {
+        Ok(Self::declared(run, checkpoint::open_head, &Parameters::shapes_only())?.0)
+    }
+
+    fn declared(
+        run: &Path,
+        open: fn(&Path) -> Result<(PathBuf, Checkpoint)>,
+        parameters: &Parameters,
+    ) -> Result<(Self, DiffusionExperiment, PathBuf, Checkpoint)> {
+        let device = parameters.device();
+        let (path, found) = open(run)?;
         let found = found.expect("diffusion", &path)?;
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
@@ -139,13 +161,10 @@ impl Generator {
             AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
             AttentionKind::Factorized | AttentionKind::Joint => None,
         };
-        let parameters = Parameters::new(device, 0);
         // adapters are merged into what is loaded
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
-        let generator = Generator::new(&merged, space, text, &parameters)?;
-        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
-        parameters.freeze();
-        Ok((generator, experiment))
+        let generator = Generator::new(&merged, space, text, parameters)?;
+        Ok((generator, experiment, path, found))
     }
 
     /// Clips of another length and size than those of the training.
@@ -325,7 +344,9 @@ pub fn starting_weights(
     latent: [i64; 4],
 ) -> Result<BTreeMap<String, Tensor>> {
     let (path, found) = checkpoint::open(run)?;
-    let mut weights = weights(&found.expect("diffusion", &path)?)?;
+    let found = found.expect("diffusion", &path)?;
+    warn_if_unfinished("start_from", run, &found);
+    let mut weights = weights(&found)?;
     ports(experiment, latent).adopt(&mut weights, &experiment.unet);
     Ok(weights)
 }
@@ -443,14 +464,57 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
     LatentSpace::new(&autoencoder, &weights(checkpoint)?, moments, clip, device)
 }
 
-/// Copies what sampling needs of an autoencoder into a diffusion run.
+/// Copies what sampling needs of an autoencoder into a diffusion run. Of one whose training has not come to its end it
+/// warns.
 ///
 /// # Errors
 /// A folder that is not an autoencoder run; a full disk.
 pub fn carry_autoencoder(autoencoder: &Path, run: &Path) -> Result<()> {
+    let carried = carried(autoencoder)?;
+    warn_if_unfinished("autoencoder", autoencoder, &carried);
+    carried.write(&run.join(AUTOENCODER_FILE))
+}
+
+/// Warns where a run carries another autoencoder than the one that now lies where it came from: the run keeps its own.
+pub fn warn_of_another_autoencoder(autoencoder: &Path, run: &Path) {
+    let own = run.join(AUTOENCODER_FILE);
+    match (carried(&own), carried(autoencoder)) {
+        (Ok(own), Ok(now)) if own.tensors != now.tensors => tracing::warn!(
+            "{} now holds another autoencoder (step {}) than the one that {} began with (step {}), and which it keeps; \
+             to train on the new one give another --run, or delete this one",
+            autoencoder.display(),
+            now.progress.step,
+            run.display(),
+            own.progress.step
+        ),
+        (Ok(_), Ok(_)) => {}
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!("cannot compare {} with {}: {error:#}", own.display(), autoencoder.display());
+        }
+    }
+}
+
+/// What sampling needs of an autoencoder: its averaged weights and the measured scale and shift.
+fn carried(autoencoder: &Path) -> Result<Checkpoint> {
     let (_, mut found) = open_part(autoencoder, AUTOENCODER_FILE, "autoencoder")?;
     let weights = weights(&found)?;
     found.tensors.retain(|name, _| name.starts_with("latent."));
     found.tensors.extend(weights.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)));
-    found.write(&run.join(AUTOENCODER_FILE))
+    Ok(found)
+}
+
+/// Warns of a run that another training builds on, and whose own has not come to its end. Of several ranks one does.
+fn warn_if_unfinished(key: &str, run: &Path, found: &Checkpoint) {
+    let Progress { step, seconds, .. } = found.progress;
+    let trainer = found.experiment.get("trainer").cloned().and_then(|trainer| serde_json::from_value(trainer).ok());
+    let Some(trainer): Option<TrainerConfig> = trainer else { return };
+    // an import has spent no time here, and its experiment leaves room to go on
+    if seconds > 0.0 && !trainer.has_ended(step, seconds) && rank().is_none_or(|rank| rank == 0) {
+        let minutes = trainer.minutes.map_or(String::new(), |minutes| format!(" (or {minutes} minutes)"));
+        tracing::warn!(
+            "{key}: the training of {} was left at step {step} of {}{minutes}; what is trained now is built on that",
+            run.display(),
+            trainer.steps
+        );
+    }
 }

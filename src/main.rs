@@ -4,7 +4,7 @@ use std::{panic, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lvdm::{commands, experiment::Mistake, torch};
+use lvdm::{commands, distributed::Stopped, experiment::Mistake, torch};
 
 /// Latent video diffusion models: train, sample, measure
 #[derive(Parser)]
@@ -64,6 +64,7 @@ fn main() -> ExitCode {
     panic::set_hook(Box::new(|_| {}));
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),
         Err(error) => {
             eprintln!("error: {error:#}");
             if error.is::<Mistake>() { ExitCode::from(2) } else { ExitCode::FAILURE }

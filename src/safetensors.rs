@@ -86,12 +86,24 @@ fn with_digest_place(header: Vec<u8>) -> Result<Vec<u8>> {
 /// Reads every tensor of a file onto the host, with the metadata that `write_safetensors_atomically`
 /// stored; `None` for files of other makers. A file that carries its digest is checked by it.
 pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>)> {
-    let (tensors, metadata, _) = read_checked(path)?;
+    let (tensors, metadata, _) = read_checked(path, &|_| true)?;
     Ok((tensors, metadata))
 }
 
-/// As [`read_safetensors`]; and whether the file carries a digest, and so is known to be whole.
-pub fn read_checked(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>, bool)> {
+/// What `write_safetensors_atomically` stored beside the tensors, which are not looked at.
+///
+/// Errors: as [`read_safetensors`], but damage behind the header is not found.
+pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Header::read(&mut file, path)?.metadata)
+}
+
+/// As [`read_safetensors`], those tensors alone whose names are wanted; and whether the file carries a digest, and so
+/// is known to be whole.
+pub fn read_checked(
+    path: &Path,
+    wanted: &dyn Fn(&str) -> bool,
+) -> Result<(BTreeMap<String, Tensor>, Option<Value>, bool)> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let header = Header::read(&mut file, path)?;
     let promised = header.digest();
@@ -110,8 +122,10 @@ pub fn read_checked(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Val
         if let Some(digest) = &mut digest {
             digest.update(&bytes);
         }
-        let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
-        tensors.insert(name, Tensor::f_from_data_size(&bytes, &shape, kind)?);
+        if wanted(&name) {
+            let shape: Vec<i64> = info.shape.iter().map(|&n| n as i64).collect();
+            tensors.insert(name, Tensor::f_from_data_size(&bytes, &shape, kind)?);
+        }
     }
     if let (Some(promised), Some(digest)) = (&promised, digest) {
         let found = hex(digest);

@@ -63,6 +63,24 @@ fn every_damage_is_found_out() {
     println!("{} damaged files, none loaded", damaged.len());
 }
 
+/// What runs a network does not read what trains it, and a plan no tensor at all; the first is checked like the whole.
+#[test]
+fn as_much_is_read_as_is_needed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = checkpoint::path(folder.path(), 1);
+    checkpoint_of(1).write(&path).unwrap();
+    let names = |found: Checkpoint| found.tensors.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(checkpoint::open(folder.path()).unwrap().1), ["model.bias", "model.weight"]);
+    assert_eq!(names(checkpoint::latest(folder.path()).unwrap().unwrap().1).len(), 3);
+    let head = checkpoint::open_head(folder.path()).unwrap().1;
+    assert_eq!((head.tensors.len(), head.progress.step, &head.experiment["seed"]), (0, 1, &json!(3)));
+    // damage in what is passed over is found all the same
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert!(checkpoint::open(folder.path()).is_err() && checkpoint::open_head(folder.path()).is_ok());
+}
+
 const AUTOENCODER: &str = "\
 seed: 3
 data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 16, flip: true, workers: 1}

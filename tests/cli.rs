@@ -252,6 +252,38 @@ fn an_unwritable_run_is_an_error() {
     );
 }
 
+/// A training that was left before its end is not built upon in silence, and neither is another autoencoder than the
+/// one that a run began with: both are said, and the work goes on.
+#[test]
+fn an_unfinished_or_exchanged_autoencoder_is_told() {
+    let folder = workplace();
+    let at = folder.path();
+    let train = |what: &str, more: &[&str]| {
+        let file = format!("{what}.yaml");
+        succeed_in(at, &[&["train", what, &file, "trainer.checkpoint_every=1"], more].concat()).err
+    };
+    let cut = |run: &str, step: &str| {
+        fs::remove_file(at.join(format!("runs/{run}/checkpoints/step-{step}.safetensors"))).unwrap();
+    };
+    train("autoencoder", &[]);
+    cut("autoencoder", "00000002");
+    let said = train("diffusion", &["trainer.steps=2"]);
+    assert!(said.contains("warning: autoencoder: the training of runs/autoencoder was left at step 1 of 2"), "{said}");
+    // gone on with, it is another
+    assert!(!train("diffusion", &["trainer.steps=3"]).contains("warning"));
+    train("autoencoder", &[]);
+    let said = train("diffusion", &["trainer.steps=5"]);
+    for words in ["runs/autoencoder now holds another autoencoder (step 2)", "runs/diffusion began with (step 1)"] {
+        assert!(said.contains(words), "{said}");
+    }
+    // whole runs are built upon without a word
+    let said = train("diffusion", &["--run", "runs/whole", "start_from=runs/diffusion"]);
+    assert!(!said.contains("warning"), "{said}");
+    cut("diffusion", "00000005");
+    let said = train("diffusion", &["--run", "runs/cut", "start_from=runs/diffusion"]);
+    assert!(said.contains("warning: start_from: the training of runs/diffusion was left at step 4 of 5"), "{said}");
+}
+
 /// The verbs in `lvdm --help`, and their own verbs, explain themselves.
 #[test]
 fn every_verb_has_help() {

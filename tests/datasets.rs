@@ -211,6 +211,7 @@ fn taichi_and_what_inspect_shows() {
     // 16 frames at stride 4 are 61
     let said = succeed_in(at, &["data", "prepare", "taichi", "taichi"]);
     assert!(said.out.contains("1 too short for 16 frames at stride 4"), "{}", said.out);
+    assert!(said.out.contains("4 videos, published are 3081 to 3103"), "{}", said.out);
     let index = at.join("taichi/index.jsonl");
     assert_eq!(
         problems(&index),
@@ -223,11 +224,52 @@ fn taichi_and_what_inspect_shows() {
     for word in ["train", "test", "20 / 70 / 70", "32x32 25.00 fps (2)"] {
         assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
     }
-    let sheet = fs::File::open(at.join("taichi/index.png")).unwrap();
+    let sheet = fs::File::open(at.join("contact-sheet.png")).unwrap();
     let info = png::Decoder::new(std::io::BufReader::new(sheet)).read_info().unwrap();
     assert_eq!((info.info().width, info.info().height), (8 * 26 - 2, 3 * 26 - 2));
     run_in(at, &["data", "inspect", "taichi/index.jsonl", "--split", "no"]).error(2);
     run_in(at, &["data", "inspect", "nowhere.jsonl"]).error(2);
+}
+
+/// Damage that neither the first nor the last frame shows, numbers that are left out, a picture of another size; and
+/// an index whose videos broke later is shown all the same.
+#[test]
+fn what_is_wrong_in_the_middle_is_found() {
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    for folder in ["whole", "broken", "cut", "gap", "sizes"] {
+        pictures(&at.join("sky").join(folder), 9);
+    }
+    let frame = |folder: &str, f: i64| at.join("sky").join(folder).join(format!("frame{f}.png"));
+    fs::write(frame("broken", 5), "no picture").unwrap();
+    let bytes = fs::read(frame("cut", 5)).unwrap();
+    fs::write(frame("cut", 5), &bytes[..bytes.len() / 2]).unwrap();
+    fs::remove_file(frame("gap", 7)).unwrap();
+    write_png(&frame("sizes", 4), &moving_clips(1, 1, 16).get(0).select(1, 0).permute([1, 2, 0]).contiguous()).unwrap();
+    let index = at.join("sky/index.jsonl");
+    let uneven = [("gap", ProblemKind::Uneven), ("sizes", ProblemKind::Uneven)];
+    for (quick, corrupt) in [(true, &["broken"][..]), (false, &["broken", "cut"])] {
+        let more: &[&str] = if quick { &["--quick"] } else { &[] };
+        let said = succeed_in(at, &[&["data", "prepare", "sky-timelapse", "sky", "--frames", "4"], more].concat());
+        let corrupt = corrupt.iter().map(|name| (*name, ProblemKind::Corrupt));
+        assert_eq!(problems(&index), corrupt.chain(uneven).map(|(n, k)| (n.into(), k)).collect());
+        assert_eq!(said.out.contains("every frame of every video was decoded"), !quick, "{}", said.out);
+        assert!(said.out.contains("from frame6.png to frame8.png there is a gap"), "{}", said.out);
+        assert!(said.out.contains("frame4.png is 16x16, the first picture 32x32"), "{}", said.out);
+    }
+
+    fs::remove_dir_all(at.join("sky/sizes")).unwrap();
+    let said = succeed_in(at, &["data", "inspect", "sky/index.jsonl", "--resolution", "16"]);
+    assert!(
+        said.out.contains("sizes: left grey") && said.err.contains("1 of the 3 videos"),
+        "{}{}",
+        said.out,
+        said.err
+    );
+    assert!(at.join("contact-sheet.png").exists());
+    assert!(
+        fs::read_dir(at.join("sky")).unwrap().all(|file| file.unwrap().path().extension().is_none_or(|e| e != "png"))
+    );
 }
 
 /// What was found and what was expected.

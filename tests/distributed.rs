@@ -470,7 +470,7 @@ fn a_rank_that_fails_is_named() {
     assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
 }
 
-/// SIGTERM and SIGUSR1, to one process or to ranks: saved, left with status 0, and gone on from to the bit.
+/// SIGTERM and SIGUSR1, to one process or to ranks: saved, left with status 75, and gone on from to the bit.
 #[test]
 fn a_signal_saves_and_leaves() {
     let folder = workplace();
@@ -485,8 +485,9 @@ fn a_signal_saves_and_leaves() {
         wait_for(at, 1);
         signal(&child, signal_name);
         let said = said(child);
-        assert_eq!(said.status, 0, "{}", said.err);
+        assert_eq!(said.status, 75, "{}", said.err);
         assert!(said.out.contains("asked to stop: left at step"), "{}", said.out);
+        assert!(!said.err.contains("error"), "{}", said.err);
         let run = at.join("runs/autoencoder");
         let kept = checkpoint::list(&run).unwrap();
         assert_eq!(kept.len(), 1);

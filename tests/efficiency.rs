@@ -5,8 +5,12 @@ mod common;
 use std::{fs, path::Path};
 
 use common::{run_in, succeed_in, write_packed};
-use lvdm::safetensors::read_safetensors;
+use lvdm::{
+    data::{VideoDataset, numpy::Numpy},
+    safetensors::read_safetensors,
+};
 use serde_json::Value;
+use tch::Tensor;
 
 const SPACES: [(&str, &str); 2] = [("latents", "runs/autoencoder"), ("pixels", "pixels")];
 
@@ -56,6 +60,16 @@ fn latents_and_pixels_side_by_side() {
     let clips = |file: &str| read_safetensors(&at.join(file)).unwrap().0["clips"].shallow_clone();
     assert_eq!(clips("one.safetensors").size(), [3, 3, 16, 16, 16]);
     assert!(clips("one.safetensors").equal(&clips("three.safetensors")));
+    // the same for other projects
+    succeed_in(at, &["sample", "runs/pixels", "--videos", "3", "--steps", "2", "--out", "three.npz"]);
+    let videos = Numpy { file: at.join("three.npz") }.videos().unwrap().videos;
+    assert_eq!(videos.len(), 3);
+    for (i, video) in videos.iter().enumerate() {
+        let frames = video.source.open().unwrap().read(0, 16, 1).unwrap();
+        let frames: Vec<Tensor> = frames.iter().map(|frame| frame.to_tensor()).collect(); // [H, W, 3] each
+        let found = Tensor::stack(&frames, 0).permute([3, 0, 1, 2]);
+        assert!(found.equal(&clips("three.safetensors").get(i as i64)));
+    }
     let said = run_in(at, &["export", "runs/pixels", "--out", "released.safetensors"]);
     assert!(said.error(1).contains("pixels"), "{}", said.err);
 
@@ -80,6 +94,9 @@ fn latents_and_pixels_side_by_side() {
     assert_eq!(stored["protocol_hash"], hash);
     assert_eq!(stored["figures"]["samples"], latents["figures"][0]["figure"]);
 
+    let evaluation = latents["figures"][0]["evaluation"].as_str().unwrap();
+    assert_eq!((evaluation, &latents["figures"][0]["generated"]), ("runs/latents/evaluation", &stored["generated"]));
+
     let table =
         |more: &[&str]| succeed_in(at, &[&["report", "efficiency", "runs/latents", "runs/pixels"], more].concat()).out;
     let said = table(&["--videos", "0"]);
@@ -92,6 +109,19 @@ fn latents_and_pixels_side_by_side() {
     println!("{said}");
     assert!(said.contains("come from 2 protocols: compare only those of one"), "{said}");
     assert!(!said.contains("not measured"), "{said}");
+    // of one run sampled in two ways each row says which it is
+    fs::write(
+        at.join("again.yaml"),
+        "evaluation: {clips: 4}\nreal: {dataset: {kind: packed, file: clips.safetensors}, frames: 16, resolution: 16}\n\
+         generated: {kind: run, run: runs/latents, sampler: {kind: unipc, steps: 3}}\nout: runs/latents/unipc\n",
+    )
+    .unwrap();
+    succeed_in(at, &["evaluate", "again.yaml"]);
+    let said = table(&["--videos", "0"]);
+    for (folder, how) in [("evaluation", "DDIM 2 steps, η = 1, f32"), ("unipc", "UniPC 3 steps, f32")] {
+        let row = said.lines().find(|line| line.starts_with(&format!("runs/latents/{folder} "))).unwrap();
+        assert!(row.contains(&format!("weights of runs/latents, {how}")), "{said}");
+    }
     let said = run_in(at, &["report", "efficiency", "runs/nothing"]);
     assert!(said.error(2).contains("runs/nothing"), "{}", said.err);
 }

@@ -358,3 +358,27 @@ fn no_key_can_be_misspelt() {
     }
     assert!(tried > 100 && different.len() > 30, "{tried} typos of {} keys", different.len());
 }
+
+/// Each step of a data set's chain that several processes can share is given them, under either spelling of its name.
+#[test]
+fn make_runs_a_chain_on_several_gpus() {
+    for (goal, set) in [("ucf101", "ucf101"), ("sky-timelapse", "sky_timelapse"), ("sky_timelapse", "sky_timelapse")] {
+        let said = |more: &[&str]| {
+            let mut make = std::process::Command::new("make");
+            make.current_dir(env!("CARGO_MANIFEST_DIR")).args(["-n", goal]).args(more);
+            let output = make.env_remove("MAKEFLAGS").env_remove("MAKELEVEL").output().expect("make");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            String::from_utf8(output.stdout).unwrap()
+        };
+        let several = said(&["NPROC=8"]);
+        let steps: Vec<&str> = several
+            .lines()
+            .filter(|line| ["lvdm train", "lvdm sample", "lvdm evaluate"].iter().any(|verb| line.contains(verb)))
+            .collect();
+        assert_eq!(steps.len(), 8, "{several}");
+        for step in steps {
+            assert!(step.ends_with(" --nproc 8") && step.contains(set), "{step}");
+        }
+        assert!(!said(&[]).contains("--nproc"));
+    }
+}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
@@ -258,6 +258,15 @@ fn long_videos_from_the_command_line() {
     );
     let table = succeed_in(at, &with(&["--dry-run"])).out;
     assert!(table.contains("interpolation") && table.contains("6 clips make 12 latent frames"), "{table}");
+    // no weights are read for it: damaged ones stop the videos alone
+    let weights = lvdm::checkpoint::list(&at.join("runs/prediction")).unwrap().pop().unwrap();
+    let whole = fs::read(&weights).unwrap();
+    let mut damaged = whole.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&weights, damaged).unwrap();
+    assert_eq!(succeed_in(at, &with(&["--dry-run"])).out, table);
+    run_in(at, &with(&["--out", "none"])).error(1);
+    fs::write(&weights, whole).unwrap();
 
     // videos; a second call finds them there, and other settings are refused
     let sample = with(&["--videos", "3", "--batch", "2", "--steps", "2", "--out", "long"]);

@@ -49,8 +49,10 @@ fn figures(fvd: f64, name: &str, hash: &str, text: &str) -> Value {
             "samples": {"fvd": fvd, "kvd": -1.25, "fvd_std": 3.5, "kvd_std": 0.5, "fvd_extrapolated": 99.5,
                 "runs": [{"fvd": fvd - 3.5, "kvd": -1.75}, {"fvd": fvd + 3.5, "kvd": -0.75}],
                 "fvd_interval": [fvd - 9.0, fvd + 9.0], "kvd_interval": [-2.0, 2.0], "clips": [16, 12]},
-            "frozen": {"fvd": 700.0, "kvd": 60.0}
+            "frozen": {"fvd": 700.0, "kvd": 60.0, "fvd_std": null, "kvd_std": null, "fvd_extrapolated": -255.89,
+                "runs": [{"fvd": 700.0, "kvd": 60.0}], "fvd_interval": null, "kvd_interval": null, "clips": [16, 16]}
         },
+        "generated": {"kind": "run", "run": "runs/first", "sampler": {"kind": "unipc", "steps": 20}, "precision": "bf16"},
         "floor": {"fvd": 21.5, "kvd": 0.125, "clips": 16, "sets": "draws"},
         "psnr_db": 24.5, "protocol": protocol(name), "protocol_hash": hash, "protocol_text": text,
         "device": "cpu", "sample_seconds": 1.0, "evaluate_seconds": 1.0
@@ -202,7 +204,8 @@ fn the_page_works_in_a_browser() {
             "[114.46, 132.46]",
             "−1.250 ± 0.500",
             "119.96 / −1.750",
-            "99.50",
+            "at most 99.50",
+            "weights of runs/first, UniPC 20 steps, bf16",
             "16 / 12",
             "floor at 16 clips: FVD 21.50, KVD 0.125",
             "24.50 dB PSNR",
@@ -223,6 +226,7 @@ fn the_page_works_in_a_browser() {
         ] {
             assert!(text.contains(words), "`{words}` is not in\n{text}");
         }
+        assert!(!text.contains("255.89"), "below 0 nothing is told");
         assert!(!text.contains("window_fvd"), "a curve of a long evaluation is no training");
         assert!(!text.contains("seed0"), "keys that do not differ are not in the table");
 

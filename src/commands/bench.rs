@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Cuda, Device, Kind, Tensor, no_grad};
 
+use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
     data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo},
@@ -170,9 +171,10 @@ impl Bench {
     /// # Errors
     /// A file with mistakes, a device that is not there.
     pub fn run(self) -> Result<()> {
-        let experiment = match &self.file {
-            Some(path) => BenchExperiment::load(path, &self.overrides)?,
-            None => parse("bench", ALL, &self.overrides)?,
+        let (file, overrides) = file_or_override(self.file, self.overrides);
+        let experiment = match file {
+            Some(path) => BenchExperiment::load(&path, &overrides)?,
+            None => parse("bench", ALL, &overrides)?,
         };
         let device = experiment.device.parse::<DeviceName>()?.open()?;
         allow_tf32(experiment.tf32);

@@ -7,14 +7,14 @@ use std::{
 };
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     data::{
         ClipSpec, DataConfig, DatasetConfig, Fit, demo,
         index::{IndexEntry, read_index},
         pack_clips, pictures,
-        prepare::{Count, KnownSet, ProblemKind, prepare, problems_file},
+        prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
     },
     experiment::Mistake,
     train::progress::Progress,
@@ -56,6 +56,9 @@ struct Prepare {
     /// Every n-th frame of a video [default: 4 for taichi, else 1]
     #[arg(long)]
     frame_stride: Option<i64>,
+    /// Decode the first and the last frame of each video alone, not all: damage in between is not found
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
@@ -75,9 +78,9 @@ struct Inspect {
     /// One split only
     #[arg(long)]
     split: Option<String>,
-    /// The contact sheet [default: beside the index, .png]
-    #[arg(long)]
-    out: Option<PathBuf>,
+    /// The contact sheet. Not beside the index: among videos it could be taken for one
+    #[arg(long, default_value = "contact-sheet.png")]
+    out: PathBuf,
     /// Videos on the sheet, evenly out of all
     #[arg(long, default_value_t = 12)]
     videos: usize,
@@ -125,6 +128,9 @@ pub(super) struct Clips {
     /// Folder of videos, or an index (.jsonl), a numpy array (.npy, .npz), a packed file
     #[arg(long)]
     videos: PathBuf,
+    /// One split of an index only
+    #[arg(long)]
+    split: Option<String>,
     /// The folder holds folders of pictures instead of video files
     #[arg(long)]
     frames_folders: bool,
@@ -153,13 +159,19 @@ impl Clips {
             return Err(Mistake(format!("there is no folder {}", self.videos.display())).into());
         }
         let root = self.videos.clone();
-        let dataset = match &self.table {
+        let mut dataset = match &self.table {
             Some(table) => DatasetConfig::Webvid { table: table.clone(), root },
             None if self.captions => DatasetConfig::Captioned { root },
             None if self.frames_folders => DatasetConfig::Frames { root },
             None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
             None => DatasetConfig::Folder { root },
         };
+        if self.split.is_some() {
+            match &mut dataset {
+                DatasetConfig::Indexed { split, .. } => *split = self.split.clone(),
+                _ => return Err(Mistake("--split: only an index (.jsonl) has splits".into()).into()),
+            }
+        }
         dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
         let Clips { frames, frame_stride, resolution, .. } = *self;
         Ok(DataConfig { dataset, frames, frame_stride, resolution, flip, workers: 2 })
@@ -212,7 +224,8 @@ impl Prepare {
             progress.step(*count, "");
         };
         // a wrong folder is what the user wrote
-        let prepared = prepare(known, &self.root, self.lists.as_deref(), span, &done)
+        let depth = if self.quick { Depth::Ends } else { Depth::Whole };
+        let prepared = prepare(known, &self.root, self.lists.as_deref(), span, depth, &done)
             .map_err(|error| Mistake(format!("{error:#}")))?;
         if let Some((progress, _)) = bar.into_inner().unwrap_or_else(PoisonError::into_inner) {
             progress.finish();
@@ -221,9 +234,12 @@ impl Prepare {
         prepared.write(&index)?;
         for Count { what, found, published } in &prepared.counts {
             let beside = match published {
-                Some(published) if published == found => ", as published".to_string(),
-                Some(published) => format!(", published are {published}"),
-                None => String::new(),
+                None => ", no number is published".to_string(),
+                Some(range) if range.start() < range.end() => {
+                    format!(", published are {} to {}", range.start(), range.end())
+                }
+                Some(range) if range.contains(found) => ", as published".to_string(),
+                Some(range) => format!(", published are {}", range.start()),
             };
             println!("{found} {what}{beside}");
         }
@@ -233,6 +249,7 @@ impl Prepare {
         for (kind, what) in [
             (ProblemKind::Missing, "missing".to_string()),
             (ProblemKind::Corrupt, "corrupt, left out".to_string()),
+            (ProblemKind::Uneven, "with a gap or pictures of several sizes; in the index all the same".to_string()),
             (
                 ProblemKind::TooShort,
                 format!("too short for {} frames at stride {stride}; in the index all the same", self.frames),
@@ -247,6 +264,13 @@ impl Prepare {
                 println!("    …");
             }
         }
+        println!(
+            "checked: {}",
+            match depth {
+                Depth::Whole => "every frame of every video was decoded",
+                Depth::Ends => "first and last frame of each video, and every picture's header; not what lies between",
+            }
+        );
         println!("{} videos in {}", prepared.entries.len(), index.display());
         if !prepared.problems.is_empty() {
             println!("all problems: {}", problems_file(&index).display());
@@ -273,14 +297,26 @@ impl Inspect {
             return Err(Mistake(format!("no videos of this split in {}", self.index.display())).into());
         }
         print!("{}", summary(&entries));
-        let out = self.out.unwrap_or_else(|| self.index.with_extension("png"));
         let rows = entries.len().min(self.videos);
         let chosen: Vec<&IndexEntry> = (0..rows).map(|row| &entries[row * entries.len() / rows]).collect();
-        let clips = chosen.iter().map(|entry| overview(entry, self.resolution)).collect::<Result<Vec<_>>>()?;
-        pictures::write_png(&out, &pictures::grid(&Tensor::stack(&clips, 0), 1)?)?;
-        println!("contact sheet, from top to bottom: {}", out.display());
-        for entry in chosen {
-            println!("    {}", entry.path.display());
+        let looked: Vec<Result<Tensor>> = chosen.iter().map(|entry| overview(entry, self.resolution)).collect();
+        let side = self.resolution;
+        let empty = || Tensor::full([3, COLUMNS, side, side], 128, (Kind::Uint8, Device::Cpu));
+        let clips: Vec<Tensor> =
+            looked.iter().map(|clip| clip.as_ref().map_or_else(|_| empty(), Tensor::shallow_clone)).collect();
+        pictures::write_png(&self.out, &pictures::grid(&Tensor::stack(&clips, 0), 1)?)?;
+        println!("contact sheet, from top to bottom: {}", self.out.display());
+        for (entry, clip) in chosen.iter().zip(&looked) {
+            match clip {
+                Ok(_) => println!("    {}", entry.path.display()),
+                Err(error) => println!("    {}: left grey, {error:#}", entry.path.display()),
+            }
+        }
+        let broken = looked.iter().filter(|clip| clip.is_err()).count();
+        if broken > 0 {
+            tracing::warn!(
+                "{broken} of the {rows} videos on the sheet cannot be read; `lvdm data prepare` finds all such"
+            );
         }
         Ok(())
     }

@@ -32,7 +32,11 @@ pub use train::Train;
 pub use verify::Verify;
 pub use weights::Weights;
 
-use std::{fmt, io::Write};
+use std::{
+    fmt,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
@@ -44,6 +48,18 @@ use tracing_subscriber::{
 };
 
 use crate::{distributed::rank, exchange::Part, train::progress::beside_bars};
+
+/// The file of a verb that needs none, and what is replaced in it: without a file the first override stands in its
+/// place.
+fn file_or_override(file: Option<PathBuf>, mut overrides: Vec<String>) -> (Option<PathBuf>, Vec<String>) {
+    match file.as_ref().and_then(|file| file.to_str()) {
+        Some(text) if text.contains('=') && !Path::new(text).exists() => {
+            overrides.insert(0, text.to_string());
+            (None, overrides)
+        }
+        _ => (file, overrides),
+    }
+}
 
 /// One row a network of a checkpoint.
 fn parts_table(parts: &[Part]) -> String {
@@ -138,6 +154,15 @@ mod tests {
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn what_stands_first_is_a_file_or_an_override() {
+        let of = |file: &str| file_or_override(Some(file.into()), vec!["b=2".into()]);
+        assert_eq!(of("unet=null"), (None, vec!["unet=null".into(), "b=2".into()]));
+        assert_eq!(of("clip.yaml"), (Some("clip.yaml".into()), vec!["b=2".into()]));
+        let file = tempfile::Builder::new().prefix("a=1").tempfile().unwrap();
+        assert_eq!(file_or_override(Some(file.path().into()), vec![]), (Some(file.path().into()), vec![]));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::{
-    data::{DataConfig, pack_generated, write_video},
+    data::{DataConfig, numpy::write_numpy, pack_generated, write_video},
     diffusion::{SamplerConfig, Variance},
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Precision},
@@ -45,7 +45,8 @@ pub struct Sample {
     /// Frames a second of the files
     #[arg(long, default_value_t = 8.0)]
     fps: f64,
-    /// Folder of the files 00000.mp4, 00001.mp4, …, or one file NAME.safetensors for all (a packed data set)
+    /// Folder of the files 00000.mp4, 00001.mp4, …, or one file for all, without loss: NAME.safetensors (a packed data
+    /// set), NAME.npz (`arr_0`) or NAME.npy (uint8 [N, F, H, W, 3], which other projects' FVD takes)
     #[arg(long)]
     out: PathBuf,
     /// auto, cpu, cuda or cuda:N
@@ -149,6 +150,26 @@ impl SamplerOptions {
     }
 }
 
+/// What videos are written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// One mp4 each.
+    Folder,
+    Packed,
+    Numpy,
+}
+
+impl Form {
+    /// By the ending.
+    fn of(out: &Path) -> Self {
+        match out.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => Form::Packed,
+            Some("npz" | "npy") => Form::Numpy,
+            _ => Form::Folder,
+        }
+    }
+}
+
 impl Sample {
     /// # Errors
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
@@ -158,22 +179,20 @@ impl Sample {
         if videos == 0 || self.batch == 0 {
             return Err(Mistake("--videos and --batch must be at least 1".into()).into());
         }
-        let packed = self.out.extension().is_some_and(|extension| extension == "safetensors");
-        if !packed && !cfg!(feature = "video") {
-            let hint =
-                "this binary was built without the feature `video` and cannot write mp4: give --out NAME.safetensors";
+        let form = Form::of(&self.out);
+        if form == Form::Folder && !cfg!(feature = "video") {
+            let hint = "this binary was built without the feature `video` and cannot write mp4: give --out \
+                        NAME.safetensors or NAME.npz";
             return Err(Mistake(hint.into()).into());
         }
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
-        distributed::run(&self.launch, self.device, |ranks, device| {
-            self.sample(&prompts, videos, packed, ranks, device)
-        })
+        distributed::run(&self.launch, self.device, |ranks, device| self.sample(&prompts, videos, form, ranks, device))
     }
 
     /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
-    fn sample(&self, prompts: &[String], videos: u64, packed: bool, ranks: &Ranks, device: Device) -> Result<()> {
+    fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
         let (generator, experiment) = Generator::open(&self.run, device)?;
         let mut generator = generator.at(self.precision);
@@ -183,8 +202,9 @@ impl Sample {
             let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
             let resized = generator.resize(self.frames.unwrap_or(frames), height, width);
             resized.map_err(|error| Mistake(format!("{error:#}")))?;
-            if packed && height != width {
-                return Err(Mistake(format!("{width}x{height}: packed videos are square; give a folder")).into());
+            if form == Form::Packed && height != width {
+                let text = format!("{width}x{height}: packed videos are square; give a folder or NAME.npz");
+                return Err(Mistake(text).into());
             }
         }
         if let Err(error) = sampler.build().start(&generator.schedule) {
@@ -216,7 +236,7 @@ impl Sample {
             }
             for (&first, clips) in round.iter().zip(clips) {
                 let samples = samples_of(first);
-                if packed {
+                if form != Form::Folder {
                     all.push(clips);
                 } else {
                     let shown = shown_in(&samples);
@@ -236,8 +256,10 @@ impl Sample {
         if !ranks.is_first() {
             return Ok(());
         }
-        if packed {
-            pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?;
+        match form {
+            Form::Folder => {}
+            Form::Packed => pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?,
+            Form::Numpy => write_numpy(&self.out, &Tensor::cat(&all, 0))?,
         }
         println!("{videos} videos in {}", self.out.display());
         Ok(())

@@ -130,8 +130,7 @@ impl SampleLong {
                 self.sample(&LongVideo::open(&config, self.frames, device)?, out, ranks)
             });
         }
-        let long = LongVideo::open(&config, self.frames, self.device.open()?)?;
-        print_plan(&long.plan, self.json)
+        print_plan(&LongVideo::outline(&config, self.frames)?.plan, self.json)
     }
 
     /// Batches are dealt out to ranks, each of which writes its own videos.

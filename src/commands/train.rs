@@ -7,16 +7,20 @@ use tch::Device;
 
 use crate::{
     checkpoint::Progress,
-    distributed::{self, Launch, Ranks},
+    distributed::{self, Launch, Ranks, Stopped},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Experiment, TrainerConfig},
     generate::{
         AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
+        warn_of_another_autoencoder,
     },
     torch::{allow_tf32, be_deterministic},
     train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
 };
 
 /// Train a network; on a run folder that is there already, go on
+///
+/// SIGTERM and SIGUSR1 save and leave: with status 75 where the training has not come to its end, so that a script that
+/// goes on to what builds on it stops too. The same command then goes on.
 #[derive(Debug, clap::Args)]
 pub struct Train {
     #[command(subcommand)]
@@ -46,7 +50,8 @@ struct Options {
 
 impl Train {
     /// # Errors
-    /// [`crate::experiment::Mistake`] for what the user wrote; else what went wrong.
+    /// [`crate::experiment::Mistake`] for what the user wrote; [`Stopped`] for a training that was left before its
+    /// end; else what went wrong.
     pub fn run(self) -> Result<()> {
         distributed::catch_signals()?;
         match self.what {
@@ -75,23 +80,21 @@ impl Options {
         }
         allow_tf32(trainer.tf32);
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
+        let mut ended = true;
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
             ranks.train_on(device)?;
-            let progress = body(&run, ranks, device)?;
-            if ranks.is_first() {
-                let Progress { step, seconds, .. } = progress;
-                if step < trainer.steps && !trainer.is_out_of_time(seconds) {
-                    println!(
-                        "asked to stop: left at step {step} of {}; start again to go on: {}",
-                        trainer.steps,
-                        run.display()
-                    );
-                } else {
-                    println!("trained to step {step} in {seconds:.0} s: {}", run.display());
-                }
+            let Progress { step, seconds, .. } = body(&run, ranks, device)?;
+            // by rank 0's clock
+            ended = ranks.of_first(i64::from(trainer.has_ended(step, seconds)))? > 0;
+            if ranks.is_first() && ended {
+                println!("trained to step {step} in {seconds:.0} s: {}", run.display());
+            } else if ranks.is_first() {
+                let (steps, run) = (trainer.steps, run.display());
+                println!("asked to stop: left at step {step} of {steps}; start again to go on: {run}");
             }
             Ok(())
-        })
+        })?;
+        if ended { Ok(()) } else { Err(Stopped.into()) }
     }
 }
 
@@ -124,9 +127,12 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, de
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     if let DiffusionSpace::Latents(autoencoder) = &experiment.autoencoder
         && ranks.is_first()
-        && !run.join(AUTOENCODER_FILE).exists()
     {
-        carry_autoencoder(autoencoder, run)?;
+        if run.join(AUTOENCODER_FILE).exists() {
+            warn_of_another_autoencoder(autoencoder, run);
+        } else {
+            carry_autoencoder(autoencoder, run)?;
+        }
     }
     let text_file = run.join(TEXT_ENCODER_FILE);
     if let Some(text) = experiment.text.as_ref().filter(|_| ranks.is_first() && !text_file.exists()) {

@@ -2,7 +2,8 @@
 
 use std::{
     cmp::Ordering,
-    fs,
+    fs::{self, File},
+    io::{BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
 };
 
@@ -79,6 +80,73 @@ pub fn read_picture(path: &Path) -> Result<RgbFrame> {
     )
 }
 
+/// Width and height of a JPEG or PNG file as its header says them; nothing is decoded.
+///
+/// Errors: a file that is missing, empty, or neither.
+pub fn picture_size(path: &Path) -> Result<(usize, usize)> {
+    let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?);
+    header_size(&mut file).ok().flatten().with_context(|| format!("{} has no header of a picture", path.display()))
+}
+
+fn header_size(file: &mut (impl Read + Seek)) -> std::io::Result<Option<(usize, usize)>> {
+    fn bytes<const N: usize>(file: &mut impl Read) -> std::io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        file.read_exact(&mut bytes).map(|()| bytes)
+    }
+    let start: [u8; 2] = bytes(file)?;
+    if start == [0x89, b'P'] {
+        // the rest of the signature, the length and name of the first chunk, which begins with the size
+        let [b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, _, _, _, _, b'I', b'H', b'D', b'R'] = bytes(file)? else {
+            return Ok(None);
+        };
+        let [width, height] = [bytes(file)?, bytes(file)?].map(|side| u32::from_be_bytes(side) as usize);
+        return Ok((width > 0 && height > 0).then_some((width, height)));
+    }
+    if start != [0xFF, 0xD8] {
+        return Ok(None);
+    }
+    // JPEG: segments up to the one that begins a frame
+    loop {
+        let [mark, mut kind] = bytes(file)?;
+        while kind == 0xFF {
+            [kind] = bytes(file)?;
+        }
+        let length = i64::from(u16::from_be_bytes(bytes(file)?));
+        match kind {
+            _ if mark != 0xFF || length < 2 => return Ok(None),
+            0xC4 | 0xC8 | 0xCC => {}
+            0xC0..=0xCF => {
+                let [_, h, more_h, w, more_w] = bytes(file)?;
+                let [height, width] = [[h, more_h], [w, more_w]].map(|side| usize::from(u16::from_be_bytes(side)));
+                return Ok((width > 0 && height > 0).then_some((width, height)));
+            }
+            0xD9 | 0xDA => return Ok(None),
+            _ => {}
+        }
+        file.seek(SeekFrom::Current(length - 2))?;
+    }
+}
+
+/// The first number that is left out among pictures that are numbered evenly, in words.
+pub fn gap(pictures: &[PathBuf]) -> Option<String> {
+    let numbers: Vec<u64> = pictures.iter().map(|picture| number(picture)).collect::<Option<_>>()?;
+    let steps = || numbers.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+    let usual = steps().min().filter(|&step| step > 0)?;
+    let at = steps().position(|step| step >= 2 * usual)?;
+    let name = |i: usize| pictures[i].file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Some(format!("from {} to {} there is a gap", name(at), name(at + 1)))
+}
+
+/// The last number in a picture's name.
+fn number(picture: &Path) -> Option<u64> {
+    let stem = picture.file_stem()?.to_string_lossy();
+    let end = stem.rfind(|c: char| c.is_ascii_digit())? + 1;
+    let start = stem[..end]
+        .rfind(|c: char| !c.is_ascii_digit())
+        .map_or(0, |i| i + stem[i..].chars().next().map_or(1, char::len_utf8));
+    stem[start..end].parse().ok()
+}
+
 /// Orders names as people do: runs of digits by their value, so `frame9` comes before `frame10`.
 pub fn natural_order(a: &Path, b: &Path) -> Ordering {
     let (a_text, b_text) = (a.to_string_lossy(), b.to_string_lossy());
@@ -118,6 +186,41 @@ mod tests {
             names,
             ["f.jpg", "f1.jpg", "f009.jpg", "f9.jpg", "f10.jpg", "f99999999999999999999999.jpg", "g0.jpg"]
         );
+    }
+
+    #[test]
+    fn a_gap_in_the_numbers_is_found() {
+        let found = |names: &[&str]| gap(&names.iter().map(PathBuf::from).collect::<Vec<_>>());
+        for even in [
+            &["f1.jpg", "f2.jpg", "f3.jpg"][..],
+            &["0005.png", "0010.png", "0015.png"],
+            &["a.jpg", "b.jpg"],
+            &["7.jpg"],
+        ] {
+            assert_eq!(found(even), None, "{even:?}");
+        }
+        assert_eq!(
+            found(&["v2_f6.jpg", "v2_f7.jpg", "v2_f9.jpg"]).unwrap(),
+            "from v2_f7.jpg to v2_f9.jpg there is a gap"
+        );
+        assert_eq!(number(Path::new("a/é12é.jpg")), Some(12));
+    }
+
+    #[cfg(feature = "opencv")]
+    #[test]
+    fn a_header_says_the_size() {
+        use opencv::{core, imgcodecs, prelude::*};
+        let folder = tempfile::tempdir().unwrap();
+        for ending in ["jpg", "png"] {
+            let path = folder.path().join("0").with_extension(ending);
+            let image = core::Mat::new_rows_cols_with_default(22, 31, core::CV_8UC3, core::Scalar::all(90.0)).unwrap();
+            assert!(imgcodecs::imwrite(path.to_str().unwrap(), &image, &core::Vector::new()).unwrap());
+            assert!(image.rows() == 22 && picture_size(&path).unwrap() == (31, 22), "{ending}");
+            for wrong in [&b""[..], b"no picture", &fs::read(&path).unwrap()[..12]] {
+                fs::write(&path, wrong).unwrap();
+                assert!(picture_size(&path).is_err(), "{ending} {wrong:?}");
+            }
+        }
     }
 
     #[cfg(feature = "opencv")]

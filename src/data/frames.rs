@@ -6,10 +6,12 @@ use anyhow::Result;
 
 use super::{
     dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
+    folder,
     frame_folder::{EXTENSIONS, natural_order},
 };
 
-/// Every folder at or under `root` that directly holds pictures is one video, at any depth.
+/// Every folder at or under `root` that directly holds pictures is one video, at any depth. Pictures that lie in `root`
+/// itself beside such folders, or beside video files, belong to none.
 pub struct Frames {
     /// Searched at any depth.
     pub root: PathBuf,
@@ -19,9 +21,10 @@ impl VideoDataset for Frames {
     fn videos(&self) -> Result<Listing> {
         let wanted = format!("folders of pictures ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
-        let (mut videos, mut others) = (Vec::new(), 0);
+        let (mut videos, mut others, mut video_files) = (Vec::new(), 0, 0);
         walk(&self.root, &mut |folder, mut files| {
             let count = files.len();
+            video_files += files.iter().filter(|file| has_extension(file, &folder::EXTENSIONS)).count();
             files.retain(|file| has_extension(file, &EXTENSIONS));
             others += count - files.len();
             if !files.is_empty() {
@@ -33,6 +36,10 @@ impl VideoDataset for Frames {
                 });
             }
         })?;
+        let of_root = |video: &VideoEntry| matches!(&video.source, Source::Frames(files) if files[0].parent() == Some(&self.root));
+        if videos.first().is_some_and(of_root) && videos.len() + video_files > 1 {
+            videos.remove(0);
+        }
         some(videos, &self.root, &wanted, others)
     }
 }
@@ -58,5 +65,27 @@ mod tests {
         assert_eq!(names, ["v1/c1", "v1/c2", "v2"].map(|name| root.join(name).display().to_string()));
         let Source::Frames(pictures) = &videos[0].source else { panic!() };
         assert_eq!(pictures[..], ["v1/c1/9.jpg", "v1/c1/10.jpg"].map(|name| root.join(name)));
+    }
+
+    /// A contact sheet, or whatever lies beside the videos, is none; pictures alone are.
+    #[test]
+    fn pictures_beside_folders_of_pictures_are_no_video() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let put = |name: &str| {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), []).unwrap();
+        };
+        let names = || {
+            let videos = Frames { root: root.to_path_buf() }.videos();
+            videos.map_or(Vec::new(), |found| found.videos.into_iter().map(|video| video.name).collect())
+        };
+        put("index.png");
+        assert_eq!(names(), [root.display().to_string()]);
+        put("v1/0.png");
+        assert_eq!(names(), [root.join("v1").display().to_string()]);
+        fs::remove_file(root.join("v1/0.png")).unwrap();
+        put("v1/a.mp4");
+        assert!(names().is_empty());
     }
 }

@@ -3,19 +3,21 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use zip::{CompressionMethod, ZipArchive};
+use tch::Tensor;
+use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
     dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
 };
+use crate::atomic_file::write_atomically;
 
 /// More than any header of an array of five dimensions.
 const MAX_HEADER: usize = 1 << 16;
@@ -145,6 +147,43 @@ fn shape(header: &str) -> Result<[usize; 4]> {
     }
 }
 
+/// Writes clips, unsigned bytes `[N, 3, F, H, W]`, as other projects read them: an array `[N, F, H, W, 3]`, in an
+/// archive under the name `arr_0` where the path ends in `.npz`.
+///
+/// # Errors
+/// Clips of another shape; a full disk, which leaves what was there before.
+pub fn write_numpy(path: &Path, clips: &Tensor) -> Result<()> {
+    let size = clips.size();
+    let [n, 3, f, h, w] = size[..] else { bail!("clips are [N, 3, F, H, W]; these are {size:?}") };
+    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({n}, {f}, {h}, {w}, 3), }}");
+    // pixels begin at a multiple of 64; before the header stand ten bytes, and a line ends it
+    let length = (header.len() + 11).next_multiple_of(64) - 11;
+    header = format!("{header:length$}\n");
+    let write = |file: &mut dyn Write| -> Result<()> {
+        file.write_all(b"\x93NUMPY\x01\x00")?;
+        file.write_all(&(header.len() as u16).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for i in 0..n {
+            let clip = clips.get(i).permute([1, 2, 3, 0]).contiguous(); // [F, H, W, 3]
+            let mut bytes = vec![0; clip.numel()];
+            clip.f_copy_data_u8(&mut bytes, clip.numel())?;
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    };
+    write_atomically(path, |file| {
+        if !has_extension(path, &["npz"]) {
+            return write(file);
+        }
+        let mut archive = ZipWriter::new(file);
+        let options = FileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+        archive.start_file("arr_0.npy", options)?;
+        write(&mut archive)?;
+        archive.finish()?;
+        Ok(())
+    })
+}
+
 /// One video of an array.
 pub struct NumpyVideo {
     file: Arc<NumpyFile>,
@@ -197,9 +236,9 @@ impl VideoDataset for Numpy {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write};
+    use std::fs;
 
-    use zip::{ZipWriter, write::FileOptions};
+    use tch::{Device, Kind};
 
     use super::*;
 
@@ -251,6 +290,30 @@ mod tests {
             }
             assert!(second.read(1, 2, 2).is_err());
         }
+    }
+
+    /// What was written is read back, and an array's bytes are those of `numpy.save`.
+    #[test]
+    fn clips_are_written_as_numpy_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let clips = Tensor::from_slice(&pixels()).view([2, 3, 4, 5, 3]);
+        for name in ["a.npy", "a.npz"] {
+            let path = folder.path().join(name);
+            write_numpy(&path, &clips.permute([0, 4, 1, 2, 3])).unwrap();
+            let videos = Numpy { file: path.clone() }.videos().unwrap().videos;
+            let mut found = Vec::new();
+            for video in &videos {
+                for frame in video.source.open().unwrap().read(0, 3, 1).unwrap() {
+                    assert_eq!((frame.width, frame.height), (5, 4));
+                    found.extend(frame.pixels);
+                }
+            }
+            assert_eq!((videos.len(), found), (2, pixels()), "{name}");
+        }
+        let expected = npy("'|u1'", "False", "(2, 3, 4, 5, 3)", &pixels());
+        assert_eq!(fs::read(folder.path().join("a.npy")).unwrap(), expected);
+        let grey = Tensor::zeros([2, 1, 4, 5, 3], (Kind::Uint8, Device::Cpu));
+        assert!(write_numpy(&folder.path().join("b.npy"), &grey).is_err());
     }
 
     #[test]

@@ -114,6 +114,25 @@ impl VideoReader {
             .with_context(|| format!("cannot read frames {start}, … of the video {}", self.path.display()))
     }
 
+    /// Decodes the whole file. Formats without checksums, which is most, let a little damage inside a picture pass.
+    ///
+    /// Errors: names the first damaged place.
+    pub fn check(&mut self) -> Result<()> {
+        self.check_inner().with_context(|| format!("the video {} is damaged", self.path.display()))
+    }
+
+    fn check_inner(&mut self) -> Result<()> {
+        self.track = Track::open(&self.path)?;
+        // else FFmpeg paints over what it cannot decode
+        self.track.decoder.check(decoder::Check::EXPLODE);
+        let (mut frame, mut count) = (RawFrame::empty(), 0);
+        while self.track.decode(&mut frame).with_context(|| format!("after {count} frames"))? {
+            ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "frame {count} of {}", self.frames());
+            count += 1;
+        }
+        Ok(())
+    }
+
     fn read_inner(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
         let indices = window(self.frames(), start, count, stride)?;
         let Timeline::Timed { frames, keys } = &self.timeline else {
@@ -618,6 +637,34 @@ pub(crate) mod tests {
         for path in files {
             let error = VideoReader::open(&path).err().unwrap_or_else(|| panic!("{} opened", path.display()));
             assert!(format!("{error:#}").contains(path.to_str().unwrap()), "{error:#}");
+        }
+    }
+
+    /// Damage behind the first frame and before the last one: opening tells nothing, decoding all does.
+    #[test]
+    fn damage_inside_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, encoding) in [("h264.mp4", &LONG_GOP), ("mpeg4.avi", &MPEG4), ("mpeg4b.avi", &MPEG4_B)] {
+            let path = folder.path().join(name);
+            let mut generator = stream(2, Purpose::Crop, 0, 0);
+            let mut writer = VideoWriter::create_as(&path, 64, 64, 12.0, encoding).unwrap();
+            for _ in 0..40 {
+                let pixels = (0..64 * 64 * 3).map(|_| generator.random()).collect();
+                writer.write(&RgbFrame { width: 64, height: 64, pixels }).unwrap();
+            }
+            writer.finish().unwrap();
+            VideoReader::open(&path).unwrap().check().unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            // lost blocks; in an avi inside one frame, so that the container is whole
+            let chunks: Vec<usize> = (0..bytes.len() - 4).filter(|&i| bytes[i..].starts_with(b"00dc")).collect();
+            let at = chunks.get(20).map_or(bytes.len() / 2, |frame| frame + 1000);
+            let length = if chunks.is_empty() { bytes.len() / 8 } else { 512 };
+            bytes[at..at + length].fill(0);
+            fs::write(&path, &bytes).unwrap();
+            let mut reader = VideoReader::open(&path).unwrap();
+            reader.read(0, 1, 1).unwrap();
+            let error = format!("{:#}", reader.check().expect_err(name));
+            assert!(error.contains(name) && error.contains("damaged"), "{error}");
         }
     }
 

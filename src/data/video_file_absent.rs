@@ -42,6 +42,10 @@ impl VideoReader {
     pub fn read(&mut self, _start: i64, _count: i64, _stride: i64) -> Result<Vec<RgbFrame>> {
         match *self {}
     }
+
+    pub fn check(&mut self) -> Result<()> {
+        match *self {}
+    }
 }
 
 impl FrameSource for VideoReader {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
-use super::{Place, Ranks, here, stop_is_asked, watch::STOP_KEY};
+use super::{Place, Ranks, Stopped, here, stop_is_asked, watch::STOP_KEY};
 use crate::torch::{DeviceName, Store, caught};
 
 /// How many ranks, and how long they wait for each other. torchrun and SLURM's srun say the first by themselves.
@@ -33,7 +33,7 @@ const THREADS: &str = "OMP_NUM_THREADS";
 ///
 /// # Errors
 /// Those of `body`, with the rank's name and step; where another rank is to blame, its name. For the launching process:
-/// which rank failed first.
+/// which rank failed first, or [`Stopped`] where the ranks were.
 pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device) -> Result<()>) -> Result<()> {
     let timeout = Duration::from_secs(launch.rank_timeout.max(1));
     match (here()?, launch.nproc) {
@@ -101,6 +101,7 @@ fn spawn(count: usize, timeout: Duration) -> Result<()> {
     }
     let shared = store.under("lvdm/0")?;
     let (mut running, mut told, mut first) = (count, false, None::<(usize, String, Instant)>);
+    let mut stopped = false;
     while running > 0 {
         if stop_is_asked() && !told {
             shared.set(STOP_KEY, b"")?;
@@ -110,7 +111,9 @@ fn spawn(count: usize, timeout: Duration) -> Result<()> {
             Ok((rank, status)) => {
                 running -= 1;
                 let status = status.with_context(|| format!("cannot wait for rank {rank}"))?;
-                if !status.success() && first.is_none() {
+                if status.code() == Some(i32::from(Stopped::STATUS)) {
+                    stopped = true;
+                } else if !status.success() && first.is_none() {
                     first = Some((rank, ending(status), Instant::now()));
                 }
             }
@@ -126,6 +129,7 @@ fn spawn(count: usize, timeout: Duration) -> Result<()> {
     }
     match first {
         Some((rank, how, _)) => bail!("rank {rank} of {count} {how}; what it said stands above"),
+        None if stopped => Err(Stopped.into()),
         None => Ok(()),
     }
 }

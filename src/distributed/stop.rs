@@ -11,6 +11,23 @@ use signal_hook::{
     flag,
 };
 
+/// A training that was asked to save and leave before its end. It has said so; [`Self::STATUS`] says it to scripts.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl Stopped {
+    /// EX_TEMPFAIL of sysexits.h: the same command, started again, goes on.
+    pub const STATUS: u8 = 75;
+}
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("asked to stop before the end")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 fn asked() -> &'static Arc<AtomicBool> {
     static ASKED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     ASKED.get_or_init(Arc::default)

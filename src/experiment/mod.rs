@@ -16,7 +16,7 @@ pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConf
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
     data::DataConfig,
-    diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig, Variance},
     metrics::ProtocolConfig,
     models::{AttentionKind, AutoencoderConfig, UNetConfig},
     nn::Adapter,
@@ -476,6 +476,30 @@ pub enum Generated {
         /// The dataset, with its stride and resolution.
         data: DataConfig,
     },
+}
+
+impl Generated {
+    /// What was sampled and how, in a line. `captioned`: whether it was told captions, as a text-to-video run is.
+    pub fn line(&self, captioned: bool) -> String {
+        match self {
+            Generated::Clips { .. } => "clips from files".into(),
+            Generated::Run { run, sampler, precision, guidance, .. } => {
+                let told = if captioned { format!(", guidance {guidance}") } else { String::new() };
+                format!("weights of {}, {}, {}{told}", run.display(), sampler_line(sampler), precision.key())
+            }
+        }
+    }
+}
+
+/// A sampler in words.
+pub fn sampler_line(sampler: &SamplerConfig) -> String {
+    match sampler {
+        SamplerConfig::Ddpm { variance: Variance::Posterior } => "DDPM, posterior variance".into(),
+        SamplerConfig::Ddpm { variance: Variance::Beta } => "DDPM, variance β".into(),
+        SamplerConfig::Ddim { steps, eta } => format!("DDIM {steps} steps, η = {eta}"),
+        SamplerConfig::DpmSolver { steps } => format!("DPM-Solver++ {steps} steps"),
+        SamplerConfig::UniPc { steps } => format!("UniPC {steps} steps"),
+    }
 }
 
 fn text_guidance() -> f64 {

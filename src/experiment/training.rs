@@ -109,6 +109,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// As files and options spell it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        }
+    }
+}
+
 /// The loop's own settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainerConfig {
@@ -182,6 +192,11 @@ impl TrainerConfig {
     /// Whether a training of so many seconds has had its time.
     pub fn is_out_of_time(&self, seconds: f64) -> bool {
         self.minutes.is_some_and(|minutes| seconds >= 60.0 * minutes)
+    }
+
+    /// Whether a training that did so many steps in so many seconds has come to its end.
+    pub fn has_ended(&self, step: i64, seconds: f64) -> bool {
+        step >= self.steps || self.is_out_of_time(seconds)
     }
 
     /// # Errors

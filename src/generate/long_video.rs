@@ -16,7 +16,7 @@ use crate::{
     checkpoint,
     data::to_u8,
     diffusion::{LongVideoPlan, Role},
-    experiment::{LongVideoConfig, Mistake, Precision},
+    experiment::{LongVideoConfig, Mistake},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
 };
@@ -40,8 +40,7 @@ struct Standing {
     settings: Value,
 }
 
-fn open_conditional(run: &Path, precision: Precision, device: Device) -> Result<Generator> {
-    let generator = Generator::open(run, device)?.0.at(precision);
+fn conditional(run: &Path, generator: Generator) -> Result<Generator> {
     if generator.conditioning.is_none() {
         let run = run.display();
         return Err(Mistake(format!(
@@ -58,8 +57,20 @@ impl LongVideo {
     /// # Errors
     /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
+        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.precision)))
+    }
+
+    /// As [`Self::open`] without the networks' weights: a plan, by which nothing can be made.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn outline(config: &LongVideoConfig, frames: i64) -> Result<Self> {
+        Self::of(config, frames, &Generator::outline)
+    }
+
+    fn of(config: &LongVideoConfig, frames: i64, open: &dyn Fn(&Path) -> Result<Generator>) -> Result<Self> {
         let wrong = |text: String| Err(Mistake(text).into());
-        let open = |run: &PathBuf| open_conditional(run, config.precision, device);
+        let open = |run: &PathBuf| conditional(run, open(run)?);
         let prediction = open(&config.prediction)?;
         let interpolation = config.interpolation.as_ref().map(open).transpose()?;
         let stride = prediction.latent_stride;

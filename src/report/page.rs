@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
-use serde::Deserialize;
 use serde_yaml::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Plot, Scale, Series};
-use crate::metrics::{Distances, Floor, Interval};
+use crate::{
+    metrics::{Distances, Figure, Floor, Interval},
+    models::I3d,
+};
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/videos.js");
@@ -53,7 +55,9 @@ pub struct Evaluation {
     /// What the figures depend on.
     pub protocol: ProtocolText,
     /// The sets with what they are, in the order of the table.
-    pub figures: Vec<(String, String, SetFigure)>,
+    pub figures: Vec<(String, String, Figure)>,
+    /// What was sampled and how.
+    pub generated: String,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips.
@@ -67,38 +71,14 @@ pub struct Evaluation {
 /// A protocol as a file of figures has it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProtocolText {
-    /// None in files of early versions.
-    pub name: Option<String>,
+    /// What people call it.
+    pub name: String,
     /// Equal protocols have equal hashes.
     pub hash: String,
-    /// One line; none in files of early versions and of long evaluations.
+    /// One line; none of long evaluations.
     pub text: Option<String>,
     /// All of it, as JSON.
     pub whole: String,
-}
-
-/// One set's [`Figure`](crate::metrics::Figure), of which early versions wrote the two distances only.
-#[derive(Debug, Clone, Deserialize)]
-pub struct SetFigure {
-    /// Mean over runs.
-    pub fvd: f64,
-    /// Mean over runs.
-    pub kvd: f64,
-    /// Of several runs.
-    pub fvd_std: Option<f64>,
-    /// Of several runs.
-    pub kvd_std: Option<f64>,
-    /// Each run.
-    #[serde(default)]
-    pub runs: Vec<Distances>,
-    /// 95 % by the jackknife, of the first run.
-    pub fvd_interval: Option<Interval>,
-    /// 95 % by the jackknife, of the first run.
-    pub kvd_interval: Option<Interval>,
-    /// To infinitely many clips.
-    pub fvd_extrapolated: Option<f64>,
-    /// Of the real and of the generated side.
-    pub clips: Option<[i64; 2]>,
 }
 
 /// What `lvdm evaluate reconstruction` found.
@@ -513,7 +493,7 @@ impl Training {
 
 impl ProtocolText {
     fn title(&self) -> Markup {
-        html! { "Protocol " @if let Some(name) = &self.name { (name) " " } code { (self.hash) } }
+        html! { "Protocol " (self.name) " " code { (self.hash) } }
     }
 
     fn details(&self) -> Markup {
@@ -550,16 +530,15 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
     let several = evaluations.len() > 1;
     let figures = || evaluations.iter().flat_map(|evaluation| &evaluation.figures).map(|(_, _, figure)| figure);
     let with_runs = figures().any(|figure| figure.runs.len() > 1);
-    let [extrapolated, clips] =
-        [figures().any(|figure| figure.fvd_extrapolated.is_some()), figures().any(|figure| figure.clips.is_some())];
+    let few = figures().any(|figure| !figure.extrapolates(I3d::CLASSES));
     html! {
         div.wide { table {
             thead { tr {
                 @if several { th { "evaluation" } }
                 th { "set" } th.n { "FVD" } th.n { "KVD" }
                 @if with_runs { th { "each run" } }
-                @if extrapolated { th.n { "FVD, extrapolated" } }
-                @if clips { th.n { "clips" } }
+                th.n { "FVD, extrapolated" }
+                th.n { "clips" }
                 th { "what the set is" }
             } }
             tbody {
@@ -571,9 +550,9 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                             td.n { (value(figure.fvd, figure.fvd_std, figure.fvd_interval, 2)) }
                             td.n { (value(figure.kvd, figure.kvd_std, figure.kvd_interval, 3)) }
                             @if with_runs { td { @for run in &figure.runs { (fixed(run.fvd, 2)) " / " (fixed(run.kvd, 3)) br; } } }
-                            @if extrapolated { td.n { (figure.fvd_extrapolated.map_or("–".into(), |fvd| fixed(fvd, 2))) } }
-                            @if clips { td.n { (figure.clips.map_or("–".into(), |[real, generated]| format!("{real} / {generated}"))) } }
-                            td.long { (meaning) }
+                            td.n { (extrapolated(figure)) }
+                            td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                            td.long { (meaning) @if set == "samples" { ": " (evaluation.generated) } }
                         }
                     }
                 }
@@ -583,8 +562,11 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife." } }
             @else { li { "The file has no intervals." } }
             @if with_runs { li { "± is the standard deviation over runs; each run is FVD / KVD." } }
-            @if extrapolated { li { "Extrapolated: to infinitely many clips, of the first run." } }
-            @if clips { li { "Clips: of the real / of the generated side." } }
+            li {
+                "Extrapolated: to infinitely many clips, of the first run."
+                @if few { " Of fewer than " (I3d::CLASSES) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
+            }
+            li { "Clips: of the real / of the generated side." }
             @for evaluation in &evaluations {
                 li {
                     (evaluation.name) ", on " (evaluation.device)
@@ -594,6 +576,15 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// FVD at infinitely many clips, as far as the clips tell it.
+fn extrapolated(figure: &Figure) -> String {
+    match (figure.extrapolates(I3d::CLASSES), fixed(figure.fvd_extrapolated, 2)) {
+        (true, fvd) => fvd,
+        (false, fvd) if figure.fvd_extrapolated > 0.0 => format!("at most {fvd}"),
+        (false, _) => "–".into(),
     }
 }
 
@@ -771,8 +762,8 @@ mod tests {
         Training { name: name.into(), experiment: Some((text.into(), value)), metrics: Vec::new() }
     }
 
-    fn evaluation(name: &str, hash: &str, fvd: f64) -> Evaluation {
-        let figure = SetFigure {
+    fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
+        Figure {
             fvd,
             kvd: -0.5,
             fvd_std: None,
@@ -780,16 +771,28 @@ mod tests {
             runs: Vec::new(),
             fvd_interval: None,
             kvd_interval: None,
-            fvd_extrapolated: None,
-            clips: None,
-        };
-        let protocol = ProtocolText { name: None, hash: hash.into(), text: None, whole: "{}".into() };
+            fvd_extrapolated: fvd - 300.0,
+            clips,
+        }
+    }
+
+    #[test]
+    fn an_extrapolation_claims_no_more_than_the_clips_tell() {
+        let told = |fvd, clips| extrapolated(&figure_of(fvd, [clips, clips]));
+        assert_eq!([told(350.0, 400), told(290.0, 400)], ["50.00", "−10.00"]);
+        assert_eq!([told(350.0, 96), told(290.0, 96)], ["at most 50.00", "–"]);
+    }
+
+    fn evaluation(name: &str, hash: &str, fvd: f64) -> Evaluation {
+        let figure = figure_of(fvd, [16, 16]);
+        let protocol = ProtocolText { name: "plain".into(), hash: hash.into(), text: None, whole: "{}".into() };
         let figures = vec![("samples".into(), String::new(), figure)];
         let not_measured = BTreeMap::new();
         Evaluation {
             name: name.into(),
             protocol,
             figures,
+            generated: "weights of runs/x, UniPC 20 steps, bf16".into(),
             floor: None,
             psnr_db: None,
             device: "cpu".into(),
@@ -835,6 +838,7 @@ mod tests {
         assert_eq!(tables.len(), 2);
         assert!(tables[0].contains("1.00") && tables[0].contains("3.00") && !tables[0].contains("2.00"));
         assert!(tables[1].contains("2.00") && tables[1].contains("−0.500"));
+        assert!(tables[1].contains("weights of runs/x, UniPC 20 steps, bf16"));
         assert!(html.contains("come from 2 protocols"));
     }
 

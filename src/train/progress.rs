@@ -31,6 +31,8 @@ pub struct Progress {
     shown: Instant,
     bar: Option<ProgressBar>,
     silent: bool,
+    /// The work ends after so much time since this start, if not before.
+    limit: Option<Duration>,
 }
 
 impl Progress {
@@ -43,7 +45,23 @@ impl Progress {
             bars().add(bar)
         });
         let now = Instant::now();
-        Progress { label: label.to_string(), total, start, done: start, began: now, shown: now, bar, silent: false }
+        Progress {
+            label: label.to_string(),
+            total,
+            start,
+            done: start,
+            began: now,
+            shown: now,
+            bar,
+            silent: false,
+            limit: None,
+        }
+    }
+
+    /// The work ends after so much time from now, whether all steps are done or not.
+    pub fn within(mut self, limit: Option<Duration>) -> Self {
+        self.limit = limit;
+        self
     }
 
     /// Shown or not: of several ranks one speaks.
@@ -60,7 +78,9 @@ impl Progress {
     /// `n` steps are done now, counted from the very start of the work; `message` says how it stands.
     pub fn step(&mut self, n: u64, message: &str) {
         self.done = n;
-        let standing = || standing(n, self.total, n.saturating_sub(self.start), self.began.elapsed(), message);
+        let elapsed = self.began.elapsed();
+        let rest = self.limit.map(|limit| limit.saturating_sub(elapsed));
+        let standing = || standing(n, self.total, n.saturating_sub(self.start), elapsed, rest, message);
         if let Some(bar) = &self.bar {
             bar.set_message(standing());
             bar.set_position(n);
@@ -83,13 +103,13 @@ impl Progress {
 }
 
 /// Steps done, rate and time left, by the steps since this start (indicatif's own rate would count
-/// those of an earlier one).
-fn standing(n: u64, total: u64, since_start: u64, elapsed: Duration, message: &str) -> String {
+/// those of an earlier one); `rest` is the most that is left in any case.
+fn standing(n: u64, total: u64, since_start: u64, elapsed: Duration, rest: Option<Duration>, message: &str) -> String {
     let rate = since_start as f64 / elapsed.as_secs_f64().max(1e-9);
     let mut text = format!("{n}/{total}");
     if since_start > 0 {
         let left = Duration::from_secs_f64((total.saturating_sub(n) as f64 / rate).min(1e9));
-        text += &format!("  {}, {} left", per_second(rate), clock(left));
+        text += &format!("  {}, {} left", per_second(rate), clock(rest.map_or(left, |rest| rest.min(left))));
     }
     if !message.is_empty() {
         text += &format!("  {message}");
@@ -115,11 +135,19 @@ mod tests {
 
     #[test]
     fn the_rate_counts_from_where_the_run_went_on() {
-        let text = standing(60, 100, 10, Duration::from_secs(5), "loss 0.5");
+        let text = standing(60, 100, 10, Duration::from_secs(5), None, "loss 0.5");
         assert_eq!(text, "60/100  2.0/s, 20 s left  loss 0.5");
-        let text = standing(60, 100, 10, Duration::from_secs(50), "");
+        let text = standing(60, 100, 10, Duration::from_secs(50), None, "");
         assert_eq!(text, "60/100  5.0 s each, 3 min 20 s left");
-        assert_eq!(standing(50, 100, 0, Duration::ZERO, ""), "50/100");
+        assert_eq!(standing(50, 100, 0, Duration::ZERO, None, ""), "50/100");
+    }
+
+    /// Work that ends by the clock has no more time left than the clock says.
+    #[test]
+    fn the_time_left_is_at_most_the_time_there_is() {
+        let left = |rest| standing(60, 100, 10, Duration::from_secs(50), Some(Duration::from_secs(rest)), "");
+        assert_eq!(left(30), "60/100  5.0 s each, 30 s left");
+        assert_eq!(left(900), "60/100  5.0 s each, 3 min 20 s left");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -324,7 +324,9 @@ impl<T: Task> Trainer<T> {
         if let Some(step) = resumed {
             tracing::info!("going on from step {step} of {} in {}", self.config.steps, self.run.display());
         }
-        let bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64);
+        let rest = self.config.minutes.map(|minutes| (60.0 * minutes - self.progress.seconds).max(0.0));
+        let bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64)
+            .within(rest.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)));
         Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)? })
     }
 

@@ -151,7 +151,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         let protocol = Protocol::new(&protocol, real, *seed, &extractor);
         reports.push(Report {
             figures,
-            generated: Some(experiment.generated.clone()),
+            generated: experiment.generated.clone(),
             floor: measured.floor,
             psnr_db: None,
             protocol_hash: protocol.hash(),

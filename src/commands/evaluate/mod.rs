@@ -195,8 +195,7 @@ pub struct Report {
     /// By set: `samples`, then the yardsticks `train`, `frozen`, `gaussian`; on a card `real` and `shuffled` too.
     pub figures: BTreeMap<String, Figure>,
     /// Whose samples they are of.
-    #[serde(default)]
-    pub generated: Option<Generated>,
+    pub generated: Generated,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips, at most 64; only where a run was evaluated.
@@ -364,7 +363,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let protocol = Protocol::new(config, &experiment.real, *seed, &extractor);
     let report = Report {
         figures,
-        generated: Some(generated.clone()),
+        generated: generated.clone(),
         floor: real.floor,
         psnr_db: reconstructions.psnr_db(),
         protocol_hash: protocol.hash(),

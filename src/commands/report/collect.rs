@@ -16,13 +16,12 @@ use crate::{
         evaluate::{CARD_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, ReconstructionFigures, SETS},
         evaluate_long::CURVES_FILE,
     },
-    experiment::Mistake,
-    metrics::{Distances, Floor},
+    experiment::{Generated, Mistake},
+    metrics::{Distances, Figure, Floor},
     report::{
         Series,
         page::{
-            Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SetFigure, Sheet,
-            Training, Video,
+            Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
         },
     },
     train::logger::{METRICS_FILE, TENSORBOARD_FOLDER},
@@ -269,15 +268,16 @@ fn read_metrics(path: &Path) -> Result<Vec<Series>> {
     Ok(found)
 }
 
-/// `figures.json` of an evaluation, also of versions that wrote less.
+/// What is read of an evaluation's `figures.json`.
 #[derive(Deserialize)]
 struct FiguresFile {
-    figures: BTreeMap<String, SetFigure>,
+    figures: BTreeMap<String, Figure>,
+    generated: Generated,
     floor: Option<Floor>,
     psnr_db: Option<f64>,
     protocol: Value,
     protocol_hash: String,
-    protocol_text: Option<String>,
+    protocol_text: String,
     device: String,
 }
 
@@ -331,7 +331,11 @@ impl FiguresFile {
         figures.extend(self.figures.into_iter().map(|(set, figure)| (set, String::new(), figure)));
         Evaluation {
             name,
-            protocol: protocol(&self.protocol, self.protocol_hash, self.protocol_text),
+            // a text-to-video run was told the captions of the real videos
+            generated: self
+                .generated
+                .line(matches!(self.protocol["real"]["kind"].as_str(), Some("webvid" | "captioned"))),
+            protocol: protocol(&self.protocol, self.protocol_hash, Some(self.protocol_text)),
             figures,
             floor: self.floor,
             psnr_db: self.psnr_db,
@@ -362,7 +366,8 @@ impl LongFile {
 }
 
 fn protocol(whole: &Value, hash: String, text: Option<String>) -> ProtocolText {
-    ProtocolText { name: whole["settings"]["name"].as_str().map(String::from), hash, text, whole: pretty(whole) }
+    let name = whole["settings"]["name"].as_str().unwrap_or_default().to_string();
+    ProtocolText { name, hash, text, whole: pretty(whole) }
 }
 
 fn pretty(value: &Value) -> String {

@@ -16,7 +16,7 @@ use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
-    experiment::{DiffusionExperiment, Generated, Mistake, Precision},
+    experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
     generate::{Generator, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     models::UNet3d,
     nn::Parameters,
@@ -83,13 +83,16 @@ struct Cost {
     step_memory: Option<i64>,
     /// The same while one video is sampled and decoded.
     video_memory: Option<i64>,
+    /// Whether samples follow captions.
+    captioned: bool,
+    /// Each with its folder.
     #[serde(skip)]
-    evaluations: Vec<Evaluation>,
+    evaluations: Vec<(PathBuf, Evaluation)>,
 }
 
 impl Cost {
     fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
-        let (_, found) = checkpoint::open(run)?;
+        let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
         let network = Parameters::shapes_only();
         UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
@@ -104,6 +107,7 @@ impl Cost {
             seconds_per_video: None,
             step_memory: None,
             video_memory: None,
+            captioned: experiment.text.is_some(),
             evaluations: evaluations(run)?,
         };
         if videos > 0 {
@@ -130,8 +134,10 @@ impl Cost {
     fn json(&self, device: Device) -> Result<Value> {
         let mut object = serde_json::to_value(self)?;
         object["device"] = title(device).into();
-        let figure = |evaluation: &Evaluation| {
+        let figure = |(folder, evaluation): &(PathBuf, Evaluation)| {
             json!({
+                "evaluation": folder,
+                "generated": evaluation.generated,
                 "figure": evaluation.figures.get(SAMPLES),
                 "protocol": evaluation.protocol.settings.name,
                 "protocol_hash": evaluation.protocol_hash,
@@ -176,17 +182,21 @@ fn print(costs: &[Cost], device: Device) {
         println!("{}", cells.collect::<Vec<_>>().join("  "));
     }
     println!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
-    for cost in costs {
-        let sampler = serde_json::to_string(&cost.sampler).unwrap_or_default();
-        println!("{} samples with {sampler}", cost.run.display());
+    for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
+        println!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
     }
     println!();
     let mut table = FigureTable::new();
     let mut protocols: Vec<String> = Vec::new();
     for cost in costs {
-        for evaluation in &cost.evaluations {
+        for (folder, evaluation) in &cost.evaluations {
             if let Some(figure) = evaluation.figures.get(SAMPLES) {
-                table.row(&cost.run.display().to_string(), figure, &evaluation.protocol, "");
+                table.row(
+                    &folder.display().to_string(),
+                    figure,
+                    &evaluation.protocol,
+                    &evaluation.generated.line(cost.captioned),
+                );
                 let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
                 protocols.push(format!("protocol {protocol_hash}: {protocol_text}"));
             }
@@ -231,18 +241,23 @@ fn step_memory(run: &Path, experiment: &DiffusionExperiment, device: Device) -> 
 }
 
 /// Evaluations in folders inside the run or beside it that say they sampled it.
-fn evaluations(run: &Path) -> Result<Vec<Evaluation>> {
+fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
     let own = run.canonicalize().with_context(|| run.display().to_string())?;
-    let mut files = Vec::new();
-    for folder in [Some(own.as_path()), own.parent()].into_iter().flatten() {
+    let mut folders = Vec::new();
+    // named as the run was
+    for folder in [Some(run), run.parent()].into_iter().flatten() {
+        let folder = if folder == Path::new("") { Path::new(".") } else { folder };
         let Ok(entries) = fs::read_dir(folder) else { continue };
-        files.extend(entries.flatten().map(|entry| entry.path().join(FIGURES_FILE)).filter(|path| path.is_file()));
+        folders.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.join(FIGURES_FILE).is_file()));
     }
-    files.sort();
-    let read = |path: &PathBuf| serde_json::from_str::<Evaluation>(&fs::read_to_string(path).ok()?).ok();
-    let is_own = |evaluation: &Evaluation| match &evaluation.generated {
-        Some(Generated::Run { run, .. }) => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
-        _ => false,
+    folders.sort();
+    let read = |folder: PathBuf| {
+        let text = fs::read_to_string(folder.join(FIGURES_FILE)).ok()?;
+        Some((folder, serde_json::from_str::<Evaluation>(&text).ok()?))
     };
-    Ok(files.iter().filter_map(read).filter(is_own).collect())
+    let is_own = |(_, evaluation): &(PathBuf, Evaluation)| match &evaluation.generated {
+        Generated::Run { run, .. } => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
+        Generated::Clips { .. } => false,
+    };
+    Ok(folders.into_iter().filter_map(read).filter(is_own).collect())
 }

@@ -9,6 +9,7 @@ mod ucf101;
 
 use std::{
     io::Write,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
 };
 
@@ -18,10 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     VideoReader,
-    clip::FrameSource,
     dataset::{has_extension, walk},
     folder,
-    frame_folder::{self, FrameFolder, pictures_in},
+    frame_folder::{self, gap, picture_size, pictures_in, read_picture},
     index::{IndexEntry, write_index},
 };
 use crate::atomic_file::write_atomically;
@@ -68,8 +68,8 @@ pub struct Count {
     pub what: String,
     /// How many are there.
     pub found: u64,
-    /// How many there should be, where that is published.
-    pub published: Option<u64>,
+    /// How many there should be, from the fewest to the most that are published.
+    pub published: Option<RangeInclusive<u64>>,
 }
 
 /// A video that cannot be used, or not by everyone.
@@ -91,6 +91,8 @@ pub enum ProblemKind {
     Missing,
     /// It cannot be decoded, and is not in the index.
     Corrupt,
+    /// Pictures with a gap in their numbers, or of several sizes; it is in the index all the same.
+    Uneven,
     /// Shorter than the clips that were asked about; it is in the index all the same.
     TooShort,
 }
@@ -139,9 +141,18 @@ pub fn problems_file(index: &Path) -> PathBuf {
     index.with_extension("problems.jsonl")
 }
 
+/// How far into a video is looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Every frame is decoded.
+    Whole,
+    /// The first and the last frame; of pictures in between the headers.
+    Ends,
+}
+
 /// Finds the set's videos under `root`, looks into each of them on all cores, and says which are shorter than
 /// `least_frames`. `lists` is where UCF-101's lists of splits lie, if not in their usual place. `done` is told after
-/// each video how many are left to do.
+/// each video how many there are.
 ///
 /// Errors: a folder that is not laid out in any of the set's ways; says what was found and what was expected.
 pub fn prepare(
@@ -149,6 +160,7 @@ pub fn prepare(
     root: &Path,
     lists: Option<&Path>,
     least_frames: i64,
+    depth: Depth,
     done: &(dyn Fn(usize) + Sync),
 ) -> Result<Prepared> {
     let tree = Tree::read(root)?;
@@ -158,10 +170,10 @@ pub fn prepare(
         KnownSet::Taichi => taichi::survey(&tree)?,
     };
     let total = found.len();
-    let looked: Vec<Result<IndexEntry, Problem>> = found
+    let looked: Vec<Result<(IndexEntry, Option<String>), Problem>> = found
         .into_par_iter()
         .map(|found| {
-            let looked = look_into(&found).map_err(|error| Problem {
+            let looked = look_into(&found, depth).map_err(|error| Problem {
                 name: found.path.display().to_string(),
                 kind: ProblemKind::Corrupt,
                 reason: format!("{error:#}"),
@@ -180,7 +192,12 @@ pub fn prepare(
     for looked in looked {
         match looked {
             Err(problem) => problems.push(problem),
-            Ok(entry) => {
+            Ok((entry, uneven)) => {
+                problems.extend(uneven.map(|reason| Problem {
+                    name: entry.path.display().to_string(),
+                    kind: ProblemKind::Uneven,
+                    reason,
+                }));
                 if entry.frames < least_frames {
                     problems.push(Problem {
                         name: entry.path.display().to_string(),
@@ -196,8 +213,8 @@ pub fn prepare(
     Ok(Prepared { entries, problems, counts, notes })
 }
 
-/// Size, rate and number of frames; the first and the last one are decoded.
-fn look_into(found: &Found) -> Result<IndexEntry> {
+/// Size, rate and number of frames; and what is uneven about them.
+fn look_into(found: &Found, depth: Depth) -> Result<(IndexEntry, Option<String>)> {
     let Found { path, class, split } = found.clone();
     let entry =
         |frames, width, height, fps| IndexEntry { path: path.clone(), frames, width, height, fps, class, split };
@@ -206,13 +223,26 @@ fn look_into(found: &Found) -> Result<IndexEntry> {
         let frames = reader.frames();
         reader.read(0, 1, 1)?;
         reader.read(frames - 1, 1, 1)?;
-        return Ok(entry(frames, reader.width(), reader.height(), Some(reader.fps())));
+        if depth == Depth::Whole {
+            reader.check()?;
+        }
+        return Ok((entry(frames, reader.width(), reader.height(), Some(reader.fps())), None));
     }
-    let mut pictures = FrameFolder::new(pictures_in(&path)?);
-    let frames = pictures.frames();
-    let first = pictures.read(0, 1, 1)?.remove(0);
-    pictures.read(frames - 1, 1, 1)?;
-    Ok(entry(frames, first.width, first.height, None))
+    let pictures = pictures_in(&path)?;
+    let last = pictures.len() - 1;
+    let mut sizes = Vec::new();
+    for (i, picture) in pictures.iter().enumerate() {
+        sizes.push(picture_size(picture)?);
+        if depth == Depth::Whole || i == 0 || i == last {
+            read_picture(picture)?;
+        }
+    }
+    let (width, height) = sizes[0];
+    let other = sizes.iter().position(|size| *size != sizes[0]).map(|i| {
+        let (w, h) = sizes[i];
+        format!("{} is {w}x{h}, the first picture {width}x{height}", pictures[i].display())
+    });
+    Ok((entry(pictures.len() as i64, width, height, None), other.or_else(|| gap(&pictures))))
 }
 
 /// What lies under a folder.
@@ -307,7 +337,7 @@ fn count_splits(found: &[Found], published: &[(&str, u64)]) -> Vec<Count> {
         .map(|split| Count {
             what: format!("videos of the split `{split}`"),
             found: of(split),
-            published: published.iter().find(|(name, _)| *name == split).map(|(_, count)| *count),
+            published: published.iter().find(|(name, _)| *name == split).map(|(_, count)| *count..=*count),
         })
         .collect()
 }

@@ -105,8 +105,8 @@ pub fn survey(tree: &Tree, lists: Option<&Path>) -> Result<Survey> {
         }
     };
     let mut counts = vec![
-        Count { what: "videos".into(), found: found.len() as u64, published: Some(VIDEOS) },
-        Count { what: "classes".into(), found: classes.len() as u64, published: Some(CLASSES) },
+        Count { what: "videos".into(), found: found.len() as u64, published: Some(VIDEOS..=VIDEOS) },
+        Count { what: "classes".into(), found: classes.len() as u64, published: Some(CLASSES..=CLASSES) },
     ];
     counts.extend(count_splits(&found, &SPLIT_1));
     Ok(Survey { found, missing, counts, notes })
