@@ -30,6 +30,8 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     for text in overrides {
         overridden.push(replace(&mut value, text)?);
     }
+    super::evaluation::complete(&mut value)
+        .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
     let blamed = |o: &&Vec<String>, path: &[String]| !path.is_empty() && (path.starts_with(o) || o.starts_with(path));
     let place = |path: &[String]| match overridden.iter().find(|o| blamed(o, path)) {
         Some(key) if line_of(text, path).is_none() || path == key.as_slice() => format!("override `{}`", key.join(".")),

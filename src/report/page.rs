@@ -58,6 +58,8 @@ pub struct Evaluation {
     pub floor: Option<Floor>,
     /// Of reconstructed real clips.
     pub psnr_db: Option<f64>,
+    /// Which clips were reconstructed; none in files of early versions.
+    pub psnr_of: Option<String>,
     /// Where it was measured.
     pub device: String,
     /// Protocols that it could not be measured under, and why.
@@ -91,9 +93,9 @@ pub struct SetFigure {
     /// Each run.
     #[serde(default)]
     pub runs: Vec<Distances>,
-    /// 95 % by the jackknife, of the first run.
+    /// 95 % by the jackknife, about the mean.
     pub fvd_interval: Option<Interval>,
-    /// 95 % by the jackknife, of the first run.
+    /// 95 % by the jackknife, about the mean.
     pub kvd_interval: Option<Interval>,
     /// To infinitely many clips.
     pub fvd_extrapolated: Option<f64>,
@@ -119,7 +121,7 @@ pub struct LongEvaluation {
     pub protocol: ProtocolText,
     /// One a method.
     pub curves: Vec<LongCurve>,
-    /// Of clips that were trained on.
+    /// What two sets of real clips are apart.
     pub floor: Option<Distances>,
     /// Where it was measured.
     pub device: String,
@@ -311,7 +313,7 @@ impl Page {
                     x_label: "first frame of the window".into(),
                     y_label: String::new(),
                     series: curves.iter().map(|c| Series { name: c.name.clone(), points: points(c) }).collect(),
-                    level: floor.map(|floor| ("clips that were trained on".into(), value(&floor))),
+                    level: floor.map(|floor| ("real clips against real ones".into(), value(&floor))),
                 }
             };
             let plots = [("FVD, lower is better", plot(|d| d.fvd)), ("KVD, lower is better", plot(|d| d.kvd))];
@@ -345,7 +347,7 @@ impl Page {
                                 } }
                             }
                             @if let Some(floor) = floor {
-                                tr { th { "trained on" } @for _ in curves { td.n { (number(floor.fvd)) } td.n { (number(floor.kvd)) } } }
+                                tr { th { "real" } @for _ in curves { td.n { (number(floor.fvd)) } td.n { (number(floor.kvd)) } } }
                             }
                         }
                     } }
@@ -580,16 +582,16 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             }
         } }
         ul.note {
-            @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife." } }
+            @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife" @if with_runs { ", about the mean of all runs" } "." } }
             @else { li { "The file has no intervals." } }
             @if with_runs { li { "± is the standard deviation over runs; each run is FVD / KVD." } }
-            @if extrapolated { li { "Extrapolated: to infinitely many clips, of the first run." } }
+            @if extrapolated { li { "Extrapolated: to infinitely many clips" @if with_runs { ", the mean of all runs" } "." } }
             @if clips { li { "Clips: of the real / of the generated side." } }
             @for evaluation in &evaluations {
                 li {
                     (evaluation.name) ", on " (evaluation.device)
                     @if let Some(floor) = &evaluation.floor { "; " (floor.line()) }
-                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of held-out clips: " (format!("{psnr:.2}")) " dB PSNR" }
+                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of " (evaluation.psnr_of.as_deref().unwrap_or("real clips")) ": " (format!("{psnr:.2}")) " dB PSNR" }
                     "."
                 }
             }
@@ -792,6 +794,7 @@ mod tests {
             figures,
             floor: None,
             psnr_db: None,
+            psnr_of: None,
             device: "cpu".into(),
             not_measured,
         }

@@ -275,6 +275,7 @@ struct FiguresFile {
     figures: BTreeMap<String, SetFigure>,
     floor: Option<Floor>,
     psnr_db: Option<f64>,
+    psnr_of: Option<String>,
     protocol: Value,
     protocol_hash: String,
     protocol_text: Option<String>,
@@ -335,6 +336,7 @@ impl FiguresFile {
             figures,
             floor: self.floor,
             psnr_db: self.psnr_db,
+            psnr_of: self.psnr_of,
             device: self.device,
             not_measured: BTreeMap::new(),
         }
