@@ -151,7 +151,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("mine.yaml");
         let (_, text) = BUILT_IN[0];
-        let mut of = |text: String| {
+        let of = |text: String| {
             std::fs::write(&file, text).unwrap();
             protocol(file.to_str().unwrap()).map(|config| config.name).map_err(|error| error.0)
         };
