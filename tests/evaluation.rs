@@ -417,18 +417,24 @@ fn protocols_of_users() {
     // the same again is the same, and other numbers of clips are another protocol
     let again = succeed_in(at, &of("mine.yaml", &[]));
     assert_eq!(again.out, said.out);
+    // with twice as many videos the floor is of two draws, whichever way clips are drawn
+    fs::write(at.join("listed.yaml"), text.replace("runs: 3", "runs: 1\ndraw: {kind: listed}")).unwrap();
+    let listed = succeed_in(at, &of("listed.yaml", &[]));
+    assert!(listed.out.contains("floor at 4 clips") && listed.out.contains("two draws of the real"), "{}", listed.out);
     let fewer = succeed_in(at, &of("mine.yaml", &["--clips", "3"]));
     assert!(fewer.out.contains("mine@3"), "{}", fewer.out);
 
     fs::write(at.join("wrong.yaml"), text.replace("redraw: real", "redrew: real")).unwrap();
     fs::write(at.join("none.yaml"), text.replace("runs: 3", "runs: 0")).unwrap();
     fs::write(at.join("both.yaml"), text.replace("redraw: real", "redraw: both")).unwrap();
+    fs::write(at.join("same.yaml"), text.replace("redraw: real", "redraw: real\ndraw: {kind: listed}")).unwrap();
     for (protocol, word) in [
         ("fvd", "lvdm16"),
         ("nowhere.yaml", "nowhere.yaml"),
         ("wrong.yaml", "did you mean `redraw`?"),
         ("none.yaml", "runs must be at least 1"),
         ("both.yaml", "12 clips are asked for"),
+        ("same.yaml", "listed gives the same videos in each run"),
         ("lvdm1024", "evaluate-long"),
         ("lvdm16", "4 generated videos"),
     ] {

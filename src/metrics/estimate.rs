@@ -8,7 +8,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Divisor, frechet::frechet_distance_by, kernel_distance};
+use super::{Divisor, frechet::frechet_distance_by, kernel_distance, mmd::kernel_distances_without_groups};
 use crate::random::{Purpose, stream};
 
 /// Both distances of one set of clips from another.
@@ -80,9 +80,10 @@ impl Figure {
             sides.iter().map(|[real, generated]| Distances::by(real, generated, divisor)).collect::<Result<_>>()?;
         let (fvd, fvd_std) = mean_and_std(runs.iter().map(|run| run.fvd));
         let (kvd, kvd_std) = mean_and_std(runs.iter().map(|run| run.kvd));
-        let extrapolated: Vec<f64> = sides
-            .iter()
-            .map(|[real, generated]| extrapolated_fvd(real, generated, divisor, seed))
+        let subsets = SUBSETS.div_ceil(count as u64);
+        let extrapolated: Vec<f64> = (seed..)
+            .zip(&sides)
+            .map(|(seed, [real, generated])| extrapolated_fvd(real, generated, divisor, subsets, seed))
             .collect::<Result<_>>()?;
         let errors = jackknife(&sides, divisor)?;
         Ok(Figure {
@@ -139,36 +140,35 @@ pub fn jackknife(runs: &[[&Tensor; 2]], divisor: Divisor) -> Result<Option<[f64;
         let rows: Vec<i64> = (0..features.size()[0]).filter(|row| row % groups != group).collect();
         features.index_select(0, &Tensor::from_slice(&rows).to_device(features.device()))
     };
-    let left_out = |group: i64| -> Result<Distances> {
-        let of = |[real, generated]: &[&Tensor; 2]| {
-            Distances::by(&without(real, group), &without(generated, group), divisor)
-        };
-        let found: Vec<Distances> = runs.iter().map(of).collect::<Result<_>>()?;
-        let mean = |value: fn(&Distances) -> f64| mean_and_std(found.iter().map(value)).0;
-        Ok(Distances { fvd: mean(|one| one.fvd), kvd: mean(|one| one.kvd) })
+    let (mut fvds, mut kvds) = (vec![0.0; groups as usize], vec![0.0; groups as usize]);
+    for [real, generated] in runs {
+        for (group, sum) in (0..groups).zip(&mut fvds) {
+            *sum += frechet_distance_by(&without(real, group), &without(generated, group), divisor)?;
+        }
+        for (kvd, sum) in kernel_distances_without_groups(real, generated, groups)?.into_iter().zip(&mut kvds) {
+            *sum += kvd;
+        }
+    }
+    let error = |sums: Vec<f64>| {
+        let (_, std) = mean_and_std(sums.into_iter().map(|sum| sum / runs.len() as f64));
+        std.map(|std| std * ((groups - 1) as f64).sqrt())
     };
-    let found: Vec<Distances> = (0..groups).map(left_out).collect::<Result<_>>()?;
-    let error = |value: fn(&Distances) -> f64| {
-        let mean = mean_and_std(found.iter().map(value)).0;
-        let squares: f64 = found.iter().map(|one| (value(one) - mean).powi(2)).sum();
-        (squares * (groups - 1) as f64 / groups as f64).sqrt()
-    };
-    Ok(Some([error(|one| one.fvd), error(|one| one.kvd)]))
+    Ok(error(fvds).zip(error(kvds)).map(|(fvd, kvd)| [fvd, kvd]))
 }
 
 /// Sizes of subsets, as parts of all clips.
 const PARTS: [f64; 5] = [0.5, 0.6, 0.7, 0.8, 0.9];
 
-/// Subsets of each size.
+/// Subsets of each size, at least so many of all runs together.
 const SUBSETS: u64 = 4;
 
-/// FVD at infinitely many clips: the straight line of FVD over 1/N through subsets drawn without replacement, at 0
-/// (Chong & Forsyth 2020, arXiv 1911.07023). Of fewer clips than features have numbers the line is bent and its end
+/// FVD at infinitely many clips: the straight line of FVD over 1/N through subsets drawn without replacement, so many of
+/// each size, at 0 (Chong & Forsyth 2020, arXiv 1911.07023). Of fewer clips than features have numbers the line is bent and its end
 /// lies above the limit.
 ///
 /// # Errors
 /// As [`Distances::between`].
-pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, seed: u64) -> Result<f64> {
+pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, subsets: u64, seed: u64) -> Result<f64> {
     let [n, m] = [real.size()[0], generated.size()[0]];
     let mut points = vec![(2.0 / (n + m) as f64, frechet_distance_by(real, generated, divisor)?)];
     for (i, part) in PARTS.into_iter().enumerate() {
@@ -182,11 +182,11 @@ pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, see
             features.index_select(0, &Tensor::from_slice(&rows[..few as usize]).to_device(features.device()))
         };
         let mut sum = 0.0;
-        for draw in 0..SUBSETS {
+        for draw in 0..subsets {
             let (a, b) = (subset(real, few, 0, draw), subset(generated, few_generated, 1, draw));
             sum += frechet_distance_by(&a, &b, divisor)?;
         }
-        points.push((2.0 / (few + few_generated) as f64, sum / SUBSETS as f64));
+        points.push((2.0 / (few + few_generated) as f64, sum / subsets as f64));
     }
     let count = points.len() as f64;
     let mean = |value: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
