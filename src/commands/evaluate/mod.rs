@@ -72,28 +72,28 @@ pub struct Evaluate {
     #[arg(long, exclusive = true)]
     protocols: bool,
     /// Clips of each set [default: the protocol's, or as many as there are, at most 2048]
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     clips: Option<i64>,
     /// Frames of a clip [default: 16, or the run's]
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     frames: Option<i64>,
     /// Every n-th frame of the real videos [default: the protocol's, else 1]
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     frame_stride: Option<i64>,
     /// Height and width of a clip before the extractor's own resize [default: 256, or the run's]
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     resolution: Option<i64>,
     /// Another file of I3D weights in the packaged layout; its hash is part of every figure
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     extractor: Option<PathBuf>,
     /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents
     #[arg(long)]
     card: bool,
     /// Which real clips
-    #[arg(long, requires = "generated", default_value_t = 0)]
+    #[arg(long, conflicts_with = "file", default_value_t = 0)]
     seed: u64,
     /// Folder for the figures [default: one in runs/evaluation for these videos and these settings]
-    #[arg(long, requires = "generated")]
+    #[arg(long, conflicts_with = "file")]
     out: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
