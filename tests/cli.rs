@@ -128,6 +128,8 @@ fn wrong_usage_is_status_2() {
         &["sample", "run", "--out", "x", "--sampler", "euler"],
         &["verify"],
         &["evaluate"],
+        &["evaluate", "file.yaml", "--clips", "4"],
+        &["evaluate", "file.yaml", "--out", "out"],
         &["data", "pack"],
         &["encode", "run"],
         &["demo", "--device", "tpu"],

@@ -109,6 +109,121 @@ fn features_of_real_clips_are_kept() {
     assert_eq!(kept().len(), 2);
 }
 
+/// Equal data have one protocol under any path; others of the same shape have another, and other features.
+#[test]
+fn the_protocol_is_of_the_data_and_not_of_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let clips = moving_clips(12, 24, 32);
+    write_npy(&at.join("a.npy"), &clips.narrow(0, 0, 4));
+    write_npy(&at.join("other.npy"), &clips.narrow(0, 4, 4).flip([4]));
+    write_npy(&at.join("generated.npy"), &clips.narrow(0, 8, 4));
+    fs::create_dir(at.join("deep")).unwrap();
+    fs::copy(at.join("a.npy"), at.join("deep/copy.npy")).unwrap();
+    let measure = |real: &str, out: &str| {
+        let size = ["--frames", "10", "--resolution", "32", "--out", out];
+        succeed_in(at, &[&["evaluate", "--real", real, "--generated", "generated.npy"][..], &size].concat());
+        let figures = json(&at.join(out).join("figures.json"));
+        let of = |key: &str| figures[key].as_str().unwrap().to_string();
+        (of("protocol_hash"), samples(at, out), of("protocol_text"))
+    };
+    let (hash, found, text) = measure("a.npy", "first");
+    for word in
+        ["a.npy (sha256 ", "Fréchet distance", "covariances over n - 1", "unbiased MMD²", "real clips at random"]
+    {
+        assert!(text.contains(word), "`{word}` is not in {text}");
+    }
+    for real in ["./a.npy", "deep/copy.npy"] {
+        let again = measure(real, "again");
+        assert_eq!((&again.0, again.1), (&hash, found), "{real}");
+    }
+    assert_eq!(fs::read_dir(at.join("runs/features")).unwrap().count(), 1);
+    // the real clips are 4 of 10 frames out of 4 videos of 24: the floor is of as many
+    let floor = json(&at.join("first/figures.json"))["floor"].clone();
+    assert!(floor["clips"] == 4 && floor["sets"] == "parts", "{floor}");
+    fs::copy(at.join("other.npy"), at.join("a.npy")).unwrap();
+    let other = measure("a.npy", "other");
+    assert!(other.0 != hash && other.1 != found, "{other:?}");
+    // a page of both says that they do not compare
+    succeed_in(at, &["report", "first", "other", "--out", "report.html"]);
+    let page = fs::read_to_string(at.join("report.html")).unwrap();
+    assert!(page.contains(&hash) && page.contains(&other.0));
+}
+
+/// Where real videos are fewer than clips and each gives one, table and text say how many there were.
+#[test]
+fn the_number_of_real_clips_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let clips = moving_clips(10, 16, 32);
+    write_npy(&at.join("real.npy"), &clips.narrow(0, 0, 4));
+    write_npy(&at.join("generated.npy"), &clips.narrow(0, 4, 6));
+    let start = ["evaluate", "--real", "real.npy", "--generated", "generated.npy"];
+    let said = succeed_in(at, &[&start[..], &["--protocol", "stylegan-v-16", "--clips", "6"]].concat());
+    for word in ["6 clips against 4 real ones", "4 real clips where 6 are asked for", "floor at 2 clips"] {
+        assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
+    }
+    assert!(!said.err.contains("some videos give several"), "{}", said.err);
+    // of 32 px, and so are the protocol's 256 said to be
+    for word in ["real videos have 32 px and are scaled up to the 256 px", "generated videos have 32 px"] {
+        assert!(said.err.contains(word), "`{word}` is not in\n{}", said.err);
+    }
+    // another protocol goes to another folder, and the same one to the same
+    succeed_in(at, &[&start[..], &["--resolution", "32"]].concat());
+    succeed_in(at, &[&start[..], &["--resolution", "32", "--clips", "5"]].concat());
+    let folders = || fs::read_dir(at.join("runs/evaluation")).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(folders().filter(|folder| folder.join("figures.json").exists()).count(), 3);
+    succeed_in(at, &[&start[..], &["--resolution", "32"]].concat());
+    assert_eq!(folders().count(), 3);
+
+    let refused = |more: &[&str]| run_in(at, &[&start[..], more].concat());
+    assert!(refused(&["--card", "--nproc", "2"]).error(2).contains("one process"));
+    assert!(refused(&["--split", "test"]).error(2).contains("real.npy has no splits"));
+    let said = refused(&["--extractor", "nowhere.ckpt"]);
+    assert!(said.error(1).contains("nowhere.ckpt"), "{}", said.err);
+    let said = succeed_in(at, &["evaluate", "--protocols"]);
+    assert_eq!(said.out.lines().count(), 4);
+    assert!(said.out.starts_with("lvdm16: 2048 clips of 16 frames"), "{}", said.out);
+}
+
+/// An index is taken whole or by one split, and the figures say which.
+#[cfg(feature = "video")]
+#[test]
+fn a_split_of_an_index_is_measured() {
+    use lvdm::data::{
+        index::{IndexEntry, write_index},
+        write_video,
+    };
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let clips = moving_clips(6, 10, 32);
+    let entries: Vec<IndexEntry> = (0..6)
+        .map(|i| {
+            let path = at.join(format!("videos/{i}.mp4"));
+            write_video(&path, &clips.get(i), 8.0).unwrap();
+            let split = Some(if i < 3 { "train" } else { "test" }.to_string());
+            IndexEntry { path, frames: 10, width: 32, height: 32, fps: None, class: None, split }
+        })
+        .collect();
+    write_index(&at.join("index.jsonl"), &entries).unwrap();
+    write_npy(&at.join("generated.npy"), &clips.narrow(0, 0, 3));
+    let of = |more: &[&str]| {
+        let start = ["evaluate", "--real", "index.jsonl", "--generated", "generated.npy"];
+        run_in(at, &[&start[..], &["--frames", "10", "--resolution", "32", "--clips", "3"], more].concat())
+    };
+    let all = of(&[]);
+    assert!(all.err.contains("all splits: `test` (3), `train` (3)"), "{}", all.err);
+    assert!(all.out.contains("index.jsonl, all splits (sha256"), "{}", all.out);
+    let test = of(&["--split", "test"]);
+    assert!(test.out.contains("index.jsonl, split test (sha256"), "{}{}", test.out, test.err);
+    assert!(!test.err.contains("all splits"), "{}", test.err);
+    let hash = |out: &str| out[out.find("protocol ").unwrap()..].split(':').next().unwrap().to_string();
+    assert_ne!(hash(&all.out), hash(&test.out));
+    let wrong = of(&["--split", "validation"]);
+    assert!(wrong.error(2).contains("`validation`") && wrong.err.contains("`test` (3)"), "{}", wrong.err);
+}
+
 /// The same videos as a packed file, a numpy array and pictures give the same figures; as mp4 what the compression
 /// costs: within 3 % of FVD here.
 #[cfg(all(feature = "video", feature = "opencv"))]
@@ -205,6 +320,29 @@ fn runs_cards_and_reconstructions() {
     let [of_run, of_file] = ["of-run", "of-file"].map(|out| json(&at.join(out).join("figures.json")));
     assert_eq!(of_run["protocol_hash"], of_file["protocol_hash"]);
 
+    assert!(
+        said.out.contains("reconstruction of 4 clips of clips.safetensors, on which the run was trained"),
+        "{}",
+        said.out
+    );
+
+    // its mp4 files are compressed, which is said
+    #[cfg(feature = "video")]
+    {
+        let arguments =
+            ["evaluate", "--real", "clips.safetensors", "--generated", "of-run/samples", "--resolution", "16"];
+        let said = succeed_in(at, &[&arguments[..], &["--out", "of-mp4"]].concat());
+        let mp4 = samples(at, "of-mp4");
+        println!("exact {run:?}, mp4 {mp4:?}");
+        // of a run that has learned nothing they are noise, which compression takes away
+        assert!(mp4[0] / run[0] > 1.05, "{mp4:?} {run:?}");
+        assert!(said.err.contains("compressed (mp4)") && said.err.contains("16 % higher"), "{}", said.err);
+        // fewer samples leave none of more behind
+        let arguments = ["evaluate", "--real", "clips.safetensors", "--generated", "runs/diffusion", "--clips", "2"];
+        succeed_in(at, &[&arguments[..], &["--out", "of-run"]].concat());
+        assert_eq!(fs::read_dir(at.join("of-run/samples")).unwrap().count(), 2);
+    }
+
     let text = "evaluation: {clips: 4}\n\
                 real: {dataset: {kind: packed, file: clips.safetensors}, frames: 16, resolution: 16}\n\
                 generated: {kind: run, run: runs/diffusion, sampler: {kind: ddim, steps: 2, eta: 1.0}, batch: 4}\n\
@@ -279,18 +417,24 @@ fn protocols_of_users() {
     // the same again is the same, and other numbers of clips are another protocol
     let again = succeed_in(at, &of("mine.yaml", &[]));
     assert_eq!(again.out, said.out);
+    // with twice as many videos the floor is of two draws, whichever way clips are drawn
+    fs::write(at.join("listed.yaml"), text.replace("runs: 3", "runs: 1\ndraw: {kind: listed}")).unwrap();
+    let listed = succeed_in(at, &of("listed.yaml", &[]));
+    assert!(listed.out.contains("floor at 4 clips") && listed.out.contains("two draws of the real"), "{}", listed.out);
     let fewer = succeed_in(at, &of("mine.yaml", &["--clips", "3"]));
     assert!(fewer.out.contains("mine@3"), "{}", fewer.out);
 
     fs::write(at.join("wrong.yaml"), text.replace("redraw: real", "redrew: real")).unwrap();
     fs::write(at.join("none.yaml"), text.replace("runs: 3", "runs: 0")).unwrap();
     fs::write(at.join("both.yaml"), text.replace("redraw: real", "redraw: both")).unwrap();
+    fs::write(at.join("same.yaml"), text.replace("redraw: real", "redraw: real\ndraw: {kind: listed}")).unwrap();
     for (protocol, word) in [
         ("fvd", "lvdm16"),
         ("nowhere.yaml", "nowhere.yaml"),
         ("wrong.yaml", "did you mean `redraw`?"),
         ("none.yaml", "runs must be at least 1"),
         ("both.yaml", "12 clips are asked for"),
+        ("same.yaml", "listed gives the same videos in each run"),
         ("lvdm1024", "evaluate-long"),
         ("lvdm16", "4 generated videos"),
     ] {

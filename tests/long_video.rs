@@ -317,6 +317,10 @@ fn long_videos_from_the_command_line() {
     let frames: Vec<i64> = lines.iter().map(|line| line["first_frame"].as_i64().unwrap()).collect();
     assert_eq!(frames, [0, 10, 0, 10, 0, 10]);
     assert!(lines.iter().all(|line| line["fvd"].as_f64().unwrap() > 0.0 && line["kvd"].is_f64()));
+    for (line, figure) in lines.iter().flat_map(|line| [(line, "fvd"), (line, "kvd")]) {
+        let [low, high] = [0, 1].map(|end| line[format!("{figure}_interval")][end].as_f64().unwrap());
+        assert!(((low + high) / 2.0 - line[figure].as_f64().unwrap()).abs() < 1e-6 && low < high, "{line}");
+    }
     let figures: Value =
         serde_json::from_str(&std::fs::read_to_string(at.join("curves/figures.json")).unwrap()).unwrap();
     assert_eq!(figures["curves"][0]["windows"].as_array().unwrap().len(), 2);
@@ -327,6 +331,19 @@ fn long_videos_from_the_command_line() {
     for folder in ["hierarchical-w-0-1", "autoregressive", "real"] {
         assert_eq!(std::fs::read_dir(at.join("curves").join(folder).join("tensorboard")).unwrap().count(), 1);
     }
+    assert_eq!(figures["floor"]["sets"], "trained");
+    // without clips that were trained on, real clips alone give the floor
+    let text = format!(
+        "videos: 3\nframes: 23\nevaluation: {{clips: 4}}\nreal: {data}\nout: untrained\ncurves:\n\
+         - {{name: real, source: {{kind: videos, data: {data}}}}}\n"
+    );
+    std::fs::write(at.join("untrained.yaml"), text).unwrap();
+    let alone = succeed_in(at, &["evaluate-long", "untrained.yaml"]);
+    assert!(alone.out.contains("floor at ") && alone.out.contains("95 % interval of a window"), "{}", alone.out);
+    let text = std::fs::read_to_string(at.join("untrained/figures.json")).unwrap();
+    let untrained: Value = serde_json::from_str(&text).unwrap();
+    assert!(untrained["floor"]["fvd"].is_f64() && untrained["floor"]["sets"] != "trained", "{}", untrained["floor"]);
+    assert!(std::fs::read_to_string(at.join("untrained/fvd.svg")).unwrap().contains("real against real"));
     // nothing is sampled again
     let windows = at.join("curves/autoregressive/windows-00000.safetensors");
     let time = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();

@@ -10,14 +10,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use super::evaluate::{Bar, RealClips, Shared};
+use super::evaluate::{Bar, Real, RealClips, Shared, Yardsticks};
 use crate::{
     atomic_file::write_atomically,
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::{self, Launch, Ranks},
     experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
     generate::{LongVideo, forget},
-    metrics::{Distances, FeatureExtractor, Protocol},
+    metrics::{Distances, Divisor, FeatureExtractor, Floor, Interval, Protocol, about, jackknife},
     models::I3d,
     report::{Plot, Series},
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -47,12 +47,34 @@ const FIGURES_FILE: &str = "figures.json";
 /// So many videos of each curve are kept as mp4 and as a strip of pictures.
 const SHOWN: u64 = 4;
 
+/// What was measured of one window of a curve's videos.
+#[derive(Debug, Serialize)]
+struct Window {
+    #[serde(flatten)]
+    distances: Distances,
+    /// 95 % by the jackknife; none of fewer than three clips.
+    fvd_interval: Option<Interval>,
+    kvd_interval: Option<Interval>,
+}
+
+impl Window {
+    /// Of features of real clips and of one window's.
+    fn of(real: &Tensor, window: &Tensor, divisor: Divisor) -> Result<Self> {
+        let distances = Distances::by(real, window, divisor)?;
+        let errors = jackknife(&[[real, window]], divisor)?;
+        Ok(Window {
+            distances,
+            fvd_interval: errors.map(|[error, _]| about(distances.fvd, error)),
+            kvd_interval: errors.map(|[_, error]| about(distances.kvd, error)),
+        })
+    }
+}
+
 /// What was measured of one curve.
 #[derive(Debug, Serialize)]
 struct Measured {
     name: String,
-    /// Window by window.
-    windows: Vec<Distances>,
+    windows: Vec<Window>,
     /// Mean absolute difference of neighbouring frames, in grey levels.
     motion: f64,
     /// The same where decoded chunks meet, over its median elsewhere; only of sampled videos.
@@ -62,10 +84,18 @@ struct Measured {
 }
 
 impl Measured {
+    /// Half the width of the interval of a window, which half of the windows exceed.
+    fn half_width(&self, interval: fn(&Window) -> Option<Interval>) -> Option<f64> {
+        let mut widths: Vec<f64> =
+            self.windows.iter().filter_map(interval).map(|[low, high]| (high - low) / 2.0).collect();
+        widths.sort_by(f64::total_cmp);
+        widths.get(widths.len() / 2).copied()
+    }
+
     /// How much worse the last quarter of the windows is than the first, in KVD.
     fn degradation(&self) -> f64 {
         let quarter = self.windows.len().div_ceil(4);
-        let mean = |windows: &[Distances]| windows.iter().map(|d| d.kvd).sum::<f64>() / windows.len() as f64;
+        let mean = |windows: &[Window]| windows.iter().map(|w| w.distances.kvd).sum::<f64>() / windows.len() as f64;
         mean(&self.windows[self.windows.len() - quarter..]) - mean(&self.windows[..quarter])
     }
 }
@@ -85,20 +115,21 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
     let config = &experiment.protocol()?;
     let extractor = I3d::load(config.extractor.as_deref(), device)?;
     let shared = Shared { extractor: &extractor, device, ranks };
-    let mut bar = Bar::new("real clips", config.clips * (1 + i64::from(train.is_some())), ranks);
-    let mut of = |data: &DataConfig| RealClips::new(data, *seed)?.features(config, shared, &mut bar);
-    let real_features = of(real)?;
-    let floor = match train {
+    let real_clips = RealClips::new(real, config, *seed)?;
+    let work = real_clips.work(Yardsticks::default(), train.is_some()) + train.as_ref().map_or(0, |_| config.clips);
+    let mut bar = Bar::new("real clips", work, ranks);
+    let trained = match train {
         None => None,
-        Some(train) => Some(Distances::by(&real_features, &of(train)?, config.covariance)?),
+        Some(train) => Some(RealClips::new(train, config, *seed)?.features(shared, &mut bar)?),
     };
+    let Real { sets, floor, .. } = real_clips.measure(shared, Yardsticks::default(), trained.as_ref(), &mut bar)?;
     bar.finish();
 
     let mut measured = Vec::new();
     for curve in curves {
         let found = Windows { experiment, curve, extractor: &extractor, ranks, device }.measure()?;
-        let windows: Vec<Distances> = (0..found.features.size()[1])
-            .map(|i| Distances::by(&real_features, &found.features.select(1, i), config.covariance))
+        let windows: Vec<Window> = (0..found.features.size()[1])
+            .map(|i| Window::of(&sets[0], &found.features.select(1, i), config.covariance))
             .collect::<Result<_>>()?;
         measured.push(Measured {
             name: curve.name.clone(),
@@ -108,12 +139,12 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
             settings: found.settings,
         });
     }
-    let protocol = Protocol::new(config, real, *seed, &extractor);
+    let protocol = real_clips.protocol(&extractor);
     if !ranks.is_first() {
         return Ok(());
     }
-    write(experiment, &protocol, floor, &measured, device)?;
-    print(experiment, &protocol, floor, &measured);
+    write(experiment, &protocol, floor.as_ref(), &measured, device)?;
+    print(experiment, &protocol, floor.as_ref(), &measured);
     println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
     Ok(())
 }
@@ -363,7 +394,7 @@ fn subtitle(experiment: &LongEvaluationExperiment, protocol: &Protocol) -> Strin
 fn write(
     experiment: &LongEvaluationExperiment,
     protocol: &Protocol,
-    floor: Option<Distances>,
+    floor: Option<&Floor>,
     measured: &[Measured],
     device: Device,
 ) -> Result<()> {
@@ -371,9 +402,11 @@ fn write(
     let mut lines = String::new();
     for (curve, found) in curves.iter().zip(measured) {
         let mut log = RunLogger::open(&out.join(curve.folder()), None)?;
-        for (window, Distances { fvd, kvd }) in found.windows.iter().enumerate() {
-            let frame = window as i64 * real.frames;
-            let line = json!({"curve": found.name, "first_frame": frame, "fvd": fvd, "kvd": kvd});
+        for (i, window) in found.windows.iter().enumerate() {
+            let Window { distances: Distances { fvd, kvd }, fvd_interval, kvd_interval } = window;
+            let frame = i as i64 * real.frames;
+            let line = json!({"curve": found.name, "first_frame": frame, "fvd": fvd, "kvd": kvd,
+                "fvd_interval": fvd_interval, "kvd_interval": kvd_interval});
             lines.push_str(&format!("{line}\n"));
             log.scalars(frame, &[("window_fvd", *fvd), ("window_kvd", *kvd)])?;
         }
@@ -387,7 +420,7 @@ fn write(
     let text = serde_json::to_string_pretty(&figures)?;
     write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
     let figure = |name: &str, value: fn(&Distances) -> f64| {
-        let point = |(i, d): (usize, &Distances)| ((i as i64 * real.frames) as f64, value(d));
+        let point = |(i, window): (usize, &Window)| ((i as i64 * real.frames) as f64, value(&window.distances));
         let series = measured.iter().map(|found| Series {
             name: found.name.clone(),
             points: found.windows.iter().enumerate().map(point).collect(),
@@ -398,7 +431,7 @@ fn write(
             x_label: "first frame of the window".into(),
             y_label: format!("{name} (lower is better)"),
             series: series.collect(),
-            level: floor.map(|floor| ("clips that were trained on".into(), value(&floor))),
+            level: floor.map(|floor| (format!("real against real, {} clips", floor.clips), value(&floor.distances))),
         };
         plot.write(&out.join(name.to_lowercase()))
     };
@@ -406,7 +439,7 @@ fn write(
     figure("KVD", |d| d.kvd)
 }
 
-fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Option<Distances>, measured: &[Measured]) {
+fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Option<&Floor>, measured: &[Measured]) {
     let width = measured.iter().map(|found| found.name.chars().count()).fold(20, usize::max);
     let head = |text: fn(&Measured) -> &str| {
         measured.iter().map(|found| format!("  {:>width$}", text(found))).collect::<String>()
@@ -415,18 +448,22 @@ fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Opti
     println!("{:>11}{}", "first frame", head(|_| "FVD       KVD"));
     for window in 0..measured.iter().map(|found| found.windows.len()).max().unwrap_or(0) {
         let cell = |found: &Measured| {
-            let text = found.windows.get(window).map_or(String::new(), |d| format!("{:.1} {:9.2}", d.fvd, d.kvd));
-            format!("  {text:>width$}")
+            let text = found.windows.get(window).map(|w| format!("{:.1} {:9.2}", w.distances.fvd, w.distances.kvd));
+            format!("  {:>width$}", text.unwrap_or_default())
         };
         let row: String = measured.iter().map(cell).collect();
         println!("{:>11}{row}", window as i64 * experiment.real.frames);
     }
-    if let Some(Distances { fvd, kvd }) = floor {
-        println!("clips that were trained on: FVD {fvd:.1}, KVD {kvd:.2}");
+    if let Some(floor) = floor {
+        println!("{}", floor.line());
     }
     for found in measured {
         let seam = found.seam.map_or(String::new(), |seam| format!(", at seams {seam:.2} of the median elsewhere"));
         let Measured { name, motion, .. } = found;
+        let widths = [found.half_width(|w| w.fvd_interval), found.half_width(|w| w.kvd_interval)];
+        if let [Some(fvd), Some(kvd)] = widths {
+            println!("{name}: 95 % interval of a window (jackknife, median): FVD ± {fvd:.1}, KVD ± {kvd:.2}");
+        }
         println!("{name}: KVD of the last quarter minus that of the first {:+.2}", found.degradation());
         println!("{name}: neighbouring frames differ by {motion:.2} grey levels{seam}");
     }

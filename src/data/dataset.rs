@@ -4,11 +4,13 @@
 
 use std::{
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,7 +20,7 @@ use super::{
     folder::Folder,
     frame_folder::{FrameFolder, pictures_in},
     frames::Frames,
-    index::Indexed,
+    index::{Indexed, read_index, splits},
     numpy::{Numpy, NumpyFile, NumpyVideo},
     packed::{Packed, PackedFile, PackedVideo},
     video_file::VideoReader,
@@ -39,26 +41,29 @@ pub struct Listing {
     pub left_out: usize,
 }
 
+/// Bytes of a block that a fingerprint looks at.
+const BLOCK: u64 = 4096;
+
+/// Blocks of a data set that a fingerprint looks at: 16 MiB. Of more files than this it looks at one block each.
+const BLOCKS: usize = 4096;
+
 impl Listing {
-    /// SHA-256 over the names of the videos and over path, size and time of change of their files: equal as long as
-    /// nobody touched the data.
+    /// What the data are, wherever they lie and whatever their files are called: SHA-256 over the videos in their order,
+    /// each by its captions and by its file's size and some blocks of 4 KiB spread over it. A set of up to 16 MiB is
+    /// read whole. Of a video that is a folder of pictures it is their number, and the first, middle and last one.
     ///
     /// Errors: a file that is no longer there.
     pub fn fingerprint(&self) -> Result<String> {
+        let mut sources: Vec<&Source> = self.videos.iter().map(|video| &video.source).collect();
+        sources.dedup_by(|one, other| one.array().is_some() && one.array() == other.array());
+        let blocks = (BLOCKS / sources.len().max(1)).max(1) as u64;
+        let digests = sources.par_iter().map(|source| source.digest(blocks)).collect::<Result<Vec<_>>>()?;
         let mut hash = Sha256::new();
-        let mut last = None;
+        hash.update(format!("{} videos in {}\n", self.videos.len(), sources.len()));
         for video in &self.videos {
-            hash.update(format!("{}\n", video.name));
-            for path in video.source.files() {
-                // all videos of one file
-                if last == Some(path) {
-                    continue;
-                }
-                last = Some(path);
-                let told = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?;
-                hash.update(format!("{} {} {:?}\n", path.display(), told.len(), told.modified()?));
-            }
+            hash.update(format!("{:?}\n", video.caption));
         }
+        digests.iter().for_each(|digest| hash.update(digest));
         Ok(format!("{:x}", hash.finalize()))
     }
 }
@@ -97,14 +102,32 @@ pub enum Source {
 }
 
 impl Source {
-    /// Where the frames lie.
-    fn files(&self) -> &[PathBuf] {
+    /// The file that this video shares with the others of an array.
+    fn array(&self) -> Option<&Path> {
         match self {
-            Self::File(path) | Self::PictureFolder(path) => std::slice::from_ref(path),
-            Self::Frames(pictures) => pictures,
-            Self::Numpy { file, .. } => std::slice::from_ref(file.path()),
-            Self::Packed { file, .. } => std::slice::from_ref(file.path()),
+            Self::Numpy { file, .. } => Some(file.path()),
+            Self::Packed { file, .. } => Some(file.path()),
+            Self::File(_) | Self::Frames(_) | Self::PictureFolder(_) => None,
         }
+    }
+
+    /// Of the sizes of its files and of so many blocks of each.
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        let mut hash = Sha256::new();
+        let of_pictures = |pictures: &[PathBuf], hash: &mut Sha256| -> Result<()> {
+            hash.update(format!("{} pictures\n", pictures.len()));
+            let mut places = vec![0, pictures.len() / 2, pictures.len().saturating_sub(1)];
+            places.dedup();
+            places.iter().filter_map(|&place| pictures.get(place)).try_for_each(|path| look_at(path, blocks, hash))
+        };
+        match self {
+            Self::File(path) => look_at(path, blocks, &mut hash)?,
+            Self::Frames(pictures) => of_pictures(pictures, &mut hash)?,
+            Self::PictureFolder(folder) => of_pictures(&pictures_in(folder)?, &mut hash)?,
+            Self::Numpy { file, .. } => look_at(file.path(), blocks, &mut hash)?,
+            Self::Packed { file, .. } => look_at(file.path(), blocks, &mut hash)?,
+        }
+        Ok(hash.finalize().to_vec())
     }
 
     /// Opens the video for reading.
@@ -117,6 +140,23 @@ impl Source {
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
     }
+}
+
+/// The size of a file, and so many blocks of it: the first, the last and others at equal distances; one is the middle.
+fn look_at(path: &Path, blocks: u64, hash: &mut Sha256) -> Result<()> {
+    let name = || format!("cannot look at {}", path.display());
+    let file = fs::File::open(path).with_context(name)?;
+    let size = file.metadata().with_context(name)?.len();
+    hash.update(format!("{size} bytes\n"));
+    let mut bytes = vec![0; BLOCK.min(size) as usize];
+    let (last, blocks) = (size - bytes.len() as u64, blocks.min(size.div_ceil(BLOCK)));
+    for block in 0..blocks {
+        let start =
+            if blocks == 1 { last / 2 } else { (u128::from(last) * u128::from(block) / u128::from(blocks - 1)) as u64 };
+        file.read_exact_at(&mut bytes, start).with_context(name)?;
+        hash.update(&bytes);
+    }
+    Ok(())
 }
 
 /// The datasets there are.
@@ -172,10 +212,53 @@ impl DatasetConfig {
         if let Err(no_videos) = (Folder { root: root.clone() }).videos() {
             return match (Frames { root: root.clone() }).videos() {
                 Ok(_) => Ok(Self::Frames { root }),
-                Err(no_frames) => anyhow::bail!("{no_videos}; {no_frames}"),
+                Err(no_frames) => bail!("{no_videos}; {no_frames}"),
             };
         }
         Ok(Self::Folder { root })
+    }
+
+    /// The same, one split of it.
+    ///
+    /// Errors: a dataset without splits; an index without this one, with those that it has.
+    pub fn of_split(self, wanted: &str) -> Result<Self> {
+        let Self::Indexed { file, .. } = self else {
+            bail!("--split {wanted}: {} has no splits; an index has (.jsonl, lvdm data prepare)", self.line())
+        };
+        let set = Indexed { file: file.clone(), split: Some(wanted.into()), least_frames: 0 };
+        set.videos().context("--split")?;
+        Ok(Self::Indexed { file, split: set.split })
+    }
+
+    /// The splits of an index that is taken whole, each with its number of videos; else none.
+    ///
+    /// Errors: a file that is missing or no index.
+    pub fn splits_taken(&self) -> Result<Vec<String>> {
+        match self {
+            Self::Indexed { file, split: None } => Ok(splits(&read_index(file)?)),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Its file or folder.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } | Self::Webvid { root, .. } => {
+                root
+            }
+            Self::Indexed { file, .. } | Self::Numpy { file } | Self::Packed { file } => file,
+        }
+    }
+
+    /// Where it is, and which split, for people.
+    pub fn line(&self) -> String {
+        match self {
+            Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } => root.display().to_string(),
+            Self::Webvid { table, root } => format!("{} in {}", table.display(), root.display()),
+            Self::Indexed { file, split: None } => format!("{}, all splits", file.display()),
+            Self::Indexed { file, split: Some(split) } => format!("{}, split {split}", file.display()),
+            Self::Numpy { file } | Self::Packed { file } => file.display().to_string(),
+        }
     }
 
     /// The dataset's videos, for such clips.
@@ -308,6 +391,45 @@ pub(super) fn ensure_folder(root: &Path, wanted: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The same data are the same anywhere under any name; other bytes in as many are not.
+    #[test]
+    fn a_fingerprint_is_of_what_the_data_are() {
+        let folder = tempfile::tempdir().unwrap();
+        let listing = |paths: &[&str]| -> Listing {
+            let entry = |path: &&str| VideoEntry {
+                name: path.to_string(),
+                source: Source::File(folder.path().join(path)),
+                caption: None,
+            };
+            paths.iter().map(entry).collect::<Vec<_>>().into()
+        };
+        let write = |path: &str, bytes: &[u8]| {
+            let path = folder.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let mut bytes: Vec<u8> = (0..3 * BLOCK + 5).map(|i| (i % 251) as u8).collect();
+        for path in ["a/x.mp4", "b/deep/renamed.mp4"] {
+            write(path, &bytes);
+        }
+        for path in ["a/empty.mp4", "b/deep/y.mp4"] {
+            write(path, b"");
+        }
+        let first = listing(&["a/x.mp4", "a/empty.mp4"]).fingerprint().unwrap();
+        assert_eq!(listing(&["b/deep/renamed.mp4", "b/deep/y.mp4"]).fingerprint().unwrap(), first);
+        assert_ne!(listing(&["a/empty.mp4", "a/x.mp4"]).fingerprint().unwrap(), first);
+        assert_ne!(listing(&["a/x.mp4"]).fingerprint().unwrap(), first);
+        for place in [0, BLOCK as usize + 7, bytes.len() - 1] {
+            bytes[place] ^= 1;
+            write("a/x.mp4", &bytes);
+            assert_ne!(listing(&["a/x.mp4", "a/empty.mp4"]).fingerprint().unwrap(), first, "byte {place}");
+            bytes[place] ^= 1;
+        }
+        write("a/x.mp4", &bytes);
+        assert_eq!(listing(&["a/x.mp4", "a/empty.mp4"]).fingerprint().unwrap(), first);
+        assert!(listing(&["a/none.mp4"]).fingerprint().is_err());
+    }
 
     #[test]
     fn a_configuration_is_strict_and_has_defaults() {

@@ -82,6 +82,15 @@ pub fn write_index(path: &Path, entries: &[IndexEntry]) -> Result<()> {
     })
 }
 
+/// Each split, with its number of videos: "`train` (9537)".
+pub(super) fn splits(entries: &[IndexEntry]) -> Vec<String> {
+    let mut splits: BTreeMap<&str, usize> = BTreeMap::new();
+    for entry in entries {
+        *splits.entry(entry.split.as_deref().unwrap_or("none")).or_default() += 1;
+    }
+    splits.iter().map(|(split, count)| format!("`{split}` ({count})")).collect()
+}
+
 /// The videos of an index, in its order.
 pub struct Indexed {
     /// The index, JSON lines.
@@ -97,17 +106,13 @@ impl VideoDataset for Indexed {
         let all = read_index(&self.file)?;
         let name = self.file.display();
         ensure!(!all.is_empty(), "the index {name} is empty");
-        let mut splits: BTreeMap<&str, usize> = BTreeMap::new();
-        for entry in &all {
-            *splits.entry(entry.split.as_deref().unwrap_or("none")).or_default() += 1;
-        }
         let wanted = |entry: &&IndexEntry| self.split.is_none() || entry.split == self.split;
         let chosen: Vec<&IndexEntry> = all.iter().filter(wanted).collect();
         ensure!(
             !chosen.is_empty(),
             "{name} has no videos of the split `{}`; it has {}",
             self.split.as_deref().unwrap_or_default(),
-            splits.iter().map(|(split, count)| format!("`{split}` ({count})")).collect::<Vec<_>>().join(", ")
+            splits(&all).join(", ")
         );
         let long: Vec<VideoEntry> = chosen
             .iter()

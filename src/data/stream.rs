@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rand::{RngExt, seq::SliceRandom};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -50,11 +51,25 @@ impl Draw {
         }
     }
 
+    /// What a file calls it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Draw::Random => "random",
+            Draw::Listed => "listed",
+            Draw::Beginnings => "beginnings",
+            Draw::Windows { .. } => "windows",
+        }
+    }
+
     /// Whether clips come without end.
     pub fn is_endless(self) -> bool {
         self == Draw::Random
     }
 }
+
+/// Steps of the generator of [`Purpose::Evaluation`]: the order of videos that are divided, and the place.
+const PARTS_ORDER: u64 = 2;
+const PARTS_PLACE: u64 = 3;
 
 /// The clips of a dataset under a draw.
 pub struct ClipStream {
@@ -70,7 +85,8 @@ enum Rest {
 /// Videos one after the other, the next ones being decoded by threads.
 struct InOrder {
     pool: ThreadPool,
-    videos: std::iter::Enumerate<std::vec::IntoIter<VideoEntry>>,
+    /// Each with a number of its own.
+    videos: std::vec::IntoIter<(u64, VideoEntry)>,
     /// The clips of each video whose turn it is or comes soon, then none, or why there are no more.
     ahead: VecDeque<Receiver<Result<Option<Vec<u8>>>>>,
     cut: Cut,
@@ -81,8 +97,15 @@ struct InOrder {
 #[derive(Clone, Copy)]
 struct Cut {
     spec: ClipSpec,
-    draw: Draw,
+    places: Places,
     seed: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Places {
+    Drawn(Draw),
+    /// One clip of either part of the video, out of so many videos.
+    Parts(u64),
 }
 
 impl ClipStream {
@@ -95,14 +118,33 @@ impl ClipStream {
         let rest = match draw {
             Draw::Random => Rest::Random(Box::new(FixedClips::fitted(config, fit, seed)?)),
             _ => {
-                let videos = config.videos()?.videos.into_iter().enumerate();
-                let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).panic_handler(|_| ()).build();
-                let pool = pool.context("cannot start the decoding threads")?;
-                let (ahead, cut) = (VecDeque::new(), Cut { spec, draw, seed });
-                Rest::InOrder(InOrder { pool, videos, ahead, cut, stop: Arc::default() })
+                let videos = (0..).zip(config.videos()?.videos).collect();
+                Rest::InOrder(InOrder::new(config, videos, Cut { spec, places: Places::Drawn(draw), seed })?)
             }
         };
         Ok(Self { spec, rest })
+    }
+
+    /// Clips for two sets, which take turns, at most `pairs` and at least half as many where half of the videos are
+    /// long enough. Each video is divided at a random place, the same one whenever its turn comes: one set has clips of
+    /// the part before, the other of the part behind, so the sets may share videos and share no frame. Videos that do
+    /// not hold two clips are passed over.
+    ///
+    /// Errors: as `new`.
+    pub fn parts(config: &DataConfig, fit: Fit, seed: u64, pairs: i64) -> Result<Self> {
+        let spec = ClipSpec { fit, ..config.clip()? };
+        let all = config.videos()?.videos;
+        let count = all.len() as u64;
+        let mut visits = Vec::new();
+        for epoch in 0..(2 * pairs as u64).div_ceil(count.max(1)) {
+            let mut order: Vec<u64> = (0..count).collect();
+            order.shuffle(&mut stream(seed, Purpose::Evaluation, epoch, PARTS_ORDER));
+            visits.extend(order.iter().map(|&video| (epoch * count + video, all[video as usize].clone())));
+        }
+        Ok(Self {
+            spec,
+            rest: Rest::InOrder(InOrder::new(config, visits, Cut { spec, places: Places::Parts(count), seed })?),
+        })
     }
 
     /// The next clip, unsigned bytes `[1, 3, F, H, W]`; none when all were drawn. A video that is corrupt or too
@@ -136,6 +178,12 @@ impl ClipStream {
 }
 
 impl InOrder {
+    fn new(config: &DataConfig, videos: Vec<(u64, VideoEntry)>, cut: Cut) -> Result<Self> {
+        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).panic_handler(|_| ()).build();
+        let pool = pool.context("cannot start the decoding threads")?;
+        Ok(InOrder { pool, videos: videos.into_iter(), ahead: VecDeque::new(), cut, stop: Arc::default() })
+    }
+
     fn next(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
             while self.ahead.len() <= self.pool.current_num_threads()
@@ -145,7 +193,7 @@ impl InOrder {
                 let (sender, receiver) = sync_channel(2);
                 let (cut, stop) = (self.cut, self.stop.clone());
                 self.pool.spawn_fifo(move || {
-                    let end = cut.clips_of(&video, number as u64, &sender, &stop).map(|()| None);
+                    let end = cut.clips_of(&video, number, &sender, &stop).map(|()| None);
                     let _ = sender.send(end.with_context(|| format!("skipped {}", video.name)));
                 });
                 self.ahead.push_back(receiver);
@@ -180,8 +228,20 @@ impl Cut {
         to: &SyncSender<Result<Option<Vec<u8>>>>,
         stop: &AtomicBool,
     ) -> Result<()> {
-        let Cut { spec, draw, seed } = self;
+        let Cut { spec, places, seed } = self;
         let mut source = video.source.open()?;
+        let draw = match places {
+            Places::Drawn(draw) => draw,
+            Places::Parts(videos) => {
+                let starts = self.starts_in_parts(source.frames(), number, videos);
+                let read = |start| Ok(spec.fit(&source.read(start, spec.frames, spec.frame_stride)?));
+                // both or none: the sets take turns
+                for clip in starts.into_iter().flatten().map(read).collect::<Result<Vec<_>>>()? {
+                    let _ = to.send(Ok(Some(clip)));
+                }
+                return Ok(());
+            }
+        };
         // a place is drawn in any case: that says what is too short
         let random = spec.start(source.frames(), &mut stream(seed, Purpose::Crop, number, 0))?;
         let mut start = if draw == Draw::Listed { random } else { 0 };
@@ -194,6 +254,27 @@ impl Cut {
             }
         }
         Ok(())
+    }
+}
+
+impl Cut {
+    /// First frames of a clip for either set, none where the video does not hold two. A video's number grows by `videos`
+    /// from turn to turn.
+    fn starts_in_parts(self, frames: i64, number: u64, videos: u64) -> Option<[i64; 2]> {
+        let Cut { spec, seed, .. } = self;
+        // a packed video rounds starts down to a frame that it has, by less than a stride
+        let (span, gap) = (spec.span(), spec.frame_stride - 1);
+        let last_border = frames - span - gap;
+        if last_border < span {
+            return None;
+        }
+        let mut divided = stream(seed, Purpose::Evaluation, number % videos, PARTS_PLACE);
+        let border = divided.random_range(span..=last_border);
+        let turned = divided.random_bool(0.5);
+        let mut place = stream(seed, Purpose::Crop, number, 1);
+        let before = place.random_range(0..=border - span);
+        let behind = place.random_range(border + gap..=frames - span);
+        Some(if turned { [behind, before] } else { [before, behind] })
     }
 }
 
@@ -250,6 +331,25 @@ mod tests {
         assert_eq!(stream.several(2).unwrap().unwrap().size()[0], 2);
         assert_eq!(stream.several(2).unwrap().unwrap().size()[0], 1);
         assert!(stream.several(2).unwrap().is_none());
+    }
+
+    /// Two sets of the same videos never share a frame, whichever epoch; a video too short for both gives to neither.
+    #[test]
+    fn parts_share_videos_and_no_frame() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = DataConfig { frames: 2, ..packed(folder.path()) };
+        let mut stream = ClipStream::parts(&config, Fit::default(), 3, 12).unwrap();
+        let mut seen = [vec![], vec![]];
+        for clip in 0..24 {
+            let clips = stream.next().unwrap().unwrap();
+            seen[clip % 2].extend([0, 1].map(|f| clips.int64_value(&[0, 1, f, 4, 4]) / 5));
+        }
+        assert!(seen[0].iter().all(|frame| !seen[1].contains(frame)), "{seen:?}");
+        for side in &seen {
+            assert!((0..3).all(|video| side.iter().any(|frame| frame / 10 == video)), "{seen:?}");
+        }
+        let short = DataConfig { frames: 4, ..config };
+        assert!(ClipStream::parts(&short, Fit::default(), 3, 12).unwrap().next().unwrap().is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
 
 use super::{Mistake, parse, read};
 use crate::{data::DataConfig, metrics::ProtocolConfig};
@@ -39,7 +40,46 @@ pub fn protocol(name: &str) -> Result<ProtocolConfig, Mistake> {
         }
     };
     config.validate().map_err(|error| Mistake(format!("{name}: {error:#}")))?;
+    // a known name says what was measured
+    let known =
+        built_in_protocols().into_iter().find(|known| Some(known.name.as_str()) == config.name.split('@').next());
+    if let Some(known) = known.filter(|known| known.clone().at(config.clips) != config) {
+        return Err(Mistake(format!(
+            "{name}: name: {} is a known protocol, and this one differs from it: give it a name of its own (lvdm \
+             evaluate --protocols lists the known ones)",
+            known.name
+        )));
+    }
     Ok(config)
+}
+
+/// Real and generated data of an experiment that follows a protocol take from it what they do not say themselves.
+///
+/// # Errors
+/// As [`protocol`].
+pub(super) fn complete(experiment: &mut Value) -> Result<(), Mistake> {
+    let named = experiment.get("evaluation").and_then(|evaluation| evaluation.get("protocol")).and_then(Value::as_str);
+    let Some(named) = named else { return Ok(()) };
+    let config = protocol(named)?;
+    let fill = |data: Option<&mut Value>, stride: Option<i64>| {
+        let Some(Value::Mapping(data)) = data else { return };
+        let known =
+            [("frames", Some(config.frames)), ("resolution", Some(config.resolution)), ("frame_stride", stride)];
+        for (key, value) in known {
+            if let Some(value) = value {
+                data.entry(key.into()).or_insert(value.into());
+            }
+        }
+    };
+    for set in ["real", "train"] {
+        fill(experiment.get_mut(set), config.frame_stride);
+    }
+    // generated videos lie frame by frame
+    fill(experiment.get_mut("generated").and_then(|generated| generated.get_mut("data")), None);
+    for curve in experiment.get_mut("curves").and_then(Value::as_sequence_mut).into_iter().flatten() {
+        fill(curve.get_mut("source").and_then(|source| source.get_mut("data")), None);
+    }
+    Ok(())
 }
 
 /// How an evaluation measures: by a protocol, or simply so many clips.
@@ -103,6 +143,51 @@ mod tests {
         assert_eq!(EvaluationConfig::default().resolve(&real(16)).unwrap().clips, 2048);
         assert_eq!(EvaluationConfig::plain(7).resolve(&real(9)).unwrap().frames, 9);
         assert!(EvaluationConfig::plain(1).resolve(&real(9)).is_err());
+    }
+
+    /// Whoever writes lvdm16 means lvdm16.
+    #[test]
+    fn a_known_name_is_not_given_to_another_protocol() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("mine.yaml");
+        let (_, text) = BUILT_IN[0];
+        let of = |text: String| {
+            std::fs::write(&file, text).unwrap();
+            protocol(file.to_str().unwrap()).map(|config| config.name).map_err(|error| error.0)
+        };
+        assert_eq!(of(text.into()).unwrap(), "lvdm16");
+        assert_eq!(of(text.replace("runs: 10", "runs: 9").replace("name: lvdm16", "name: nine")).unwrap(), "nine");
+        for other in [text.replace("runs: 10", "runs: 9"), text.replace("name: lvdm16", "name: lvdm16@5")] {
+            let error = of(other).unwrap_err();
+            assert!(error.contains("name of its own"), "{error}");
+        }
+    }
+
+    /// What a protocol says need not be said again; said otherwise it is a mistake.
+    #[test]
+    fn data_take_from_the_protocol_what_they_do_not_say() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "{evaluation: {protocol: stylegan-v-16}, real: {dataset: {kind: folder, root: a}}, out: o, \
+                    train: {dataset: {kind: folder, root: b}, workers: 3}, \
+                    generated: {kind: clips, data: {dataset: {kind: folder, root: c}}}}";
+        let file = folder.path().join("evaluate.yaml");
+        std::fs::write(&file, text).unwrap();
+        let load = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+            read::<crate::experiment::EvaluationExperiment>(&file, &overrides)
+        };
+        let found = load(&[]).unwrap();
+        let train = found.train.clone().unwrap();
+        assert_eq!((found.real.frames, found.real.resolution, train.resolution, train.workers), (16, 256, 256, 3));
+        found.protocol().unwrap();
+        let other = load(&["evaluation.protocol=stylegan-v-128"]).unwrap();
+        assert_eq!((other.real.frames, other.protocol().unwrap().frames), (128, 128));
+        let error = format!("{:#}", load(&["real.resolution=32"]).unwrap().protocol().unwrap_err());
+        assert!(error.contains("resolution is 32") && error.contains("says 256"), "{error}");
+        let error = load(&["evaluation.protocol=null"]).unwrap_err().0;
+        assert!(error.contains("missing field `frames`"), "{error}");
+        let error = load(&["evaluation.protocol=fvd"]).unwrap_err().0;
+        assert!(error.contains("evaluation.protocol: there is no protocol `fvd`"), "{error}");
     }
 
     #[test]

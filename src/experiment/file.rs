@@ -30,6 +30,8 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     for text in overrides {
         overridden.push(replace(&mut value, text)?);
     }
+    super::evaluation::complete(&mut value)
+        .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
     let blamed = |o: &&Vec<String>, path: &[String]| !path.is_empty() && (path.starts_with(o) || o.starts_with(path));
     let place = |path: &[String]| match overridden.iter().find(|o| blamed(o, path)) {
         Some(key) if line_of(text, path).is_none() || path == key.as_slice() => format!("override `{}`", key.join(".")),
@@ -54,7 +56,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
             return Mistake(format!("{}: unknown key `{}`; did you mean `{missing}`?", place(&path), path.join(".")));
         }
         let key = if path.is_empty() { String::new() } else { format!("`{}`: ", path.join(".")) };
-        Mistake(format!("{}: {key}{message}{}", place(&path), suggestion(&message)))
+        Mistake(format!("{}: {key}{message}{}{}", place(&path), suggestion(&message), unsaid(&path, &message)))
     })?;
     // what the type wrote back is what it read: a key of the file that is missing there was not read
     let known = serde_yaml::to_value(&typed).map_err(|error| Mistake(format!("{name}: {error}")))?;
@@ -178,6 +180,17 @@ fn suggestion(message: &str) -> String {
     match nearest(&wrong, expected.split('`').skip(1).step_by(2)) {
         Some(near) => format!("; did you mean `{near}`?"),
         None => String::new(),
+    }
+}
+
+/// For data of an evaluation that lack what a protocol would say.
+fn unsaid(path: &[String], message: &str) -> &'static str {
+    let of_evaluation =
+        path.first().is_some_and(|key| matches!(key.as_str(), "real" | "train" | "generated" | "curves"));
+    let missing = quoted(message, "missing field `");
+    match of_evaluation && missing.is_some_and(|key| matches!(key.as_str(), "frames" | "resolution")) {
+        true => "; no `protocol` of `evaluation` says it either",
+        false => "",
     }
 }
 

@@ -3,12 +3,12 @@
 //! FVD is biased: fewer clips give a larger one, so a resampling that repeats clips (the bootstrap) misses its own
 //! estimate. Everything here leaves clips out instead.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::{Divisor, frechet::frechet_distance_by, kernel_distance};
+use super::{Divisor, frechet::frechet_distance_by, kernel_distance, mmd::kernel_distances_without_groups};
 use crate::random::{Purpose, stream};
 
 /// Both distances of one set of clips from another.
@@ -55,12 +55,12 @@ pub struct Figure {
     pub kvd_std: Option<f64>,
     /// Every run.
     pub runs: Vec<Distances>,
-    /// 95 % by the jackknife on the first run, about its own figure: what other clips of both sides would move. None of
-    /// fewer than three clips.
+    /// 95 % by the jackknife about the mean of all runs: what other clips of both sides would move. None of fewer than
+    /// three clips.
     pub fvd_interval: Option<Interval>,
-    /// Of the first run.
+    /// As that of FVD.
     pub kvd_interval: Option<Interval>,
-    /// FVD extrapolated to infinitely many clips, of the first run.
+    /// FVD extrapolated to infinitely many clips, the mean over runs.
     pub fvd_extrapolated: f64,
     /// Clips of the real and of the generated side.
     pub clips: [i64; 2],
@@ -72,26 +72,29 @@ impl Figure {
     /// # Errors
     /// As [`Distances::between`].
     pub fn of(real: &[Tensor], generated: &[Tensor], divisor: Divisor, seed: u64) -> Result<Self> {
-        let count = real.len().max(generated.len());
         ensure!(!real.is_empty() && !generated.is_empty(), "a side without clips");
-        let side = |sets: &[Tensor], run: usize| sets[run % sets.len()].shallow_clone();
-        let runs: Vec<Distances> = (0..count)
-            .map(|run| Distances::by(&side(real, run), &side(generated, run), divisor))
-            .collect::<Result<_>>()?;
-        let (first_real, first_generated) = (&real[0], &generated[0]);
-        let errors = jackknife(first_real, first_generated, divisor)?;
-        let about = |value: f64, error: f64| [value - 1.96 * error, value + 1.96 * error];
+        let count = real.len().max(generated.len());
+        let sides: Vec<[&Tensor; 2]> =
+            (0..count).map(|run| [&real[run % real.len()], &generated[run % generated.len()]]).collect();
+        let runs: Vec<Distances> =
+            sides.iter().map(|[real, generated]| Distances::by(real, generated, divisor)).collect::<Result<_>>()?;
         let (fvd, fvd_std) = mean_and_std(runs.iter().map(|run| run.fvd));
         let (kvd, kvd_std) = mean_and_std(runs.iter().map(|run| run.kvd));
+        let subsets = SUBSETS.div_ceil(count as u64);
+        let extrapolated: Vec<f64> = (seed..)
+            .zip(&sides)
+            .map(|(seed, [real, generated])| extrapolated_fvd(real, generated, divisor, subsets, seed))
+            .collect::<Result<_>>()?;
+        let errors = jackknife(&sides, divisor)?;
         Ok(Figure {
             fvd,
             kvd,
             fvd_std,
             kvd_std,
-            fvd_interval: errors.map(|[error, _]| about(runs[0].fvd, error)),
-            kvd_interval: errors.map(|[_, error]| about(runs[0].kvd, error)),
-            fvd_extrapolated: extrapolated_fvd(first_real, first_generated, divisor, seed)?,
-            clips: [first_real.size()[0], first_generated.size()[0]],
+            fvd_interval: errors.map(|[error, _]| about(fvd, error)),
+            kvd_interval: errors.map(|[_, error]| about(kvd, error)),
+            fvd_extrapolated: mean_and_std(extrapolated.into_iter()).0,
+            clips: [real[0].size()[0], generated[0].size()[0]],
             runs,
         })
     }
@@ -114,48 +117,58 @@ fn mean_and_std(values: impl Iterator<Item = f64>) -> (f64, Option<f64>) {
 /// Groups of clips that the jackknife leaves out, one after the other.
 const GROUPS: i64 = 20;
 
-/// Standard errors of FVD and KVD by the jackknife: √((g−1)/g · Σ (θᵢ − θ̄)²), θᵢ without the i-th group of both sides.
-/// The bias of FVD is the same in all θᵢ and falls out. None of fewer than three clips.
+/// The 95 % interval about a value with this standard error.
+pub fn about(value: f64, error: f64) -> Interval {
+    [value - 1.96 * error, value + 1.96 * error]
+}
+
+/// Standard errors of FVD and KVD, each the mean over runs of `[real, generated]` features, by the jackknife:
+/// √((g−1)/g · Σ (θᵢ − θ̄)²), θᵢ being that mean without the i-th group of either side of each run. So a side that all
+/// runs share weighs in full, and one that is redrawn less with every run. The bias of FVD is the same in all θᵢ and
+/// falls out. None of fewer than three clips.
 ///
 /// # Errors
-/// As [`Distances::between`].
-pub fn jackknife(real: &Tensor, generated: &Tensor, divisor: Divisor) -> Result<Option<[f64; 2]>> {
-    let [n, m] = [real.size()[0], generated.size()[0]];
-    let groups = GROUPS.min(n).min(m);
-    if n.min(m) < 3 {
+/// As [`Distances::between`]; no runs.
+pub fn jackknife(runs: &[[&Tensor; 2]], divisor: Divisor) -> Result<Option<[f64; 2]>> {
+    let fewest = runs.iter().flatten().map(|features| features.size()[0]).min();
+    let groups = GROUPS.min(fewest.context("a jackknife of no runs")?);
+    if groups < 3 {
         // without one clip there is no covariance: nothing can be said
         return Ok(None);
     }
-    let left_out = |group: i64| -> Result<Distances> {
-        let without = |features: &Tensor| {
-            let count = features.size()[0];
-            let rows: Vec<i64> = (0..count).filter(|row| row % groups != group).collect();
-            features.index_select(0, &Tensor::from_slice(&rows).to_device(features.device()))
-        };
-        Distances::by(&without(real), &without(generated), divisor)
+    let without = |features: &Tensor, group: i64| {
+        let rows: Vec<i64> = (0..features.size()[0]).filter(|row| row % groups != group).collect();
+        features.index_select(0, &Tensor::from_slice(&rows).to_device(features.device()))
     };
-    let found: Vec<Distances> = (0..groups).map(left_out).collect::<Result<_>>()?;
-    let error = |value: fn(&Distances) -> f64| {
-        let mean = found.iter().map(value).sum::<f64>() / groups as f64;
-        let squares: f64 = found.iter().map(|one| (value(one) - mean).powi(2)).sum();
-        (squares * (groups - 1) as f64 / groups as f64).sqrt()
+    let (mut fvds, mut kvds) = (vec![0.0; groups as usize], vec![0.0; groups as usize]);
+    for [real, generated] in runs {
+        for (group, sum) in (0..groups).zip(&mut fvds) {
+            *sum += frechet_distance_by(&without(real, group), &without(generated, group), divisor)?;
+        }
+        for (kvd, sum) in kernel_distances_without_groups(real, generated, groups)?.into_iter().zip(&mut kvds) {
+            *sum += kvd;
+        }
+    }
+    let error = |sums: Vec<f64>| {
+        let (_, std) = mean_and_std(sums.into_iter().map(|sum| sum / runs.len() as f64));
+        std.map(|std| std * ((groups - 1) as f64).sqrt())
     };
-    Ok(Some([error(|one| one.fvd), error(|one| one.kvd)]))
+    Ok(error(fvds).zip(error(kvds)).map(|(fvd, kvd)| [fvd, kvd]))
 }
 
 /// Sizes of subsets, as parts of all clips.
 const PARTS: [f64; 5] = [0.5, 0.6, 0.7, 0.8, 0.9];
 
-/// Subsets of each size.
+/// Subsets of each size, at least so many of all runs together.
 const SUBSETS: u64 = 4;
 
-/// FVD at infinitely many clips: the straight line of FVD over 1/N through subsets drawn without replacement, at 0
-/// (Chong & Forsyth 2020, arXiv 1911.07023). Of fewer clips than features have numbers the line is bent and its end
+/// FVD at infinitely many clips: the straight line of FVD over 1/N through subsets drawn without replacement, so many of
+/// each size, at 0 (Chong & Forsyth 2020, arXiv 1911.07023). Of fewer clips than features have numbers the line is bent and its end
 /// lies above the limit.
 ///
 /// # Errors
 /// As [`Distances::between`].
-pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, seed: u64) -> Result<f64> {
+pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, subsets: u64, seed: u64) -> Result<f64> {
     let [n, m] = [real.size()[0], generated.size()[0]];
     let mut points = vec![(2.0 / (n + m) as f64, frechet_distance_by(real, generated, divisor)?)];
     for (i, part) in PARTS.into_iter().enumerate() {
@@ -169,11 +182,11 @@ pub fn extrapolated_fvd(real: &Tensor, generated: &Tensor, divisor: Divisor, see
             features.index_select(0, &Tensor::from_slice(&rows[..few as usize]).to_device(features.device()))
         };
         let mut sum = 0.0;
-        for draw in 0..SUBSETS {
+        for draw in 0..subsets {
             let (a, b) = (subset(real, few, 0, draw), subset(generated, few_generated, 1, draw));
             sum += frechet_distance_by(&a, &b, divisor)?;
         }
-        points.push((2.0 / (few + few_generated) as f64, sum / SUBSETS as f64));
+        points.push((2.0 / (few + few_generated) as f64, sum / subsets as f64));
     }
     let count = points.len() as f64;
     let mean = |value: &dyn Fn(&(f64, f64)) -> f64| points.iter().map(value).sum::<f64>() / count;
@@ -206,25 +219,18 @@ pub enum FloorSets {
     Draws,
     /// The real clips, and clips that were trained on.
     Trained,
-    /// Halves of the real clips, where there are no more videos: the floor at half as many clips, which is higher.
+    /// Clips of other parts of the same videos, where there are not enough for two draws: no frame is in both, but what
+    /// videos have in common lowers it.
+    Parts,
+    /// Halves of the real clips, where videos are too short for two: the floor at half as many clips, which is higher.
     Halves,
 }
 
 impl Floor {
     /// The halves of one set, whose clips take turns.
-    pub fn halves(real: &Tensor) -> (Tensor, Tensor) {
+    pub fn halves(real: &Tensor) -> [Tensor; 2] {
         let half = real.size()[0] / 2;
-        let rows = |first: i64| real.slice(0, first, first + 2 * half - 1, 2);
-        (rows(0), rows(1))
-    }
-
-    /// Of the halves of one set.
-    ///
-    /// # Errors
-    /// Fewer than four clips.
-    pub fn of_halves(real: &Tensor, divisor: Divisor) -> Result<Self> {
-        let (a, b) = Self::halves(real);
-        Self::between(&a, &b, FloorSets::Halves, divisor)
+        [0, 1].map(|first| real.slice(0, first, first + 2 * half - 1, 2))
     }
 
     /// Of two sets.
@@ -240,6 +246,7 @@ impl Floor {
         let sets = match self.sets {
             FloorSets::Draws => "two draws of the real clips",
             FloorSets::Trained => "clips that were trained on against the real ones",
+            FloorSets::Parts => "other parts of the same real videos, no frame in both: with other videos it is higher",
             FloorSets::Halves => "halves of the real clips: at twice as many it is lower",
         };
         let Distances { fvd, kvd } = self.distances;
@@ -282,7 +289,8 @@ mod tests {
         let [low, high] = figure.kvd_interval.unwrap();
         assert!(low < 0.0 && high > 0.0, "{figure:?}");
         assert!(figure.fvd_extrapolated < figure.fvd && !figure.extrapolates(400));
-        let halves = Floor::of_halves(&gaussian(128, &spread, 3), Divisor::NMinusOne).unwrap();
+        let [one, other] = Floor::halves(&gaussian(128, &spread, 3));
+        let halves = Floor::between(&one, &other, FloorSets::Halves, Divisor::NMinusOne).unwrap();
         assert!(halves.clips == 64 && (halves.distances.fvd - figure.fvd).abs() < 40.0, "{halves:?} {figure:?}");
     }
 
@@ -339,8 +347,29 @@ mod tests {
         }
         assert!((figure.fvd - figure.runs.iter().map(|run| run.fvd).sum::<f64>() / 5.0).abs() < 1e-12);
         assert!(figure.fvd_std.unwrap() > 0.0);
+        // the interval is about what is printed
+        let centre = |[low, high]: Interval| (low + high) / 2.0;
+        assert!((centre(figure.fvd_interval.unwrap()) - figure.fvd).abs() < 1e-9, "{figure:?}");
+        assert!((centre(figure.kvd_interval.unwrap()) - figure.kvd).abs() < 1e-9, "{figure:?}");
         let alone = Figure::of(&real[..1], &generated, Divisor::NMinusOne, 0).unwrap();
         assert!(alone.fvd_std.is_none() && alone.runs.len() == 1);
+    }
+
+    /// Its width is that of the mean of the runs: about what such means differ by when all clips are others.
+    #[test]
+    fn the_interval_of_several_runs_is_of_their_mean() {
+        let spread = falling(12, 12.0);
+        let figures: Vec<Figure> = (0..30)
+            .map(|i| {
+                let real: Vec<Tensor> = (0..6).map(|run| gaussian(100, &spread, 1000 + 10 * i + run)).collect();
+                let generated = gaussian(100, &spread, 2000 + i) * 1.4 + 0.5;
+                Figure::of(&real, &set(generated), Divisor::NMinusOne, 0).unwrap()
+            })
+            .collect();
+        let width = |figure: &Figure| figure.fvd_interval.map(|[low, high]| (high - low) / 3.92).unwrap();
+        let mean_width = figures.iter().map(width).sum::<f64>() / 30.0;
+        let differ = mean_and_std(figures.iter().map(|figure| figure.fvd)).1.unwrap();
+        assert!((0.6..1.7).contains(&(mean_width / differ)), "{mean_width} {differ}");
     }
 
     #[test]

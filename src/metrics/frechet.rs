@@ -15,6 +15,16 @@ pub enum Divisor {
     N,
 }
 
+impl Divisor {
+    /// As formulas have it.
+    pub fn words(self) -> &'static str {
+        match self {
+            Divisor::NMinusOne => "n - 1",
+            Divisor::N => "n",
+        }
+    }
+}
+
 /// The squared Fréchet distance ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr √(Σ₁Σ₂) of Gaussians fitted to features
 /// `[N, D]` and `[M, D]`, in float64 and with covariances over n − 1.
 ///

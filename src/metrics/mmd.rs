@@ -1,7 +1,7 @@
 //! The kernel distance between two sets of features (KVD, on I3D's).
 
 use anyhow::Result;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::frechet::{checked, same_width};
 
@@ -11,17 +11,40 @@ use super::frechet::{checked, same_width};
 /// # Errors
 /// Fewer than 2 samples, different widths, features that are not finite.
 pub fn kernel_distance(real: &Tensor, fake: &Tensor) -> Result<f64> {
+    let all = |features: &Tensor| Tensor::ones([1, features.size()[0]], (Kind::Double, Device::Cpu));
+    let (real, fake) = (checked("real", real)?, checked("generated", fake)?);
+    let found = kernel_distances(&real, &fake, &all(&real), &all(&fake))?;
+    Ok(found[0])
+}
+
+/// [`kernel_distance`] without each of so many groups of both sides in turn, i being of group i mod `groups`. The kernel
+/// is computed once.
+///
+/// # Errors
+/// As [`kernel_distance`].
+pub(super) fn kernel_distances_without_groups(real: &Tensor, fake: &Tensor, groups: i64) -> Result<Vec<f64>> {
+    let kept = |features: &Tensor| {
+        let group = Tensor::arange(features.size()[0], (Kind::Int64, Device::Cpu)).remainder(groups);
+        let left_out = Tensor::arange(groups, (Kind::Int64, Device::Cpu)).unsqueeze(1);
+        group.unsqueeze(0).ne_tensor(&left_out).to_kind(Kind::Double)
+    };
+    kernel_distances(real, fake, &kept(real), &kept(fake))
+}
+
+/// One distance for each row of `of_real` `[G, N]` and `of_fake` `[G, M]`, which are 1 where a sample counts and else 0.
+fn kernel_distances(real: &Tensor, fake: &Tensor, of_real: &Tensor, of_fake: &Tensor) -> Result<Vec<f64>> {
     let (real, fake) = (checked("real", real)?, checked("generated", fake)?);
     same_width(&real, &fake)?;
     let width = real.size()[1] as f64;
-    let kernel = |x: &Tensor, y: &Tensor| (x.matmul(&y.tr()) / width + 1.0).pow_tensor_scalar(3);
-    let sum = |k: &Tensor| k.sum(Kind::Double).double_value(&[]);
-    let among = |x: &Tensor| {
-        let (n, k) = (x.size()[0] as f64, kernel(x, x));
-        (sum(&k) - sum(&k.diagonal(0, 0, 1))) / (n * (n - 1.0))
+    let kernel = |x: &Tensor, y: &Tensor| (x.matmul(&y.tr()) / width + 1.0).pow_tensor_scalar(3); // [N, M]
+    let rows = |x: &Tensor| x.sum_dim_intlist(1, false, Kind::Double); // [G]
+    let sum = |k: &Tensor, a: &Tensor, b: &Tensor| rows(&(a.matmul(k) * b));
+    let among = |x: &Tensor, of: &Tensor| {
+        let (k, n) = (kernel(x, x), rows(of));
+        (sum(&k, of, of) - of.mv(&k.diagonal(0, 0, 1))) / (&n * (&n - 1.0))
     };
-    let between = kernel(&real, &fake).mean(Kind::Double).double_value(&[]);
-    Ok(among(&real) + among(&fake) - 2.0 * between)
+    let between = sum(&kernel(&real, &fake), of_real, of_fake) / (rows(of_real) * rows(of_fake));
+    Ok(Vec::try_from(among(&real, of_real) + among(&fake, of_fake) - between * 2.0)?)
 }
 
 #[cfg(test)]
@@ -42,5 +65,19 @@ mod tests {
         let expected = among(&real) + among(&fake) - 2.0 * between;
         let found = kernel_distance(&Tensor::from_slice2(&real), &Tensor::from_slice2(&fake)).unwrap();
         assert!((found - expected).abs() < 1e-12 * expected.abs(), "{found} is not {expected}");
+    }
+
+    #[test]
+    fn groups_are_left_out() {
+        let [a, b] = [11, 8].map(|count| Tensor::randn([count, 5], (Kind::Double, Device::Cpu)));
+        let found = kernel_distances_without_groups(&a, &b, 3).unwrap();
+        for (group, found) in (0..3).zip(found) {
+            let rest = |x: &Tensor| {
+                let rows: Vec<i64> = (0..x.size()[0]).filter(|row| row % 3 != group).collect();
+                x.index_select(0, &Tensor::from_slice(&rows))
+            };
+            let expected = kernel_distance(&rest(&a), &rest(&b)).unwrap();
+            assert!((found - expected).abs() < 1e-10, "{found} is not {expected}");
+        }
     }
 }

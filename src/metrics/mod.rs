@@ -7,7 +7,7 @@ mod mmd;
 mod protocol;
 mod reconstruction;
 
-pub use estimate::{Distances, Figure, Floor, FloorSets, Interval, extrapolated_fvd, jackknife};
+pub use estimate::{Distances, Figure, Floor, FloorSets, Interval, about, extrapolated_fvd, jackknife};
 pub use features::FeatureExtractor;
 pub use frechet::{Divisor, frechet_distance, frechet_distance_by};
 pub use mmd::kernel_distance;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Divisor, FeatureExtractor};
@@ -136,6 +137,13 @@ impl ProtocolConfig {
             );
         }
         ensure!(
+            self.real_draws() == 1 || self.draw.is_endless(),
+            "runs is {} and real clips are redrawn, but {} gives the same videos in each run, and ± would be of \
+             nothing: write `draw: {{kind: random}}`, or `runs: 1`",
+            self.runs,
+            self.draw.key()
+        );
+        ensure!(
             self.generated_clips() >= 2,
             "drop_partial_batch: {} clips make no full batch of {}",
             self.clips,
@@ -148,6 +156,30 @@ impl ProtocolConfig {
             self.frames
         );
         Ok(())
+    }
+
+    /// One line for people.
+    pub fn line(&self) -> String {
+        let Self { name, clips, frames, resolution, fit, draw, runs, redraw, covariance, .. } = self;
+        let stride = self.frame_stride.map_or("the data set's stride".into(), |stride| format!("stride {stride}"));
+        let runs = match runs {
+            1 => "one run".to_string(),
+            runs => format!("{runs} runs, {}", redraw.words()),
+        };
+        let mut line = format!(
+            "{name}: {clips} clips of {frames} frames at {stride}, {resolution} px ({}), real clips {}, {runs}, \
+             covariances over {}",
+            fit.words(),
+            draw.words(),
+            covariance.words()
+        );
+        if self.generated_clips() != *clips {
+            line += &format!(", {} generated clips in full batches", self.generated_clips());
+        }
+        if let Some(whole) = self.windows_of {
+            line += &format!(", one figure for each window of videos of {whole} frames");
+        }
+        line
     }
 
     /// Generated clips that count.
@@ -186,7 +218,11 @@ impl ProtocolConfig {
             ("frame_stride", self.frame_stride.unwrap_or(data.frame_stride), data.frame_stride),
             ("resolution", self.resolution, data.resolution),
         ] {
-            ensure!(own == theirs, "{key} is {theirs}, and the protocol {} says {own}", self.name);
+            ensure!(
+                own == theirs,
+                "{key} is {theirs}, and the protocol {} says {own} (where a file says nothing, the protocol's is taken)",
+                self.name
+            );
         }
         Ok(())
     }
@@ -197,8 +233,10 @@ impl ProtocolConfig {
 pub struct Protocol {
     /// With the stride that was used.
     pub settings: ProtocolConfig,
-    /// The real side: data set and split.
+    /// The real side for people: where it was, and its split.
     pub real: DatasetConfig,
+    /// What the real videos are: [`Listing::fingerprint`](crate::data::Listing::fingerprint).
+    pub real_sha256: String,
     /// Draws the real clips.
     pub seed: u64,
     /// The network's name.
@@ -212,59 +250,55 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// The settings with the stride that is used, on these real data.
-    pub fn new(config: &ProtocolConfig, real: &DataConfig, seed: u64, extractor: &dyn FeatureExtractor) -> Self {
+    /// The settings with the stride that is used, on these real data, whose fingerprint is `real_sha256`.
+    pub fn new(
+        config: &ProtocolConfig,
+        real: &DataConfig,
+        real_sha256: &str,
+        seed: u64,
+        extractor: &dyn FeatureExtractor,
+    ) -> Self {
         let stride = config.frame_stride.unwrap_or(real.frame_stride);
-        let divisor = match config.covariance {
-            Divisor::NMinusOne => "n - 1",
-            Divisor::N => "n",
-        };
         Protocol {
             settings: ProtocolConfig { frame_stride: Some(stride), ..config.clone() },
             real: real.dataset.clone(),
+            real_sha256: real_sha256.into(),
             seed,
             extractor: extractor.name().into(),
             extractor_sha256: extractor.weights_sha256().into(),
-            fvd: format!(
-                "Fréchet distance of Gaussians, covariance over {divisor}; clips to 224x224 bilinear without antialias"
-            ),
+            fvd: "Fréchet distance of Gaussians, clips to 224x224 bilinear without antialias".into(),
             kvd: "unbiased MMD², kernel (x·y/D + 1)³".into(),
         }
     }
 
-    /// The first twelve digits of the SHA-256 of its text; equal protocols have equal hashes.
+    /// All of it but where data and weights lie: equal figures need equal identities.
+    pub fn identity(&self) -> Value {
+        let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
+        let Protocol { real_sha256, seed, extractor, extractor_sha256, fvd, kvd, .. } = self;
+        json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
+            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd})
+    }
+
+    /// The first twelve digits of the SHA-256 of its identity; equal protocols have equal hashes.
     pub fn hash(&self) -> String {
-        let text = serde_json::to_string(self).expect("a protocol is plain data");
-        Sha256::digest(text.as_bytes()).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        let digest = Sha256::digest(self.identity().to_string());
+        digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// One line for people.
     pub fn line(&self) -> String {
-        let ProtocolConfig { name, clips, frames, resolution, fit, draw, runs, redraw, .. } = &self.settings;
-        let stride = self.settings.frame_stride.unwrap_or(1);
-        let runs = match runs {
-            1 => "one run".to_string(),
-            runs => format!("{runs} runs, {}", redraw.words()),
-        };
-        let mut line = format!(
-            "{name}: {clips} clips of {frames} frames at stride {stride}, {resolution} px ({}), real clips {} (seed {}), \
-             {runs}, {} (sha256 {}…)",
-            fit.words(),
-            draw.words(),
+        let short = |sha256: &str| sha256[..12.min(sha256.len())].to_string();
+        format!(
+            "{}; real: {} (sha256 {}…), seed {}; {} (sha256 {}…); FVD: {}; KVD: {}",
+            self.settings.line(),
+            self.real.line(),
+            short(&self.real_sha256),
             self.seed,
             self.extractor,
-            &self.extractor_sha256[..12.min(self.extractor_sha256.len())]
-        );
-        if self.settings.covariance == Divisor::N {
-            line += ", covariances over n";
-        }
-        if self.settings.generated_clips() != *clips {
-            line += &format!(", {} generated clips in full batches", self.settings.generated_clips());
-        }
-        if let Some(whole) = self.settings.windows_of {
-            line += &format!(", one figure for each window of videos of {whole} frames");
-        }
-        line
+            short(&self.extractor_sha256),
+            self.fvd,
+            self.kvd,
+        )
     }
 }
 
@@ -301,15 +335,18 @@ mod tests {
     fn whatever_moves_a_figure_moves_the_hash() {
         let plain = ProtocolConfig::plain(96, &data());
         let hash =
-            |config: &ProtocolConfig, data: &DataConfig, seed| Protocol::new(config, data, seed, &Nothing).hash();
+            |config: &ProtocolConfig, data: &DataConfig, seed| Protocol::new(config, data, "aa", seed, &Nothing).hash();
         let base = hash(&plain, &data(), 0);
-        // threads and mirroring do not
+        // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
+        let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };
+        assert_eq!(base, hash(&plain, &elsewhere, 0));
+        assert_eq!(base, hash(&ProtocolConfig { extractor: Some("i3d".into()), ..plain.clone() }, &data(), 0));
         let squash = Fit { squash: true, ..Fit::default() };
         let mut others = vec![
             hash(&plain, &data(), 1),
             hash(&plain, &DataConfig { frame_stride: 1, ..data() }, 0),
-            hash(&plain, &DataConfig { dataset: DatasetConfig::Frames { root: "videos".into() }, ..data() }, 0),
+            Protocol::new(&plain, &data(), "bb", 0, &Nothing).hash(),
         ];
         for config in [
             plain.clone().at(95),
@@ -331,7 +368,7 @@ mod tests {
         others.dedup();
         assert_eq!(others.len(), count);
         // and a figure's file gives back the same protocol
-        let protocol = Protocol::new(&plain, &data(), 0, &Nothing);
+        let protocol = Protocol::new(&plain, &data(), "aa", 0, &Nothing);
         let text = serde_json::to_string(&protocol).unwrap();
         assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), protocol);
     }
@@ -341,8 +378,16 @@ mod tests {
         let config = ProtocolConfig { name: "lvdm16".into(), ..ProtocolConfig::plain(2048, &data()) };
         assert_eq!(config.clone().at(2048).name, "lvdm16");
         assert_eq!(config.clone().at(96).at(64).name, "lvdm16@64");
-        let line = Protocol::new(&config.at(96), &data(), 0, &Nothing).line();
+        let test = DataConfig {
+            dataset: DatasetConfig::Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) },
+            ..data()
+        };
+        let line = Protocol::new(&config.at(96), &test, "aa", 0, &Nothing).line();
         assert!(line.starts_with("lvdm16@96: 96 clips of 16 frames at stride 2, 64 px"), "{line}");
+        for word in ["sky/index.jsonl, split test (sha256 aa…)", "covariances over n - 1", "224x224", "unbiased MMD²"]
+        {
+            assert!(line.contains(word), "{line}");
+        }
     }
 
     #[test]
@@ -355,12 +400,15 @@ mod tests {
             (ProtocolConfig { drop_partial_batch: Some(97), ..plain.clone() }, "drop_partial_batch"),
             (ProtocolConfig { windows_of: Some(8), ..plain.clone() }, "windows_of"),
             (ProtocolConfig { name: " ".into(), ..plain.clone() }, "name"),
+            (ProtocolConfig { runs: 2, draw: Draw::Windows { step: 8 }, ..plain.clone() }, "windows gives the same"),
+            (ProtocolConfig { runs: 2, draw: Draw::Listed, redraw: Redraw::Both, ..plain.clone() }, "`runs: 1`"),
         ] {
             let message = config.validate().unwrap_err().to_string();
             assert!(message.contains(word), "{message}");
         }
         let message = plain.agrees_with(&DataConfig { frames: 8, ..data() }).unwrap_err().to_string();
         assert!(message.contains("frames is 8") && message.contains("16"), "{message}");
+        ProtocolConfig { runs: 2, draw: Draw::Listed, redraw: Redraw::Generated, ..plain.clone() }.validate().unwrap();
         assert_eq!(ProtocolConfig { drop_partial_batch: Some(32), ..plain }.generated_clips(), 96);
     }
 }

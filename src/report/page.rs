@@ -62,6 +62,8 @@ pub struct Evaluation {
     pub floor: Option<Floor>,
     /// Of reconstructed real clips.
     pub psnr_db: Option<f64>,
+    /// Which clips were reconstructed; none in files of early versions.
+    pub psnr_of: Option<String>,
     /// Where it was measured.
     pub device: String,
     /// Protocols that it could not be measured under, and why.
@@ -99,7 +101,7 @@ pub struct LongEvaluation {
     pub protocol: ProtocolText,
     /// One a method.
     pub curves: Vec<LongCurve>,
-    /// Of clips that were trained on.
+    /// What two sets of real clips are apart.
     pub floor: Option<Distances>,
     /// Where it was measured.
     pub device: String,
@@ -291,7 +293,7 @@ impl Page {
                     x_label: "first frame of the window".into(),
                     y_label: String::new(),
                     series: curves.iter().map(|c| Series { name: c.name.clone(), points: points(c) }).collect(),
-                    level: floor.map(|floor| ("clips that were trained on".into(), value(&floor))),
+                    level: floor.map(|floor| ("real clips against real ones".into(), value(&floor))),
                 }
             };
             let plots = [("FVD, lower is better", plot(|d| d.fvd)), ("KVD, lower is better", plot(|d| d.kvd))];
@@ -325,7 +327,7 @@ impl Page {
                                 } }
                             }
                             @if let Some(floor) = floor {
-                                tr { th { "trained on" } @for _ in curves { td.n { (number(floor.fvd)) } td.n { (number(floor.kvd)) } } }
+                                tr { th { "real" } @for _ in curves { td.n { (number(floor.fvd)) } td.n { (number(floor.kvd)) } } }
                             }
                         }
                     } }
@@ -559,11 +561,11 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             }
         } }
         ul.note {
-            @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife." } }
+            @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife" @if with_runs { ", about the mean of all runs" } "." } }
             @else { li { "The file has no intervals." } }
             @if with_runs { li { "± is the standard deviation over runs; each run is FVD / KVD." } }
             li {
-                "Extrapolated: to infinitely many clips, of the first run."
+                "Extrapolated: to infinitely many clips" @if with_runs { ", the mean of all runs" } "."
                 @if few { " Of fewer than " (I3d::CLASSES) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
             }
             li { "Clips: of the real / of the generated side." }
@@ -571,7 +573,7 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 li {
                     (evaluation.name) ", on " (evaluation.device)
                     @if let Some(floor) = &evaluation.floor { "; " (floor.line()) }
-                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of held-out clips: " (format!("{psnr:.2}")) " dB PSNR" }
+                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of " (evaluation.psnr_of.as_deref().unwrap_or("real clips")) ": " (format!("{psnr:.2}")) " dB PSNR" }
                     "."
                 }
             }
@@ -795,6 +797,7 @@ mod tests {
             generated: "weights of runs/x, UniPC 20 steps, bf16".into(),
             floor: None,
             psnr_db: None,
+            psnr_of: None,
             device: "cpu".into(),
             not_measured,
         }

@@ -28,12 +28,17 @@ impl FigureTable {
 
     /// One set's figure, with the protocol it was measured under and what the set is.
     pub fn row(&mut self, set: &str, figure: &Figure, protocol: &Protocol, meaning: &str) {
+        let [real, others] = figure.clips;
+        let counts = match figure.clips == [protocol.settings.clips, protocol.settings.generated_clips()] {
+            true => "",
+            false => &format!("{others} clips against {real} real ones: "),
+        };
         self.rows.push(Row {
             set: set.into(),
             figure: figure.clone(),
             hash: protocol.hash(),
             protocol: protocol.settings.name.clone(),
-            meaning: meaning.into(),
+            meaning: format!("{counts}{meaning}"),
         });
     }
 
@@ -81,6 +86,11 @@ impl fmt::Display for FigureTable {
             text += &format!("  {meaning}");
             writeln!(f, "{}", text.trim_end())?;
         }
+        let figures = || self.rows.iter().map(|row| &row.figure);
+        if figures().any(|figure| figure.fvd_interval.is_some()) {
+            let runs = if figures().any(|figure| figure.runs.len() > 1) { ", about the mean of all runs" } else { "" };
+            writeln!(f, "[…]: 95 % intervals by the jackknife{runs}")?;
+        }
         if several {
             writeln!(f, "These figures come from {} protocols: compare only those of one protocol.", self.protocols())?;
         }
@@ -102,6 +112,7 @@ mod tests {
         Protocol {
             settings: ProtocolConfig::plain(clips, &real),
             real: real.dataset,
+            real_sha256: "00".into(),
             seed: 0,
             extractor: "I3D".into(),
             extractor_sha256: "00".into(),
@@ -120,7 +131,7 @@ mod tests {
             fvd_interval: Some([fvd - 1.0, fvd + 1.0]),
             kvd_interval: None,
             fvd_extrapolated: fvd / 2.0,
-            clips: [9, 9],
+            clips: [96, 96],
         }
     }
 

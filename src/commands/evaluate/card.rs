@@ -9,6 +9,7 @@ use tch::{Device, Tensor};
 use super::{
     Report, SETS,
     measure::{Bar, RealClips, Shared, Yardsticks, enough, generated_sets},
+    notes,
     sampled::Sampled,
 };
 use crate::{
@@ -16,7 +17,7 @@ use crate::{
     data::{ClipStream, DataConfig, DatasetConfig, PackedWriter},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
-    metrics::{Protocol, ProtocolConfig},
+    metrics::ProtocolConfig,
     models::I3d,
     report::FigureTable,
 };
@@ -45,9 +46,11 @@ impl Card {
             }
         }
         print!("{table}");
-        println!("[…]: 95 % intervals by the jackknife");
         for report in &self.reports {
             println!("protocol {}: {}", report.protocol_hash, report.protocol_text);
+            if let Some(floor) = &report.floor {
+                println!("protocol {}: {}", report.protocol_hash, floor.line());
+            }
         }
         for (name, why) in &self.not_measured {
             println!("{name} is not measured: {why}");
@@ -106,7 +109,8 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     if let Generated::Clips { data } = &experiment.generated {
         enough(&own, data.videos()?.videos.len() as i64)?;
     }
-    let real_clips = RealClips::new(real, *seed)?;
+    let real_clips = RealClips::new(real, &own, *seed)?;
+    notes::of_inputs(real, &experiment.generated)?;
     let (samples, gaussian, sample_seconds) = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
@@ -119,41 +123,44 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let first = ProtocolConfig { runs: if own.redraw.generated() { 1 } else { own.runs }, ..own.clone() };
     for protocol in std::iter::once(first).chain(known) {
         let clips = protocol.clips.min(there);
-        let protocol = ProtocolConfig { extractor: own.extractor.clone(), ..protocol }.at(clips);
-        if let Some(why) = obstacle(&protocol, real, frames, *seed) {
+        let protocol = &ProtocolConfig { extractor: own.extractor.clone(), ..protocol }.at(clips);
+        if let Some(why) = obstacle(protocol, real, frames, *seed) {
             not_measured.insert(protocol.name.clone(), why);
             continue;
         }
         let begin = Instant::now();
+        let real_clips = RealClips::new(real, protocol, *seed)?;
+        notes::of_protocol(protocol, &real_clips, &Generated::Clips { data: samples.clone() }, None)?;
         let yardsticks = Yardsticks { frozen: true, shuffled: true };
         let sets = i64::from(train.is_some()) + 1 + i64::from(gaussian.is_some());
-        let work = real_clips.work(&protocol, yardsticks, train.is_some()) + sets * clips;
+        let work = real_clips.work(yardsticks, train.is_some()) + sets * clips;
         let mut bar = Bar::new(&protocol.name, work, &alone);
         let mut nothing = |_: &Tensor| Ok(());
         let trained = match train {
             None => None,
-            Some(train) => Some(RealClips::new(train, *seed)?.features(&protocol, shared, &mut bar)?),
+            Some(train) => Some(RealClips::new(train, protocol, *seed)?.features(shared, &mut bar)?),
         };
-        let measured = real_clips.measure(&protocol, shared, yardsticks, trained.as_ref(), &mut bar)?;
+        let measured = real_clips.measure(shared, yardsticks, trained.as_ref(), &mut bar)?;
         let mut figures = BTreeMap::new();
         for (name, data) in [("samples", Some(&samples)), ("gaussian", gaussian.as_ref())] {
             let Some(data) = data else { continue };
-            let sets = generated_sets(&protocol, data, shared, &mut bar, &mut nothing)?;
-            figures.insert(name.to_string(), measured.figure(&protocol, &sets, *seed)?);
+            let sets = generated_sets(protocol, data, shared, &mut bar, &mut nothing)?;
+            figures.insert(name.to_string(), measured.figure(protocol, &sets, *seed)?);
         }
         for (name, features) in &measured.yardsticks {
-            figures.insert(name.to_string(), measured.figure(&protocol, std::slice::from_ref(features), *seed)?);
+            figures.insert(name.to_string(), measured.figure(protocol, std::slice::from_ref(features), *seed)?);
         }
-        if let Some(figure) = measured.floor_figure(&protocol, *seed)? {
+        if let Some(figure) = measured.floor_figure(protocol, *seed)? {
             figures.insert("real".into(), figure);
         }
         bar.finish();
-        let protocol = Protocol::new(&protocol, real, *seed, &extractor);
+        let protocol = real_clips.protocol(&extractor);
         reports.push(Report {
             figures,
             generated: experiment.generated.clone(),
             floor: measured.floor,
             psnr_db: None,
+            psnr_of: None,
             protocol_hash: protocol.hash(),
             protocol_text: protocol.line(),
             protocol,

@@ -139,8 +139,8 @@ pub struct Real {
     /// One set of features a run, or one for all.
     pub sets: Vec<Tensor>,
     pub floor: Option<Floor>,
-    /// Features of other real clips than the first set, where the floor is not that of halves.
-    others: Option<Tensor>,
+    /// Features of the two sets that the floor is of.
+    apart: Option<[Tensor; 2]>,
     /// Made of the first set's clips.
     pub yardsticks: BTreeMap<String, Tensor>,
 }
@@ -152,21 +152,23 @@ pub struct Yardsticks {
     pub shuffled: bool,
 }
 
-/// Where real clips come from.
+/// Real clips under a protocol.
 pub struct RealClips<'a> {
-    data: &'a DataConfig,
+    protocol: &'a ProtocolConfig,
+    data: DataConfig,
     seed: u64,
     listing: Listing,
+    sha256: String,
 }
 
-/// Which two sets give the floor.
+/// Which two sets of so many clips give the floor.
 fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSets {
-    let distinct = protocol.draw == Draw::Random && videos >= 2 * protocol.clips;
+    let distinct = videos >= 2 * protocol.clips;
     match (distinct, protocol.real_draws() > 1, trained) {
         (true, true, _) => FloorSets::Draws,
         (_, _, true) => FloorSets::Trained,
         (true, false, false) => FloorSets::Draws,
-        (false, _, false) => FloorSets::Halves,
+        (false, _, false) => FloorSets::Parts,
     }
 }
 
@@ -174,20 +176,34 @@ fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSet
 #[derive(Clone, Copy)]
 struct Sets {
     draws: i64,
+    /// Two more sets, for the floor.
+    apart: Option<FloorSets>,
     yardsticks: Yardsticks,
 }
 
+/// The names of the two sets for the floor among kept features.
+const APART: [&str; 2] = ["floor-0", "floor-1"];
+
 impl Sets {
     fn count(self) -> i64 {
-        self.draws + i64::from(self.yardsticks.frozen) + i64::from(self.yardsticks.shuffled)
+        let Yardsticks { frozen, shuffled } = self.yardsticks;
+        self.draws + 2 * i64::from(self.apart.is_some()) + i64::from(frozen) + i64::from(shuffled)
     }
 }
 
 impl<'a> RealClips<'a> {
     /// # Errors
     /// Data that are not there.
-    pub fn new(data: &'a DataConfig, seed: u64) -> Result<Self> {
-        Ok(RealClips { data, seed, listing: data.videos()? })
+    pub fn new(data: &DataConfig, protocol: &'a ProtocolConfig, seed: u64) -> Result<Self> {
+        let data = protocol.applied_to(data);
+        let listing = data.videos()?;
+        let sha256 = listing.fingerprint()?;
+        Ok(RealClips { protocol, data, seed, listing, sha256 })
+    }
+
+    /// What figures against these clips depend on.
+    pub fn protocol(&self, extractor: &dyn FeatureExtractor) -> Protocol {
+        Protocol::new(self.protocol, &self.data, &self.sha256, self.seed, extractor)
     }
 
     /// What the videos show, in their order.
@@ -201,63 +217,55 @@ impl<'a> RealClips<'a> {
         self.listing.videos.iter().map(of).collect()
     }
 
-    /// How many videos there are.
-    pub fn videos(&self) -> i64 {
-        self.listing.videos.len() as i64
+    /// The videos.
+    pub fn videos(&self) -> &[VideoEntry] {
+        &self.listing.videos
     }
 
-    /// One draw more than the figures need, where the floor takes it.
-    fn sets(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> Sets {
-        let extra = floor_sets(protocol, self.videos(), trained) == FloorSets::Draws && protocol.real_draws() == 1;
-        Sets { draws: protocol.real_draws() + i64::from(extra), yardsticks }
+    /// Which sets are needed: for the floor two draws of different videos, or of other parts of the same ones.
+    fn sets(&self, yardsticks: Yardsticks, trained: bool) -> Sets {
+        let draws = self.protocol.real_draws();
+        let (draws, apart) = match floor_sets(self.protocol, self.videos().len() as i64, trained) {
+            FloorSets::Draws if self.protocol.draw.is_endless() => (draws.max(2), None),
+            how @ (FloorSets::Draws | FloorSets::Parts) => (draws, Some(how)),
+            FloorSets::Trained | FloorSets::Halves => (draws, None),
+        };
+        Sets { draws, apart, yardsticks }
     }
 
     /// How many clips go through the extractor for the real side.
-    pub fn work(&self, protocol: &ProtocolConfig, yardsticks: Yardsticks, trained: bool) -> i64 {
-        protocol.clips * self.sets(protocol, yardsticks, trained).count()
+    pub fn work(&self, yardsticks: Yardsticks, trained: bool) -> i64 {
+        self.protocol.clips * self.sets(yardsticks, trained).count()
     }
 
     /// Features of one draw, `[N, D]`.
-    pub fn features(&self, protocol: &ProtocolConfig, extractor: Shared, bar: &mut Bar) -> Result<Tensor> {
-        let sets = Sets { draws: 1, yardsticks: Yardsticks::default() };
-        self.kept_features(protocol, extractor, sets, bar)?.remove("0").context("one draw")
+    pub fn features(&self, extractor: Shared, bar: &mut Bar) -> Result<Tensor> {
+        let sets = Sets { draws: 1, apart: None, yardsticks: Yardsticks::default() };
+        self.kept_features(extractor, sets, bar)?.remove("0").context("one draw")
     }
 
     /// Features of all sets, by name: the number of a draw, or a yardstick's name.
-    fn kept_features(
-        &self,
-        protocol: &ProtocolConfig,
-        extractor: Shared,
-        sets: Sets,
-        bar: &mut Bar,
-    ) -> Result<BTreeMap<String, Tensor>> {
+    fn kept_features(&self, extractor: Shared, sets: Sets, bar: &mut Bar) -> Result<BTreeMap<String, Tensor>> {
         let key = json!({
             "lvdm": env!("CARGO_PKG_VERSION"),
-            "protocol": Protocol::new(protocol, self.data, self.seed, extractor.extractor),
-            "data": self.listing.fingerprint()?,
+            "protocol": self.protocol(extractor.extractor).identity(),
             "draws": sets.draws,
+            "apart": sets.apart,
             "frozen": sets.yardsticks.frozen,
             "shuffled": sets.yardsticks.shuffled,
             "device": format!("{:?}", extractor.device),
         });
-        let (features, before) = kept(&key, extractor.ranks, || self.make_features(protocol, extractor, sets, bar))?;
+        let (features, before) = kept(&key, extractor.ranks, || self.make_features(extractor, sets, bar))?;
         if before {
-            bar.advance((protocol.clips * sets.count()) as u64);
+            bar.advance((self.protocol.clips * sets.count()) as u64);
         }
         Ok(features)
     }
 
-    fn make_features(
-        &self,
-        protocol: &ProtocolConfig,
-        extractor: Shared,
-        sets: Sets,
-        bar: &mut Bar,
-    ) -> Result<BTreeMap<String, Tensor>> {
+    fn make_features(&self, extractor: Shared, sets: Sets, bar: &mut Bar) -> Result<BTreeMap<String, Tensor>> {
+        let RealClips { protocol, data, seed, .. } = self;
         let Yardsticks { frozen: with_frozen, shuffled: with_shuffled } = sets.yardsticks;
-        let data = protocol.applied_to(self.data);
-        let open = |run: u64| ClipStream::new(&data, protocol.draw, protocol.fit, self.seed + run);
-        let mut clips = open(0)?;
+        let mut clips = ClipStream::new(data, protocol.draw, protocol.fit, *seed)?;
         let (mut still, mut mixed) = (Extraction::new(extractor), Extraction::new(extractor));
         let (mut seen, mut made) = (0, 0);
         let first = features_of(&mut clips, protocol.clips, extractor, bar, &mut |clip| {
@@ -266,21 +274,42 @@ impl<'a> RealClips<'a> {
                 made += 1;
             }
             if with_shuffled {
-                mixed.take(&shuffled(clip, seen, self.seed))?;
+                mixed.take(&shuffled(clip, seen, *seed))?;
                 made += 1;
             }
             seen += 1;
             Ok(())
         })?;
         bar.advance(made);
+        let count = first.size()[0];
         let mut features = BTreeMap::from([("0".to_string(), first)]);
         for draw in 1..sets.draws {
-            // an order without end goes on: other videos, as long as there are any
-            if !protocol.draw.is_endless() {
-                clips = open(draw as u64)?;
-            }
+            // the order goes on: other videos, as long as there are any
             let set = features_of(&mut clips, protocol.clips, extractor, bar, &mut |_| Ok(()))?;
             features.insert(draw.to_string(), set);
+        }
+        let apart = match sets.apart {
+            None => None,
+            Some(FloorSets::Draws) => Some(ClipStream::new(data, Draw::Random, protocol.fit, *seed)?),
+            Some(_) => Some(ClipStream::parts(data, protocol.fit, *seed, count)?),
+        };
+        if let Some(mut clips) = apart {
+            let mut sides = [Extraction::new(extractor), Extraction::new(extractor)];
+            let mut pairs = 0;
+            while pairs < count
+                && let (Some(one), Some(other)) = (clips.next()?, clips.next()?)
+            {
+                sides[0].take(&one)?;
+                sides[1].take(&other)?;
+                pairs += 1;
+                bar.advance(2);
+            }
+            // fewer than half: the halves of the set are larger
+            if 2 * pairs >= count {
+                for (name, side) in APART.into_iter().zip(sides) {
+                    features.insert(name.into(), side.finish()?);
+                }
+            }
         }
         if with_frozen {
             features.insert("frozen".into(), still.finish()?);
@@ -294,29 +323,30 @@ impl<'a> RealClips<'a> {
     /// `trained` are the features of clips that were trained on.
     pub fn measure(
         &self,
-        protocol: &ProtocolConfig,
         extractor: Shared,
         yardsticks: Yardsticks,
         trained: Option<&Tensor>,
         bar: &mut Bar,
     ) -> Result<Real> {
-        let sets = self.sets(protocol, yardsticks, trained.is_some());
-        let mut features = self.kept_features(protocol, extractor, sets, bar)?;
+        let sets = self.sets(yardsticks, trained.is_some());
+        let mut features = self.kept_features(extractor, sets, bar)?;
         let mut draws = (0..sets.draws).filter_map(|draw| features.remove(&draw.to_string())).collect::<Vec<_>>();
-        let divisor = protocol.covariance;
-        let how = floor_sets(protocol, self.videos(), trained.is_some());
-        let others = match how {
-            FloorSets::Trained => trained.map(Tensor::shallow_clone),
-            FloorSets::Draws => draws.get(1).map(Tensor::shallow_clone),
-            FloorSets::Halves => None,
+        let mut how = floor_sets(self.protocol, self.videos().len() as i64, trained.is_some());
+        let first = draws[0].shallow_clone();
+        let apart = match (APART.map(|name| features.remove(name)), how) {
+            ([Some(one), Some(other)], _) => Some([one, other]),
+            (_, FloorSets::Trained) => trained.map(|trained| [first, trained.shallow_clone()]),
+            (_, FloorSets::Draws) => draws.get(1).map(|second| [first, second.shallow_clone()]),
+            (_, FloorSets::Parts | FloorSets::Halves) => {
+                how = FloorSets::Halves;
+                // of fewer there is no covariance
+                (first.size()[0] >= 4).then(|| Floor::halves(&first))
+            }
         };
-        draws.truncate(protocol.real_draws() as usize);
-        let floor = match &others {
-            Some(others) => Some(Floor::between(&draws[0], others, how, divisor)?),
-            None if draws[0].size()[0] >= 4 => Some(Floor::of_halves(&draws[0], divisor)?),
-            None => None,
-        };
-        Ok(Real { sets: draws, floor, others, yardsticks: features })
+        draws.truncate(self.protocol.real_draws() as usize);
+        let floor = |[one, other]: &[Tensor; 2]| Floor::between(one, other, how, self.protocol.covariance);
+        let floor = apart.as_ref().map(floor).transpose()?;
+        Ok(Real { sets: draws, floor, apart, yardsticks: features })
     }
 }
 
@@ -326,15 +356,10 @@ impl Real {
         Figure::of(&self.sets, sets, protocol.covariance, seed)
     }
 
-    /// Real clips against real ones: others, or the halves of one set, which are half as many.
+    /// Real clips against real ones: the two sets of the floor, where there is one.
     pub fn floor_figure(&self, protocol: &ProtocolConfig, seed: u64) -> Result<Option<Figure>> {
-        let first = &self.sets[0];
-        let (a, b) = match &self.others {
-            Some(others) => (first.shallow_clone(), others.shallow_clone()),
-            None if self.floor.is_some() => Floor::halves(first),
-            None => return Ok(None),
-        };
-        Figure::of(&[a], &[b], protocol.covariance, seed).map(Some)
+        let Some([one, other]) = &self.apart else { return Ok(None) };
+        Figure::of(std::slice::from_ref(one), std::slice::from_ref(other), protocol.covariance, seed).map(Some)
     }
 }
 

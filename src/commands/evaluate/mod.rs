@@ -3,27 +3,31 @@
 mod card;
 mod kept;
 mod measure;
+mod notes;
 mod reconstruction;
 mod sampled;
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
 use crate::{
     atomic_file::write_atomically,
     data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, normalise, pictures, to_u8, write_video},
-    distributed::{self, Launch, Ranks},
+    distributed::{self, Launch, Ranks, rank},
     experiment::{
         DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Precision,
-        protocol, read,
+        built_in_protocols, protocol, read,
     },
     generate::Generator,
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
@@ -34,8 +38,8 @@ use crate::{
 
 pub(super) use card::CARD_FILE;
 use card::card;
-pub use measure::{Bar, RealClips, Shared};
-use measure::{Extraction, Yardsticks, enough, generated_sets, refit};
+pub use measure::{Bar, Real, RealClips, Shared, Yardsticks};
+use measure::{Extraction, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
 pub(super) use reconstruction::{FIGURES_FILE as RECONSTRUCTION_FILE, Figures as ReconstructionFigures};
 use sampled::Sampled;
@@ -47,7 +51,7 @@ pub struct Evaluate {
     #[command(subcommand)]
     what: Option<What>,
     /// Experiment file (YAML)
-    #[arg(required_unless_present_all = ["real", "generated"])]
+    #[arg(required_unless_present_any = ["real", "generated", "protocols"])]
     file: Option<PathBuf>,
     /// Replaced settings of the file, key.path=value
     overrides: Vec<String>,
@@ -55,33 +59,42 @@ pub struct Evaluate {
     /// (.npz, .npy: uint8 [N, F, H, W, 3]), a packed file
     #[arg(long, requires = "generated", conflicts_with = "file")]
     real: Option<PathBuf>,
+    /// One split of the real videos, which are an index [default: all]
+    #[arg(long, requires = "real")]
+    split: Option<String>,
     /// Generated videos, in the same ways, or a diffusion run, which is sampled
     #[arg(long, requires = "real")]
     generated: Option<PathBuf>,
     /// lvdm16, stylegan-v-16, stylegan-v-128, or a YAML file; without one so many clips of the size given here
     #[arg(long, requires = "generated", conflicts_with_all = ["frames", "resolution"])]
     protocol: Option<String>,
+    /// List the protocols that are known by name, and end
+    #[arg(long, exclusive = true)]
+    protocols: bool,
     /// Clips of each set [default: the protocol's, or as many as there are, at most 2048]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     clips: Option<i64>,
     /// Frames of a clip [default: 16, or the run's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     frames: Option<i64>,
     /// Every n-th frame of the real videos [default: the protocol's, else 1]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     frame_stride: Option<i64>,
     /// Height and width of a clip before the extractor's own resize [default: 256, or the run's]
-    #[arg(long)]
+    #[arg(long, conflicts_with = "file")]
     resolution: Option<i64>,
+    /// Another file of I3D weights in the packaged layout; its hash is part of every figure
+    #[arg(long, conflicts_with = "file")]
+    extractor: Option<PathBuf>,
     /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents
     #[arg(long)]
     card: bool,
     /// Which real clips
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, conflicts_with = "file", default_value_t = 0)]
     seed: u64,
-    /// Folder for the figures
-    #[arg(long, default_value = "runs/evaluation")]
-    out: PathBuf,
+    /// Folder for the figures [default: one in runs/evaluation for these videos and these settings]
+    #[arg(long, conflicts_with = "file")]
+    out: Option<PathBuf>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
@@ -100,6 +113,15 @@ impl Evaluate {
     pub fn run(self) -> Result<()> {
         if let Some(What::Reconstruction(reconstruction)) = self.what {
             return reconstruction.run();
+        }
+        if self.protocols {
+            built_in_protocols().iter().for_each(|known| println!("{}", known.line()));
+            return Ok(());
+        }
+        if self.card && (self.launch.nproc.is_some_and(|ranks| ranks > 1) || rank().is_some()) {
+            let text = "--card works in one process, and several were asked for: leave out --nproc, or measure under \
+                        one protocol (--protocol), which is shared among them";
+            return Err(Mistake(text.into()).into());
         }
         let experiment = self.experiment()?;
         if self.card {
@@ -151,7 +173,10 @@ impl Evaluate {
                 workers: 2,
             })
         };
-        let real = data(real, stride)?;
+        let mut real = data(real, stride)?;
+        if let Some(split) = &self.split {
+            real.dataset = real.dataset.of_split(split).map_err(|error| Mistake(format!("{error:#}")))?;
+        }
         let (generated, found) = match run {
             Some(run) => (
                 Generated::Run {
@@ -170,15 +195,27 @@ impl Evaluate {
             }
         };
         let clips = self.clips.or(config.is_none().then(|| found.min(2048)));
-        Ok(EvaluationExperiment {
-            seed: self.seed,
-            evaluation: EvaluationConfig { protocol: self.protocol.clone(), clips, extractor: None },
-            real,
-            generated,
-            train: None,
-            out: self.out.clone(),
-        })
+        let evaluation = EvaluationConfig { protocol: self.protocol.clone(), clips, extractor: self.extractor.clone() };
+        let out = match &self.out {
+            Some(out) => out.clone(),
+            None => own_folder(&evaluation, &real, &generated, self.seed)?,
+        };
+        Ok(EvaluationExperiment { seed: self.seed, evaluation, real, generated, train: None, out })
     }
+}
+
+/// A folder that no other videos and no other settings have: figures never take the place of different ones.
+fn own_folder(evaluation: &EvaluationConfig, real: &DataConfig, generated: &Generated, seed: u64) -> Result<PathBuf> {
+    let (DataConfig { frames, frame_stride, resolution, .. }, real) = (real, real.videos()?.fingerprint()?);
+    let protocol = evaluation.protocol.as_deref().map(protocol).transpose()?;
+    let (path, generated) = match generated {
+        Generated::Run { run, .. } => (run.as_path(), json!(generated)),
+        Generated::Clips { data } => (data.dataset.path(), json!(data.videos()?.fingerprint()?)),
+    };
+    let asked = json!([protocol, evaluation, frames, frame_stride, resolution, real, generated, seed]);
+    let hash = format!("{:x}", Sha256::digest(asked.to_string()));
+    let name = path.file_stem().map_or("generated".into(), |name| name.to_string_lossy());
+    Ok(Path::new("runs/evaluation").join(format!("{name}-{}", &hash[..8])))
 }
 
 /// Whether a path is the folder of a run.
@@ -200,6 +237,9 @@ pub struct Report {
     pub floor: Option<Floor>,
     /// Of reconstructed real clips, at most 64; only where a run was evaluated.
     pub psnr_db: Option<f64>,
+    /// Which clips were reconstructed.
+    #[serde(default)]
+    pub psnr_of: Option<String>,
     pub protocol: Protocol,
     pub protocol_hash: String,
     /// The protocol in a line.
@@ -236,8 +276,13 @@ impl Report {
 
     /// Runs, floor, extrapolation, PSNR: below the table.
     fn print_details(&self) {
-        println!("[…]: 95 % intervals by the jackknife");
         if let Some(figure) = self.figures.get("samples") {
+            let ([real, _], asked) = (figure.clips, self.protocol.settings.clips);
+            if real < asked {
+                let draw = self.protocol.settings.draw.words();
+                println!("{real} real clips where {asked} are asked for: drawn {draw}, there are no more");
+            }
+            let several = if figure.runs.len() > 1 { ", mean of all runs" } else { "" };
             if figure.runs.len() > 1 {
                 let of = |value: fn(&crate::metrics::Distances) -> String| {
                     figure.runs.iter().map(value).collect::<Vec<_>>().join(" ")
@@ -249,13 +294,16 @@ impl Report {
                 true => String::new(),
                 false => format!(" at most (a set has fewer than {} clips)", I3d::CLASSES),
             };
-            println!("samples, extrapolated to infinitely many clips: FVD {:.2}{bound}", figure.fvd_extrapolated);
+            println!(
+                "samples, extrapolated to infinitely many clips: FVD {:.2}{bound}{several}",
+                figure.fvd_extrapolated
+            );
         }
         if let Some(floor) = &self.floor {
             println!("{}", floor.line());
         }
         if let Some(psnr) = self.psnr_db {
-            println!("reconstruction of held-out clips: {psnr:.2} dB PSNR");
+            println!("reconstruction of {}: {psnr:.2} dB PSNR", self.psnr_of.as_deref().unwrap_or("real clips"));
         }
     }
 }
@@ -269,11 +317,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let EvaluationExperiment { seed, real, generated, train, out, .. } = experiment;
     let config = &experiment.protocol()?;
     let start = Instant::now();
-    let real_clips = RealClips::new(real, *seed)?;
-    let videos = real_clips.videos();
-    if videos < config.clips && ranks.is_first() {
-        tracing::warn!("{} real clips out of {videos} videos: some videos give several", config.clips);
-    }
+    let real_clips = RealClips::new(real, config, *seed)?;
     if let Generated::Clips { data } = generated {
         enough(config, data.videos()?.videos.len() as i64)?;
     }
@@ -290,18 +334,22 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
             return Err(Mistake(text).into());
         }
     }
+    if ranks.is_first() {
+        notes::of_inputs(real, generated)?;
+        notes::of_protocol(config, &real_clips, generated, sampled.as_ref())?;
+    }
     let is_run = sampled.is_some();
     let yardsticks = Yardsticks { frozen: is_run, shuffled: false };
     let samples = config.generated_clips() * (config.generated_draws() + i64::from(is_run));
     let trained = if train.is_some() { config.clips } else { 0 };
-    let work = real_clips.work(config, yardsticks, train.is_some()) + samples + trained;
+    let work = real_clips.work(yardsticks, train.is_some()) + samples + trained;
     let mut bar = Bar::new("evaluate", work, ranks);
 
     let trained = match train {
         None => None,
-        Some(train) => Some(RealClips::new(train, *seed)?.features(config, shared, &mut bar)?),
+        Some(train) => Some(RealClips::new(train, config, *seed)?.features(shared, &mut bar)?),
     };
-    let real = real_clips.measure(config, shared, yardsticks, trained.as_ref(), &mut bar)?;
+    let real = real_clips.measure(shared, yardsticks, trained.as_ref(), &mut bar)?;
     let mut reconstructions = Reconstructions::default();
     // pixels are their own
     if let Some(Sampled { generator, .. }) = sampled.as_ref().filter(|s| s.generator.space.config.is_some()) {
@@ -360,12 +408,17 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     {
         figures.insert(name.to_string(), real.figure(config, std::slice::from_ref(features), *seed)?);
     }
-    let protocol = Protocol::new(config, &experiment.real, *seed, &extractor);
+    let protocol = real_clips.protocol(&extractor);
     let report = Report {
         figures,
         generated: generated.clone(),
         floor: real.floor,
         psnr_db: reconstructions.psnr_db(),
+        psnr_of: reconstructions.psnr_db().map(|_| {
+            let trained = sampled.as_ref().is_some_and(|sampled| sampled.trained_on == experiment.real.dataset);
+            let trained = if trained { ", on which the run was trained" } else { "" };
+            format!("{} clips of {}{trained}", reconstructions.psnr.len(), experiment.real.dataset.line())
+        }),
         protocol_hash: protocol.hash(),
         protocol_text: protocol.line(),
         protocol,
@@ -489,8 +542,9 @@ impl<'a> Shown<'a> {
     }
 
     fn finish(self, reconstructions: &Reconstructions, gaussian: Option<&Tensor>) -> Result<()> {
-        if let Some(packed) = self.packed {
-            packed.finish()?;
+        match self.packed {
+            Some(packed) => packed.finish()?,
+            None => forget_from(&self.out.join("samples"), self.count)?,
         }
         let mut sheets = vec![("samples", Tensor::cat(&self.first, 0))];
         if !reconstructions.pairs.is_empty() {
@@ -504,4 +558,17 @@ impl<'a> Shown<'a> {
         let gif = pictures::gif(&sheets[0].1, FPS)?;
         write_atomically(&self.out.join("samples.gif"), |file| Ok(file.write_all(&gif)?))
     }
+}
+
+/// Deletes the numbered videos that an evaluation of more clips left in a folder.
+fn forget_from(folder: &Path, count: i64) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy()).filter(|stem| stem.len() == 5);
+        let number = stem.and_then(|stem| stem.parse::<i64>().ok());
+        if number.is_some_and(|number| number >= count) && path.extension().is_some_and(|end| end == "mp4") {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }

@@ -107,10 +107,7 @@ impl Reconstruction {
             Some(real) => DatasetConfig::at(real).map_err(|error| Mistake(format!("{error:#}")))?,
         };
         if let Some(wanted) = &self.split {
-            match &mut dataset {
-                DatasetConfig::Indexed { split, .. } => *split = Some(wanted.clone()),
-                _ => return Err(Mistake("--split: only an index (.jsonl) has splits".into()).into()),
-            }
+            dataset = dataset.of_split(wanted).map_err(|error| Mistake(format!("{error:#}")))?;
         }
         let data = DataConfig {
             frames: self.frames.unwrap_or(trained.frames),

@@ -5,6 +5,7 @@ use tch::{Device, Tensor};
 
 use super::measure::RealClips;
 use crate::{
+    data::DatasetConfig,
     diffusion::SamplerConfig,
     experiment::Generated,
     generate::{Generator, Given},
@@ -13,6 +14,8 @@ use crate::{
 /// A run, sampled in one way.
 pub struct Sampled {
     pub generator: Generator,
+    /// The run's own data set.
+    pub trained_on: DatasetConfig,
     /// What a text-to-video run is told, from the first again after the last; else none.
     captions: Vec<String>,
     guidance: f64,
@@ -27,9 +30,10 @@ impl Sampled {
     /// Damaged or foreign weights; real videos without captions.
     pub fn open(generated: &Generated, real: &RealClips, seed: u64, device: Device) -> Result<Option<Self>> {
         let Generated::Run { run, sampler, precision, guidance, .. } = generated else { return Ok(None) };
-        let generator = Generator::open(run, device)?.0.at(*precision);
+        let (generator, trained) = Generator::open(run, device)?;
+        let (generator, trained_on) = (generator.at(*precision), trained.data.dataset);
         let captions = if generator.text.is_some() { real.captions()? } else { Vec::new() };
-        Ok(Some(Sampled { generator, captions, guidance: *guidance, sampler: *sampler, seed }))
+        Ok(Some(Sampled { generator, trained_on, captions, guidance: *guidance, sampler: *sampler, seed }))
     }
 
     /// The numbered samples, u8 `[N, 3, F, H, W]` on the host.

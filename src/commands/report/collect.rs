@@ -275,6 +275,7 @@ struct FiguresFile {
     generated: Generated,
     floor: Option<Floor>,
     psnr_db: Option<f64>,
+    psnr_of: Option<String>,
     protocol: Value,
     protocol_hash: String,
     protocol_text: String,
@@ -339,6 +340,7 @@ impl FiguresFile {
             figures,
             floor: self.floor,
             psnr_db: self.psnr_db,
+            psnr_of: self.psnr_of,
             device: self.device,
             not_measured: BTreeMap::new(),
         }

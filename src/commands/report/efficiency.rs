@@ -204,7 +204,6 @@ fn print(costs: &[Cost], device: Device) {
     }
     if !protocols.is_empty() {
         print!("{table}");
-        println!("[…]: 95 % intervals by the jackknife");
     }
     protocols.sort();
     protocols.dedup();
