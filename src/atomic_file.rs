@@ -13,6 +13,9 @@ use anyhow::{Context, Result};
 
 /// Writes `path` by way of a temporary file in the same folder: a reader, or a run that was killed,
 /// finds the old file or the new one and nothing in between. Missing folders are made.
+///
+/// # Errors
+/// Those of `fill`; a folder that cannot be written, a full disk: what was there before stays.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
     let temporary = temporary_path(path)?;
     let written = (|| {
@@ -30,6 +33,9 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> 
 }
 
 /// A name in the folder of `path` that no one else uses; the folder is made if it is not there.
+///
+/// # Errors
+/// A folder that cannot be made; a path without a file name.
 pub fn temporary_path(path: &Path) -> Result<PathBuf> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let folder = folder_of(path);
@@ -42,6 +48,9 @@ pub fn temporary_path(path: &Path) -> Result<PathBuf> {
 }
 
 /// Brings the finished `temporary` to the disk and gives it its name, `path`, in the same folder.
+///
+/// # Errors
+/// A full disk; a name that cannot be given.
 pub fn publish(temporary: &Path, path: &Path) -> Result<()> {
     File::open(temporary)?.sync_all().context("the file did not reach the disk")?;
     fs::rename(temporary, path)?;

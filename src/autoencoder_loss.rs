@@ -254,7 +254,10 @@ impl AutoencoderLoss {
         (reconstruction / (adversary + 1e-4)).clamp(0.0, 1e4) * self.config.adversarial_weight
     }
 
-    /// What the adversarial term would be multiplied by, whatever the step: adaptive and configured weight.
+    /// What the adversarial term would be multiplied by, whatever the step: adaptive and configured weight. Clips and
+    /// reconstruction are `[B, 3, F, H, W]`, the latter in the graph of `last_kernel` ([`VideoAutoencoder::last_kernel`]).
+    ///
+    /// [`VideoAutoencoder::last_kernel`]: crate::models::VideoAutoencoder::last_kernel
     pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> f64 {
         let leaf = reconstruction.detach().set_requires_grad(true);
         let by_output = self.likelihood(x, &leaf, step).by_output;
@@ -263,7 +266,7 @@ impl AutoencoderLoss {
     }
 
     /// Accumulates `scale` times the gradient of the discriminator's hinge loss,
-    /// ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))).
+    /// ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), of clips and reconstructions `[B, 3, F, H, W]`.
     pub fn discriminator_backward(&self, x: &Tensor, reconstruction: &Tensor, scale: f64) -> DiscriminatorTerms {
         let logits = |video: &Tensor| self.discriminator.forward(&frames(&video.detach()).to_kind(x.kind()));
         let (real, fake) = (logits(x), logits(reconstruction));

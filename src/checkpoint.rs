@@ -135,6 +135,9 @@ impl Checkpoint {
 }
 
 /// A run folder's checkpoints, oldest first.
+///
+/// # Errors
+/// A folder that cannot be read.
 pub fn list(run: &Path) -> Result<Vec<PathBuf>> {
     let folder = folder(run);
     if !folder.exists() {

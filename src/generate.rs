@@ -308,7 +308,7 @@ impl Generator {
         [3, f * ft, h * fs, w * fs]
     }
 
-    /// Decoded Gaussian latents: what one gets without learning any diffusion.
+    /// Decoded Gaussian latents, unsigned bytes `[N, 3, F, H, W]`: what one gets without learning any diffusion.
     pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Tensor {
         self.decode(
             &normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent).to_device(self.space.device()),

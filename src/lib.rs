@@ -31,7 +31,7 @@
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
 //! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod atomic_file;
 pub mod autoencoder_loss;

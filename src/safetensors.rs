@@ -29,7 +29,8 @@ const DIGEST_PLACE: std::ops::Range<usize> = 8 + DIGEST_HEAD.len()..8 + DIGEST_H
 /// Writes named tensors of any device and layout. Tensors lie in the file by falling element size,
 /// then by name, so that each is aligned and equal contents give equal bytes.
 ///
-/// Errors: two tensors of one name, a type that the format lacks, a full disk. The file that was
+/// # Errors
+/// Two tensors of one name, a type that the format lacks, a full disk. The file that was
 /// there before stays as it was.
 pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
     path: &Path,
@@ -85,6 +86,9 @@ fn with_digest_place(header: Vec<u8>) -> Result<Vec<u8>> {
 
 /// Reads every tensor of a file onto the host, with the metadata that `write_safetensors_atomically`
 /// stored; `None` for files of other makers. A file that carries its digest is checked by it.
+///
+/// # Errors
+/// A file that is missing, cut short, damaged, or of another kind.
 pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option<Value>)> {
     let (tensors, metadata, _) = read_checked(path, &|_| true)?;
     Ok((tensors, metadata))
@@ -92,7 +96,8 @@ pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option
 
 /// What `write_safetensors_atomically` stored beside the tensors, which are not looked at.
 ///
-/// Errors: as [`read_safetensors`], but damage behind the header is not found.
+/// # Errors
+/// As [`read_safetensors`], but damage behind the header is not found.
 pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(Header::read(&mut file, path)?.metadata)
@@ -100,6 +105,9 @@ pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
 
 /// As [`read_safetensors`], those tensors alone whose names are wanted; and whether the file carries a digest, and so
 /// is known to be whole.
+///
+/// # Errors
+/// As [`read_safetensors`]; a wanted tensor that is not there.
 pub fn read_checked(
     path: &Path,
     wanted: &dyn Fn(&str) -> bool,

@@ -30,7 +30,8 @@ struct Columns {
 impl Webvid {
     /// Whether the table has its columns.
     ///
-    /// Errors: a table that cannot be read; the columns it lacks.
+    /// # Errors
+    /// A table that cannot be read; the columns it lacks.
     pub fn check(&self) -> Result<()> {
         self.open().map(|_| ())
     }

@@ -20,6 +20,9 @@ pub struct RgbFrame {
 
 impl RgbFrame {
     /// From an unsigned byte tensor `[H, W, 3]` of any layout and device.
+    ///
+    /// # Errors
+    /// Another shape or kind.
     pub fn from_tensor(image: &Tensor) -> Result<Self> {
         let size = image.size();
         ensure!(
@@ -45,7 +48,8 @@ pub trait FrameSource {
 
     /// Frames `start`, `start + stride`, …, `count` of them.
     ///
-    /// Errors: a window that does not lie inside the video; a file that cannot be decoded.
+    /// # Errors
+    /// A window that does not lie inside the video; a file that cannot be decoded.
     fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>>;
 }
 
@@ -114,7 +118,8 @@ impl ClipSpec {
 
     /// A first frame, all valid ones being equally likely.
     ///
-    /// Errors: a video shorter than `span`.
+    /// # Errors
+    /// A video shorter than `span`.
     pub fn start(&self, frames: i64, generator: &mut impl Rng) -> Result<i64> {
         let Self { frames: wanted, frame_stride, .. } = *self;
         let span = self.span();
@@ -127,6 +132,9 @@ impl ClipSpec {
 
     /// A clip from a random place of a video: `[3, F, H, W]`, row by row. With `flip`, every second
     /// one is mirrored.
+    ///
+    /// # Errors
+    /// A video that is too short or damaged.
     pub fn cut(&self, source: &Source, generator: &mut impl Rng, flip: bool) -> Result<Vec<u8>> {
         let mut source = source.open()?;
         let start = self.start(source.frames(), generator)?;

@@ -28,7 +28,8 @@ use super::{
 
 /// A list of videos, in an order that does not depend on the machine.
 pub trait VideoDataset {
-    /// Errors: a place that is missing or holds no videos.
+    /// # Errors
+    /// A place that is missing or holds no videos.
     fn videos(&self) -> Result<Listing>;
 }
 
@@ -52,7 +53,8 @@ impl Listing {
     /// each by its captions and by its file's size and some blocks of 4 KiB spread over it. A set of up to 16 MiB is
     /// read whole. Of a video that is a folder of pictures it is their number, and the first, middle and last one.
     ///
-    /// Errors: a file that is no longer there.
+    /// # Errors
+    /// A file that is no longer there.
     pub fn fingerprint(&self) -> Result<String> {
         let mut sources: Vec<&Source> = self.videos.iter().map(|video| &video.source).collect();
         sources.dedup_by(|one, other| one.array().is_some() && one.array() == other.array());
@@ -131,6 +133,9 @@ impl Source {
     }
 
     /// Opens the video for reading.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, or of another kind.
     pub fn open(&self) -> Result<Box<dyn FrameSource>> {
         Ok(match self {
             Self::File(path) => Box::new(VideoReader::open(path)?),
@@ -189,7 +194,8 @@ impl DatasetConfig {
     /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
     /// folder of videos, a folder of folders of pictures.
     ///
-    /// Errors: nothing there, or nothing of these; says what was found.
+    /// # Errors
+    /// Nothing there, or nothing of these; says what was found.
     pub fn at(path: &Path) -> Result<Self> {
         ensure!(path.exists(), "there is no {}", path.display());
         if path.is_file() {
@@ -220,7 +226,8 @@ impl DatasetConfig {
 
     /// The same, one split of it.
     ///
-    /// Errors: a dataset without splits; an index without this one, with those that it has.
+    /// # Errors
+    /// A dataset without splits; an index without this one, with those that it has.
     pub fn of_split(self, wanted: &str) -> Result<Self> {
         let Self::Indexed { file, .. } = self else {
             bail!("--split {wanted}: {} has no splits; an index has (.jsonl, lvdm data prepare)", self.line())
@@ -232,7 +239,8 @@ impl DatasetConfig {
 
     /// The splits of an index that is taken whole, each with its number of videos; else none.
     ///
-    /// Errors: a file that is missing or no index.
+    /// # Errors
+    /// A file that is missing or no index.
     pub fn splits_taken(&self) -> Result<Vec<String>> {
         match self {
             Self::Indexed { file, split: None } => Ok(splits(&read_index(file)?)),
@@ -262,6 +270,9 @@ impl DatasetConfig {
     }
 
     /// The dataset's videos, for such clips.
+    ///
+    /// # Errors
+    /// A place that is missing or holds no video; a clip that makes no sense.
     pub fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
@@ -274,7 +285,10 @@ impl DatasetConfig {
         }
     }
 
-    /// What can be seen without opening videos. Errors: a place that is missing, a table without its columns.
+    /// What can be seen without opening videos.
+    ///
+    /// # Errors
+    /// A place that is missing, a table without its columns.
     pub fn check(&self) -> Result<()> {
         let path = match self {
             Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } => root,
@@ -337,7 +351,8 @@ fn default_workers() -> usize {
 impl DataConfig {
     /// What is cut out of each video.
     ///
-    /// Errors: a count or a size below 1.
+    /// # Errors
+    /// A count or a size below 1.
     pub fn clip(&self) -> Result<ClipSpec> {
         let Self { frames, frame_stride, resolution, .. } = *self;
         for (name, value) in [("frames", frames), ("frame_stride", frame_stride), ("resolution", resolution)] {
@@ -347,6 +362,9 @@ impl DataConfig {
     }
 
     /// All videos of the dataset.
+    ///
+    /// # Errors
+    /// A place that is missing or holds no video; a clip that makes no sense.
     pub fn videos(&self) -> Result<Listing> {
         self.dataset.videos(&self.clip()?)
     }

@@ -51,7 +51,8 @@ const MANIFEST: &str = "demo.json";
 /// Writes `root/train/00000.mp4`, … and `root/test/00000.mp4`, …, each a function of the seed, the
 /// split and its number alone. Does nothing where this very set is already there.
 ///
-/// Errors: an odd size; a folder that cannot be written; a binary without the feature `video`.
+/// # Errors
+/// An odd size; a folder that cannot be written; a binary without the feature `video`.
 pub fn write(config: &DemoConfig) -> Result<()> {
     ensure!(
         config.frames >= 1 && config.size >= 8 && config.size % 2 == 0,

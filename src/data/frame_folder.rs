@@ -19,7 +19,8 @@ pub(super) const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
 /// The pictures that lie directly in a folder, in the order in which they are shown. Hidden names are passed over.
 ///
-/// Errors: no such folder, no pictures in it.
+/// # Errors
+/// No such folder, no pictures in it.
 pub fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pictures = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))? {
@@ -59,7 +60,8 @@ impl FrameSource for FrameFolder {
 
 /// One JPEG or PNG file.
 ///
-/// Errors: a file that is missing or no picture; a binary without the feature `opencv`.
+/// # Errors
+/// A file that is missing or no picture; a binary without the feature `opencv`.
 #[cfg(feature = "opencv")]
 pub fn read_picture(path: &Path) -> Result<RgbFrame> {
     use opencv::{core::Vec3b, imgcodecs, prelude::*};
@@ -82,7 +84,8 @@ pub fn read_picture(path: &Path) -> Result<RgbFrame> {
 
 /// Width and height of a JPEG or PNG file as its header says them; nothing is decoded.
 ///
-/// Errors: a file that is missing, empty, or neither.
+/// # Errors
+/// A file that is missing, empty, or neither.
 pub fn picture_size(path: &Path) -> Result<(usize, usize)> {
     let mut file = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?);
     header_size(&mut file).ok().flatten().with_context(|| format!("{} has no header of a picture", path.display()))

@@ -51,7 +51,8 @@ impl IndexEntry {
 
 /// Reads an index; paths come back as they can be opened.
 ///
-/// Errors: a file that is missing or no index, with the line.
+/// # Errors
+/// A file that is missing or no index, with the line.
 pub fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
     let file = File::open(path)
         .with_context(|| format!("cannot open the index {} (`lvdm data prepare` writes one)", path.display()))?;
@@ -68,7 +69,8 @@ pub fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
 
 /// Writes an index, with paths below its folder made relative to it.
 ///
-/// Errors: a full disk, which leaves what was there before.
+/// # Errors
+/// A full disk, which leaves what was there before.
 pub fn write_index(path: &Path, entries: &[IndexEntry]) -> Result<()> {
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     write_atomically(path, |file| {

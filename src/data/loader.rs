@@ -92,13 +92,17 @@ struct Sample {
 impl Loader {
     /// Batches of `batch` samples, the first one being sample `start`.
     ///
-    /// Errors: a dataset that is missing or empty, a number below 1.
+    /// # Errors
+    /// A dataset that is missing or empty, a number below 1.
     pub fn new(config: &DataConfig, batch: i64, seed: u64, start: u64) -> Result<Self> {
         Self::of_rank(config, batch, seed, start, 0, 1)
     }
 
     /// As `new`, for one of several processes: each step uses batch · ranks consecutive samples, of
     /// which this rank loads its `batch`. `position` is the same on all ranks.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
     pub fn of_rank(config: &DataConfig, batch: i64, seed: u64, start: u64, rank: usize, ranks: usize) -> Result<Self> {
         Self::fitted(config, Fit::default(), batch, seed, start, [rank, ranks])
     }
@@ -173,7 +177,8 @@ impl Loader {
     ///
     /// While the folder of the videos is away, it waits; the sample stays the same.
     ///
-    /// Errors: no video of the dataset can be used; a folder that does not come back.
+    /// # Errors
+    /// No video of the dataset can be used; a folder that does not come back.
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
@@ -343,6 +348,9 @@ impl FixedClips {
 
 /// The same `count` clips for each seed, to evaluate on: unsigned bytes `[count, 3, F, H, W]`, from
 /// different videos as long as there are enough.
+///
+/// # Errors
+/// No video of the dataset can be used.
 pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor> {
     ensure!(count >= 1, "{count} clips; it must be at least 1");
     let mut fixed = FixedClips::new(config, seed)?;

@@ -41,7 +41,8 @@ impl NumpyFile {
 
     /// A compressed archive is unpacked into a temporary file without a name first.
     ///
-    /// Errors: a file that is missing, truncated, or holds another kind of array; says what it holds.
+    /// # Errors
+    /// A file that is missing, truncated, or holds another kind of array; says what it holds.
     pub fn open(path: &Path) -> Result<Self> {
         Self::open_inner(path).with_context(|| format!("cannot read the videos in {}", path.display()))
     }

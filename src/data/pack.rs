@@ -28,7 +28,10 @@ const MOST_CAPTION_BYTES: usize = 1 << 40;
 /// Returns N. Clips go to the disk one by one.
 ///
 /// With more frames than training uses, training cuts its clips at random places out of the packed
-/// ones. Errors: no usable video; a full disk, which leaves what was there before.
+/// ones.
+///
+/// # Errors
+/// No usable video; a full disk, which leaves what was there before.
 pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path) -> Result<u64> {
     ensure!(count != Some(0), "0 clips to pack; it must be at least 1");
     let mut fixed = FixedClips::new(config, seed)?;
@@ -100,7 +103,8 @@ pub struct PackedWriter {
 impl PackedWriter {
     /// For exactly `count` clips of `frames` frames of `side`×`side`; the seed is the one they were drawn with.
     ///
-    /// Errors: an unwritable place.
+    /// # Errors
+    /// An unwritable place.
     pub fn create(path: &Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
         let spec = PackedSpec { dataset: None, frames, frame_stride: 1, resolution: side, seed };
         let shape: Vec<usize> = [count, 3, frames, side, side].map(|n| n as usize).to_vec();
@@ -123,7 +127,8 @@ impl PackedWriter {
 
     /// Adds clips, unsigned bytes `[n, 3, F, S, S]`.
     ///
-    /// Errors: another shape, more clips than were announced, a full disk.
+    /// # Errors
+    /// Another shape, more clips than were announced, a full disk.
     pub fn push(&mut self, clips: &Tensor) -> Result<()> {
         let size = clips.size();
         ensure!(size.len() == 5 && size[1..] == self.shape, "clips are [n, {:?}]; these are {size:?}", self.shape);
@@ -135,7 +140,8 @@ impl PackedWriter {
 
     /// Brings the file to the disk under its name.
     ///
-    /// Errors: clips that did not come; a full disk.
+    /// # Errors
+    /// Clips that did not come; a full disk.
     pub fn finish(mut self) -> Result<()> {
         ensure!(self.left == 0, "{} clips of {} did not come", self.left, self.path.display());
         self.file.flush()?;
@@ -155,7 +161,8 @@ impl Drop for PackedWriter {
 
 /// Writes generated clips, unsigned bytes `[N, 3, F, S, S]`, as such a file; the seed is the one they were drawn with.
 ///
-/// Errors: clips that are not square; a full disk, which leaves what was there before.
+/// # Errors
+/// Clips that are not square; a full disk, which leaves what was there before.
 pub fn pack_generated(clips: &Tensor, seed: u64, out: &Path) -> Result<()> {
     let size = clips.size();
     ensure!(size.len() == 5 && size[1] == 3 && size[3] == size[4], "clips are [N, 3, F, S, S]; these are {size:?}");

@@ -57,7 +57,8 @@ impl PackedFile {
         &self.path
     }
 
-    /// Errors: a file that is missing, truncated, or of another kind.
+    /// # Errors
+    /// A file that is missing, truncated, or of another kind.
     pub fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).with_context(|| format!("cannot open the packed file {}", path.display()))?;
         let header = Header::read(&mut file, path)?;
@@ -94,6 +95,9 @@ impl PackedFile {
     }
 
     /// Frames `start`, `start + stride`, … of one clip.
+    ///
+    /// # Errors
+    /// Frames beyond the clip; a file that is no longer whole.
     pub fn read(&self, clip: i64, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
         let [clips, frames, height, width] = self.shape;
         ensure!((0..clips as i64).contains(&clip), "clip {clip} of {clips} in {}", self.path.display());

@@ -13,6 +13,9 @@ const GAP: i64 = 2;
 
 /// One row a clip, of every `every`-th frame: clips are unsigned bytes `[N, 3, F, H, W]`, the
 /// picture `[H', W', 3]`.
+///
+/// # Errors
+/// Clips of another shape or kind; `every` below 1.
 pub fn grid(clips: &Tensor, every: i64) -> Result<Tensor> {
     let (n, f, h, w) = clip_size(clips)?;
     ensure!(every >= 1, "every {every}th frame; it must be at least 1");
@@ -28,6 +31,9 @@ pub fn grid(clips: &Tensor, every: i64) -> Result<Tensor> {
 }
 
 /// A PNG file's bytes, of unsigned bytes `[H, W, 3]`.
+///
+/// # Errors
+/// A picture of another shape or kind.
 pub fn png(image: &Tensor) -> Result<Vec<u8>> {
     let RgbFrame { width, height, pixels } = RgbFrame::from_tensor(image)?;
     let mut bytes = Vec::new();
@@ -41,6 +47,9 @@ pub fn png(image: &Tensor) -> Result<Vec<u8>> {
 }
 
 /// Writes a PNG file of unsigned bytes `[H, W, 3]`.
+///
+/// # Errors
+/// A picture of another shape or kind; a full disk.
 pub fn write_png(path: &Path, image: &Tensor) -> Result<()> {
     let bytes = png(image)?;
     write_atomically(path, |file| Ok(file.write_all(&bytes)?))
@@ -48,6 +57,9 @@ pub fn write_png(path: &Path, image: &Tensor) -> Result<()> {
 
 /// The bytes of an endless animated GIF with the clips side by side: unsigned bytes
 /// `[N, 3, F, H, W]`. The format counts hundredths of a second and viewers slow down below two.
+///
+/// # Errors
+/// Clips of another shape or kind.
 pub fn gif(clips: &Tensor, fps: f64) -> Result<Vec<u8>> {
     let (n, f, h, w) = clip_size(clips)?;
     ensure!(fps > 0.0, "{fps} frames a second");

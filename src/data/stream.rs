@@ -109,7 +109,8 @@ enum Places {
 }
 
 impl ClipStream {
-    /// Errors: a dataset that is missing or empty, a number below 1.
+    /// # Errors
+    /// A dataset that is missing or empty, a number below 1.
     pub fn new(config: &DataConfig, draw: Draw, fit: Fit, seed: u64) -> Result<Self> {
         if let Draw::Windows { step } = draw {
             ensure!(step >= 1, "a step of {step} frames; it must be at least 1");
@@ -130,7 +131,8 @@ impl ClipStream {
     /// the part before, the other of the part behind, so the sets may share videos and share no frame. Videos that do
     /// not hold two clips are passed over.
     ///
-    /// Errors: as `new`.
+    /// # Errors
+    /// As `new`.
     pub fn parts(config: &DataConfig, fit: Fit, seed: u64, pairs: i64) -> Result<Self> {
         let spec = ClipSpec { fit, ..config.clip()? };
         let all = config.videos()?.videos;
@@ -150,7 +152,8 @@ impl ClipStream {
     /// The next clip, unsigned bytes `[1, 3, F, H, W]`; none when all were drawn. A video that is corrupt or too
     /// short is named in the log and passed over.
     ///
-    /// Errors: no video of the dataset can be used.
+    /// # Errors
+    /// No video of the dataset can be used.
     #[allow(clippy::should_implement_trait)] // it has errors
     pub fn next(&mut self) -> Result<Option<Tensor>> {
         match &mut self.rest {
@@ -165,7 +168,8 @@ impl ClipStream {
 
     /// The next `count` clips, or fewer at the end, `[n, 3, F, H, W]`.
     ///
-    /// Errors: as `next`.
+    /// # Errors
+    /// As `next`.
     pub fn several(&mut self, count: i64) -> Result<Option<Tensor>> {
         let mut clips = Vec::new();
         while (clips.len() as i64) < count

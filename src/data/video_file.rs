@@ -63,7 +63,8 @@ enum Timeline {
 impl VideoReader {
     /// Opens a file and lists its frames.
     ///
-    /// Errors: no such file, no video in it, damage, an end that comes before the container says.
+    /// # Errors
+    /// No such file, no video in it, damage, an end that comes before the container says.
     pub fn open(path: &Path) -> Result<Self> {
         prepare();
         Self::open_inner(path).with_context(|| format!("cannot read the video {}", path.display()))
@@ -108,7 +109,8 @@ impl VideoReader {
     /// Frames `start`, `start + stride`, … in the order in which they are shown, `count` of them, at
     /// the file's own size.
     ///
-    /// Errors: a window beyond the file; a damaged file.
+    /// # Errors
+    /// A window beyond the file; a damaged file.
     pub fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
         self.read_inner(start, count, stride)
             .with_context(|| format!("cannot read frames {start}, … of the video {}", self.path.display()))
@@ -116,7 +118,8 @@ impl VideoReader {
 
     /// Decodes the whole file. Formats without checksums, which is most, let a little damage inside a picture pass.
     ///
-    /// Errors: names the first damaged place.
+    /// # Errors
+    /// Names the first damaged place.
     pub fn check(&mut self) -> Result<()> {
         self.check_inner().with_context(|| format!("the video {} is damaged", self.path.display()))
     }
@@ -340,7 +343,8 @@ pub struct VideoWriter {
 impl VideoWriter {
     /// An mp4 file (H.264, 4:2:0, visually lossless) of `fps` frames a second.
     ///
-    /// Errors: an odd or empty size, which 4:2:0 pictures cannot have; a folder that cannot be written.
+    /// # Errors
+    /// An odd or empty size, which 4:2:0 pictures cannot have; a folder that cannot be written.
     pub fn create(path: &Path, width: usize, height: usize, fps: f64) -> Result<Self> {
         Self::create_as(path, width, height, fps, &H264)
     }
@@ -409,6 +413,9 @@ impl VideoWriter {
     }
 
     /// Adds a frame. It must have the size given to `create`.
+    ///
+    /// # Errors
+    /// A frame of another size; what the encoder says.
     pub fn write(&mut self, frame: &RgbFrame) -> Result<()> {
         let (width, height) = self.size;
         ensure!(
@@ -436,7 +443,8 @@ impl VideoWriter {
 
     /// Adds the frames of a piece of a video, unsigned bytes `[3, f, H, W]`, to a writer that the first piece makes.
     ///
-    /// Errors: as `create` and `write`.
+    /// # Errors
+    /// As `create` and `write`.
     pub fn append(writer: &mut Option<Self>, path: &Path, piece: &Tensor, fps: f64) -> Result<()> {
         let size = piece.size();
         ensure!(size.len() == 4 && size[0] == 3, "a piece of a video is [3, f, H, W]; this one is {size:?}");
@@ -448,6 +456,9 @@ impl VideoWriter {
     }
 
     /// Brings the file to the disk under its name.
+    ///
+    /// # Errors
+    /// What the encoder says; a full disk.
     pub fn finish(mut self) -> Result<()> {
         ensure!(self.frames > 0, "no frames were written to the video {}", self.path.display());
         let finished = (|| {
@@ -492,6 +503,9 @@ impl Drop for VideoWriter {
 }
 
 /// Writes one clip, unsigned bytes `[3, F, H, W]`, as an mp4 file.
+///
+/// # Errors
+/// An odd or empty size; a full disk.
 pub fn write_video(path: &Path, clip: &Tensor, fps: f64) -> Result<()> {
     let mut writer = None;
     VideoWriter::append(&mut writer, path, clip, fps)?;

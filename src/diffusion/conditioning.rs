@@ -174,6 +174,9 @@ pub struct GivenLatents<'a> {
 
 /// The denoiser of a network with a mask channel, for clips `[B, C, F, h, w]` of the shape of `like`.
 /// With nothing given the mask is empty and the network is told no level.
+///
+/// # Errors
+/// A `like` that is no batch of videos; given frames that do not fit into it.
 pub fn frame_conditioned<'a>(
     unet: &'a UNet3d,
     schedule: &'a NoiseSchedule,

@@ -125,7 +125,7 @@ impl Ranks {
         self.sum(&[0.0]).map(drop)
     }
 
-    /// Σ over ranks, in the graph.
+    /// Σ over ranks of a tensor of one shape on all of them, in the graph.
     ///
     /// # Panics
     /// Where a rank is gone or late, as ordinary `tch` calls do.

@@ -227,7 +227,7 @@ pub enum FloorSets {
 }
 
 impl Floor {
-    /// The halves of one set, whose clips take turns.
+    /// The halves of one set of features `[N, D]`, whose clips take turns.
     pub fn halves(real: &Tensor) -> [Tensor; 2] {
         let half = real.size()[0] / 2;
         [0, 1].map(|first| real.slice(0, first, first + 2 * half - 1, 2))

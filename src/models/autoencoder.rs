@@ -201,7 +201,7 @@ pub struct Posterior {
 }
 
 impl Posterior {
-    /// mean + exp(logvar/2)·noise
+    /// mean + exp(logvar/2)·noise, all `[B, C, F/ft, H/fs, W/fs]`.
     pub fn sample(&self, noise: &Tensor) -> Tensor {
         &self.mean + (&self.logvar * 0.5).exp() * noise
     }
@@ -246,7 +246,7 @@ impl VideoAutoencoder {
         self.decoder.forward(&self.post_quant_conv.forward(z))
     }
 
-    /// The kernel of the decoder's last convolution: where the adaptive GAN weight is measured.
+    /// The kernel of the decoder's last convolution, `[3, n, 3, 3, 3]`: where the adaptive GAN weight is measured.
     pub fn last_kernel(&self) -> &Tensor {
         self.decoder.conv_out.weight()
     }

@@ -29,7 +29,7 @@ impl LatentMoments {
         LatentMoments { scale: 1.0 / std.max(1e-12), shift: -mean }
     }
 
-    /// Raw → normalised.
+    /// Raw → normalised, of any shape.
     pub fn normalise(&self, z: &Tensor) -> Tensor {
         (z + self.shift) * self.scale
     }
@@ -218,7 +218,7 @@ impl LatentSpace {
         no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
     }
 
-    /// Clips → their reconstruction through the posterior's mean.
+    /// Clips `[B, 3, F, H, W]` in [−1, 1] → their reconstruction through the posterior's mean, the same shape.
     pub fn reconstruct(&self, x: &Tensor) -> Tensor {
         no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x.to_device(self.device)).mean))
     }

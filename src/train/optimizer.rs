@@ -56,7 +56,7 @@ impl Optimizer {
         self.parameters.iter().map(gradient).collect()
     }
 
-    /// The L2 norm over all gradients; with `max_norm` they are scaled down to it.
+    /// The L2 norm over all gradients, a scalar on their device; with `max_norm` they are scaled down to it.
     ///
     /// # Errors
     /// LibTorch's own.

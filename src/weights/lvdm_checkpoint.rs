@@ -248,6 +248,9 @@ pub struct Export {
 
 impl Export {
     /// A network's tensors under their prefix; what released checkpoints list twice, twice.
+    ///
+    /// # Errors
+    /// An alias of a tensor that is not there.
     pub fn network(&mut self, prefix: &str, tensors: &Tensors, aliases: &[(String, String)]) -> Result<()> {
         for (name, tensor) in tensors {
             self.tensors.push((format!("{prefix}{name}"), tensor.shallow_clone()));
@@ -260,6 +263,9 @@ impl Export {
     }
 
     /// Averaged weights, each once, under the name that PyTorch lists first: the alias.
+    ///
+    /// # Errors
+    /// Two names that are one without their dots.
     pub fn average(
         &mut self,
         prefix: &str,

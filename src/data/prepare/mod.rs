@@ -118,7 +118,8 @@ impl Prepared {
 
     /// Writes the index, and beside it the problems (`….problems.jsonl`), of which there may be none.
     ///
-    /// Errors: a full disk; no video that can be used.
+    /// # Errors
+    /// A full disk; no video that can be used.
     pub fn write(&self, index: &Path) -> Result<()> {
         let first = self.problems.iter().find(|problem| problem.kind == ProblemKind::Corrupt);
         ensure!(
@@ -154,7 +155,8 @@ pub enum Depth {
 /// `least_frames`. `lists` is where UCF-101's lists of splits lie, if not in their usual place. `done` is told after
 /// each video how many there are.
 ///
-/// Errors: a folder that is not laid out in any of the set's ways; says what was found and what was expected.
+/// # Errors
+/// A folder that is not laid out in any of the set's ways; says what was found and what was expected.
 pub fn prepare(
     set: KnownSet,
     root: &Path,
