@@ -73,6 +73,10 @@ pub fn read_picture(path: &Path) -> Result<RgbFrame> {
     Ok(RgbFrame { width: image.cols() as usize, height: image.rows() as usize, pixels })
 }
 
+/// One JPEG or PNG file, which this binary cannot read.
+///
+/// # Errors
+/// Always.
 #[cfg(not(feature = "opencv"))]
 pub fn read_picture(path: &Path) -> Result<RgbFrame> {
     anyhow::bail!(
