@@ -36,9 +36,7 @@ fn main() {
     }
 
     let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
-    for file in
-        sources.into_iter().chain(["src/torch/nccl.cpp", "src/torch/guarded.h", "src/torch/gloo/gloo/context.h"])
-    {
+    for file in sources.into_iter().chain(["src/torch/guarded.h", "src/torch/gloo/gloo/context.h"]) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();
@@ -59,47 +57,44 @@ fn main() {
     if threads {
         println!("cargo:rustc-link-lib=gomp");
     }
-    if let Some(nccl) = nccl(&libtorch) {
-        println!("cargo:rustc-env=LVDM_NCCL={}", nccl.display());
-    }
+    shared_object(&libtorch, "graph", &["cuda_runtime_api.h", "crt/host_defines.h"]);
+    let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h"];
+    shared_object(&libtorch, "nccl", &needed);
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }
 
-/// Compiles NCCL's part into a shared object of its own, which is opened where a GPU is used; none where the headers
-/// of CUDA and NCCL are not beside LibTorch, as with the wheels for the CPU.
-fn nccl(libtorch: &Path) -> Option<PathBuf> {
+/// Compiles a part for GPUs into a shared object of its own, which is opened where a GPU is used, and says its place in
+/// `LVDM_NAME`. It is left out where the headers it needs are neither beside LibTorch nor in CUDA_HOME.
+fn shared_object(libtorch: &Path, name: &str, needed: &[&str]) {
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
-    let wheels = libtorch.parent()?.join("nvidia");
+    println!("cargo:rerun-if-changed=src/torch/{name}.cpp");
+    let wheels = libtorch.parent().unwrap_or(libtorch).join("nvidia");
     let mut includes = vec![wheels.join("cu13/include"), wheels.join("nccl/include")];
     includes.extend(env::var("CUDA_HOME").map(|home| PathBuf::from(home).join("include")));
-    let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h"];
     if !needed.iter().all(|header| includes.iter().any(|folder| folder.join(header).exists())) {
-        return None;
+        return;
     }
-    let object = PathBuf::from(env::var("OUT_DIR").ok()?).join("liblvdm_nccl.so");
+    let object = PathBuf::from(env::var("OUT_DIR").unwrap_or_default()).join(format!("liblvdm_{name}.so"));
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").warnings(false).opt_level(2).debug(false).define("USE_C10D_NCCL", None);
     let mut command = build.get_compiler().to_command();
-    command.args(["-shared", "-fPIC", "src/torch/nccl.cpp", "-o"]).arg(&object);
+    command.args(["-shared", "-fPIC", &format!("src/torch/{name}.cpp"), "-o"]).arg(&object);
     includes.extend([libtorch.join("include"), libtorch.join("include/torch/csrc/api/include")]);
     for folder in includes {
         command.arg("-I").arg(folder);
     }
-    match command.output() {
-        Ok(output) if output.status.success() => Some(object),
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stderr);
-            println!("cargo:warning=built without NCCL: {}", text.lines().find(|l| l.contains("error")).unwrap_or(""));
-            None
+    let failed = match command.output() {
+        Ok(output) if output.status.success() => {
+            println!("cargo:rustc-env=LVDM_{}={}", name.to_uppercase(), object.display());
+            return;
         }
-        Err(error) => {
-            println!("cargo:warning=built without NCCL: {error}");
-            None
-        }
-    }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).lines().find(|l| l.contains("error")).map(str::to_string),
+        Err(error) => Some(error.to_string()),
+    };
+    println!("cargo:warning=built without {name}.cpp: {}", failed.unwrap_or_default());
 }
 
 /// LibTorch's version: the wheel says it in `version.py`, the zip archive in `build-version`.

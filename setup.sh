@@ -104,12 +104,14 @@ libtorch() {
     rm -rf .libtorch.partial
     if has_gpu; then
         say "LibTorch $TORCH with CUDA (a download of about 2.5 GB, 4.6 GB on disk)"
-        # the last two are headers with which NCCL's part is compiled
+        # the last two are headers with which the parts for GPUs are compiled
         pip_libtorch "torch==$TORCH" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 || fail "LibTorch could not be installed; $by_hand"
     else
         say "LibTorch $TORCH for the CPU (1.2 GB on disk)"
-        # the two NVIDIA libraries are what libtorch_cpu.so refers to even where there is no GPU
-        pip_libtorch --no-deps "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 ||
+        # two NVIDIA libraries that libtorch_cpu.so refers to even where there is no GPU, and headers with which the
+        # graphs' part is compiled
+        pip_libtorch --no-deps "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 \
+            nvidia-cuda-crt==13.0.88 ||
             fail "LibTorch could not be installed; $by_hand"
     fi
     rm -rf .libtorch

@@ -63,32 +63,54 @@ impl Default for AutoencoderLossConfig {
     }
 }
 
-/// The terms of the autoencoder's update.
-pub struct GeneratorTerms {
+/// The terms of the autoencoder's update: scalars on the device, out of the graph, or numbers.
+pub struct GeneratorTerms<T = Tensor> {
     /// What is minimised.
-    pub total: f64,
+    pub total: T,
     /// Summed over pixels, divided by B·F: pixels and LPIPS.
-    pub reconstruction: f64,
+    pub reconstruction: T,
     /// Mean pixel difference.
-    pub pixel: f64,
+    pub pixel: T,
     /// Mean LPIPS of the frames.
-    pub perceptual: f64,
+    pub perceptual: T,
     /// KL divergence, summed over a latent, mean over the batch.
-    pub kl: f64,
+    pub kl: T,
     /// −mean D(x̂); 0 before the discriminator comes in.
-    pub adversarial: f64,
+    pub adversarial: T,
     /// What the adversarial term is multiplied by: adaptive weight, configured weight, warm-up.
-    pub adversarial_factor: f64,
+    pub adversarial_factor: T,
 }
 
-/// The terms of the discriminator's update.
-pub struct DiscriminatorTerms {
+impl GeneratorTerms {
+    /// As numbers; waits for the device.
+    pub fn read(&self) -> GeneratorTerms<f64> {
+        GeneratorTerms {
+            total: value(&self.total),
+            reconstruction: value(&self.reconstruction),
+            pixel: value(&self.pixel),
+            perceptual: value(&self.perceptual),
+            kl: value(&self.kl),
+            adversarial: value(&self.adversarial),
+            adversarial_factor: value(&self.adversarial_factor),
+        }
+    }
+}
+
+/// The terms of the discriminator's update: scalars on the device, out of the graph, or numbers.
+pub struct DiscriminatorTerms<T = Tensor> {
     /// The hinge loss.
-    pub loss: f64,
+    pub loss: T,
     /// Mean logit of real frames.
-    pub real: f64,
+    pub real: T,
     /// Mean logit of reconstructions.
-    pub fake: f64,
+    pub fake: T,
+}
+
+impl DiscriminatorTerms {
+    /// As numbers; waits for the device.
+    pub fn read(&self) -> DiscriminatorTerms<f64> {
+        DiscriminatorTerms { loss: value(&self.loss), real: value(&self.real), fake: value(&self.fake) }
+    }
 }
 
 /// The losses with the networks they need.
@@ -103,9 +125,9 @@ pub struct AutoencoderLoss {
 
 /// L_rec of a reconstruction.
 struct Likelihood {
-    value: f64,
-    pixel: f64,
-    perceptual: f64,
+    value: Tensor,
+    pixel: Tensor,
+    perceptual: Tensor,
     by_output: Tensor,
 }
 
@@ -186,16 +208,16 @@ impl AutoencoderLoss {
         let graph = reconstruction.to_kind(precise);
         let leaf = graph.detach().set_requires_grad(true);
         let Likelihood { value: reconstruction, pixel, perceptual, mut by_output } = self.likelihood(x, &leaf, step);
-        let mut total = reconstruction;
+        let mut total = reconstruction.shallow_clone();
 
-        let (mut adversarial, mut adversarial_factor) = (0.0, 0.0);
+        let (mut adversarial, mut adversarial_factor) = (total.zeros_like(), total.zeros_like());
         if self.is_adversarial(step) {
             let (term, by_adversary) = self.adversarial(&leaf);
-            adversarial = value(&term);
             adversarial_factor =
                 self.adaptive_weight(&graph, &by_output, &by_adversary, last_kernel) * self.warmup(step);
-            by_output += by_adversary * adversarial_factor;
-            total += adversarial_factor * adversarial;
+            by_output += by_adversary * &adversarial_factor;
+            total = &total + &adversarial_factor * &term;
+            adversarial = term;
         }
 
         // a scalar whose gradient by the autoencoder's parameters is the loss's
@@ -205,8 +227,8 @@ impl AutoencoderLoss {
             surrogate += &kl * self.config.kl_weight;
         }
         backward(&(surrogate * scale));
-        let kl = value(&kl);
-        total += self.config.kl_weight * kl;
+        let kl = kl.detach();
+        total = &total + &kl * self.config.kl_weight;
         GeneratorTerms { total, reconstruction, pixel, perceptual, kl, adversarial, adversarial_factor }
     }
 
@@ -224,13 +246,13 @@ impl AutoencoderLoss {
             let every = self.config.perceptual_every.clamp(1, f);
             let seen = |video: &Tensor| frames(&video.slice(2, step % every, f, every));
             let distance = lpips.distance_to(&seen(x), &seen(leaf)).mean(None);
-            (&pixel + &distance * self.config.perceptual_weight, value(&distance))
+            (&pixel + &distance * self.config.perceptual_weight, distance.detach())
         } else {
-            (pixel.shallow_clone(), 0.0)
+            (pixel.shallow_clone(), pixel.detach().zeros_like())
         };
         let sum = mean * (c * h * w) as f64;
         let by_output = gradient(&sum, leaf, false);
-        Likelihood { value: value(&sum), pixel: value(&pixel), perceptual, by_output }
+        Likelihood { value: sum.detach(), pixel: pixel.detach(), perceptual, by_output }
     }
 
     /// −mean D(x̂) and its gradient by x̂.
@@ -243,22 +265,29 @@ impl AutoencoderLoss {
     }
 
     /// λ = ‖∇_last L_rec‖ / (‖∇_last L_adv‖ + 1e-4), clamped to [0, 1e4], times the configured weight.
-    fn adaptive_weight(&self, graph: &Tensor, by_output: &Tensor, by_adversary: &Tensor, last_kernel: &Tensor) -> f64 {
+    fn adaptive_weight(
+        &self,
+        graph: &Tensor,
+        by_output: &Tensor,
+        by_adversary: &Tensor,
+        last_kernel: &Tensor,
+    ) -> Tensor {
         // the norm of the sum over ranks, whose factor cancels but for the 1e-4
         let ranks = self.ranks.size() as f64;
         let norm = |by: &Tensor| {
             let own = gradient(&(graph * by).sum(None), last_kernel, true);
-            value(&self.ranks.sum_with_gradient(&own).norm()) / ranks
+            self.ranks.sum_with_gradient(&own).norm() / ranks
         };
         let (reconstruction, adversary) = (norm(by_output), norm(by_adversary));
         (reconstruction / (adversary + 1e-4)).clamp(0.0, 1e4) * self.config.adversarial_weight
     }
 
     /// What the adversarial term would be multiplied by, whatever the step: adaptive and configured weight. Clips and
-    /// reconstruction are `[B, 3, F, H, W]`, the latter in the graph of `last_kernel` ([`VideoAutoencoder::last_kernel`]).
+    /// reconstruction are `[B, 3, F, H, W]`, the latter in the graph of `last_kernel` ([`VideoAutoencoder::last_kernel`]);
+    /// a scalar on the device.
     ///
     /// [`VideoAutoencoder::last_kernel`]: crate::models::VideoAutoencoder::last_kernel
-    pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> f64 {
+    pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> Tensor {
         let leaf = reconstruction.detach().set_requires_grad(true);
         let by_output = self.likelihood(x, &leaf, step).by_output;
         let (_, by_adversary) = self.adversarial(&leaf);
@@ -273,10 +302,6 @@ impl AutoencoderLoss {
         let hinge = |margin: Tensor| (margin + 1.0).relu().mean(None);
         let loss: Tensor = (hinge(-&real) + hinge(fake.shallow_clone())) * 0.5;
         backward(&(&loss * scale));
-        no_grad(|| DiscriminatorTerms {
-            loss: value(&loss),
-            real: value(&real.mean(None)),
-            fake: value(&fake.mean(None)),
-        })
+        no_grad(|| DiscriminatorTerms { loss: loss.detach(), real: real.mean(None), fake: fake.mean(None) })
     }
 }

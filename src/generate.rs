@@ -25,7 +25,7 @@ use crate::{
     },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
-    torch::Autocast,
+    torch::{Autocast, Readback, upload},
 };
 
 pub use long_video::{LongVideo, forget};
@@ -217,7 +217,7 @@ impl Generator {
         let [c, _, h, w] = self.latent;
         let draw = |purpose, frames, step: u64| {
             let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
-            Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0).to_device(self.space.device())
+            upload(&Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0), self.space.device())
         };
         let start = draw(Purpose::SampleStart, frames, 0);
         let denoiser: Box<dyn Denoiser> = match given {
@@ -289,16 +289,19 @@ impl Generator {
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
         let z_0 = self.latents(samples, given, sampler, seed, on_step)?;
-        Ok(self.decode(&z_0))
+        self.decode(&z_0)
     }
 
     /// Normalised latents → u8 `[N, 3, F, H, W]` on the host, one at a time in the decoder.
-    pub fn decode(&self, z_0: &Tensor) -> Tensor {
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn decode(&self, z_0: &Tensor) -> Result<Tensor> {
         let _precision = self.autocast();
-        let clips: Vec<Tensor> = (0..z_0.size()[0])
-            .map(|i| no_grad(|| to_u8(&self.space.decode(&z_0.narrow(0, i, 1)))).to_device(Device::Cpu))
-            .collect();
-        Tensor::cat(&clips, 0)
+        let clip = |i| Readback::of(&no_grad(|| to_u8(&self.space.decode(&z_0.narrow(0, i, 1)))));
+        let clips: Vec<Readback> = (0..z_0.size()[0]).map(clip).collect::<Result<_>>()?;
+        let clips: Vec<Tensor> = clips.iter().map(Readback::wait).collect::<Result<_>>()?;
+        Ok(Tensor::cat(&clips, 0))
     }
 
     /// The shape `[3, F, H, W]` of the videos it makes.
@@ -309,10 +312,12 @@ impl Generator {
     }
 
     /// Decoded Gaussian latents, unsigned bytes `[N, 3, F, H, W]`: what one gets without learning any diffusion.
-    pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Tensor {
-        self.decode(
-            &normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent).to_device(self.space.device()),
-        )
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Result<Tensor> {
+        let z_0 = normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent);
+        self.decode(&upload(&z_0, self.space.device()))
     }
 }
 

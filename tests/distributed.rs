@@ -105,14 +105,14 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
     let mut found = reduced(ranks, &parameters, "", || {
         let posterior = autoencoder.encode(&x);
         let reconstruction = autoencoder.decode(&posterior.sample(&posterior_noise(&posterior)));
-        let terms = loss.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), 0, 1.0);
+        let terms = loss.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), 0, 1.0).read();
         factor = terms.adversarial_factor;
         terms.total
     });
     let discriminator = loss.discriminator_parameters().clone();
     let reconstruction = tch::no_grad(|| autoencoder.decode(&autoencoder.encode(&x).mean));
     found.extend(reduced(ranks, &discriminator, "discriminator.", || {
-        loss.discriminator_backward(&x, &reconstruction, 1.0).loss
+        loss.discriminator_backward(&x, &reconstruction, 1.0).read().loss
     }));
     assert!(factor > 0.0 && factor < 1e4);
     found.push(("loss.adversarial_factor".into(), Tensor::from_slice(&[factor])));

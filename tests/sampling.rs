@@ -131,7 +131,7 @@ fn videos_are_bytes_of_the_clips_size() {
     assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
     let alone = generator.videos(&[1], None, sampler, 7, &mut |_, _| {}).unwrap();
     assert!(largest_difference(&alone.get(0), &videos.get(1)) <= 1.0, "more than a rounding");
-    let gaussian = generator.gaussian_videos(&[0, 1], 7);
+    let gaussian = generator.gaussian_videos(&[0, 1], 7).unwrap();
     assert_eq!(gaussian.size(), videos.size());
     assert!(largest_difference(&gaussian, &videos) > 1.0);
 }

@@ -12,7 +12,7 @@ use lvdm::{
     experiment::{OptimizerConfig, TrainerConfig},
     nn::{Init, Parameters},
     random::{Purpose, normal_batch},
-    train::{Batch, Phase, Picture, Task, Trainer},
+    train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
@@ -41,13 +41,13 @@ impl Task for Toy {
         Ok(Batch { data, text: None, samples, position: self.position })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
+    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let mut loss = (&self.weight - &batch.data).square().mean(None);
         if (self.nan)(step) {
             loss *= f64::NAN;
         }
         (&loss * scale).backward();
-        Ok(vec![("loss", loss.double_value(&[]))])
+        Ok(vec![("loss", loss.detach())])
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
@@ -99,6 +99,30 @@ fn a_step_that_is_not_finite_is_left_out() {
     assert_eq!(last.tensors["optimizer.model.step"].double_value(&[]), 9.0);
     assert!(last.tensors.values().all(|t| t.isfinite().all().int64_value(&[]) == 1));
     assert!(last.tensors["model.weight"].min().double_value(&[]) > 0.3, "nothing was learned");
+}
+
+/// Losses are read when the next step is queued, or when a log or a checkpoint asks for them: it makes no difference.
+#[test]
+fn when_losses_are_read_changes_nothing() {
+    let [often, seldom] = [1, 12].map(|every| {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = json!({"log_every": every, "checkpoint_every": every, "clip_gradient": 0.05});
+        let progress = toy(folder.path(), settings, |step| step == 3 || step == 6 || step == 7).unwrap();
+        assert_eq!((progress.skipped_steps, progress.ema_updates), (3, 9));
+        let tensors = Checkpoint::read(&checkpoint::path(folder.path(), 12)).unwrap().tensors;
+        tensors.into_iter().filter(|(name, _)| !name.starts_with("window.")).collect::<BTreeMap<_, _>>()
+    });
+    assert_eq!(often.keys().collect::<Vec<_>>(), seldom.keys().collect::<Vec<_>>());
+    for (name, tensor) in &often {
+        assert!(tensor.equal(&seldom[name]), "{name}: {tensor:?}, {:?}", seldom[name]);
+    }
+    assert!(often.contains_key("ema.weight") && !often["ema.weight"].equal(&often["model.weight"]));
+    // noticed one step later where nothing asks
+    let folder = tempfile::tempdir().unwrap();
+    let settings = json!({"log_every": 100, "checkpoint_every": 5});
+    let error = toy(folder.path(), settings, |step| step >= 5).map(drop).unwrap_err().to_string();
+    assert!(error.contains("3 steps in a row (up to step 8)"), "{error}");
+    assert_eq!(steps_kept(folder.path()), [5]);
 }
 
 /// N in a row: training stops, names the last good checkpoint, and stored nothing after the first bad step.

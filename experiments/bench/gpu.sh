@@ -2,7 +2,7 @@
 # Correctness and speed on a GPU machine that has PyTorch 2.11 with CUDA and nothing else of ours.
 #
 #   experiments/bench/gpu.sh pack       on the machine that builds: fills .gpu/ (binary, parity cases, packed clips)
-#   experiments/bench/gpu.sh verify     there: every parity case on CUDA, float32, then bfloat16
+#   experiments/bench/gpu.sh verify     there: every parity case on CUDA, float32, with CUDA graphs, bfloat16
 #   experiments/bench/gpu.sh train      there: the demo's two networks, on packed clips
 #   experiments/bench/gpu.sh bench      there: `lvdm bench` at the paper's sizes, bfloat16 and float32
 #   experiments/bench/gpu.sh evaluate   there: samples and their FVD and KVD
@@ -18,8 +18,8 @@ if [ "$1" = pack ]; then
     cargo build --release --locked --no-default-features --target-dir target/gpu
     cp target/gpu/release/lvdm $OUT/lvdm
     strip $OUT/lvdm
-    # the ranks' half, where the headers of CUDA and NCCL were there to build it; it is looked for beside the binary
-    find target/gpu/release/build -name liblvdm_nccl.so -exec cp {} $OUT/ \;
+    # CUDA graphs and NCCL, where the headers were there to build them; they are looked for beside the binary
+    find target/gpu/release/build -name 'liblvdm_*.so' -exec cp {} $OUT/ \;
     cp tests/parity/*.safetensors $OUT/cases/
     for split in train test; do
         target/release/lvdm data pack --videos data/demo/$split --frames 24 --resolution 32 --out $OUT/$split.safetensors
@@ -36,6 +36,7 @@ case $1 in
 verify)
     $OUT/lvdm doctor || true # weights may be missing
     $OUT/lvdm verify --device cuda --dtype f32 $OUT/cases/*.safetensors || true
+    LVDM_CUDA_GRAPHS=1 $OUT/lvdm verify --device cuda --dtype f32 $OUT/cases/*.safetensors || true
     # the tiny networks of seven cases are beyond 2e-2 on the CPU too: README.md
     $OUT/lvdm verify --device cuda --dtype bf16 $OUT/cases/*.safetensors || true
     ;;
@@ -53,7 +54,11 @@ bench)
     bench() { $OUT/lvdm bench experiments/bench/ucf101.yaml device=cuda loader=null "$@" --json; }
     # i3d is left out, and says so, where .gpu/ has no weights
     bench precision=bf16 autoencoder=null i3d=null unet.batch=16 unet.checkpoint=false 'unet.samplers=[]'
-    bench precision=bf16 unet.batch=8
+    for batch in 1 8; do
+        bench precision=bf16 unet.batch=$batch unet.checkpoint=false i3d=null
+        LVDM_CUDA_GRAPHS=1 bench precision=bf16 unet.batch=$batch unet.checkpoint=false i3d=null
+    done
+    bench precision=bf16 autoencoder=null 'unet.samplers=[]'
     bench precision=bf16 autoencoder=null i3d=null unet.network.recompute=true unet.checkpoint=false 'unet.samplers=[]'
     bench precision=f32 'unet.samplers=[]'
     bench precision=f32 tf32=true 'unet.samplers=[]' i3d=null

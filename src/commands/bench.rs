@@ -10,13 +10,13 @@ use tch::{Cuda, Device, Kind, Tensor, no_grad};
 use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo},
+    data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo, to_u8},
     diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
     experiment::{Experiment, Precision, parse},
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, Autocast, DeviceName, FixedWeights, allow_tf32, backward, gpus, peak_memory},
+    torch::{Adam, Autocast, DeviceName, FixedWeights, Readback, allow_tf32, backward, gpus, peak_memory, upload},
     train::{Ema, Optimizer, Saver},
 };
 
@@ -401,7 +401,7 @@ fn unet(
         let _autocast = report.autocast();
         let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
         backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
-        optimizer.step()
+        optimizer.step(None)
     })?;
     let more = json!({"batch": batch, "recompute": network.recompute});
     report.line("unet_train_step", &timing, Some(3 * flops), false, more);
@@ -446,12 +446,12 @@ fn unet(
         let clock = Clock { device, warmup: 1, repeats: clock.repeats.min(3) };
         let timing = clock.time(|| {
             let _autocast = report.autocast();
-            let draw = |i: usize| normal(0, Purpose::SampleStep, 0, i as u64, &z.size()).to_device(device);
+            let draw = |i: usize| upload(&normal(0, Purpose::SampleStep, 0, i as u64, &z.size()), device);
             let z_0 = sample(&denoiser, &*sampler, &schedule, &z, &draw, &mut |_, _| {})?;
             if let Some((autoencoder, _)) = autoencoder {
-                for i in 0..batch {
-                    let _ = no_grad(|| autoencoder.decode(&z_0.narrow(0, i, 1))).to_device(Device::Cpu);
-                }
+                let clip = |i| Readback::of(&no_grad(|| to_u8(&autoencoder.decode(&z_0.narrow(0, i, 1)))));
+                let clips: Vec<Readback> = (0..batch).map(clip).collect::<Result<_>>()?;
+                clips.iter().try_for_each(|clip| clip.wait().map(drop))?;
             }
             Ok(())
         })?;

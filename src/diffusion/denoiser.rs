@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::NoiseSchedule;
-use crate::models::{UNet3d, UNetCondition};
+use crate::{
+    models::{UNet3d, UNetCondition},
+    torch::replayed,
+};
 
 /// What the network was trained to predict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,13 +75,11 @@ impl Denoiser for UNetDenoiser<'_> {
     fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
         let (b, _, f, h, w) = z_t.size5().expect("latents [B, C, F, h, w]");
         let time = Tensor::full([b], t, (Kind::Int64, z_t.device()));
-        let output = match &self.mask {
-            None => self.unet.forward(z_t, &time, &self.given),
-            Some(mask) => {
-                let mask = mask.to_kind(z_t.kind()).expand([b, 1, f, h, w], false);
-                self.unet.forward(&Tensor::cat(&[z_t, &mask], 1), &time, &self.given)
-            }
+        let x = match &self.mask {
+            None => z_t.shallow_clone(),
+            Some(mask) => Tensor::cat(&[z_t, &mask.to_kind(z_t.kind()).expand([b, 1, f, h, w], false)], 1),
         };
+        let output = self.output(&x, &time);
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
         self.predict.read(z_t, output, self.schedule.alpha_bar[t as usize])
     }
@@ -145,6 +146,20 @@ impl Denoiser for Guided<'_> {
 }
 
 impl<'a> UNetDenoiser<'a> {
+    /// What the network says.
+    fn output(&self, x: &Tensor, time: &Tensor) -> Tensor {
+        let UNetCondition { level, context } = &self.given;
+        let inputs: Vec<&Tensor> = [x, time].into_iter().chain(level).chain(context).collect();
+        replayed(std::ptr::from_ref(self.unet) as usize, &inputs, |inputs| {
+            let mut inputs = inputs.iter().map(Tensor::shallow_clone);
+            let mut next = || inputs.next().expect("as many as went in");
+            let (x, time) = (next(), next());
+            let given =
+                UNetCondition { level: level.as_ref().map(|_| next()), context: context.as_ref().map(|_| next()) };
+            self.unet.forward(&x, &time, &given)
+        })
+    }
+
     /// The denoiser of a batch that holds the clips z_t twice, first as this one is given, then as the other.
     fn beside(&self, other: &UNetDenoiser<'a>, z_t: &Tensor) -> UNetDenoiser<'a> {
         let stack = |a: &Option<Tensor>, b: &Option<Tensor>| Some(Tensor::cat(&[a.as_ref()?, b.as_ref()?], 0));

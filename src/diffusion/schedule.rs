@@ -4,6 +4,8 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::torch::upload;
+
 /// How β grows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -93,7 +95,7 @@ impl NoiseSchedule {
     pub fn rates(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];
         shape[0] = -1;
-        let alpha_bar: Tensor = Tensor::from_slice(&self.alpha_bar).to_device(t.device()).index_select(0, t);
+        let alpha_bar: Tensor = upload(&Tensor::from_slice(&self.alpha_bar), t.device()).index_select(0, t);
         let shaped = |x: Tensor| x.to_kind(like.kind()).to_device(like.device()).reshape(&shape);
         (shaped(alpha_bar.sqrt()), shaped((&alpha_bar * -1.0 + 1.0).sqrt()))
     }

@@ -106,6 +106,17 @@ impl Ranks {
         Ok(Vec::try_from(tensor)?)
     }
 
+    /// The mean over all ranks of a tensor of one shape on all of them. A GPU's is queued, not waited for.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn mean(&self, values: &Tensor) -> Result<Tensor> {
+        let Some(inner) = &self.inner else { return Ok(values.shallow_clone()) };
+        let mut sum = values.copy();
+        Self::call(inner, |group| group.sum(&mut sum))?;
+        Ok(sum / self.size() as f64)
+    }
+
     /// The number that rank 0 has.
     ///
     /// # Errors

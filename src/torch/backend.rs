@@ -1,11 +1,14 @@
 //! Which parts of LibTorch are there and how they are set.
 
 use std::{
+    env,
     error::Error,
     ffi::{CStr, c_char, c_int, c_uint},
+    path::PathBuf,
     sync::OnceLock,
 };
 
+use anyhow::{Context, Result};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 unsafe extern "C" {
@@ -34,6 +37,18 @@ pub fn load_cuda() -> Result<(), &'static str> {
         })
     });
     loaded.as_ref().copied().map_err(String::as_str)
+}
+
+/// The place of a part that was built as a shared object of its own: beside the program, or where it was built.
+pub(super) fn part(name: &str, built: Option<&str>) -> Result<PathBuf> {
+    let beside = env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
+    let found = beside.into_iter().chain(built.map(PathBuf::from)).find(|path| path.exists());
+    found.with_context(|| {
+        format!(
+            "{name} is needed beside the program: this build was made where the headers that it needs are not (build \
+             beside LibTorch with CUDA, `make setup` on a machine with a GPU)"
+        )
+    })
 }
 
 /// A GPU as the driver describes it.

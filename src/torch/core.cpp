@@ -3,10 +3,15 @@
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+
+#include <memory>
+#include <optional>
 
 #include "guarded.h"
 
@@ -26,16 +31,19 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t count) {
 extern "C" char *lvdm_fused_adam(
     at::Tensor *const *parameters, at::Tensor *const *gradients, at::Tensor *const *first_moments,
     at::Tensor *const *second_moments, at::Tensor *const *steps, int64_t count, bool decoupled,
-    double learning_rate, double beta1, double beta2, double weight_decay, double eps) {
+    double learning_rate, double beta1, double beta2, double weight_decay, double eps, const at::Tensor *left_out) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto p = list(parameters, count), g = list(gradients, count), m = list(first_moments, count),
          v = list(second_moments, count), s = list(steps, count);
     at::_foreach_add_(s, 1);  // the kernels expect the count after this step
+    std::optional<at::Tensor> none, out;
+    if (left_out != nullptr) out = *left_out;
     if (decoupled)
-      at::_fused_adamw_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false);
+      at::_fused_adamw_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false, none, out);
     else
-      at::_fused_adam_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false);
+      at::_fused_adam_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false, none, out);
+    if (out) at::_foreach_add_(s, *out, -1);
   });
 }
 
@@ -68,6 +76,40 @@ extern "C" char *lvdm_global_norm(at::Tensor *const *a, int64_t count, at::Tenso
     *norm = new at::Tensor(at::linalg_vector_norm(at::stack(at::_foreach_norm(list(a, count))), 2));
   });
 }
+
+// ---- values on their way to the host ----------------------------------------------------------
+
+namespace {
+struct Readback {
+  at::Tensor host;
+  std::optional<c10::Event> arrived;
+};
+}  // namespace
+
+// Starts the way of a tensor to the host, without waiting for what computes it.
+extern "C" char *lvdm_readback(const at::Tensor *values, Readback **readback) {
+  return guarded([&] {
+    auto begun = std::make_unique<Readback>();
+    begun->host = *values;
+    if (!values->is_cpu()) {
+      // pinned, as a copy that does not block asks for it
+      begun->host = values->to(at::kCPU, values->scalar_type(), /*non_blocking=*/true);
+      begun->arrived.emplace(values->device().type());
+      begun->arrived->record(c10::impl::VirtualGuardImpl(values->device().type()).getStream(values->device()));
+    }
+    *readback = begun.release();
+  });
+}
+
+// *values is the tensor, when it has arrived
+extern "C" char *lvdm_readback_wait(const Readback *readback, at::Tensor **values) {
+  return guarded([&] {
+    if (readback->arrived) readback->arrived->synchronize();
+    *values = new at::Tensor(readback->host);
+  });
+}
+
+extern "C" void lvdm_readback_free(Readback *readback) { delete readback; }
 
 // ---- autocast ---------------------------------------------------------------------------------
 

@@ -556,6 +556,8 @@ extern "C" void lvdm_fixed_weights(bool begin) {
   if (fixed_weights.depth == 0) fixed_weights.laid.clear();
 }
 
+extern "C" bool lvdm_weights_are_fixed() { return weights_are_fixed(); }
+
 extern "C" char *lvdm_fixed_cast(const at::Tensor *weight, at::Tensor **y) {
   return guarded([&] { *y = new at::Tensor(fixed_cast(*weight)); });
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tch::{Device, Kind, Tensor};
 
-use super::check;
+use super::{check, graph::forget_graphs};
 
 unsafe extern "C" {
     fn lvdm_group_norm(
@@ -39,6 +39,7 @@ unsafe extern "C" {
     ) -> *mut c_char;
     fn lvdm_repeat_edges(x: *const c_void, pads: *const i64, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_fixed_weights(begin: bool);
+    fn lvdm_weights_are_fixed() -> bool;
     fn lvdm_fixed_cast(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_fixed_conv(
         x: *const c_void,
@@ -161,7 +162,16 @@ impl Drop for FixedWeights {
     fn drop(&mut self) {
         // SAFETY: as above; forgets the kernels at the end of the outermost.
         unsafe { lvdm_fixed_weights(false) }
+        if !weights_are_fixed() {
+            forget_graphs();
+        }
     }
+}
+
+/// Whether this thread is in the time of a [`FixedWeights`] and keeps no gradients.
+pub(super) fn weights_are_fixed() -> bool {
+    // SAFETY: reads variables of this thread.
+    unsafe { lvdm_weights_are_fixed() }
 }
 
 /// A float32 weight as [`Autocast`](super::Autocast) would cast it at every call; itself in full precision, and where

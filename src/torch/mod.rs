@@ -1,17 +1,19 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! Four C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `c10d.cpp`, processes; `nccl.cpp`, opened on its own),
-//! one small safe Rust file a subject.
+//! Five C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
+//! opened on its own), one small safe Rust file a subject.
 
 mod autocast;
 mod backend;
 mod caught;
 mod device;
 mod fused;
+mod graph;
 mod memory;
 mod multi_tensor;
 mod process_group;
 mod recompute;
+mod transfer;
 
 pub use autocast::{Autocast, backward};
 pub use backend::{
@@ -24,10 +26,12 @@ pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
 };
+pub use graph::replayed;
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
 pub use recompute::recompute;
+pub use transfer::{Readback, upload};
 
 use std::ffi::{CStr, c_char, c_void};
 

@@ -21,6 +21,7 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        left_out: *const c_void,
     ) -> *mut c_char;
     fn lvdm_foreach_lerp(a: *const *mut c_void, b: *const *mut c_void, count: i64, weight: f64) -> *mut c_char;
     fn lvdm_foreach_mul(a: *const *mut c_void, count: i64, factor: *const c_void) -> *mut c_char;
@@ -44,7 +45,8 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// One step for all parameters in one call. `steps` are float32 scalars that count the steps.
+    /// One step for all parameters in one call. `steps` are float32 scalars that count the steps. Nothing changes where
+    /// `left_out` is one.
     ///
     /// # Errors
     /// LibTorch's own, for tensors that do not fit together.
@@ -54,12 +56,13 @@ impl Adam {
         gradients: &[Tensor],
         moments: [&[Tensor]; 2],
         steps: &[Tensor],
+        left_out: Option<&Tensor>,
     ) -> Result<()> {
         if parameters.is_empty() {
             return Ok(());
         }
         let [first, second] = moments;
-        // SAFETY: five lists of `count` live tensors.
+        // SAFETY: five lists of `count` live tensors; a live tensor or none.
         check(unsafe {
             lvdm_fused_adam(
                 pointers(parameters).as_ptr(),
@@ -74,6 +77,7 @@ impl Adam {
                 self.betas.1,
                 self.weight_decay,
                 self.eps,
+                left_out.map_or(std::ptr::null(), |t| t.as_ptr().cast()),
             )
         })
     }

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
-    path::PathBuf,
     rc::Rc,
     time::Duration,
 };
@@ -11,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::Tensor;
 
-use super::{check, free, pointers};
+use super::{backend::part, check, free, pointers};
 
 unsafe extern "C" {
     fn lvdm_store_open(
@@ -273,25 +272,12 @@ impl ProcessGroup {
     }
 }
 
-/// The place of NCCL's shared object: beside the program, or where it was built.
-fn nccl_path() -> Result<PathBuf> {
-    const NAME: &str = "liblvdm_nccl.so";
-    let beside = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.join(NAME)));
-    let built = option_env!("LVDM_NCCL").map(PathBuf::from);
-    let found = beside.into_iter().chain(built).find(|path| path.exists());
-    found.with_context(|| {
-        format!(
-            "several GPUs need {NAME} beside the program: this build was made where the headers of CUDA and NCCL are not (build it beside LibTorch with CUDA, `make setup` on a machine with a GPU)"
-        )
-    })
-}
-
 fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Duration) -> Result<*mut c_void> {
     type Open = unsafe extern "C" fn(*const c_void, c_int, c_int, i64, c_int, *mut *mut c_void) -> *mut c_char;
     if let Err(error) = super::load_cuda() {
         bail!("NCCL needs LibTorch with CUDA: {error}");
     }
-    let path = nccl_path()?;
+    let path = part("liblvdm_nccl.so", option_env!("LVDM_NCCL")).context("several GPUs")?;
     let mut backend = std::ptr::null_mut();
     // SAFETY: the library is nccl.cpp, built with this program; its one function has this signature.
     unsafe {

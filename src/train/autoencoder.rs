@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{Batch, Phase, Picture, Task};
+use super::{Batch, Phase, Picture, Task, Terms};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
     data::{Loader, fixed_clips, normalise, to_u8},
@@ -14,6 +14,7 @@ use crate::{
     models::{LatentMoments, VideoAutoencoder},
     nn::Parameters,
     random::{Purpose, normal_batch},
+    torch::upload,
 };
 
 /// Clips on which the latents' scale and shift are measured, and clips to look at.
@@ -59,7 +60,7 @@ impl AutoencoderTask {
     }
 
     fn noise(&self, purpose: Purpose, samples: &[u64]) -> Tensor {
-        normal_batch(self.experiment.seed, purpose, samples, 0, &self.latent).to_device(self.device)
+        upload(&normal_batch(self.experiment.seed, purpose, samples, 0, &self.latent), self.device)
     }
 }
 
@@ -81,15 +82,16 @@ impl Task for AutoencoderTask {
 
     fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.loader.next()?;
-        Ok(Batch { data: batch.clips, text: None, samples: batch.samples, position: batch.position })
+        let clips = upload(&batch.clips, self.device);
+        Ok(Batch { data: clips, text: None, samples: batch.samples, position: batch.position })
     }
 
     fn skipped_videos(&self) -> usize {
         self.loader.skipped().len()
     }
 
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
-        let x = normalise(&batch.data.to_device(self.device));
+    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+        let x = normalise(&batch.data);
         if phase == 0 {
             let posterior = self.autoencoder.encode(&x);
             let reconstruction =
@@ -107,7 +109,7 @@ impl Task for AutoencoderTask {
             ]);
         }
         if !self.loss.is_adversarial(step) {
-            return Ok(vec![("discriminator_loss", 0.0)]);
+            return Ok(vec![("discriminator_loss", Tensor::zeros([], (Kind::Float, self.device)))]);
         }
         let noise = self.noise(Purpose::PosteriorDiscriminator, &batch.samples);
         let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));

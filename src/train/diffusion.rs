@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor};
 
-use super::{Batch, LatentFile, Phase, Picture, Task};
+use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
 use crate::{
     data::{Loader, normalise},
     diffusion::{Condition, GivenFrames},
@@ -14,7 +14,7 @@ use crate::{
     models::{LatentSpace, TextEncoder},
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
-    torch::backward,
+    torch::{backward, upload},
 };
 
 const SHOWN: u64 = 4;
@@ -94,14 +94,15 @@ impl Task for DiffusionTask {
                 let mut batch = file.next_batch();
                 if let (Some(text), Some(encoder)) = (&batch.text, &self.generator.text) {
                     let rows: Vec<bool> = batch.samples.iter().map(dropped).collect();
-                    let dropped = Tensor::from_slice(&rows).reshape([-1, 1, 1]).to_device(self.device);
-                    batch.text = Some(encoder.empty()?.where_self(&dropped, &text.to_device(self.device)));
+                    let dropped = upload(&Tensor::from_slice(&rows).reshape([-1, 1, 1]), self.device);
+                    batch.text = Some(encoder.empty()?.where_self(&dropped, &upload(text, self.device)));
                 }
+                batch.data = upload(&batch.data, self.device);
                 Ok(batch)
             }
             Source::Clips(loader) => {
                 let batch = loader.next()?;
-                let moments = self.generator.space.moments_of(&normalise(&batch.clips.to_device(self.device)));
+                let moments = self.generator.space.moments_of(&normalise(&upload(&batch.clips, self.device)));
                 let text = match &self.generator.text {
                     None => None,
                     Some(encoder) => {
@@ -124,15 +125,15 @@ impl Task for DiffusionTask {
         }
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>> {
+    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
         let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
-        let draw = |purpose| normal_batch(seed, purpose, &batch.samples, 0, latent).to_device(self.device);
+        let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
         let seen = batch.data.slice(2, None, None, *latent_stride);
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
         let below = |purpose, most: i64| {
             let one = |&sample: &u64| stream(seed, purpose, sample, 0).random_range(0..most);
-            Tensor::from_slice(&batch.samples.iter().map(one).collect::<Vec<i64>>()).to_device(self.device)
+            upload(&Tensor::from_slice(&batch.samples.iter().map(one).collect::<Vec<i64>>()), self.device)
         };
         let t = below(Purpose::DiffusionTime, schedule.steps());
         let noise = draw(Purpose::DiffusionNoise);
@@ -141,7 +142,7 @@ impl Task for DiffusionTask {
                 |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
             let level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
             GivenFrames {
-                mask: Tensor::stack(&batch.samples.iter().map(mask).collect::<Vec<_>>(), 0).to_device(self.device),
+                mask: upload(&Tensor::stack(&batch.samples.iter().map(mask).collect::<Vec<_>>(), 0), self.device),
                 // one noise for both levels, as released; clean frames carry none
                 noise: if level.is_some() { noise.shallow_clone() } else { noise.zeros_like() },
                 level,
@@ -154,7 +155,7 @@ impl Task for DiffusionTask {
         };
         let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
         backward(&(&loss * scale));
-        Ok(vec![("loss", loss.to_device(Device::Cpu).double_value(&[]))])
+        Ok(vec![("loss", loss.detach())])
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

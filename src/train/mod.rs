@@ -16,4 +16,4 @@ pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
 pub use saver::Saver;
-pub use trainer::{Batch, Phase, Picture, SECONDS_PER_STEP, Task, Trainer, resume_point};
+pub use trainer::{Batch, Phase, Picture, SECONDS_PER_STEP, Task, Terms, Trainer, resume_point};

@@ -64,13 +64,14 @@ impl Optimizer {
         clip_global_norm(&self.gradients(), max_norm)
     }
 
-    /// Moves the parameters.
+    /// Moves the parameters, but not where `left_out`, a float32 scalar on their device, is one: so the host need not
+    /// wait to know whether the gradients are finite.
     ///
     /// # Errors
     /// LibTorch's own.
-    pub fn step(&mut self) -> Result<()> {
+    pub fn step(&mut self, left_out: Option<&Tensor>) -> Result<()> {
         let moments = [self.first_moments.as_slice(), &self.second_moments];
-        self.adam.step(&self.parameters, &self.gradients(), moments, &self.steps)
+        self.adam.step(&self.parameters, &self.gradients(), moments, &self.steps, left_out)
     }
 
     /// What a checkpoint stores: `exp_avg.…`, `exp_avg_sq.…` of each parameter, and `step`.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Ema, Optimizer, logger::RunLogger, progress::Progress as ProgressBar, saver::Saver};
 use crate::{
@@ -18,12 +18,12 @@ use crate::{
     distributed::{Ranks, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets, memory_so_far},
+    torch::{Autocast, GradientBuckets, Readback, memory_so_far},
 };
 
 /// What a step is made of.
 pub struct Batch {
-    /// `[B, …]` on the host; what it holds is the task's.
+    /// `[B, …]` on the network's device; what it holds is the task's.
     pub data: Tensor,
     /// Encoded texts `[B, S, width]` on the network's device, for a network that is given any.
     pub text: Option<Tensor>,
@@ -51,6 +51,9 @@ pub struct Phase {
     pub parameters: Parameters,
 }
 
+/// Terms of a loss by name: scalars on the network's device, out of the graph. The first is the loss.
+pub type Terms = Vec<(&'static str, Tensor)>;
+
 /// What differs between training an autoencoder and a denoiser.
 pub trait Task {
     /// Name in checkpoints and errors.
@@ -65,11 +68,11 @@ pub trait Task {
     /// Where the data cannot be read.
     fn next_batch(&mut self) -> Result<Batch>;
 
-    /// Accumulates `scale` times the gradient of a phase's loss, and says its terms; the first is the loss.
+    /// Accumulates `scale` times the gradient of a phase's loss, and says its terms, without waiting for the device.
     ///
     /// # Errors
     /// Where the batch does not fit the network.
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Vec<(&'static str, f64)>>;
+    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
 
     /// Whether a phase's gradients are anything but zero at this step: only then are they reduced over ranks.
     fn takes_part(&self, _phase: usize, _step: i64) -> bool {
@@ -96,7 +99,18 @@ pub trait Task {
     }
 }
 
+/// A phase's terms and the norm of its gradient, on their way to the host while the next pass is queued.
+struct Pending {
+    phase: usize,
+    step: i64,
+    names: Vec<&'static str>,
+    values: Readback,
+}
+
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
+///
+/// No step waits for the device. Whether its numbers are finite is decided there, where a bad step moves nothing; the
+/// host reads them when the next pass is queued, and at once where a log, a picture or a checkpoint needs them.
 pub struct Trainer<T: Task> {
     /// What is trained.
     pub task: T,
@@ -109,6 +123,10 @@ pub struct Trainer<T: Task> {
     optimizers: Vec<Optimizer>,
     ema: Option<Ema>,
     progress: Progress,
+    pending: Option<Pending>,
+    /// Whether a phase of the step that is being read was bad, and how many steps before it were, without a gap.
+    bad: bool,
+    bad_in_a_row: i64,
     /// The log's means as far as the checkpoint had them.
     window: Window,
     ranks: Ranks,
@@ -201,6 +219,9 @@ impl<T: Task> Trainer<T> {
             optimizers,
             ema,
             progress,
+            pending: None,
+            bad: false,
+            bad_in_a_row: 0,
             window,
             ranks: Ranks::alone(),
             buckets,
@@ -233,7 +254,6 @@ impl<T: Task> Trainer<T> {
         self.ensure_same()?;
         let (before, start) = (self.progress.seconds, Instant::now());
         let mut window = std::mem::take(&mut self.window);
-        let mut bad_in_a_row = 0;
         let (mut due, mut left) = (false, self.is_out_of_time()?);
         while self.progress.step < self.config.steps && !left {
             self.ranks.at_step(self.progress.step);
@@ -241,6 +261,7 @@ impl<T: Task> Trainer<T> {
                 Ok(batches) => batches,
                 Err(error) => {
                     if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
+                        self.settle(&mut window)?;
                         self.save(record, &window)?;
                         record.saver.finish()?;
                         tracing::warn!("step {} is kept", self.progress.step);
@@ -248,19 +269,27 @@ impl<T: Task> Trainer<T> {
                     return Err(error);
                 }
             };
-            let bad = self.step(&batches, &mut window)?;
+            let began = Instant::now();
+            self.step(&batches, &mut window)?;
             self.progress.seconds = before + start.elapsed().as_secs_f64();
             let step = self.progress.step;
-            bad_in_a_row = if bad { bad_in_a_row + 1 } else { 0 };
-            if bad_in_a_row >= self.config.max_bad_steps {
+            let out_of_time = self.is_out_of_time()?;
+            let last = step == self.config.steps || out_of_time;
+            let logs = step % self.config.log_every == 0 || last;
+            let shows = step % self.config.picture_every == 0 || last;
+            // after a bad step the weights may be past saving: what is stored then was good at least once
+            due |= step % self.config.checkpoint_every == 0 || last || self.stop;
+            if logs || shows || due {
+                self.settle(&mut window)?;
+            }
+            window.seconds += began.elapsed().as_secs_f64();
+            if self.bad_in_a_row >= self.config.max_bad_steps {
                 if let Some(record) = &mut record {
                     record.saver.finish()?;
                 }
-                self.too_many_bad(step, bad_in_a_row)?;
+                self.too_many_bad()?;
             }
-            let out_of_time = self.is_out_of_time()?;
-            let last = step == self.config.steps || out_of_time;
-            let message = if step % self.config.log_every == 0 || last {
+            let message = if logs {
                 let clips = self.config.batch * self.config.accumulate * self.ranks.size() as i64;
                 let mut values = window.take(clips, self.progress.skipped_steps);
                 values.push(("skipped_videos".to_string(), self.skipped_videos));
@@ -277,13 +306,12 @@ impl<T: Task> Trainer<T> {
             };
             if let Some(record) = &mut record {
                 record.bar.step(step as u64, &message);
-                if step % self.config.picture_every == 0 || last {
+                if shows {
                     self.show(&mut record.log, step)?;
                 }
             }
+            let bad = self.bad_in_a_row > 0;
             left = out_of_time || (self.stop && !bad);
-            // after a bad step the weights may be past saving: what is stored then was good at least once
-            due |= step % self.config.checkpoint_every == 0 || last || left;
             if due && (!bad || last) {
                 due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
@@ -352,12 +380,10 @@ impl<T: Task> Trainer<T> {
         Ok(batches)
     }
 
-    /// One optimizer step of every phase; true if one was left out as not finite, on whatever rank.
-    fn step(&mut self, batches: &[Batch], window: &mut Window) -> Result<bool> {
-        let start = Instant::now();
+    /// Queues one optimizer step of every phase.
+    fn step(&mut self, batches: &[Batch], window: &mut Window) -> Result<()> {
         let step = self.progress.step;
         let rate = self.optimizer_config.learning_rate_at(step, self.config.steps);
-        let mut bad = false;
         for phase in 0..self.phases.len() {
             self.optimizers[phase].set_learning_rate(rate);
             self.optimizers[phase].zero_grad()?;
@@ -376,60 +402,68 @@ impl<T: Task> Trainer<T> {
             if let Some(buckets) = buckets {
                 self.ranks.finish(buckets)?;
             }
-            let terms = self.over_ranks(phase, terms)?;
-            window.add(&terms);
-            let finite = terms.iter().all(|(_, value)| value.is_finite());
+            self.settle(window)?;
+            let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
+            let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
             let optimizer = &mut self.optimizers[phase];
-            let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(Device::Cpu).double_value(&[]);
-            window.add(&[(self.phases[phase].gradient_norm, norm)]);
-            if finite && norm.is_finite() {
-                optimizer.step()?;
-                if let (0, Some(ema)) = (phase, &mut self.ema) {
-                    ema.update(&self.phases[0].parameters)?;
-                }
-            } else {
-                bad = true;
-                if self.ranks.is_first() {
-                    tracing::warn!(
-                        "step {step}: the {} loss or its gradient is not finite; the step is left out",
-                        self.phases[phase].name
-                    );
-                }
-            }
+            let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(self.device);
+            names.push(self.phases[phase].gradient_norm);
+            let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
+            optimizer.step(Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
+            self.pending = Some(Pending { phase, step, names, values: Readback::of(&values)? });
         }
+        // what else the ranks must agree on
+        let told = [f64::from(u8::from(stop_is_asked())), self.task.skipped_videos() as f64];
+        let agreed = self.ranks.sum(&told)?;
+        self.stop = agreed[0] > 0.0;
+        self.skipped_videos = agreed[1];
         let last = batches.last().expect("accumulate is at least 1");
         self.progress.position = last.position;
-        self.progress.skipped_steps += i64::from(bad);
         self.progress.step += 1;
         window.steps += 1;
-        window.seconds += start.elapsed().as_secs_f64();
         window.rate = rate;
-        Ok(bad)
+        Ok(())
     }
 
-    /// The terms' means over ranks; with those of the first phase, what else the ranks must agree on.
-    fn over_ranks(&mut self, phase: usize, terms: Vec<(&'static str, f64)>) -> Result<Vec<(&'static str, f64)>> {
-        let mut values: Vec<f64> = terms.iter().map(|(_, value)| *value).collect();
-        values.push(f64::from(u8::from(stop_is_asked())));
-        values.push(self.task.skipped_videos() as f64);
-        let sums = self.ranks.sum(&values)?;
-        let (means, agreed) = sums.split_at(terms.len());
-        if phase == 0 {
-            self.stop = agreed[0] > 0.0;
-            self.skipped_videos = agreed[1];
+    /// Waits for the numbers of the last pass, and does what depends on them: the log's means, and, where they are
+    /// finite, the average.
+    fn settle(&mut self, window: &mut Window) -> Result<()> {
+        let Some(Pending { phase, step, names, values }) = self.pending.take() else { return Ok(()) };
+        let values: Vec<f64> = values.wait()?.try_into()?;
+        for (name, value) in names.into_iter().zip(&values) {
+            window.add(name, *value);
         }
-        let size = self.ranks.size() as f64;
-        Ok(terms.iter().zip(means).map(|((name, _), sum)| (*name, sum / size)).collect())
+        if values.iter().all(|value| value.is_finite()) {
+            if let (0, Some(ema)) = (phase, &mut self.ema) {
+                ema.update(&self.phases[0].parameters)?;
+            }
+        } else {
+            self.bad = true;
+            if self.ranks.is_first() {
+                tracing::warn!(
+                    "step {step}: the {} loss or its gradient is not finite; the step is left out",
+                    self.phases[phase].name
+                );
+            }
+        }
+        if phase + 1 == self.phases.len() {
+            let bad = std::mem::take(&mut self.bad);
+            self.bad_in_a_row = if bad { self.bad_in_a_row + 1 } else { 0 };
+            self.progress.skipped_steps += i64::from(bad);
+        }
+        Ok(())
     }
 
-    fn too_many_bad(&self, step: i64, bad: i64) -> Result<()> {
+    fn too_many_bad(&self) -> Result<()> {
+        let step = self.progress.step - i64::from(self.pending.is_some());
         let last = checkpoint::list(&self.run)?.pop();
         let good = last.map_or("there is no checkpoint yet".to_string(), |path| {
             format!("the last good checkpoint is {}", path.display())
         });
         bail!(
-            "loss or gradient was not finite in {bad} steps in a row (up to step {step}): training stops; {good}. \
-             Lower optimizer.learning_rate, set trainer.clip_gradient, or lengthen the warm-ups, and start again"
+            "loss or gradient was not finite in {} steps in a row (up to step {step}): training stops; {good}. \
+             Lower optimizer.learning_rate, set trainer.clip_gradient, or lengthen the warm-ups, and start again",
+            self.bad_in_a_row
         )
     }
 
@@ -506,15 +540,13 @@ struct Window {
 }
 
 impl Window {
-    fn add(&mut self, terms: &[(&'static str, f64)]) {
-        for &(name, value) in terms {
-            match self.sums.iter_mut().find(|(n, _, _)| *n == name) {
-                Some((_, sum, count)) => {
-                    *sum += value;
-                    *count += 1;
-                }
-                None => self.sums.push((name.to_string(), value, 1)),
+    fn add(&mut self, name: &'static str, value: f64) {
+        match self.sums.iter_mut().find(|(n, _, _)| *n == name) {
+            Some((_, sum, count)) => {
+                *sum += value;
+                *count += 1;
             }
+            None => self.sums.push((name.to_string(), value, 1)),
         }
     }
 

@@ -87,7 +87,7 @@ fn to_files(
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: 2 })
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;
-    let gaussian = write("gaussian", &|samples| Ok(sampled.gaussian_videos(samples)))?;
+    let gaussian = write("gaussian", &|samples| sampled.gaussian_videos(samples))?;
     Ok((samples, Some(gaussian), begin.elapsed().as_secs_f64()))
 }
 

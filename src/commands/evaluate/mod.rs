@@ -385,7 +385,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
                 1,
                 *batch,
                 &mut bar,
-                &mut |samples| Ok(sampled.gaussian_videos(samples)),
+                &mut |samples| sampled.gaussian_videos(samples),
                 &mut |clips| {
                     few.get_or_insert_with(|| clips.narrow(0, 0, clips.size()[0].min(4)).copy());
                     Ok(())

@@ -51,7 +51,7 @@ impl Sampled {
     }
 
     /// Decoded Gaussian latents, as [`Self::videos`].
-    pub fn gaussian_videos(&self, samples: &[u64]) -> Tensor {
+    pub fn gaussian_videos(&self, samples: &[u64]) -> Result<Tensor> {
         self.generator.gaussian_videos(samples, self.seed)
     }
 }

@@ -139,15 +139,15 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let reconstruction = autoencoder.decode(&posterior.sample(&noise));
     let last = autoencoder.last_kernel();
     let weight = criterion.adversarial_weight(&video, &reconstruction, last, config.step);
-    let terms = criterion.generator_backward(&video, &reconstruction, &posterior, last, config.step, 1.0);
-    let adversary = criterion.discriminator_backward(&video, &reconstruction, 1.0);
+    let terms = criterion.generator_backward(&video, &reconstruction, &posterior, last, config.step, 1.0).read();
+    let adversary = criterion.discriminator_backward(&video, &reconstruction, 1.0).read();
     let started = if criterion.is_adversarial(config.step) { 1.0 } else { 0.0 };
     Ok(vec![
         ("total_loss", scalar(terms.total)),
         ("nll_loss", scalar(terms.reconstruction)),
         ("rec_loss", scalar(terms.pixel + config.perceptual_weight * terms.perceptual)),
         ("g_loss", scalar(-adversary.fake)),
-        ("d_weight", scalar(weight)),
+        ("d_weight", weight),
         ("disc_loss", scalar(adversary.loss * started)),
         ("logits_real", scalar(adversary.real)),
         ("logits_fake", scalar(adversary.fake)),
@@ -194,25 +194,25 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let x = at(&video);
         let posterior = autoencoder.encode(&x);
         let reconstruction = autoencoder.decode(&posterior.sample(&at(&first)));
-        weights.push(criterion.adversarial_weight(&x, &reconstruction, autoencoder.last_kernel(), step));
+        let last = autoencoder.last_kernel();
+        weights.push(criterion.adversarial_weight(&x, &reconstruction, last, step));
         generator.zero_grad()?;
-        let terms = criterion.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), step, 1.0);
-        generator.step()?;
-        losses.push(terms.total);
+        losses.push(criterion.generator_backward(&x, &reconstruction, &posterior, last, step, 1.0).total);
+        generator.step(None)?;
 
         discriminator.zero_grad()?;
-        let mut adversary_loss = 0.0;
+        let mut adversary_loss = losses[0].zeros_like();
         if criterion.is_adversarial(step) {
             let reconstruction = no_grad(|| autoencoder.decode(&autoencoder.encode(&x).sample(&at(&second))));
             adversary_loss = criterion.discriminator_backward(&x, &reconstruction, 1.0).loss;
         }
-        discriminator.step()?;
+        discriminator.step(None)?;
         adversary_losses.push(adversary_loss);
     }
     Ok(vec![
-        ("autoencoder_loss", Tensor::from_slice(&losses)),
-        ("discriminator_loss", Tensor::from_slice(&adversary_losses)),
-        ("d_weight", Tensor::from_slice(&weights)),
+        ("autoencoder_loss", Tensor::stack(&losses, 0)),
+        ("discriminator_loss", Tensor::stack(&adversary_losses, 0)),
+        ("d_weight", Tensor::stack(&weights, 0)),
         ("moved", moved(&parameters, &before, &named(), &config.parameters)?),
     ])
 }

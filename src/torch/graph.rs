@@ -1,0 +1,155 @@
+//! CUDA graphs: what a function queues on a GPU is recorded once and then launched as one.
+
+use std::{
+    cell::RefCell,
+    env,
+    ffi::{CString, c_char, c_int, c_void},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, anyhow, bail};
+use libloading::os::unix::{Library, RTLD_NOW};
+use tch::{Device, Kind, Tensor};
+
+use super::{backend::part, caught::words, check, fused::weights_are_fixed, load_cuda};
+
+unsafe extern "C" {
+    fn strdup(text: *const c_char) -> *mut c_char;
+}
+
+type Body<'a> = &'a mut dyn FnMut();
+
+/// The functions of `graph.cpp`.
+struct Functions {
+    capture: unsafe extern "C" fn(
+        c_int,
+        *mut c_void,
+        unsafe extern "C" fn(*mut c_void) -> *mut c_char,
+        *mut *mut c_void,
+    ) -> *mut c_char,
+    replay: unsafe extern "C" fn(*mut c_void) -> *mut c_char,
+    free: unsafe extern "C" fn(*mut c_void),
+}
+
+fn functions() -> Result<&'static Functions> {
+    static OPENED: OnceLock<Result<Functions, String>> = OnceLock::new();
+    let open = || -> Result<Functions> {
+        if let Err(error) = load_cuda() {
+            bail!("CUDA graphs need LibTorch with CUDA: {error}");
+        }
+        let path = part("liblvdm_graph.so", option_env!("LVDM_GRAPH")).context("CUDA graphs")?;
+        // SAFETY: the library is graph.cpp, built with this program; its functions have these signatures.
+        unsafe {
+            let library = Library::open(Some(&path), RTLD_NOW)
+                .map_err(|error| anyhow!("cannot load {}: {error}", path.display()))?;
+            let functions = Functions {
+                capture: *library.get(b"lvdm_graph_capture")?,
+                replay: *library.get(b"lvdm_graph_replay")?,
+                free: *library.get(b"lvdm_graph_free")?,
+            };
+            std::mem::forget(library); // for as long as the program runs
+            Ok(functions)
+        }
+    };
+    OPENED.get_or_init(|| open().map_err(|error| format!("{error:#}"))).as_ref().map_err(|error| anyhow!("{error}"))
+}
+
+struct Graph {
+    graph: *mut c_void,
+    functions: &'static Functions,
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once.
+        unsafe { (self.functions.free)(self.graph) }
+    }
+}
+
+unsafe extern "C" fn call(data: *mut c_void) -> *mut c_char {
+    // SAFETY: `data` is the body that `Graph::record` lends.
+    let body = unsafe { &mut *data.cast::<Body>() };
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(()) => std::ptr::null_mut(),
+        Err(panic) => {
+            let text = CString::new(words(panic.as_ref()).replace('\0', " ")).unwrap_or_default();
+            // SAFETY: a string; C++ frees the copy.
+            unsafe { strdup(text.as_ptr()) }
+        }
+    }
+}
+
+impl Graph {
+    fn record(device: usize, body: &mut dyn FnMut()) -> Result<Self> {
+        let functions = functions()?;
+        let (mut body, mut graph): (Body, _) = (body, std::ptr::null_mut());
+        // SAFETY: `body` outlives the call; `graph` receives an owned pointer where there is no error.
+        check(unsafe { (functions.capture)(device as c_int, (&raw mut body).cast(), call, &mut graph) })
+            .context("recording a CUDA graph")?;
+        Ok(Graph { graph, functions })
+    }
+
+    fn replay(&self) -> Result<()> {
+        // SAFETY: a live graph.
+        check(unsafe { (self.functions.replay)(self.graph) })
+    }
+}
+
+/// A function's calls with inputs of one form.
+struct Recorded {
+    of: usize,
+    form: Vec<(Vec<i64>, Kind)>,
+    /// After the second call: where its inputs and its output lie. The output goes before the memory it lies in.
+    graph: Option<(Vec<Tensor>, Tensor, Graph)>,
+}
+
+thread_local! {
+    static RECORDED: RefCell<Vec<Recorded>> = const { RefCell::new(Vec::new()) };
+}
+
+/// At the end of [`FixedWeights`](super::FixedWeights): graphs read weights where they lay.
+pub(super) fn forget_graphs() {
+    RECORDED.with_borrow_mut(Vec::clear);
+}
+
+fn are_asked_for() -> bool {
+    static ASKED: OnceLock<bool> = OnceLock::new();
+    *ASKED.get_or_init(|| env::var("LVDM_CUDA_GRAPHS").is_ok_and(|value| value == "1"))
+}
+
+/// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`](super::FixedWeights)),
+/// the second call with inputs of one form is recorded, and from then on launched as a whole. `of` tells functions
+/// apart. The first call is an ordinary one, so that whatever is prepared once is there when the graph is recorded.
+///
+/// # Panics
+/// Where `body` does or LibTorch refuses, as ordinary `tch` calls do; where the graph cannot be recorded.
+pub fn replayed(of: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
+    let own = || inputs.iter().map(|t| t.shallow_clone()).collect::<Vec<_>>();
+    let Device::Cuda(device) = inputs[0].device() else { return body(&own()) };
+    if !are_asked_for() || !weights_are_fixed() {
+        return body(&own());
+    }
+    let form: Vec<_> = inputs.iter().map(|t| (t.size(), t.kind())).collect();
+    RECORDED.with_borrow_mut(|recorded| {
+        let Some(known) = recorded.iter_mut().find(|known| known.of == of && known.form == form) else {
+            recorded.push(Recorded { of, form, graph: None });
+            return body(&own());
+        };
+        let mut run = || -> Result<Tensor> {
+            if known.graph.is_none() {
+                let inputs: Vec<Tensor> = inputs.iter().map(|t| t.copy()).collect();
+                let mut output = None;
+                let graph = Graph::record(device, &mut || output = Some(body(&inputs)))?;
+                known.graph = Some((inputs, output.context("nothing was recorded")?, graph));
+            }
+            let (places, output, graph) = known.graph.as_mut().expect("recorded above");
+            for (place, input) in places.iter_mut().zip(inputs) {
+                place.copy_(input);
+            }
+            graph.replay()?;
+            Ok(output.copy())
+        };
+        run().unwrap_or_else(|error| panic!("{error:#}"))
+    })
+}
