@@ -49,8 +49,10 @@ pub struct Generator {
     /// What the latents' height and width must be multiples of.
     halvings: i64,
     predict: Predict,
+    /// Of the training, at which the weights were stored; 0 in a training.
+    pub step: i64,
     /// Of the networks when they sample and decode.
-    precision: Precision,
+    pub precision: Precision,
 }
 
 /// One clip to sample: its noise is a function of the seed and these two numbers alone.
@@ -121,6 +123,7 @@ impl Generator {
             text,
             halvings: 1 << (experiment.unet.multipliers.len() - 1),
             predict: experiment.objective.predict,
+            step: 0,
             precision: Precision::F32,
         })
     }
@@ -131,7 +134,8 @@ impl Generator {
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
         let parameters = Parameters::new(device, 0);
-        let (generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        let (mut generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        generator.step = found.progress.step;
         parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
         parameters.freeze();
         Ok((generator, experiment))
@@ -444,6 +448,17 @@ pub fn space_of(experiment: &DiffusionExperiment, run: &Path, device: Device) ->
 /// A folder that is not such a run; damaged or foreign weights.
 pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
     let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    latent_space(&found, device).with_context(|| path.display().to_string())
+}
+
+/// As [`open_latent_space`], for latents on which another training builds: of an autoencoder whose training has not
+/// come to its end it warns.
+///
+/// # Errors
+/// As [`open_latent_space`].
+pub fn latent_space_to_build_on(run: &Path, device: Device) -> Result<LatentSpace> {
+    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    warn_if_unfinished("autoencoder", run, &found);
     latent_space(&found, device).with_context(|| path.display().to_string())
 }
 

@@ -120,7 +120,7 @@ fn latents_and_pixels_side_by_side() {
     let said = table(&["--videos", "0"]);
     for (folder, how) in [("evaluation", "DDIM 2 steps, η = 1, f32"), ("unipc", "UniPC 3 steps, f32")] {
         let row = said.lines().find(|line| line.starts_with(&format!("runs/latents/{folder} "))).unwrap();
-        assert!(row.contains(&format!("weights of runs/latents, {how}")), "{said}");
+        assert!(row.contains(&format!("weights of runs/latents, step 3, {how}")), "{said}");
     }
     let said = run_in(at, &["report", "efficiency", "runs/nothing"]);
     assert!(said.error(2).contains("runs/nothing"), "{}", said.err);

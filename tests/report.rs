@@ -52,7 +52,7 @@ fn figures(fvd: f64, name: &str, hash: &str, text: &str) -> Value {
             "frozen": {"fvd": 700.0, "kvd": 60.0, "fvd_std": null, "kvd_std": null, "fvd_extrapolated": -255.89,
                 "runs": [{"fvd": 700.0, "kvd": 60.0}], "fvd_interval": null, "kvd_interval": null, "clips": [16, 16]}
         },
-        "generated": {"kind": "run", "run": "runs/first", "sampler": {"kind": "unipc", "steps": 20}, "precision": "bf16"},
+        "generated_text": "weights of runs/first, step 30, UniPC 20 steps, bf16",
         "floor": {"fvd": 21.5, "kvd": 0.125, "clips": 16, "sets": "draws"},
         "psnr_db": 24.5, "protocol": protocol(name), "protocol_hash": hash, "protocol_text": text,
         "device": "cpu", "sample_seconds": 1.0, "evaluate_seconds": 1.0
@@ -205,7 +205,7 @@ fn the_page_works_in_a_browser() {
             "−1.250 ± 0.500",
             "119.96 / −1.750",
             "at most 99.50",
-            "weights of runs/first, UniPC 20 steps, bf16",
+            "weights of runs/first, step 30, UniPC 20 steps, bf16",
             "16 / 12",
             "floor at 16 clips: FVD 21.50, KVD 0.125",
             "24.50 dB PSNR",

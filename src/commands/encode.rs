@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::data::Clips;
 use crate::{
     experiment::Mistake,
-    generate::{open_latent_space, open_text_encoder},
+    generate::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
 };
@@ -48,7 +48,7 @@ impl Encode {
             return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
         }
         let device = self.device.open()?;
-        let space = open_latent_space(&self.autoencoder, device)?;
+        let space = latent_space_to_build_on(&self.autoencoder, device)?;
         let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
         let count = match self.count {
             Some(count) => count,

@@ -254,7 +254,7 @@ impl Windows<'_> {
             let made_with = json!({"settings": settings, "samples": batches[i], "window": real.frames,
                 "extractor": self.extractor.weights_sha256()});
             let file = self.folder().join(format!("windows-{:05}.safetensors", batches[i][0]));
-            let (features, steps) = match kept(&file, &made_with)? {
+            let (features, steps) = match measured_before(&file, &made_with)? {
                 Some(kept) => kept,
                 None => {
                     let (features, steps) = self.sample(&long, &batches[i], &mut bar)?;
@@ -348,7 +348,7 @@ impl Windows<'_> {
 const FPS: f64 = 8.0;
 
 /// The features and differences in a file, if it is there.
-fn kept(file: &Path, made_with: &Value) -> Result<Option<(Tensor, Tensor)>> {
+fn measured_before(file: &Path, made_with: &Value) -> Result<Option<(Tensor, Tensor)>> {
     if !file.exists() {
         return Ok(None);
     }

@@ -478,19 +478,6 @@ pub enum Generated {
     },
 }
 
-impl Generated {
-    /// What was sampled and how, in a line. `captioned`: whether it was told captions, as a text-to-video run is.
-    pub fn line(&self, captioned: bool) -> String {
-        match self {
-            Generated::Clips { .. } => "clips from files".into(),
-            Generated::Run { run, sampler, precision, guidance, .. } => {
-                let told = if captioned { format!(", guidance {guidance}") } else { String::new() };
-                format!("weights of {}, {}, {}{told}", run.display(), sampler_line(sampler), precision.key())
-            }
-        }
-    }
-}
-
 /// A sampler in words.
 pub fn sampler_line(sampler: &SamplerConfig) -> String {
     match sampler {

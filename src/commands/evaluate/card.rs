@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::{
-    Report, SETS,
+    FROM_FILES, Report, SETS,
     measure::{Bar, RealClips, Shared, Yardsticks, enough, generated_sets},
     notes,
     sampled::Sampled,
@@ -58,17 +58,25 @@ impl Card {
     }
 }
 
+/// Generated clips in files.
+struct Files {
+    samples: DataConfig,
+    /// Decoded Gaussian latents of a run.
+    gaussian: Option<DataConfig>,
+    /// What they are, in a line.
+    text: String,
+    /// Time of sampling.
+    seconds: f64,
+}
+
 /// Samples of a run lie, as they are, in a file between sampling and measuring.
-fn to_files(
-    experiment: &EvaluationExperiment,
-    real: &RealClips,
-    count: i64,
-    device: Device,
-) -> Result<(DataConfig, Option<DataConfig>, f64)> {
+fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, device: Device) -> Result<Files> {
     let EvaluationExperiment { seed, generated, out, .. } = experiment;
     let begin = Instant::now();
     let (sampled, batch) = match generated {
-        Generated::Clips { data } => return Ok((data.clone(), None, 0.0)),
+        Generated::Clips { data } => {
+            return Ok(Files { samples: data.clone(), gaussian: None, text: FROM_FILES.to_string(), seconds: 0.0 });
+        }
         Generated::Run { batch, .. } => (Sampled::open(generated, real, *seed, device)?.expect("a run"), *batch),
     };
     let [_, frames, side, _] = sampled.generator.clip_size();
@@ -88,7 +96,7 @@ fn to_files(
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;
     let gaussian = write("gaussian", &|samples| sampled.gaussian_videos(samples))?;
-    Ok((samples, Some(gaussian), begin.elapsed().as_secs_f64()))
+    Ok(Files { samples, gaussian: Some(gaussian), text: sampled.line(), seconds: begin.elapsed().as_secs_f64() })
 }
 
 /// The frames of a data set's first video that can be opened.
@@ -111,7 +119,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     }
     let real_clips = RealClips::new(real, &own, *seed)?;
     notes::of_inputs(real, &experiment.generated)?;
-    let (samples, gaussian, sample_seconds) = to_files(experiment, &real_clips, own.clips, device)?;
+    let Files { samples, gaussian, text, seconds } = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
     let extractor = I3d::load(own.extractor.as_deref(), device)?;
@@ -158,6 +166,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         reports.push(Report {
             figures,
             generated: experiment.generated.clone(),
+            generated_text: text.clone(),
             floor: measured.floor,
             psnr_db: None,
             psnr_of: None,
@@ -165,7 +174,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             protocol_text: protocol.line(),
             protocol,
             device: format!("{device:?}").to_lowercase(),
-            sample_seconds,
+            sample_seconds: seconds,
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });
     }

@@ -223,6 +223,9 @@ fn is_run(path: &Path) -> bool {
     path.join("experiment.yaml").is_file() && path.join("checkpoints").is_dir()
 }
 
+/// What generated clips are that no run was sampled for.
+const FROM_FILES: &str = "clips from files";
+
 /// The file of figures in an evaluation's folder.
 pub const FIGURES_FILE: &str = "figures.json";
 
@@ -233,6 +236,9 @@ pub struct Report {
     pub figures: BTreeMap<String, Figure>,
     /// Whose samples they are of.
     pub generated: Generated,
+    /// What they are of, at which step of its training, and how they were sampled, in a line.
+    #[serde(default)]
+    pub generated_text: String,
     /// What two sets of real clips are apart.
     pub floor: Option<Floor>,
     /// Of reconstructed real clips, at most 64; only where a run was evaluated.
@@ -270,6 +276,7 @@ impl Report {
             }
         }
         print!("{table}");
+        println!("samples: {}", self.generated_text);
         self.print_details();
         println!("protocol {}: {}; on {}", self.protocol_hash, self.protocol_text, self.device);
     }
@@ -412,6 +419,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let report = Report {
         figures,
         generated: generated.clone(),
+        generated_text: sampled.as_ref().map_or(FROM_FILES.to_string(), Sampled::line),
         floor: real.floor,
         psnr_db: reconstructions.psnr_db(),
         psnr_of: reconstructions.psnr_db().map(|_| {

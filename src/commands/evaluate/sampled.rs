@@ -1,5 +1,7 @@
 //! The generated side of an evaluation, where it is a run.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 use tch::{Device, Tensor};
 
@@ -7,13 +9,14 @@ use super::measure::RealClips;
 use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
-    experiment::Generated,
+    experiment::{Generated, sampler_line},
     generate::{Generator, Given},
 };
 
 /// A run, sampled in one way.
 pub struct Sampled {
     pub generator: Generator,
+    run: PathBuf,
     /// The run's own data set.
     pub trained_on: DatasetConfig,
     /// What a text-to-video run is told, from the first again after the last; else none.
@@ -33,7 +36,27 @@ impl Sampled {
         let (generator, trained) = Generator::open(run, device)?;
         let (generator, trained_on) = (generator.at(*precision), trained.data.dataset);
         let captions = if generator.text.is_some() { real.captions()? } else { Vec::new() };
-        Ok(Some(Sampled { generator, trained_on, captions, guidance: *guidance, sampler: *sampler, seed }))
+        Ok(Some(Sampled {
+            generator,
+            run: run.clone(),
+            trained_on,
+            captions,
+            guidance: *guidance,
+            sampler: *sampler,
+            seed,
+        }))
+    }
+
+    /// What is sampled and how, in a line.
+    pub fn line(&self) -> String {
+        let told = if self.captions.is_empty() { String::new() } else { format!(", guidance {}", self.guidance) };
+        let precision = self.generator.precision.key();
+        format!(
+            "weights of {}, step {}, {}, {precision}{told}",
+            self.run.display(),
+            self.generator.step,
+            sampler_line(&self.sampler)
+        )
     }
 
     /// The numbered samples, u8 `[N, 3, F, H, W]` on the host.

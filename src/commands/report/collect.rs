@@ -16,7 +16,7 @@ use crate::{
         evaluate::{CARD_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, ReconstructionFigures, SETS},
         evaluate_long::CURVES_FILE,
     },
-    experiment::{Generated, Mistake},
+    experiment::Mistake,
     metrics::{Distances, Figure, Floor},
     report::{
         Series,
@@ -272,7 +272,8 @@ fn read_metrics(path: &Path) -> Result<Vec<Series>> {
 #[derive(Deserialize)]
 struct FiguresFile {
     figures: BTreeMap<String, Figure>,
-    generated: Generated,
+    #[serde(default)]
+    generated_text: String,
     floor: Option<Floor>,
     psnr_db: Option<f64>,
     psnr_of: Option<String>,
@@ -332,10 +333,7 @@ impl FiguresFile {
         figures.extend(self.figures.into_iter().map(|(set, figure)| (set, String::new(), figure)));
         Evaluation {
             name,
-            // a text-to-video run was told the captions of the real videos
-            generated: self
-                .generated
-                .line(matches!(self.protocol["real"]["kind"].as_str(), Some("webvid" | "captioned"))),
+            generated: self.generated_text,
             protocol: protocol(&self.protocol, self.protocol_hash, Some(self.protocol_text)),
             figures,
             floor: self.floor,

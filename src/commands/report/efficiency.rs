@@ -83,8 +83,6 @@ struct Cost {
     step_memory: Option<i64>,
     /// The same while one video is sampled and decoded.
     video_memory: Option<i64>,
-    /// Whether samples follow captions.
-    captioned: bool,
     /// Each with its folder.
     #[serde(skip)]
     evaluations: Vec<(PathBuf, Evaluation)>,
@@ -107,7 +105,6 @@ impl Cost {
             seconds_per_video: None,
             step_memory: None,
             video_memory: None,
-            captioned: experiment.text.is_some(),
             evaluations: evaluations(run)?,
         };
         if videos > 0 {
@@ -191,12 +188,8 @@ fn print(costs: &[Cost], device: Device) {
     for cost in costs {
         for (folder, evaluation) in &cost.evaluations {
             if let Some(figure) = evaluation.figures.get(SAMPLES) {
-                table.row(
-                    &folder.display().to_string(),
-                    figure,
-                    &evaluation.protocol,
-                    &evaluation.generated.line(cost.captioned),
-                );
+                let (folder, sampled) = (folder.display().to_string(), &evaluation.generated_text);
+                table.row(&folder, figure, &evaluation.protocol, sampled);
                 let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
                 protocols.push(format!("protocol {protocol_hash}: {protocol_text}"));
             }
