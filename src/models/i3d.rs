@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    torch::Autocast,
+    torch::{Autocast, upload},
     weights::{
         numpy::{Arrays, read_arrays},
         released::I3D_KINETICS_400,
@@ -201,7 +201,7 @@ impl I3d {
     }
 
     fn forward(&self, videos: &Tensor) -> Tensor {
-        let mut x = prepare(&videos.to_device(self.device));
+        let mut x = prepare(&upload(videos, self.device));
         for layer in &self.layers {
             x = layer.forward(&x);
         }

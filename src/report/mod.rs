@@ -1,9 +1,11 @@
 //! What people read about finished runs.
 
+mod axis;
 mod drawing;
 pub mod page;
 mod plot;
 mod table;
 
-pub use plot::{Plot, Scale, Series};
+pub use axis::Scale;
+pub use plot::{Plot, Series};
 pub use table::FigureTable;

@@ -77,7 +77,15 @@ extern "C" char *lvdm_global_norm(at::Tensor *const *a, int64_t count, at::Tenso
   });
 }
 
-// ---- values on their way to the host ----------------------------------------------------------
+// ---- between host and device without waiting --------------------------------------------------
+
+// *y <- a host tensor on a GPU, by way of pinned memory
+extern "C" char *lvdm_upload(const at::Tensor *x, int device, at::Tensor **y) {
+  return guarded([&] {
+    at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));
+    *y = new at::Tensor(x->pin_memory().to(gpu, x->scalar_type(), /*non_blocking=*/true));
+  });
+}
 
 namespace {
 struct Readback {
@@ -244,10 +252,14 @@ struct HostMemory : c10::MemoryReportingInfoBase {
 extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t *peak) {
   return guarded([&] {
     auto memory = std::make_shared<HostMemory>();
+    // of memory that was there before and is freed meanwhile, which does not count, LibTorch warns
+    auto loud = FLAGS_caffe2_log_level;
+    FLAGS_caffe2_log_level = c10::GLOG_ERROR;
     {
       c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
       call(data);
     }
+    FLAGS_caffe2_log_level = loud;
     *peak = memory->peak;
   });
 }

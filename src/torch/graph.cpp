@@ -3,6 +3,7 @@
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <map>
 #include <memory>
 
 #include "guarded.h"
@@ -12,9 +13,12 @@
 extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *), at::cuda::CUDAGraph **graph) {
   return guarded([&] {
     auto recorded = std::make_unique<at::cuda::CUDAGraph>();
-    // the default stream cannot be recorded; other threads may go on meanwhile
-    c10::cuda::CUDAStreamGuard stream(c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device)));
+    // the default stream cannot be recorded. One other for all: cuBLAS keeps a workspace for each
+    thread_local std::map<int, c10::cuda::CUDAStream> streams;
+    auto other = c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device));
+    c10::cuda::CUDAStreamGuard stream(streams.try_emplace(device, other).first->second);
     c10::cuda::device_synchronize();
+    // other threads may go on meanwhile
     recorded->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
     std::unique_ptr<char, decltype(&free)> words(body(data), &free);
     try {

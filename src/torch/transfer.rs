@@ -1,6 +1,6 @@
 //! Between host and device without waiting.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{c_char, c_int, c_void};
 
 use anyhow::Result;
 use tch::{Device, Tensor};
@@ -8,16 +8,23 @@ use tch::{Device, Tensor};
 use super::check;
 
 unsafe extern "C" {
+    fn lvdm_upload(x: *const c_void, device: c_int, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_readback(values: *const c_void, readback: *mut *mut c_void) -> *mut c_char;
     fn lvdm_readback_wait(readback: *const c_void, values: *mut *mut c_void) -> *mut c_char;
     fn lvdm_readback_free(readback: *mut c_void);
 }
 
 /// A tensor on this device. To a GPU it goes from pinned memory, and the host does not wait for it.
+///
+/// # Panics
+/// Where LibTorch refuses, as ordinary `tch` calls do.
 pub fn upload(x: &Tensor, device: Device) -> Tensor {
-    match (x.device(), device) {
-        (Device::Cpu, Device::Cuda(_)) => x.pin_memory(device).internal_to_copy((x.kind(), device), true),
-        _ => x.to_device(device),
+    let (Device::Cpu, Device::Cuda(index)) = (x.device(), device) else { return x.to_device(device) };
+    let mut y = std::ptr::null_mut();
+    // SAFETY: a live tensor; `y` receives an owned tensor where there is no error.
+    unsafe {
+        check(lvdm_upload(x.as_ptr().cast(), index as c_int, &mut y)).unwrap_or_else(|error| panic!("{error}"));
+        Tensor::from_ptr(y.cast())
     }
 }
 

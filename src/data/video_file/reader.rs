@@ -1,0 +1,291 @@
+//! Reading frames by their number.
+//!
+//! A reader first lists the presentation times of all packets, which decodes nothing and costs one
+//! pass over the file. The list gives the true number of frames, tells a file that was cut off from
+//! a whole one, and turns a frame's number into its time: after a seek, frames are picked by that
+//! time, whatever order, key frame or frame rate the file has.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use video_rs::ffmpeg::{
+    Packet, Rational, codec, decoder, format,
+    format::Pixel,
+    frame::Video as RawFrame,
+    media,
+    software::scaling,
+    util::error::{EAGAIN, Error},
+};
+
+use super::{prepare, scaler};
+use crate::data::clip::{FrameSource, RgbFrame, window};
+
+/// A video file, open for reading frames by number.
+pub struct VideoReader {
+    path: PathBuf,
+    track: Track,
+    timeline: Timeline,
+    fps: f64,
+    size: (usize, usize),
+    scaler: Option<scaling::Context>,
+}
+
+/// The file's video stream and its decoder.
+struct Track {
+    input: format::context::Input,
+    stream: usize,
+    time_base: Rational,
+    decoder: decoder::Video,
+}
+
+/// When frames are shown, in units of the stream's time base.
+enum Timeline {
+    /// Presentation times of all frames and of those that decoding can begin at, both ascending.
+    Timed { frames: Vec<i64>, keys: Vec<i64> },
+    /// The container knows no presentation times: frames are counted from the beginning.
+    Counted(usize),
+}
+
+impl VideoReader {
+    /// Opens a file and lists its frames.
+    ///
+    /// # Errors
+    /// No such file, no video in it, damage, an end that comes before the container says.
+    pub fn open(path: &Path) -> Result<Self> {
+        prepare();
+        Self::open_inner(path).with_context(|| format!("cannot read the video {}", path.display()))
+    }
+
+    fn open_inner(path: &Path) -> Result<Self> {
+        let length = fs::metadata(path)?.len();
+        ensure!(length > 0, "the file is empty");
+        let mut track = Track::open(path)?;
+        let stream = track.input.stream(track.stream).context("the video stream is gone")?;
+        let rate =
+            [stream.avg_frame_rate(), stream.rate()].map(f64::from).into_iter().find(|r| r.is_finite() && *r > 0.0);
+        let fps = rate.context("the file says no frame rate")?;
+        let size = (track.decoder.width() as usize, track.decoder.height() as usize);
+        let timeline = track.timeline(fps)?;
+        Ok(Self { path: path.to_path_buf(), track, timeline, fps, size, scaler: None })
+    }
+
+    /// How many frames the file has.
+    pub fn frames(&self) -> i64 {
+        match &self.timeline {
+            Timeline::Timed { frames, .. } => frames.len() as i64,
+            Timeline::Counted(count) => *count as i64,
+        }
+    }
+
+    /// Frames a second, on average.
+    pub fn fps(&self) -> f64 {
+        self.fps
+    }
+
+    /// Pixels across.
+    pub fn width(&self) -> usize {
+        self.size.0
+    }
+
+    /// Pixels down.
+    pub fn height(&self) -> usize {
+        self.size.1
+    }
+
+    /// Frames `start`, `start + stride`, … in the order in which they are shown, `count` of them, at
+    /// the file's own size.
+    ///
+    /// # Errors
+    /// A window beyond the file; a damaged file.
+    pub fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        self.read_inner(start, count, stride)
+            .with_context(|| format!("cannot read frames {start}, … of the video {}", self.path.display()))
+    }
+
+    /// Decodes the whole file. Formats without checksums, which is most, let a little damage inside a picture pass.
+    ///
+    /// # Errors
+    /// Names the first damaged place.
+    pub fn check(&mut self) -> Result<()> {
+        self.check_inner().with_context(|| format!("the video {} is damaged", self.path.display()))
+    }
+
+    fn check_inner(&mut self) -> Result<()> {
+        self.track = Track::open(&self.path)?;
+        // else FFmpeg paints over what it cannot decode
+        self.track.decoder.check(decoder::Check::EXPLODE);
+        let (mut frame, mut count) = (RawFrame::empty(), 0);
+        while self.track.decode(&mut frame).with_context(|| format!("after {count} frames"))? {
+            ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "frame {count} of {}", self.frames());
+            count += 1;
+        }
+        Ok(())
+    }
+
+    fn read_inner(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        let indices = window(self.frames(), start, count, stride)?;
+        let Timeline::Timed { frames, keys } = &self.timeline else {
+            let counts: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+            return self.read_from_start(&counts);
+        };
+        let times: Vec<i64> = indices.iter().map(|&i| frames[i]).collect();
+        // Frames shown before a key frame may be stored after it, so a seek to the wanted time itself could land too late.
+        let key = keys[..keys.partition_point(|&key| key <= times[0])].last().copied();
+        if let Some(key) = key
+            && self.track.seek(key).is_ok()
+            && let Ok(frames) = self.pick(&times, false)
+        {
+            return Ok(frames);
+        }
+        self.read_from_start(&times)
+    }
+
+    /// The slow and certain way, for files whose seeking goes astray.
+    fn read_from_start(&mut self, times: &[i64]) -> Result<Vec<RgbFrame>> {
+        self.track = Track::open(&self.path)?;
+        self.pick(times, true)
+    }
+
+    /// Decodes onward and keeps the frames of these times. Where the stream has a packet but the
+    /// decoder shows nothing new (`hold`), the frame before stays on the screen.
+    fn pick(&mut self, times: &[i64], hold: bool) -> Result<Vec<RgbFrame>> {
+        let counted = matches!(self.timeline, Timeline::Counted(_));
+        let mut picked = Vec::with_capacity(times.len());
+        let (mut frame, mut shown) = (RawFrame::empty(), RawFrame::empty());
+        let mut count = 0;
+        while picked.len() < times.len() {
+            if !self.track.decode(&mut frame)? {
+                bail!("the video ends after {count} decoded frames, before all that its container lists");
+            }
+            let time = if counted { count } else { frame.timestamp().context("a frame without a time")? };
+            count += 1;
+            while times.get(picked.len()).is_some_and(|&wanted| wanted < time) {
+                ensure!(hold && count > 1, "frame at time {} is missing", times[picked.len()]);
+                picked.push(self.convert(&shown)?);
+            }
+            if times.get(picked.len()) == Some(&time) {
+                ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "the frame at time {time} is damaged");
+                picked.push(self.convert(&frame)?);
+            }
+            std::mem::swap(&mut frame, &mut shown);
+        }
+        Ok(picked)
+    }
+
+    fn convert(&mut self, frame: &RawFrame) -> Result<RgbFrame> {
+        let input =
+            scaling::context::Definition { format: frame.format(), width: frame.width(), height: frame.height() };
+        if self.scaler.as_ref().is_none_or(|scaler| *scaler.input() != input) {
+            self.scaler = Some(scaler(frame.format(), Pixel::RGB24, frame.width(), frame.height())?);
+        }
+        let mut rgb = RawFrame::empty();
+        self.scaler.as_mut().expect("made above").run(frame, &mut rgb)?;
+        let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+        let rows = rgb.data(0).chunks(rgb.stride(0)).take(height);
+        Ok(RgbFrame { width, height, pixels: rows.flat_map(|row| &row[..width * 3]).copied().collect() })
+    }
+}
+
+impl FrameSource for VideoReader {
+    fn frames(&self) -> i64 {
+        self.frames()
+    }
+
+    fn read(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
+        self.read(start, count, stride)
+    }
+}
+
+impl Track {
+    fn open(path: &Path) -> Result<Self> {
+        let input = format::input(path)?;
+        let stream = input.streams().best(media::Type::Video).context("there is no video stream in it")?;
+        let mut context = codec::Context::from_parameters(stream.parameters())?;
+        context.set_time_base(stream.time_base());
+        let decoder = context.decoder().video()?;
+        ensure!(decoder.width() > 0 && decoder.height() > 0, "its pictures have no size");
+        Ok(Self { stream: stream.index(), time_base: stream.time_base(), decoder, input })
+    }
+
+    /// Reads all packets, decoding none.
+    fn timeline(&mut self, fps: f64) -> Result<Timeline> {
+        let (mut frames, mut keys, mut untimed) = (Vec::new(), Vec::new(), 0);
+        let mut packet = Packet::empty();
+        loop {
+            match packet.read(&mut self.input) {
+                Ok(()) => {}
+                Err(Error::Eof) => break,
+                Err(error) => bail!("the file is damaged or cut off after {} frames: {error}", frames.len() + untimed),
+            }
+            if packet.stream() != self.stream {
+                continue;
+            }
+            ensure!(!packet.is_corrupt(), "the file is damaged or cut off after {} frames", frames.len() + untimed);
+            match packet.pts() {
+                Some(time) => {
+                    frames.push(time);
+                    keys.extend(packet.is_key().then_some(time));
+                }
+                None => untimed += 1,
+            }
+        }
+        let count = frames.len() + untimed;
+        ensure!(count > 0, "it holds no frames");
+        frames.sort_unstable();
+        keys.sort_unstable();
+
+        // A cut file ends as quietly as a whole one. Some whole files list frames that an edit list
+        // hides, so the missing ones must show in the duration too.
+        let stream = self.input.stream(self.stream).context("the video stream is gone")?;
+        let promised = stream.frames();
+        let frame = 1.0 / (fps * f64::from(self.time_base));
+        let shown = match (frames.first(), frames.last()) {
+            (Some(first), Some(last)) if untimed == 0 => (last - first) as f64 + frame,
+            _ => count as f64 * frame,
+        };
+        let short = shown < stream.duration() as f64 - 1.5 * frame || stream.duration() <= 0;
+        ensure!(
+            promised <= count as i64 || !(short || untimed > 0),
+            "the file is cut off: it promises {promised} frames and holds {count}"
+        );
+        if untimed > 0 {
+            return Ok(Timeline::Counted(count));
+        }
+        if self.input.format().name().contains("mov") {
+            // An edit list keeps what leads up to its beginning at negative times, not to be shown.
+            frames.retain(|&time| time >= 0);
+        }
+        frames.dedup();
+        Ok(Timeline::Timed { frames, keys })
+    }
+
+    /// Goes to the key frame shown at `time`, or before it.
+    fn seek(&mut self, time: i64) -> Result<()> {
+        let microseconds = (time as f64 * f64::from(self.time_base) * 1e6).ceil() as i64;
+        self.input.seek(microseconds, ..microseconds)?;
+        self.decoder.flush();
+        Ok(())
+    }
+
+    /// The next frame in the order of presentation; false at the end.
+    fn decode(&mut self, frame: &mut RawFrame) -> Result<bool> {
+        let mut packet = Packet::empty();
+        loop {
+            match self.decoder.receive_frame(frame) {
+                Ok(()) => return Ok(true),
+                Err(Error::Eof) => return Ok(false),
+                Err(Error::Other { errno: EAGAIN }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet)?,
+                Ok(()) => {}
+                Err(Error::Eof) => self.decoder.send_eof()?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
