@@ -95,7 +95,7 @@ libtorch() {
         return
     fi
     if grep -qs "'$TORCH[+']" .libtorch/torch/version.py && [ -e .libtorch/torch/lib/libtorch_cpu.so ]; then
-        if [ -d .libtorch/nvidia/cudnn ] || ! has_gpu; then
+        if [ -d .libtorch/nvidia/cudnn ] || { ! has_gpu && [ -d .libtorch/nvidia/cu13/include/crt ]; }; then
             return
         fi
     fi

@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use common::{Said, lvdm_in, noise, relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
@@ -19,9 +20,10 @@ use lvdm::{
     diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
     models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
-    nn::Parameters,
+    nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::DeviceName,
+    train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -121,6 +123,52 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
     found
 }
 
+/// One number that is trained; at the second step the loss of the last rank is NaN.
+struct Toy {
+    parameters: Parameters,
+    weight: Tensor,
+    bad: bool,
+}
+
+impl Task for Toy {
+    fn name(&self) -> &'static str {
+        "toy"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 0 })
+    }
+
+    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+        let loss = (&self.weight - &batch.data).square().mean(None);
+        (&loss * scale).backward();
+        // the gradient is finite everywhere
+        Ok(vec![("loss", if self.bad && step == 1 { loss.detach() * f64::NAN } else { loss.detach() })])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A loss that is not finite on one rank leaves the step out on all.
+fn left_out_together(ranks: &Ranks, out: &Path) -> Result<()> {
+    let parameters = Parameters::new(Device::Cpu, 0);
+    let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
+    let task = Toy { parameters, weight: weight.shallow_clone(), bad: ranks.rank() == 1 };
+    let config = serde_json::from_value(json!({"steps": 4, "batch": 1, "log_every": 4, "ema_decay": 0.9}))?;
+    let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1}))?;
+    let progress = Trainer::new(task, &out.join("nan"), &config, &optimizer, &json!({}), Device::Cpu, None)?
+        .over(ranks)?
+        .train()?;
+    assert_eq!((progress.step, progress.skipped_steps), (4, 1), "rank {}", ranks.rank());
+    ranks.ensure_same("after it", &[("weight".to_string(), weight)])
+}
+
 fn job(name: &str, ranks: &Ranks) -> Found {
     match name {
         "diffusion.float" => diffusion_gradients(ranks, Kind::Float, false),
@@ -157,6 +205,10 @@ fn worker() {
                 }
                 let error = ranks.ensure_same("step 8", &tensors).unwrap_err().to_string();
                 assert!(error.contains("step 8") && error.contains("`b`") && error.contains("rank 1"), "{error}");
+                continue;
+            }
+            if name == "nan" {
+                left_out_together(ranks, Path::new(&out))?;
                 continue;
             }
             let found = job(name, ranks);
@@ -205,13 +257,14 @@ fn said(child: Child) -> Said {
 }
 
 /// The reduced gradients, losses, adaptive weight and running statistics of two ranks are those of one rank with the
-/// whole batch; also with activations recomputed. Ranks whose weights differ are told so.
+/// whole batch; also with activations recomputed. Ranks whose weights differ are told so, and a step that is bad on one is
+/// left out on both.
 #[test]
 fn two_ranks_have_the_gradients_of_the_doubled_batch() {
     let folder = tempfile::tempdir().unwrap();
     let names =
         ["diffusion.float", "diffusion.double", "diffusion.recompute", "autoencoder.float", "autoencoder.double"];
-    for worker in workers(&(names.join(",") + ",differ"), folder.path()) {
+    for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     }

@@ -70,6 +70,70 @@ fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
     Trainer::new(task, run, &config, &optimizer, &json!({"is": "a toy"}), Device::Cpu, resume)?.train()
 }
 
+/// Two networks of one number each, updated in turn; at some steps the loss of one is NaN.
+struct Pair {
+    networks: [Parameters; 2],
+    weights: [Tensor; 2],
+    position: u64,
+}
+
+impl Task for Pair {
+    fn name(&self) -> &'static str {
+        "pair"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        let [first, second] = self.networks.clone();
+        vec![
+            Phase { name: "model", gradient_norm: "gradient_norm", parameters: first },
+            Phase { name: "other", gradient_norm: "other_gradient_norm", parameters: second },
+        ]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        self.position += 1;
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![self.position - 1], position: self.position })
+    }
+
+    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+        let mut loss = (&self.weights[phase] - &batch.data).square().mean(None);
+        if (phase, step) == (0, 2) || (phase, step) == (1, 4) {
+            loss *= f64::NAN;
+        }
+        (&loss * scale).backward();
+        Ok(vec![(["loss", "other_loss"][phase], loss.detach())])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A bad step of one network is not one of the other's; each counts as one step that was left out.
+#[test]
+fn networks_are_left_out_one_by_one() {
+    let found = [1, 3, 6].map(|log_every| {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({"steps": 6, "batch": 1, "accumulate": 2, "log_every": log_every, "ema_decay": 0.9});
+        let config: TrainerConfig = serde_json::from_value(config).unwrap();
+        let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
+        let networks = [0, 1].map(|seed| Parameters::new(Device::Cpu, seed));
+        let weights = [0, 1].map(|i: usize| networks[i].root().parameter("weight", &[1], Init::ZEROS));
+        let task = Pair { networks, weights, position: 0 };
+        let trainer = Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), Device::Cpu, None);
+        let progress = trainer.unwrap().train().unwrap();
+        assert_eq!((progress.skipped_steps, progress.ema_updates, progress.position), (2, 5, 12));
+        let logged: Vec<bool> = metrics(folder.path()).iter().map(|line| line["other_loss"].is_null()).collect();
+        assert_eq!(logged, (0..6).step_by(log_every).map(|i| (i..i + log_every).contains(&4)).collect::<Vec<_>>());
+        let tensors = Checkpoint::read(&checkpoint::path(folder.path(), 6)).unwrap().tensors;
+        assert_eq!(["model", "other"].map(|n| tensors[&format!("optimizer.{n}.step")].double_value(&[])), [5.0, 5.0]);
+        ["model.weight", "other.weight", "ema.weight"].map(|name| tensors[name].double_value(&[0]))
+    });
+    assert!(found.iter().all(|weights| *weights == found[0]), "{found:?}");
+    let [model, other, ema] = found[0];
+    assert!(model > 0.4 && other > 0.4 && ema > 0.0 && ema < model, "{found:?}");
+}
+
 fn steps_kept(run: &Path) -> Vec<i64> {
     let number = |path: &std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap()[5..].parse().unwrap();
     checkpoint::list(run).unwrap().iter().map(number).collect()

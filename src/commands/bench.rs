@@ -19,7 +19,7 @@ use crate::{
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, gpus, upload},
+    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, gpus, upload},
     train::{Ema, Optimizer, Saver},
 };
 
@@ -327,7 +327,7 @@ fn unet(
         let kind = serde_json::to_value(config)?;
         let more = json!({
             "sampler": kind["kind"], "steps": steps, "batch": batch, "decoded": autoencoder.is_some(),
-            "videos_per_second": batch as f64 / timing.median,
+            "videos_per_second": batch as f64 / timing.median, "cuda_graphs": cuda_graphs(),
         });
         report.line("sample", &timing, Some(steps as i64 * flops + decoding), false, more);
     }

@@ -4,7 +4,10 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::nn::{Init, LayerNorm, Linear, Scope, causal_attention};
+use crate::{
+    nn::{Init, LayerNorm, Linear, Scope, causal_attention},
+    torch::upload,
+};
 
 /// The nonlinearity of the feed-forward layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,7 +150,7 @@ impl ClipText {
         }
     }
 
-    /// Token numbers `[B, T]` int64 → the last hidden state behind the final norm, `[B, T, width]`.
+    /// Token numbers `[B, T]` int64, best on the host, where they are checked → the last hidden state behind the final norm, `[B, T, width]`.
     ///
     /// # Errors
     /// More tokens than positions; a token that is not in the vocabulary.
@@ -163,6 +166,7 @@ impl ClipText {
                 vocabulary - 1
             );
         }
+        let tokens = upload(tokens, self.token_embedding.device());
         let embedded = self.token_embedding.index_select(0, &tokens.flatten(0, 1)).reshape([b, t, -1]);
         let x = embedded + self.position_embedding.narrow(0, 0, t);
         Ok(self.final_layer_norm.forward(&self.layers.iter().fold(x, |x, layer| layer.forward(&x))))

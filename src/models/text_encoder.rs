@@ -24,7 +24,6 @@ pub struct TextEncoder {
     tokenizer: Tokenizer,
     clip: ClipText,
     config: ClipTextConfig,
-    device: Device,
     /// The empty prompt comes with every step of training and every guided sample.
     empty: RefCell<Option<Tensor>>,
 }
@@ -44,7 +43,7 @@ impl TextEncoder {
         let network = ClipText::new(&parameters.root(), clip);
         parameters.load(weights)?;
         parameters.freeze();
-        Ok(TextEncoder { tokenizer, clip: network, config: clip.clone(), device, empty: RefCell::default() })
+        Ok(TextEncoder { tokenizer, clip: network, config: clip.clone(), empty: RefCell::default() })
     }
 
     /// Width of what it gives for a token.
@@ -78,8 +77,7 @@ impl TextEncoder {
     /// One by one: what is encoded once and kept is to the bit what is encoded beside others.
     fn encode_one(&self, prompt: &str) -> Result<Tensor> {
         let tokens = self.tokenizer.tokens(prompt, self.config.positions)?;
-        let tokens = Tensor::from_slice(&tokens).unsqueeze(0).to_device(self.device);
-        no_grad(|| self.clip.forward(&tokens))
+        no_grad(|| self.clip.forward(&Tensor::from_slice(&tokens).unsqueeze(0)))
     }
 }
 

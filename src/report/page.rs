@@ -554,7 +554,7 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                             @if with_runs { td { @for run in &figure.runs { (fixed(run.fvd, 2)) " / " (fixed(run.kvd, 3)) br; } } }
                             td.n { (extrapolated(figure)) }
                             td.n { (figure.clips[0]) " / " (figure.clips[1]) }
-                            td.long { (meaning) @if set == "samples" { ": " (evaluation.generated) } }
+                            td.long { (meaning) @if set == "samples" && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
                         }
                     }
                 }

@@ -253,13 +253,16 @@ extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t
   return guarded([&] {
     auto memory = std::make_shared<HostMemory>();
     // of memory that was there before and is freed meanwhile, which does not count, LibTorch warns
-    auto loud = FLAGS_caffe2_log_level;
-    FLAGS_caffe2_log_level = c10::GLOG_ERROR;
+    struct Quiet {
+      int before = FLAGS_caffe2_log_level;
+      Quiet() { FLAGS_caffe2_log_level = std::max(before, c10::GLOG_ERROR); }
+      ~Quiet() { FLAGS_caffe2_log_level = before; }
+    };
     {
+      Quiet quiet;
       c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
       call(data);
     }
-    FLAGS_caffe2_log_level = loud;
     *peak = memory->peak;
   });
 }

@@ -1,6 +1,7 @@
 // CUDA graphs, in a shared object of its own that is opened after libtorch_cuda: a binary built beside
 // LibTorch for the CPU must start without it.
 #include <ATen/cuda/CUDAGraph.h>
+#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <map>
@@ -8,18 +9,44 @@
 
 #include "guarded.h"
 
-// Records what `body` queues on a GPU, in memory of the graph's own. `body` returns nullptr, or an error's text that is
-// freed here.
+namespace {
+
+// Where this thread records on a GPU. The default stream cannot be recorded; one other serves all graphs, since cuBLAS
+// keeps a workspace for each. One pool of memory serves all, too: graphs are launched one at a time, and what they
+// answer is copied. The memory of graphs that are gone is used again only while the pool is in use, so one graph stays.
+struct Studio {
+  c10::cuda::CUDAStream stream;
+  at::MempoolId_t pool;
+
+  explicit Studio(c10::DeviceIndex device)
+      : stream(c10::cuda::getStreamFromPool(false, device)), pool(at::cuda::graph_pool_handle()) {
+    c10::cuda::CUDAStreamGuard guard(stream);
+    auto *stays = new at::cuda::CUDAGraph();
+    stays->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+    at::zeros({1}, at::Device(at::kCUDA, device));
+    stays->capture_end();
+  }
+};
+
+Studio &studio(int device) {
+  thread_local std::map<int, Studio> studios;
+  auto found = studios.find(device);
+  if (found == studios.end()) found = studios.emplace(device, Studio(static_cast<c10::DeviceIndex>(device))).first;
+  return found->second;
+}
+
+}  // namespace
+
+// Records what `body` queues on a GPU. `body` returns nullptr, or an error's text that is freed here. After a recording
+// that failed LibTorch's allocator is not to be relied upon.
 extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *), at::cuda::CUDAGraph **graph) {
   return guarded([&] {
     auto recorded = std::make_unique<at::cuda::CUDAGraph>();
-    // the default stream cannot be recorded. One other for all: cuBLAS keeps a workspace for each
-    thread_local std::map<int, c10::cuda::CUDAStream> streams;
-    auto other = c10::cuda::getStreamFromPool(false, static_cast<c10::DeviceIndex>(device));
-    c10::cuda::CUDAStreamGuard stream(streams.try_emplace(device, other).first->second);
+    auto &[stream, pool] = studio(device);
+    c10::cuda::CUDAStreamGuard guard(stream);
     c10::cuda::device_synchronize();
     // other threads may go on meanwhile
-    recorded->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    recorded->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
     std::unique_ptr<char, decltype(&free)> words(body(data), &free);
     try {
       recorded->capture_end();

@@ -113,9 +113,17 @@ pub(super) fn forget_graphs() {
     RECORDED.with_borrow_mut(Vec::clear);
 }
 
-fn are_asked_for() -> bool {
+/// Whether LVDM_CUDA_GRAPHS=1.
+///
+/// # Panics
+/// Where it is neither 1 nor 0.
+pub fn cuda_graphs() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
-    *ASKED.get_or_init(|| env::var("LVDM_CUDA_GRAPHS").is_ok_and(|value| value == "1"))
+    *ASKED.get_or_init(|| match env::var("LVDM_CUDA_GRAPHS").as_deref() {
+        Ok("1") => true,
+        Ok("0" | "") | Err(_) => false,
+        Ok(other) => panic!("LVDM_CUDA_GRAPHS is 1 or 0, not {other}"),
+    })
 }
 
 /// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`](super::FixedWeights)),
@@ -123,11 +131,12 @@ fn are_asked_for() -> bool {
 /// apart. The first call is an ordinary one, so that whatever is prepared once is there when the graph is recorded.
 ///
 /// # Panics
-/// Where `body` does or LibTorch refuses, as ordinary `tch` calls do; where the graph cannot be recorded.
+/// Where `body` does or LibTorch refuses, as ordinary `tch` calls do; where the graph cannot be recorded, after which the
+/// GPU is not to be used by this process.
 pub fn replayed(of: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
     let own = || inputs.iter().map(|t| t.shallow_clone()).collect::<Vec<_>>();
     let Device::Cuda(device) = inputs[0].device() else { return body(&own()) };
-    if !are_asked_for() || !weights_are_fixed() {
+    if !cuda_graphs() || !weights_are_fixed() {
         return body(&own());
     }
     let form: Vec<_> = inputs.iter().map(|t| (t.size(), t.kind())).collect();

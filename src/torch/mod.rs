@@ -26,7 +26,7 @@ pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
 };
-pub use graph::replayed;
+pub use graph::{cuda_graphs, replayed};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};

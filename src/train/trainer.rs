@@ -23,9 +23,9 @@ use crate::{
 
 /// What a step is made of.
 pub struct Batch {
-    /// `[B, …]` on the network's device; what it holds is the task's.
+    /// `[B, …]`; what it holds is the task's.
     pub data: Tensor,
-    /// Encoded texts `[B, S, width]` on the network's device, for a network that is given any.
+    /// Encoded texts `[B, S, width]`, for a network that is given any.
     pub text: Option<Tensor>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
@@ -99,7 +99,7 @@ pub trait Task {
     }
 }
 
-/// A phase's terms and the norm of its gradient, on their way to the host while the next pass is queued.
+/// A phase's terms and the norm of its gradient, on their way to the host while the next step is queued.
 struct Pending {
     phase: usize,
     step: i64,
@@ -110,7 +110,8 @@ struct Pending {
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
 ///
 /// No step waits for the device. Whether its numbers are finite is decided there, where a bad step moves nothing; the
-/// host reads them when the next pass is queued, and at once where a log, a picture or a checkpoint needs them.
+/// host reads them when the first pass of the next step is queued, and at once where a log, a picture or a checkpoint
+/// needs them.
 pub struct Trainer<T: Task> {
     /// What is trained.
     pub task: T,
@@ -123,9 +124,8 @@ pub struct Trainer<T: Task> {
     optimizers: Vec<Optimizer>,
     ema: Option<Ema>,
     progress: Progress,
-    pending: Option<Pending>,
-    /// Whether a phase of the step that is being read was bad, and how many steps before it were, without a gap.
-    bad: bool,
+    pending: Vec<Pending>,
+    /// How many of the last steps were, as far as they are read.
     bad_in_a_row: i64,
     /// The log's means as far as the checkpoint had them.
     window: Window,
@@ -219,8 +219,7 @@ impl<T: Task> Trainer<T> {
             optimizers,
             ema,
             progress,
-            pending: None,
-            bad: false,
+            pending: Vec::new(),
             bad_in_a_row: 0,
             window,
             ranks: Ranks::alone(),
@@ -261,10 +260,11 @@ impl<T: Task> Trainer<T> {
                 Ok(batches) => batches,
                 Err(error) => {
                     if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
-                        self.settle(&mut window)?;
-                        self.save(record, &window)?;
-                        record.saver.finish()?;
-                        tracing::warn!("step {} is kept", self.progress.step);
+                        let kept = self.settle(&mut window).and_then(|()| self.save(record, &window));
+                        match kept.and_then(|()| record.saver.finish()) {
+                            Ok(()) => tracing::warn!("step {} is kept", self.progress.step),
+                            Err(why) => tracing::warn!("step {} cannot be kept: {why:#}", self.progress.step),
+                        }
                     }
                     return Err(error);
                 }
@@ -402,7 +402,9 @@ impl<T: Task> Trainer<T> {
             if let Some(buckets) = buckets {
                 self.ranks.finish(buckets)?;
             }
-            self.settle(window)?;
+            if phase == 0 {
+                self.settle(window)?;
+            }
             let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
             let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
             let optimizer = &mut self.optimizers[phase];
@@ -410,7 +412,7 @@ impl<T: Task> Trainer<T> {
             names.push(self.phases[phase].gradient_norm);
             let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
             optimizer.step(Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
-            self.pending = Some(Pending { phase, step, names, values: Readback::of(&values)? });
+            self.pending.push(Pending { phase, step, names, values: Readback::of(&values)? });
         }
         // what else the ranks must agree on
         let told = [f64::from(u8::from(stop_is_asked())), self.task.skipped_videos() as f64];
@@ -425,20 +427,26 @@ impl<T: Task> Trainer<T> {
         Ok(())
     }
 
-    /// Waits for the numbers of the last pass, and does what depends on them: the log's means, and, where they are
+    /// Waits for the numbers of the last step, and does what depends on them: the log's means, and, where they are
     /// finite, the average.
     fn settle(&mut self, window: &mut Window) -> Result<()> {
-        let Some(Pending { phase, step, names, values }) = self.pending.take() else { return Ok(()) };
-        let values: Vec<f64> = values.wait()?.try_into()?;
-        for (name, value) in names.into_iter().zip(&values) {
-            window.add(name, *value);
+        if self.pending.is_empty() {
+            return Ok(());
         }
-        if values.iter().all(|value| value.is_finite()) {
-            if let (0, Some(ema)) = (phase, &mut self.ema) {
-                ema.update(&self.phases[0].parameters)?;
+        let mut bad = false;
+        for Pending { phase, step, names, values } in std::mem::take(&mut self.pending) {
+            let values = values.wait().with_context(|| format!("step {step}"))?;
+            let values: Vec<f64> = values.try_into()?;
+            for (name, value) in names.into_iter().zip(&values) {
+                window.add(name, *value);
             }
-        } else {
-            self.bad = true;
+            if values.iter().all(|value| value.is_finite()) {
+                if let (0, Some(ema)) = (phase, &mut self.ema) {
+                    ema.update(&self.phases[0].parameters)?;
+                }
+                continue;
+            }
+            bad = true;
             if self.ranks.is_first() {
                 tracing::warn!(
                     "step {step}: the {} loss or its gradient is not finite; the step is left out",
@@ -446,16 +454,13 @@ impl<T: Task> Trainer<T> {
                 );
             }
         }
-        if phase + 1 == self.phases.len() {
-            let bad = std::mem::take(&mut self.bad);
-            self.bad_in_a_row = if bad { self.bad_in_a_row + 1 } else { 0 };
-            self.progress.skipped_steps += i64::from(bad);
-        }
+        self.bad_in_a_row = if bad { self.bad_in_a_row + 1 } else { 0 };
+        self.progress.skipped_steps += i64::from(bad);
         Ok(())
     }
 
     fn too_many_bad(&self) -> Result<()> {
-        let step = self.progress.step - i64::from(self.pending.is_some());
+        let step = self.progress.step - i64::from(!self.pending.is_empty());
         let last = checkpoint::list(&self.run)?.pop();
         let good = last.map_or("there is no checkpoint yet".to_string(), |path| {
             format!("the last good checkpoint is {}", path.display())
