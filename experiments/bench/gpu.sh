@@ -19,7 +19,10 @@ if [ "$1" = pack ]; then
     cp target/gpu/release/lvdm $OUT/lvdm
     strip $OUT/lvdm
     # CUDA graphs and NCCL, where the headers were there to build them; they are looked for beside the binary
-    find target/gpu/release/build -name 'liblvdm_*.so' -exec cp {} $OUT/ \;
+    for part in graph nccl; do
+        newest=$(ls -t target/gpu/release/build/lvdm-*/out/liblvdm_$part.so 2>/dev/null | head -1)
+        [ -z "$newest" ] || cp "$newest" $OUT/
+    done
     cp tests/parity/*.safetensors $OUT/cases/
     for split in train test; do
         target/release/lvdm data pack --videos data/demo/$split --frames 24 --resolution 32 --out $OUT/$split.safetensors
