@@ -1,4 +1,4 @@
-//! One training at a time in a run folder.
+//! One process at a time writes a run.
 
 use std::{
     fmt,
@@ -78,7 +78,7 @@ fn start_of(pid: u32) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A run folder that this process alone trains, as long as this value lives.
+/// A run folder in which this process alone trains or imports, as long as this value lives.
 ///
 /// A lock of the file system's holds it (`flock`), so that it ends with the process however that ends. Where the file
 /// system has none, the file says who holds the folder and since when, and is renewed every minute.
@@ -94,7 +94,7 @@ impl RunLock {
     /// Takes the folder, which is made where it is missing.
     ///
     /// # Errors
-    /// A folder that another process trains: says which. A folder that cannot be written.
+    /// A folder that another process has: says which. A folder that cannot be written.
     pub fn take(run: &Path) -> Result<Self> {
         let made_folder = !run.exists();
         let cannot = || format!("cannot take the run folder {}", run.display());
@@ -130,7 +130,7 @@ impl RunLock {
 fn refuse<T>(run: &Path, holder: Option<Holder>) -> Result<T> {
     // one that has just begun has not written its name yet
     let holder = holder.map_or("another process".to_string(), |holder| holder.to_string());
-    bail!("{} is being trained by {holder}: wait for its end, or give another --run", run.display())
+    bail!("{} is being written by {holder}: wait for its end, or give another folder", run.display())
 }
 
 /// Without locks of the system: of two that come at once the last one's name stands in the file, and is renewed.
@@ -176,7 +176,7 @@ mod tests {
         let run = folder.path().join("deep/run");
         let lock = RunLock::take(&run).unwrap();
         let error = RunLock::take(&run).unwrap_err().to_string();
-        let who = format!("is being trained by process {} on ", std::process::id());
+        let who = format!("is being written by process {} on ", std::process::id());
         assert!(error.contains(&who) && error.contains("deep/run"), "{error}");
         drop(lock);
         assert!(!run.exists(), "a folder of which nothing came is left behind");

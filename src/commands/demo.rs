@@ -104,9 +104,8 @@ impl Demo {
             stage_line("latents", latents);
             let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
             let mut bar = progress::Progress::new("encode", data.latent_clips, 0);
-            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| {
-                bar.step(done, "")
-            })?;
+            let on_clip = &mut |done| bar.step(done, "");
+            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &alone, on_clip)?;
             bar.finish();
         }
         seconds.insert("latents", stage.elapsed().as_secs_f64());
