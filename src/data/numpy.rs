@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
-use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
+use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
@@ -192,8 +192,9 @@ impl NumpyWriter {
             && let Array::Plain(file) = array
         {
             let mut archive = ZipWriter::new(file);
+            // the time of day is left out, so that equal videos give equal bytes
             let options = FileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
-            archive.start_file("arr_0.npy", options)?;
+            archive.start_file("arr_0.npy", options.last_modified_time(DateTime::default()))?;
             array = Array::Archived(Box::new(archive));
         }
         let out = array.writer();
