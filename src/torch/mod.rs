@@ -12,6 +12,7 @@ mod graph;
 mod memory;
 mod multi_tensor;
 mod process_group;
+mod processor;
 mod recompute;
 mod transfer;
 
@@ -30,6 +31,7 @@ pub use graph::{cuda_graphs, replayed};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
+pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
 pub use transfer::{Readback, upload};
 
