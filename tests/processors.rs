@@ -1,5 +1,6 @@
 //! Every parity case, samplings among them, on processors that this one is not: with all shortcuts of the CPU off, with
-//! fewer vector instructions, and, where qemu is installed, on an emulated processor without AVX-512.
+//! fewer vector instructions, and, where qemu is installed, on an emulated processor without AVX-512. And how many threads
+//! compute, and how they wait.
 
 mod common;
 
@@ -87,7 +88,9 @@ fn sampling_in_bfloat16_works_without_avx512() {
     for (dtype, bound) in [("f32", 1e-4), ("bf16", BFLOAT16)] {
         let mut command = Command::new(EMULATOR);
         command.args(["-cpu", "Haswell", env!("CARGO_BIN_EXE_lvdm"), "verify", "--dtype", dtype]).arg(&case);
-        command.env_remove("LD_LIBRARY_PATH").env_remove(SHORTCUTS).env("OMP_NUM_THREADS", "1");
+        command.env_remove("LD_LIBRARY_PATH").env_remove(SHORTCUTS);
+        // with one thread the program does not start anew, outside of the emulator
+        command.env("OMP_NUM_THREADS", "1");
         let said: Said = command.output().unwrap().into();
         let error = errors(&said, 1)["sample_ddim_pred.safetensors"];
         println!("{dtype} on an emulated Haswell: {error:.1e}");
@@ -95,4 +98,56 @@ fn sampling_in_bfloat16_works_without_avx512() {
         let warned = said.err.contains("float32 is faster");
         assert_eq!(warned, dtype == "bf16", "{}", said.err);
     }
+}
+
+/// `lvdm doctor`'s line about threads, with these variables and none else of OpenMP.
+fn threads(launcher: &[&str], environment: &[(&str, &str)]) -> String {
+    let doctor = [env!("CARGO_BIN_EXE_lvdm"), "doctor"];
+    let words: Vec<&str> = launcher.iter().copied().chain(doctor).collect();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("CUDA_VISIBLE_DEVICES", "");
+    for name in ["LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"] {
+        command.env_remove(name);
+    }
+    let said: Said = command.envs(environment.iter().copied()).output().unwrap().into();
+    let line = said.out.lines().find(|line| line.contains("CPUs that this process may use"));
+    line.unwrap_or_else(|| panic!("{}{}", said.out, said.err)).to_string()
+}
+
+#[test]
+fn waiting_threads_give_way_unless_the_user_says_otherwise() {
+    if std::thread::available_parallelism().unwrap().get() > 1 {
+        assert!(threads(&[], &[]).contains("those that wait give way"));
+    }
+    assert!(threads(&[], &[("OMP_WAIT_POLICY", "active")]).contains("keep their cores (OMP_WAIT_POLICY)"));
+    assert!(threads(&[], &[("OMP_NUM_THREADS", "1")]).contains(" 1 on "));
+}
+
+/// A container with a quota of one CPU on a machine of more.
+#[test]
+fn a_cgroup_quota_limits_the_number_of_threads() {
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("SKIPPED: this process may use one CPU only");
+        return;
+    }
+    let name = format!("lvdm-test-{}", std::process::id());
+    // version 2, where the root shares the controller `cpu`, and version 1
+    let places = [("/sys/fs/cgroup", "cpu.max", "100000 100000"), ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us", "100000")];
+    let group = places.iter().find_map(|(root, quota, one)| {
+        let group = PathBuf::from(root).join(&name);
+        fs::create_dir(&group).ok()?;
+        let set = group.join(quota).exists() && fs::write(group.join(quota), one).is_ok();
+        if !set {
+            let _ = fs::remove_dir(&group);
+        }
+        set.then_some(group)
+    });
+    let Some(group) = group else {
+        eprintln!("SKIPPED: no cgroup with a quota can be made here (that needs root and a writable /sys/fs/cgroup)");
+        return;
+    };
+    let join = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", group.display());
+    let line = threads(&["sh", "-c", &join, "sh"], &[]);
+    fs::remove_dir(&group).unwrap();
+    assert!(line.contains(" 1 on 1 CPUs"), "{line}");
 }

@@ -6,7 +6,8 @@ use anyhow::{Result, bail};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
 use crate::torch::{
-    Bfloat16, Processor, Vectors, attention_kernels, gpus, libtorch_version, load_cuda, processor, shortcuts,
+    Bfloat16, Processor, Vectors, attention_kernels, cpus, gpus, libtorch_version, load_cuda, processor, shortcuts,
+    waiting,
 };
 use crate::weights::released::ALL;
 
@@ -57,11 +58,7 @@ fn examine() -> bool {
         Finding::new(
             Outcome::Good,
             "threads",
-            format!(
-                "{} of {} cores",
-                tch::get_num_threads(),
-                std::thread::available_parallelism().map_or(1, |n| n.get())
-            ),
+            format!("{} on {} CPUs that this process may use; {}", tch::get_num_threads(), cpus(), waiting()),
         ),
         cpu(),
         cuda(),

@@ -14,6 +14,7 @@ mod multi_tensor;
 mod process_group;
 mod processor;
 mod recompute;
+mod threads;
 mod transfer;
 
 pub use autocast::{Autocast, backward};
@@ -33,6 +34,7 @@ pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
+pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
 pub use transfer::{Readback, upload};
 
 use std::ffi::{CStr, c_char, c_void};
