@@ -22,7 +22,7 @@ use lvdm::{
     models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::DeviceName,
+    torch::{DeviceName, device_name},
     train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
@@ -419,7 +419,35 @@ out: evaluation
     };
     let one = figures(&[]);
     assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
+    fs::remove_dir_all(at.join("runs/features")).unwrap();
     assert_eq!(one, figures(&["--nproc", "2"]));
+}
+
+/// What several ranks keep of real clips they find again, and so does one: the key holds the kind of the devices and
+/// nothing that differs from rank to rank. Figures name that kind.
+#[test]
+fn features_that_two_ranks_keep_are_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("real.safetensors"), 4, 10, 32);
+    write_packed(&at.join("generated.safetensors"), 5, 10, 32);
+    let device = device_name(Device::Cpu);
+    let evaluate = |more: &[&str]| {
+        let files = ["evaluate", "--real", "real.safetensors", "--generated", "generated.safetensors"];
+        let size = ["--frames", "10", "--resolution", "32", "--clips", "4", "--device", "cpu", "--out", "out"];
+        succeed_in(at, &[&files[..], &size, more].concat());
+        let report: Value = serde_json::from_slice(&fs::read(at.join("out/figures.json")).unwrap()).unwrap();
+        assert_eq!(report["device"], device.as_str());
+        let kept: Vec<_> = fs::read_dir(at.join("runs/features")).unwrap().map(|file| file.unwrap().path()).collect();
+        let [file] = &kept[..] else { panic!("{kept:?}") };
+        // a file that is written anew is another one
+        (report["figures"].clone(), std::os::unix::fs::MetadataExt::ino(&fs::metadata(file).unwrap()), file.clone())
+    };
+    let first = evaluate(&["--nproc", "2"]);
+    assert_eq!(evaluate(&["--nproc", "2"]), first);
+    assert_eq!(evaluate(&[]), first);
+    let (_, key) = read_safetensors(&first.2).unwrap();
+    assert_eq!(key.unwrap()["devices"], json!([device]));
 }
 
 // ---- faults -------------------------------------------------------------------------------------------------------------
