@@ -18,7 +18,7 @@ use crate::{
     distributed::{Ranks, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets, Readback, memory_so_far},
+    torch::{Autocast, GradientBuckets, Readback, clip_global_norm, memory_so_far},
 };
 
 /// What a step is made of.
@@ -408,10 +408,11 @@ impl<T: Task> Trainer<T> {
             let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
             let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
             let optimizer = &mut self.optimizers[phase];
-            let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(self.device);
+            let gradients = optimizer.gradients();
+            let norm = clip_global_norm(&gradients, self.config.clip_gradient)?.to_device(self.device);
             names.push(self.phases[phase].gradient_norm);
             let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
-            optimizer.step(Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
+            optimizer.step(&gradients, Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
             self.pending.push(Pending { phase, step, names, values: Readback::of(&values)? });
         }
         // what else the ranks must agree on
