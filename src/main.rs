@@ -1,6 +1,6 @@
 //! The command `lvdm`: verb → command.
 
-use std::{panic, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -60,8 +60,7 @@ fn main() -> ExitCode {
     torch::autotune();
     commands::init_tracing();
     let verb = Cli::parse().verb;
-    // a panic becomes an error of one line
-    panic::set_hook(Box::new(|_| {}));
+    torch::locate_panics();
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),

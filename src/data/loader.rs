@@ -25,7 +25,10 @@ use super::{
     clip::{ClipSpec, Fit},
     dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
 };
-use crate::random::{Purpose, stream};
+use crate::{
+    random::{Purpose, stream},
+    torch::caught,
+};
 
 /// Batches that are decoded before they are asked for.
 const AHEAD: usize = 3;
@@ -52,7 +55,7 @@ pub struct Batch {
 pub struct Loader {
     set: Arc<Set>,
     pool: ThreadPool,
-    queue: VecDeque<(u64, Receiver<Sample>)>,
+    queue: VecDeque<(u64, Receiver<Result<Sample>>)>,
     batch: u64,
     /// Samples from one batch's beginning to the next one's: batch · ranks.
     advance: u64,
@@ -124,8 +127,6 @@ impl Loader {
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|i| format!("decode-{i}"))
-            // The sample's channel closes, and `next` says so.
-            .panic_handler(|_| ())
             .build()
             .context("cannot start the decoding threads")?;
         let root = match &config.dataset {
@@ -185,7 +186,8 @@ impl Loader {
         let (mut clips, mut captions, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
-            let sample = receiver.recv().with_context(|| format!("the thread that decoded sample {number} died"))?;
+            let sample = receiver.recv().context("the thread died").and_then(|sample| sample);
+            let sample = sample.with_context(|| format!("decoding sample {number}"))?;
             for (name, reason) in sample.skipped {
                 if !self.skipped.contains_key(&name) {
                     warn!("skipped {name}: {reason}");
@@ -218,7 +220,7 @@ impl Loader {
                 let (set, order, stop) = (self.set.clone(), self.order(number), self.stop.clone());
                 self.pool.spawn_fifo(move || {
                     if !stop.load(Ordering::Relaxed) {
-                        let _ = sender.send(set.sample(number, &order, &stop));
+                        let _ = sender.send(caught(|| Ok(set.sample(number, &order, &stop))));
                     }
                 });
                 self.queue.push_back((number, receiver));
@@ -473,6 +475,18 @@ mod tests {
         assert!(reason("short.mp4").contains("too short: 6 frames"), "{}", reason("short.mp4"));
         assert!(reason("empty.mp4").contains("empty"), "{}", reason("empty.mp4"));
         assert!(reason("cut.mp4").contains("cut.mp4") && reason("noise.avi").contains("noise.avi"));
+    }
+
+    #[test]
+    fn a_panic_of_a_decoding_thread_is_an_error_of_its_sample() {
+        let folder = folder();
+        let mut loader = Loader::new(&config(folder.path()), 1, 1, 0).unwrap();
+        // samples that are scheduled from here on are of a video that the data set does not have
+        loader.order = Some((0, Arc::new(vec![99; 9])));
+        let error = (0..9).find_map(|_| loader.next().err()).unwrap();
+        let error = format!("{error:#}");
+        assert!(error.starts_with(&format!("decoding sample {}: ", AHEAD + 1)), "{error}");
+        assert!(error.contains("index is 99"), "{error}");
     }
 
     #[test]
