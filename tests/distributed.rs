@@ -387,6 +387,38 @@ fn two_ranks_do_what_one_does() {
     assert!(sample("one.safetensors", &[]) == sample("two.safetensors", &two), "samples differ");
 }
 
+/// `skipped_videos` of the log is the number of videos that could not be used, each once: one that the table names and
+/// that is not there, which every rank knows, and two that ranks come across, both of them in time. It is the same for
+/// either kind of training and on any number of ranks.
+#[cfg(feature = "video")]
+#[test]
+fn skipped_videos_are_counted_once_over_ranks() {
+    let folder = workplace();
+    let at = folder.path();
+    fs::create_dir(at.join("videos")).unwrap();
+    let mut table = "videoid,name\nnowhere,a\n".to_string();
+    for i in 0..5 {
+        // the last two are too short
+        let clip = common::moving_clips(5, 6, 32).get(i).narrow(1, 0, if i < 3 { 6 } else { 2 });
+        lvdm::data::write_video(&at.join(format!("videos/{i}.mp4")), &clip, 8.0).unwrap();
+        table += &format!("{i},a\n");
+    }
+    fs::write(at.join("table.csv"), table).unwrap();
+    let counts = |kind: &str, run: &str, more: &[&str]| -> Vec<f64> {
+        let videos = "data.dataset={kind: webvid, table: table.csv, root: videos}";
+        let file = format!("{kind}.yaml");
+        let train = ["train", kind, &file, "--run", run, videos, "data.resolution=16", "trainer.steps=8"];
+        succeed_in(at, &[&train[..], more].concat());
+        metrics(&at.join(run)).iter().map(|line| line["skipped_videos"]).collect()
+    };
+    let one = counts("autoencoder", "runs/one", &["trainer.batch=2"]);
+    let two = ["--nproc", "2", "trainer.batch=1"];
+    assert_eq!(counts("autoencoder", "runs/two", &two), one);
+    let pixels = ["autoencoder=pixels", "unet.channels=32", "unet.attention_factors=[]"];
+    assert_eq!(counts("diffusion", "runs/pixels", &[&two[..], &pixels].concat()).last(), Some(&3.0));
+    assert!(one[0] >= 1.0 && one.is_sorted() && one.last() == Some(&3.0), "{one:?}");
+}
+
 /// FVD, KVD and PSNR, to the last digit, on one rank and on two.
 #[test]
 fn figures_do_not_depend_on_the_number_of_ranks() {

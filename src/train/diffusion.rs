@@ -118,10 +118,17 @@ impl Task for DiffusionTask {
         }
     }
 
-    fn skipped_videos(&self) -> usize {
+    fn missing_videos(&self) -> usize {
         match &self.source {
-            Source::Clips(loader) => loader.unusable(),
+            Source::Clips(loader) => loader.left_out(),
             Source::Latents(_) => 0,
+        }
+    }
+
+    fn skipped_videos(&self) -> Vec<i64> {
+        match &self.source {
+            Source::Clips(loader) => loader.skipped().keys().map(|&video| video.into()).collect(),
+            Source::Latents(_) => Vec::new(),
         }
     }
 
