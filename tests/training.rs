@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{cell::RefCell, collections::BTreeMap, fs, path::Path, rc::Rc};
 
 use anyhow::Result;
 use common::{contents, run_in, same_checkpoint, succeed_in, write_packed};
@@ -15,7 +15,7 @@ use lvdm::{
     train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network of three numbers that learns to be one, from noisy samples; at some steps its loss is NaN.
 struct Toy {
@@ -132,6 +132,72 @@ fn networks_are_left_out_one_by_one() {
     assert!(found.iter().all(|weights| *weights == found[0]), "{found:?}");
     let [model, other, ema] = found[0];
     assert!(model > 0.4 && other > 0.4 && ema > 0.0 && ema < model, "{found:?}");
+}
+
+/// A network that notes at which precision products are computed while batches are fetched, trained on, shown and
+/// measured.
+struct Witness {
+    parameters: Parameters,
+    weight: Tensor,
+    seen: Rc<RefCell<BTreeMap<&'static str, Kind>>>,
+}
+
+impl Witness {
+    fn note(&self, when: &'static str) {
+        let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu));
+        self.seen.borrow_mut().insert(when, one.matmul(&one).kind());
+    }
+}
+
+impl Task for Witness {
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        self.note("fetched");
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 1 })
+    }
+
+    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+        self.note("trained");
+        let loss = (&self.weight - &batch.data).square().mean(None);
+        (&loss * scale).backward();
+        Ok(vec![("loss", loss.detach())])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        self.note("shown");
+        Ok(Vec::new())
+    }
+
+    fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
+        self.note("measured");
+        Ok(Vec::new())
+    }
+}
+
+/// `precision: bf16` reaches all networks of a step, the frozen ones that batches come out of among them; what a
+/// checkpoint keeps of measurements is in float32.
+#[test]
+fn precision_reaches_encoding_and_pictures_and_not_measurements() {
+    for (precision, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({"steps": 1, "batch": 1, "precision": precision, "ema_decay": 0.9});
+        let config: TrainerConfig = serde_json::from_value(config).unwrap();
+        let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
+        let seen = Rc::default();
+        let task = Witness { parameters, weight, seen: Rc::clone(&seen) };
+        Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), Device::Cpu, None).unwrap().train().unwrap();
+        let expected = [("fetched", kind), ("trained", kind), ("shown", kind), ("measured", Kind::Float)];
+        assert_eq!(*seen.borrow(), BTreeMap::from(expected), "{precision}");
+    }
 }
 
 fn steps_kept(run: &Path) -> Vec<i64> {

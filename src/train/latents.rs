@@ -26,7 +26,8 @@ struct Origin {
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
 /// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
-/// videos, a video gives several clips.
+/// videos, a video gives several clips. Encoding is paid for once and every later training builds on it, so that float32
+/// is worth its time here, whatever precision those trainings have.
 ///
 /// # Errors
 /// Data that cannot be read or has no captions; a full disk.

@@ -381,9 +381,17 @@ impl<T: Task> Trainer<T> {
         self.ranks.ensure_same(&format!("step {}", self.progress.step), &weights)
     }
 
+    /// While it lives, networks run at the training's precision: what is trained, and the frozen ones that batches and
+    /// pictures come out of. What is measured for a checkpoint stays in float32, since all that is built on the run
+    /// relies on it.
+    fn autocast(&self) -> Autocast {
+        Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16)
+    }
+
     /// What a step is made of.
     fn fetch(&mut self, window: &mut Window) -> Result<Vec<Batch>> {
         let start = Instant::now();
+        let _precision = self.autocast();
         let batches = (0..self.config.accumulate).map(|_| self.task.next_batch()).collect::<Result<_>>()?;
         window.waited += start.elapsed().as_secs_f64();
         window.seconds += start.elapsed().as_secs_f64();
@@ -401,7 +409,7 @@ impl<T: Task> Trainer<T> {
             let buckets = self.buckets[phase].as_ref().filter(|_| self.task.takes_part(phase, step));
             for (i, batch) in batches.iter().enumerate() {
                 let scale = 1.0 / self.config.accumulate as f64;
-                let _autocast = Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16);
+                let _precision = self.autocast();
                 // one reduction a step, of what all its passes have accumulated
                 if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
                     buckets.arm();
@@ -504,7 +512,10 @@ impl<T: Task> Trainer<T> {
     }
 
     fn show(&mut self, log: &mut RunLogger, step: i64) -> Result<()> {
-        for Picture { name, clips } in self.averaged(|task| task.pictures())? {
+        let precision = self.autocast();
+        let shown = self.averaged(|task| task.pictures())?;
+        drop(precision);
+        for Picture { name, clips } in shown {
             let frames = clips.size()[2];
             let grid = pictures::grid(&clips, (frames / 8).max(1))?;
             let (height, width) = (grid.size()[0] as i32, grid.size()[1] as i32);
