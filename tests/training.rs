@@ -247,6 +247,16 @@ fn when_losses_are_read_changes_nothing() {
         assert!(tensor.equal(&seldom[name]), "{name}: {tensor:?}, {:?}", seldom[name]);
     }
     assert!(often.contains_key("ema.weight") && !often["ema.weight"].equal(&often["model.weight"]));
+    // nor does it leave anything out: without clipping, and without the average, the training is another one
+    for (name, change) in [("model.weight", json!({"clip_gradient": null})), ("ema.weight", json!({"ema_decay": 0.5}))]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = json!({"clip_gradient": 0.05});
+        settings.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        toy(folder.path(), settings, |step| step == 3 || step == 6 || step == 7).unwrap();
+        let other = Checkpoint::read(&checkpoint::path(folder.path(), 12)).unwrap().tensors;
+        assert!(!other[name].equal(&often[name]), "{name} does not depend on {change}");
+    }
     // noticed one step later where nothing asks
     let folder = tempfile::tempdir().unwrap();
     let settings = json!({"log_every": 100, "checkpoint_every": 5});
@@ -391,6 +401,72 @@ fn an_interrupted_run_equals_a_whole_one() {
     let latents = ["--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
     succeed_in(at, &[&encode[..], &latents].concat());
     interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
+}
+
+/// Trains either network for some steps; its losses, and what its last checkpoint stores of it.
+fn trained(at: &Path, kind: &str, run: &str, steps: i64, more: &[&str]) -> (Vec<f64>, BTreeMap<String, Tensor>) {
+    let (file, steps_asked) = (format!("{kind}.yaml"), format!("trainer.steps={steps}"));
+    succeed_in(at, &[&["train", kind, &file, "--run", run, &steps_asked], more].concat());
+    let losses = metrics(&at.join(run)).iter().map(|line| line["loss"].as_f64().unwrap()).collect();
+    (losses, Checkpoint::read(&checkpoint::path(&at.join(run), steps)).unwrap().part("model"))
+}
+
+/// Without the discriminator, whose batch statistics are those of one forward pass.
+const PLAIN: [&str; 2] = ["loss.adversarial_weight=0", "optimizer.eps=1e-4"];
+
+/// Mixed precision trains both networks as float32 does, on the same samples with the same noise: the loss falls, each
+/// step's stays by the other's, and the weights are float32.
+#[test]
+fn both_networks_train_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 4, 4, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    let diffusion: &[&str] = &["optimizer.learning_rate=2e-3", "optimizer.eps=1e-4"];
+    // measured: 2.4e-3 and 1.4e-2
+    for (kind, steps, more, bound) in [("autoencoder", 20, &PLAIN[..], 1e-2), ("diffusion", 40, diffusion, 5e-2)] {
+        let run = |precision: &str| {
+            let run = if precision == "f32" { format!("runs/{kind}") } else { format!("runs/{kind}-half") };
+            trained(at, kind, &run, steps, &[more, &[&format!("trainer.precision={precision}")]].concat())
+        };
+        let ((full, _), (half, weights)) = (run("f32"), run("bf16"));
+        assert!(weights.iter().all(|(_, t)| t.kind() == Kind::Float), "{kind}");
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let quarter = half.len() / 4;
+        let (first, last) = (mean(&half[..quarter]), mean(&half[half.len() - quarter..]));
+        let apart = half.iter().zip(&full).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        println!("{kind}: loss {first:.4} to {last:.4} in bf16, at most {apart:.1e} from float32's");
+        assert!(last < 0.9 * first, "{kind}: {first} to {last}");
+        assert!(half != full && apart < bound, "{kind}: {apart:e}");
+    }
+}
+
+/// Two passes of two clips a step are one pass of four, in losses and in weights.
+#[test]
+fn accumulated_passes_are_one_pass_of_all_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 5, 6, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    for (kind, more) in [("autoencoder", &PLAIN[..]), ("diffusion", &["optimizer.eps=1e-4"])] {
+        let run = |run: &str, batch: &str, accumulate: &str| {
+            let both = [format!("trainer.batch={batch}"), format!("trainer.accumulate={accumulate}")];
+            trained(at, kind, run, 6, &[more, &[&both[0], &both[1], "trainer.clip_gradient=0.5"]].concat())
+        };
+        let (whole, parts) = (run(&format!("runs/{kind}"), "4", "1"), run(&format!("runs/{kind}-parts"), "2", "2"));
+        let losses = whole.0.iter().zip(&parts.0).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+        let flat = |weights: &BTreeMap<String, Tensor>| {
+            Tensor::cat(&weights.values().map(|t| t.to_kind(Kind::Double).flatten(0, -1)).collect::<Vec<_>>(), 0)
+        };
+        let weights = common::relative_error(&flat(&parts.1), &flat(&whole.1));
+        println!("{kind}: losses differ by {losses:.1e}, weights by {weights:.1e}");
+        assert!(losses < 1e-5 && weights < 1e-5, "{kind}: losses {losses:e}, weights {weights:e}");
+        // and a pass of two alone is another training
+        let half = run(&format!("runs/{kind}-half"), "2", "1");
+        assert!(common::relative_error(&flat(&half.1), &flat(&whole.1)) > 1e-3, "{kind}");
+    }
 }
 
 /// A checkpoint of another architecture or another kind of run: one clear error, status 1, the run as it was.
