@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
@@ -43,9 +44,10 @@ impl LatentMoments {
 }
 
 /// Which autoencoder makes the latents. In a file the image autoencoder stands under the key `image`,
-/// and without that key the settings are the video autoencoder's.
+/// and without that key the settings are the video autoencoder's: one of them at least, and no others, so that those of an
+/// autoencoder that is not known here are an error and not the video autoencoder's defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, try_from = "Map<String, Value>")]
 pub enum LatentSpaceConfig {
     /// Stable Diffusion's image autoencoder, frame by frame.
     Image {
@@ -54,6 +56,33 @@ pub enum LatentSpaceConfig {
     },
     /// The paper's video autoencoder.
     Video(AutoencoderConfig),
+}
+
+impl TryFrom<Map<String, Value>> for LatentSpaceConfig {
+    type Error = anyhow::Error;
+
+    fn try_from(mut settings: Map<String, Value>) -> Result<Self> {
+        /// Settings with a default for each key, as `of`'s; no others.
+        fn only<T: Serialize + DeserializeOwned + Default>(of: &str, settings: Map<String, Value>) -> Result<T> {
+            let Value::Object(known) = serde_json::to_value(T::default())? else { unreachable!("a struct") };
+            let list = |keys: Vec<&String>| keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let (own, foreign): (Vec<_>, Vec<_>) = settings.keys().partition(|key| known.contains_key(*key));
+            ensure!(
+                foreign.is_empty() && !own.is_empty(),
+                "these are not the settings of {of}, which has {}: {}",
+                list(known.keys().collect()),
+                if foreign.is_empty() { "there are none".into() } else { format!("it knows no {}", list(foreign)) }
+            );
+            Ok(serde_json::from_value(Value::Object(settings))?)
+        }
+        match settings.remove("image") {
+            None => Ok(LatentSpaceConfig::Video(only("the video autoencoder", settings)?)),
+            Some(Value::Object(image)) if settings.is_empty() => {
+                Ok(LatentSpaceConfig::Image { image: only("the image autoencoder", image)? })
+            }
+            Some(_) => bail!("`image` holds all settings of the image autoencoder, and nothing stands beside it"),
+        }
+    }
 }
 
 impl From<AutoencoderConfig> for LatentSpaceConfig {
@@ -250,6 +279,32 @@ impl LatentSpace {
 mod tests {
     use super::*;
     use crate::random::{Purpose, normal};
+
+    /// Nothing, another codec's settings, also where a key of ours is among them, and a mixture are refused by name; a
+    /// file that leaves keys out stays what it was.
+    #[test]
+    fn another_codecs_settings_are_not_the_video_autoencoders_defaults() {
+        let read = |text: &str| serde_json::from_str::<LatentSpaceConfig>(text);
+        let video = |config: AutoencoderConfig| LatentSpaceConfig::Video(config);
+        assert_eq!(read(r#"{"channels": 8}"#).unwrap(), video(AutoencoderConfig { channels: 8, ..Default::default() }));
+        let LatentSpaceConfig::Image { image } = read(r#"{"image": {"widths": [32, 64]}}"#).unwrap() else { panic!() };
+        assert_eq!(image, ImageAutoencoderConfig { widths: vec![32, 64], ..Default::default() });
+        for (text, words) in [
+            ("{}", "there are none"),
+            (r#"{"codebook": 1024, "embedding": 256}"#, "it knows no codebook, embedding"),
+            (r#"{"codebook": 1024, "channels": 32}"#, "it knows no codebook"),
+            (r#"{"image": {}}"#, "there are none"),
+            (r#"{"image": {"patch": 2}}"#, "it knows no patch"),
+            (r#"{"image": {"widths": [32]}, "channels": 32}"#, "nothing stands beside it"),
+            (r#"{"image": 3}"#, "nothing stands beside it"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        for config in [video(AutoencoderConfig::default()), ImageAutoencoderConfig::default().into()] {
+            assert_eq!(read(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+        }
+    }
 
     /// In mixed precision the networks run in bfloat16, and what they give is float32; a reconstruction, which is
     /// measured, is computed in float32 whatever surrounds it.
