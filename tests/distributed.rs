@@ -387,6 +387,33 @@ fn two_ranks_do_what_one_does() {
     assert!(sample("one.safetensors", &[]) == sample("two.safetensors", &two), "samples differ");
 }
 
+/// Two ranks that train from one file of latents have each its own rows of it, and train as one rank with all of them
+/// does. The first one sees that the file is not damaged.
+#[cfg(feature = "video")]
+#[test]
+fn ranks_read_their_own_rows_of_a_latent_file() {
+    let folder = workplace();
+    let at = folder.path();
+    fs::create_dir(at.join("videos")).unwrap();
+    for i in 0..5 {
+        let clip = common::moving_clips(5, 6, 32).get(i);
+        lvdm::data::write_video(&at.join(format!("videos/{i}.mp4")), &clip, 8.0).unwrap();
+    }
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "trainer.steps=1"]);
+    let clips = ["--videos", "videos", "--frames", "4", "--resolution", "32", "--device", "cpu"];
+    succeed_in(at, &[&["encode", "runs/autoencoder", "--out", "latents.safetensors"], &clips[..]].concat());
+    let train = ["train", "diffusion", "diffusion.yaml", "latents=latents.safetensors", "--run"];
+    succeed_in(at, &[&train[..], &["runs/one"]].concat());
+    succeed_in(at, &[&train[..], &["runs/two", "trainer.batch=2", "--nproc", "2"]].concat());
+    let difference = log_difference(&at.join("runs/one"), &at.join("runs/two"));
+    assert!(difference < 1e-4, "{difference:e}");
+    let mut bytes = fs::read(at.join("latents.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(at.join("latents.safetensors"), bytes).unwrap();
+    let said = run_in(at, &[&train[..], &["runs/three", "--nproc", "2"]].concat());
+    assert!(said.status == 1 && said.err.contains("latents.safetensors is damaged"), "{}", said.err);
+}
+
 /// `skipped_videos` of the log is the number of videos that could not be used, each once: one that the table names and
 /// that is not there, which every rank knows, and two that ranks come across, both of them in time. It is the same for
 /// either kind of training and on any number of ranks.

@@ -53,8 +53,7 @@ impl DiffusionTask {
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
-                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position)?
-                    .of_rank(ranks.rank(), ranks.size());
+                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position, ranks)?;
                 ensure!(
                     latents.shape() == latent,
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",
@@ -91,7 +90,7 @@ impl Task for DiffusionTask {
         let dropped = |sample: &u64| stream(seed, Purpose::Caption, *sample, 0).random_bool(drop);
         match &mut self.source {
             Source::Latents(file) => {
-                let mut batch = file.next_batch();
+                let mut batch = file.next_batch()?;
                 if let (Some(text), Some(encoder)) = (&batch.text, &self.generator.text) {
                     let rows: Vec<bool> = batch.samples.iter().map(dropped).collect();
                     let dropped = upload(&Tensor::from_slice(&rows).reshape([-1, 1, 1]), self.device);
