@@ -222,9 +222,9 @@ impl<'a> Reader<'a> {
 }
 
 impl Windows<'_> {
-    /// The file of a batch that is not done yet, by its first sample.
+    /// The folder of a batch that is not done yet, by its first sample.
     fn state(&self, first: u64) -> PathBuf {
-        self.folder().join(format!("unfinished-{first:05}.safetensors"))
+        self.folder().join(format!("unfinished-{first:05}"))
     }
 
     fn folder(&self) -> PathBuf {
