@@ -1,6 +1,6 @@
 //! The command `lvdm`: verb → command.
 
-use std::{panic, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -62,8 +62,7 @@ fn main() -> ExitCode {
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
     torch::autotune();
-    // a panic becomes an error of one line
-    panic::set_hook(Box::new(|_| {}));
+    torch::locate_panics();
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),

@@ -22,8 +22,8 @@ pub use backend::{
     AttentionKernels, Gpu, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
     libtorch_version, load_cuda,
 };
-pub use caught::caught;
-pub use device::DeviceName;
+pub use caught::{caught, locate_panics};
+pub use device::{DeviceName, device_name};
 pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
