@@ -214,8 +214,8 @@ impl Meeting {
             }
         }
         let device =
-            if names.is_empty() { "the CPU".to_string() } else { format!("a GPU each ({})", names.join(", ")) };
-        format!("{} ranks on {}, with {device}", self.arrivals.len(), hosts.join(", "))
+            if names.is_empty() { "device cpu".to_string() } else { format!("a GPU each ({})", names.join(", ")) };
+        format!("{} ranks on {}; {device}", self.arrivals.len(), hosts.join(", "))
     }
 }
 
