@@ -36,7 +36,9 @@ fn main() {
     }
 
     let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
-    for file in sources.into_iter().chain(["src/torch/guarded.h", "src/torch/gloo/gloo/context.h"]) {
+    for file in
+        sources.into_iter().chain(["src/torch/guarded.h", "src/torch/readback.h", "src/torch/gloo/gloo/context.h"])
+    {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();

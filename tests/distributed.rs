@@ -188,7 +188,7 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { nproc: None, rank_timeout: if names == "hang" { 3 } else { 60 } };
+    let launch = Launch { rank_timeout: if names == "hang" { 3 } else { 60 }, ..Launch::default() };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {

@@ -26,6 +26,19 @@ pub struct Launch {
     /// pictures, or a batch of long videos
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
+    /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo
+    #[arg(long, value_enum, env = "LVDM_BACKEND", default_value_t)]
+    pub backend: Backend,
+}
+
+/// What sums the gradients that lie on GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// From GPU to GPU
+    #[default]
+    Nccl,
+    /// By way of the host: slow, and possible wherever ranks reach each other
+    Gloo,
 }
 
 /// The variable that says how many threads a rank computes with.

@@ -10,7 +10,7 @@ mod ranks;
 mod stop;
 mod watch;
 
-pub use launch::{Launch, run};
+pub use launch::{Backend, Launch, run};
 pub use place::{Place, here, rank};
 pub use ranks::Ranks;
 pub use stop::{Stopped, catch_signals, stop_is_asked};

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Place,
+    Backend, Place,
     meeting::{self, Arrival, Meeting},
     watch::Watch,
 };
@@ -76,15 +76,20 @@ impl Ranks {
         Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) }, device))
     }
 
-    /// Gradients will lie on this device: opens NCCL for a GPU. What ranks exchange besides stays on the host.
+    /// Gradients will lie on this device: those of a GPU are summed by `backend`. What ranks exchange besides stays on
+    /// the host.
     ///
     /// # Errors
-    /// A build without NCCL; a GPU that NCCL cannot use.
-    pub fn train_on(&self, device: Device) -> Result<()> {
-        if let (Some(inner), Device::Cuda(index)) = (&self.inner, device) {
-            Self::call(inner, |group| group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout))?;
-        }
-        Ok(())
+    /// For NCCL: a build without it; a GPU that it cannot use.
+    pub fn train_on(&self, device: Device, backend: Backend) -> Result<()> {
+        let (Some(inner), Device::Cuda(index)) = (&self.inner, device) else { return Ok(()) };
+        Self::call(inner, |group| match backend {
+            Backend::Nccl => group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout),
+            Backend::Gloo => {
+                group.sum_gpu_by_host();
+                Ok(())
+            }
+        })
     }
 
     /// This process's number, from 0.

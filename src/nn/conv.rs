@@ -71,7 +71,7 @@ impl Conv3d {
         let fan_in = inputs * kernel.pow(3);
         let shape = [outputs, inputs, kernel, kernel, kernel];
         let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
-        if weight.device() == Device::Cpu {
+        if scope.device() == Device::Cpu {
             lay_channels_last(&weight);
         }
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }

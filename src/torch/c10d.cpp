@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "guarded.h"
+#include "readback.h"
 
 extern int FLAGS_caffe2_log_level;  // of libc10: what is below it is not printed
 
@@ -71,9 +72,17 @@ extern "C" char *lvdm_store_has(const Store *store, const char *key, bool *has) 
 
 namespace {
 
+// A sum under way.
+struct Sum {
+  at::Tensor tensor;
+  std::optional<Readback> by_host;  // of a GPU's tensor that goes by way of the host
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
 struct Group {
   Backend host;
-  Backend device;  // none without a GPU
+  Backend device;        // none without a GPU
+  bool by_host = false;  // tensors of a GPU are summed on the host
   int size;
   std::atomic<bool> failed = false;  // a call was not answered
 
@@ -94,13 +103,28 @@ struct Group {
     }
   }
 
-  c10::intrusive_ptr<c10d::Work> start_sum(at::Tensor &tensor) {
-    std::vector<at::Tensor> list = {tensor};
-    return call([&] { return of(tensor).allreduce(list); });
+  Sum start_sum(const at::Tensor &tensor) {
+    Sum sum{tensor, {}, {}};
+    if (by_host && tensor.is_cuda())
+      sum.by_host.emplace(tensor);
+    else
+      sum.work = start(tensor);
+    return sum;
   }
 
-  void wait(c10d::Work &work) {
-    call([&] { work.wait(); });
+  // The tensor is the sum when this is over. By way of the host that is copied back without waiting for it.
+  void wait(Sum &sum) {
+    if (!sum.by_host) return call([&] { sum.work->wait(); });
+    auto &host = sum.by_host->wait();
+    auto work = start(host);
+    call([&] { work->wait(); });
+    sum.tensor.copy_(host, /*non_blocking=*/true);
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> start(const at::Tensor &tensor) {
+    std::vector<at::Tensor> list = {tensor};
+    return call([&] { return of(tensor).allreduce(list); });
   }
 };
 
@@ -147,6 +171,9 @@ extern "C" void lvdm_group_add_device(SharedGroup *group, Backend *device) {
   delete device;
 }
 
+// From here on Gloo sums a GPU's tensors too, by way of the host.
+extern "C" void lvdm_group_sum_by_host(const SharedGroup *group) { (*group)->by_host = true; }
+
 extern "C" void lvdm_group_free(SharedGroup *group) { delete group; }
 
 extern "C" bool lvdm_group_failed(const SharedGroup *group) { return (*group)->failed; }
@@ -161,7 +188,8 @@ extern "C" char *lvdm_group_abort(const SharedGroup *group) {
 extern "C" char *lvdm_group_sum(const SharedGroup *group, at::Tensor *tensor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    (*group)->wait(*(*group)->start_sum(*tensor));
+    auto sum = (*group)->start_sum(*tensor);
+    (*group)->wait(sum);
   });
 }
 
@@ -199,7 +227,8 @@ struct Handle : torch::CustomClassHolder {
 struct SumOverRanks : torch::autograd::Function<SumOverRanks> {
   static at::Tensor sum(const SharedGroup &group, const at::Tensor &x) {
     auto total = x.detach().clone(at::MemoryFormat::Contiguous);
-    group->wait(*group->start_sum(total));
+    auto under_way = group->start_sum(total);
+    group->wait(under_way);
     // in x's order in memory: what is summed up afterwards rounds as it does without a group
     return at::empty_like(x).copy_(total);
   }
@@ -238,7 +267,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     std::vector<at::Tensor> views;
     size_t waiting;
     bool again;  // a gradient changed after it was sent
-    c10::intrusive_ptr<c10d::Work> work;
+    std::optional<Sum> sum;
   };
 
   SharedGroup group;
@@ -313,7 +342,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     for (auto &bucket : buckets) {
       bucket.waiting = bucket.members.size();
       bucket.again = false;
-      bucket.work.reset();
+      bucket.sum.reset();
     }
     armed = true;
   }
@@ -350,7 +379,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
         bucket.views[k].zero_();
     }
     bucket.flat.div_(group->size);
-    bucket.work = group->start_sum(bucket.flat);
+    bucket.sum = group->start_sum(bucket.flat);
   }
 
   // Sends what is left, waits for all and puts the means into the parameters' gradients.
@@ -361,12 +390,12 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     if (failure) std::rethrow_exception(failure);
     while (next < buckets.size()) send(buckets[next++]);
     for (auto &bucket : buckets) {
-      group->wait(*bucket.work);
+      group->wait(*bucket.sum);
       if (bucket.again) {
         send(bucket);
-        group->wait(*bucket.work);
+        group->wait(*bucket.sum);
       }
-      bucket.work.reset();
+      bucket.sum.reset();
     }
     for (auto &bucket : buckets)
       for (size_t k = 0; k < bucket.members.size(); k++) {

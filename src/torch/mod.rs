@@ -31,7 +31,7 @@ pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use recompute::recompute;
-pub use transfer::{Readback, upload};
+pub use transfer::{Readback, upload, upload_all};
 
 use std::ffi::{CStr, c_char, c_void};
 

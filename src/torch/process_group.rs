@@ -39,6 +39,7 @@ unsafe extern "C" {
     fn lvdm_gloo_listen(interfaces: *const c_char, address: *const c_char, devices: *mut *mut c_void) -> *mut c_char;
     fn lvdm_gloo_free(devices: *mut c_void);
     fn lvdm_group_add_device(group: *mut c_void, device: *mut c_void);
+    fn lvdm_group_sum_by_host(group: *const c_void);
     fn lvdm_group_free(group: *mut c_void);
     fn lvdm_group_failed(group: *const c_void) -> bool;
     fn lvdm_group_abort(group: *const c_void) -> *mut c_char;
@@ -244,6 +245,12 @@ impl ProcessGroup {
         // SAFETY: a live group and an owned backend, which it takes over.
         unsafe { lvdm_group_add_device(self.group.0, nccl) };
         Ok(())
+    }
+
+    /// From here on tensors of a GPU may be summed, by Gloo: each is copied to the host, summed there and copied back.
+    pub fn sum_gpu_by_host(&self) {
+        // SAFETY: a live group.
+        unsafe { lvdm_group_sum_by_host(self.group.0) }
     }
 
     /// Number of processes.

@@ -14,6 +14,7 @@ use crate::{
     models::{LatentSpace, TextEncoder},
     random::{Purpose, stream},
     safetensors::{read_safetensors, write_safetensors_atomically},
+    torch::{Readback, upload},
 };
 
 /// What a file of latents says of itself.
@@ -49,10 +50,11 @@ pub fn pack_latents(
         if let Some(text) = text {
             let captions: Option<Vec<String>> = captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            context.push(text.encode(&captions)?.to_device(Device::Cpu));
+            context.push(Readback::of(&text.encode(&captions)?)?.wait()?);
         }
         done += clips.size()[0] as u64;
-        moments.push(space.moments_of(&normalise(&clips.to_device(space.device()))).to_device(Device::Cpu));
+        let encoded = space.moments_of(&normalise(&upload(&clips, space.device())));
+        moments.push(Readback::of(&encoded)?.wait()?);
         on_clip(done);
     }
     let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift };
