@@ -9,17 +9,17 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
 use super::{
-    Place, Ranks, Stopped, here,
+    OnSignal, Place, Ranks, Stopped, catch_signals, here,
     meeting::{self, FAILED_KEY, STOP_KEY},
     stop_is_asked,
 };
 use crate::torch::{DeviceName, Store, caught};
 
-/// How many ranks, and how long they wait for each other. torchrun and SLURM's srun say the first by themselves.
+/// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Launch {
-    /// Share the work among so many processes on this machine, one a GPU. Not needed under torchrun or srun, whose
-    /// environment is read
+    /// Share the work among so many processes on this machine, one a GPU. Not under torchrun, srun or mpirun, which
+    /// start the processes themselves and whose environment is read
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
     /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for
@@ -48,6 +48,9 @@ const POLL: Duration = Duration::from_millis(20);
 /// After one rank has failed, the others have so long to find out, say so and end.
 const LAST: Duration = Duration::from_secs(20);
 
+/// Set for the ranks that `--nproc` starts: their command line has it too, and they start none.
+const STARTED: &str = "LVDM_NPROC";
+
 /// Runs `body` on each rank, with the rank's own device: as the rank that the environment says, or, with `nproc`,
 /// in so many new processes of the same command line, or alone.
 ///
@@ -57,7 +60,14 @@ const LAST: Duration = Duration::from_secs(20);
 pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device) -> Result<()>) -> Result<()> {
     let timeout = Duration::from_secs(launch.rank_timeout.max(1));
     match (here()?, launch.nproc) {
-        (Some(place), _) => {
+        (Some(place), nproc) => {
+            let Place { rank, size, .. } = place;
+            ensure!(
+                nproc.is_none() || std::env::var_os(STARTED).is_some(),
+                "--nproc is for a machine without a launcher: this process was started, by torchrun, srun or mpirun, as \
+                 rank {rank} of {size} (RANK and WORLD_SIZE, or what SLURM and MPI set, say so). Let the launcher start \
+                 one process a GPU (torchrun --nproc-per-node, srun --ntasks-per-node, mpirun -np), without --nproc"
+            );
             let device = device_of(&place, device, true);
             let (ranks, device) = Ranks::join(place, device, timeout)?;
             let result = caught(|| body(&ranks, device));
@@ -101,6 +111,7 @@ fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Devi
 /// each of them.
 fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
     ensure!(count >= 1, "--nproc must be at least 1");
+    let _catching = catch_signals(OnSignal::Save)?;
     let store = Store::serve(0, timeout).context("cannot serve a store for the ranks")?;
     let place = |rank| Place {
         rank,
@@ -122,6 +133,7 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
             .args(std::env::args_os().skip(1))
             .envs(place(rank).variables())
             .env(THREADS, &threads)
+            .env(STARTED, count.to_string())
             .spawn()
             .with_context(|| format!("cannot start rank {rank}"))?;
         children.push(Some(child));
