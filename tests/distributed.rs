@@ -5,7 +5,6 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,7 +13,7 @@ use std::{
 use anyhow::Result;
 use common::{
     Said, lvdm_in, noise,
-    processes::{ends_within, said, signal, start},
+    processes::{ends_within, free_port, said, signal, start},
     relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
 };
 use lvdm::{
@@ -542,7 +541,7 @@ fn what_is_encoded_and_packed_does_not_depend_on_the_number_of_ranks() {
 fn processes_of_mpirun_are_ranks() {
     let folder = workplace();
     let at = folder.path();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port().to_string();
     let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=2"];
     let children = ["0", "1"].map(|rank| {
         let mut command = lvdm_in(at, &train);

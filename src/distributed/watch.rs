@@ -17,7 +17,6 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Stopped,
     meeting::{FAILED_KEY, PREFIX, STOP_KEY},
     stop::ask_to_stop,
     stop_is_asked,
@@ -151,10 +150,6 @@ impl Watch {
                 let state = theirs.state();
                 let (silent, step, words) = (state.answered.elapsed(), state.sign.step, state.silence.clone());
                 drop(state);
-                if stop_is_asked() && step < 0 {
-                    // nothing is lost
-                    signal_hook::low_level::exit(i32::from(Stopped::STATUS));
-                }
                 if silent > GRACE + if stop_is_asked() { STILL } else { timeout } {
                     end(rank, step, &words);
                 }
