@@ -70,6 +70,9 @@ fn trains_as_on_the_cpu(gpu: &Gpu, at: &Path, name: &str, train: &[&str], bound:
 }
 
 const BF16: &str = "trainer.precision=bf16";
+/// In bf16 the devices differ by what LibTorch takes into it: largest seen were 7.0e-3, of the gradients of an
+/// autoencoder's discriminator, and 2.7e-4 of a denoiser's.
+const BF16_BOUND: f64 = 2e-2;
 
 #[test]
 fn an_autoencoder_trains_as_on_the_cpu() {
@@ -78,7 +81,7 @@ fn an_autoencoder_trains_as_on_the_cpu() {
     let train = ["train", "autoencoder", "autoencoder.yaml"];
     let with = |more: &[&'static str]| [&train, more].concat();
     trains_as_on_the_cpu(gpu, folder.path(), "ae", &with(&["trainer.accumulate=2", "trainer.clip_gradient=0.5"]), 1e-4);
-    trains_as_on_the_cpu(gpu, folder.path(), "ae-bf16", &with(&[BF16]), 5e-2);
+    trains_as_on_the_cpu(gpu, folder.path(), "ae-bf16", &with(&[BF16]), BF16_BOUND);
 }
 
 /// LPIPS, whose network is large, in the loss.
@@ -98,7 +101,7 @@ fn a_denoiser_trains_as_on_the_cpu() {
     let train = ["train", "diffusion", "diffusion.yaml"];
     let with = |more: &[&'static str]| [&train, more].concat();
     trains_as_on_the_cpu(gpu, at, "plain", &train, 1e-4);
-    trains_as_on_the_cpu(gpu, at, "bf16", &with(&[BF16]), 5e-2);
+    trains_as_on_the_cpu(gpu, at, "bf16", &with(&[BF16]), BF16_BOUND);
     trains_as_on_the_cpu(gpu, at, "recompute", &with(&["unet.recompute=true"]), 1e-4);
     let frames = "conditioning={prediction: 0.8, prefixes: [1], perturbation: 4, masked_loss: true}";
     trains_as_on_the_cpu(gpu, at, "frames", &with(&[frames, "objective.predict=velocity"]), 1e-4);

@@ -33,7 +33,7 @@ use crate::{
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
     models::I3d,
     report::FigureTable,
-    torch::{DeviceName, Readback, upload},
+    torch::{DeviceName, Readback, device_name, upload},
 };
 
 pub(super) use card::CARD_FILE;
@@ -430,7 +430,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         protocol_hash: protocol.hash(),
         protocol_text: protocol.line(),
         protocol,
-        device: format!("{device:?}").to_lowercase(),
+        device: device_name(device),
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };
