@@ -78,13 +78,24 @@ std::map<char *, Block>::iterator block_of(const void *p) {
   return p < it->first + it->second.bytes ? it : blocks().end();
 }
 
+// Blocks that are free again and small, by size: their pages need not be fetched anew.
+constexpr size_t SMALL = 1 << 20;
+std::map<size_t, std::vector<char *>> &spare() {
+  static auto *s = new std::map<size_t, std::vector<char *>>;
+  return *s;
+}
+
 void release(void *p) {
   if (p == nullptr) return;
   std::lock_guard guard(lock());
   auto it = blocks().find(static_cast<char *>(p));
   if (it == blocks().end()) return;
-  used[it->second.device] -= static_cast<int64_t>(it->second.bytes);
-  munmap(p, it->second.bytes);
+  size_t bytes = it->second.bytes;
+  used[it->second.device] -= static_cast<int64_t>(bytes);
+  if (bytes <= SMALL)
+    spare()[bytes].push_back(it->first);
+  else
+    munmap(p, bytes);
   blocks().erase(it);
 }
 
@@ -94,8 +105,14 @@ struct DeviceMemory final : c10::DeviceAllocator {
     if (n == 0) return {nullptr, nullptr, &release, device};
     size_t bytes = (n + PAGE - 1) / PAGE * PAGE;
     std::lock_guard guard(lock());
-    void *p = mmap(nullptr, bytes, flag("SIMULATED_GPU_OPEN") ? PROT_READ | PROT_WRITE : PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = nullptr;
+    if (auto &same = spare()[bytes]; !same.empty()) {
+      p = same.back();
+      same.pop_back();
+    } else {
+      p = mmap(nullptr, bytes, flag("SIMULATED_GPU_OPEN") ? PROT_READ | PROT_WRITE : PROT_NONE,
+               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    }
     TORCH_CHECK(p != MAP_FAILED, "simulated GPU: mmap of ", bytes, " failed with ", blocks().size(), " blocks");
     blocks()[static_cast<char *>(p)] = {bytes, current};
     used[current] += static_cast<int64_t>(bytes);
