@@ -185,7 +185,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
       output = (*kept->body)(inputs);
       outside.apply();
     }
-    torch::autograd::backward({output}, {gradients[0]});
+    // a block with nothing that is trained, behind inputs that are not: there is no gradient to make
+    if (output.requires_grad()) torch::autograd::backward({output}, {gradients[0]});
     torch::autograd::variable_list result = {at::Tensor(), at::Tensor()};
     for (auto &input : inputs) result.push_back(input.grad());
     return result;
