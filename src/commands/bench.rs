@@ -19,7 +19,7 @@ use crate::{
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, gpus, upload},
+    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, gpus, processor, upload},
     train::{Ema, Optimizer, Saver},
 };
 
@@ -217,11 +217,7 @@ impl Bench {
 pub(super) fn title(device: Device) -> String {
     match device {
         Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
-        _ => {
-            let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-            format!("{} ({} threads)", model.map_or("CPU", |(_, name)| name.trim()), tch::get_num_threads())
-        }
+        _ => format!("{} ({} threads)", processor(), tch::get_num_threads()),
     }
 }
 

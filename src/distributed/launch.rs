@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
 use super::{Place, Ranks, Stopped, here, stop_is_asked, watch::STOP_KEY};
-use crate::torch::{DeviceName, Store, caught};
+use crate::torch::{DeviceName, Store, caught, say_device};
 
 /// How many ranks, and how long they wait for each other. torchrun and SLURM's srun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -39,6 +39,7 @@ pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device
     match (here()?, launch.nproc) {
         (Some(place), _) => {
             let device = device_of(&place, device)?;
+            say_device(device);
             let ranks = Ranks::join(place, timeout)?;
             let result = caught(|| body(&ranks, device));
             ranks.end(result)
@@ -53,7 +54,7 @@ fn device_of(place: &Place, name: DeviceName) -> Result<Device> {
     let gpus = Cuda::device_count().max(0) as usize;
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Auto if gpus == 0 => Ok(Device::Cpu),
+        DeviceName::Auto if gpus == 0 => name.open(),
         DeviceName::Cuda(index) if index > 0 && place.size > 1 => {
             bail!("every rank has a GPU of its own: give the device `cuda` or `auto`, not cuda:{index}")
         }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
-use super::{backend::part, caught::words, check, fused::weights_are_fixed, load_cuda};
+use super::{backend::GpuPart, caught::words, check, fused::weights_are_fixed, load_cuda};
 
 unsafe extern "C" {
     fn strdup(text: *const c_char) -> *mut c_char;
@@ -38,7 +38,7 @@ fn functions() -> Result<&'static Functions> {
         if let Err(error) = load_cuda() {
             bail!("CUDA graphs need LibTorch with CUDA: {error}");
         }
-        let path = part("liblvdm_graph.so", option_env!("LVDM_GRAPH")).context("CUDA graphs")?;
+        let path = GpuPart::GRAPHS.locate()?;
         // SAFETY: the library is graph.cpp, built with this program; its functions have these signatures.
         unsafe {
             let library = Library::open(Some(&path), RTLD_NOW)

@@ -17,11 +17,11 @@ mod transfer;
 
 pub use autocast::{Autocast, backward};
 pub use backend::{
-    AttentionKernels, Gpu, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
+    AttentionKernels, Gpu, GpuPart, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
     libtorch_version, load_cuda,
 };
 pub use caught::caught;
-pub use device::DeviceName;
+pub use device::{DeviceName, Machine, processor, say_device};
 pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
