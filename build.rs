@@ -35,8 +35,8 @@ fn main() {
         ),
     }
 
-    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
-    for file in sources.into_iter().chain(["src/torch/guarded.h", "src/torch/gloo/gloo/context.h"]) {
+    let sources = ["core", "fused", "composed", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
+    for file in sources.iter().map(String::as_str).chain(["src/torch/guarded.h", "src/torch/gloo/gloo/context.h"]) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();

@@ -57,7 +57,6 @@ fn main() -> ExitCode {
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
-    torch::autotune();
     commands::init_tracing();
     let verb = Cli::parse().verb;
     // a panic becomes an error of one line

@@ -19,7 +19,7 @@ use crate::{
     atomic_file::write_atomically,
     data::demo::{self, DemoConfig},
     distributed::Ranks,
-    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
+    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics},
     generate::open_latent_space,
     torch::DeviceName,
     train::{logger::TENSORBOARD_FOLDER, pack_latents, progress::Progress},
@@ -98,9 +98,9 @@ impl Demo {
             stage_line("latents", latents);
             let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
             let mut bar = Progress::new("encode", data.latent_clips, 0);
-            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| {
-                bar.step(done, "")
-            })?;
+            let on_clip = &mut |done| bar.step(done, "");
+            let numerics = Numerics::default();
+            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, numerics, latents, on_clip)?;
             bar.finish();
         }
         seconds.insert("latents", stage.elapsed().as_secs_f64());

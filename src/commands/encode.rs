@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::data::Clips;
+use super::{data::Clips, sample::PrecisionOptions};
 use crate::{
-    experiment::Mistake,
+    experiment::{Mistake, Numerics},
     generate::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
@@ -37,6 +37,8 @@ pub struct Encode {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    precision: PrecisionOptions,
 }
 
 impl Encode {
@@ -55,7 +57,9 @@ impl Encode {
             None => self.crops * data.videos()?.videos.len() as u64,
         };
         let mut bar = Progress::new("encode", count, 0);
-        pack_latents(&space, text.as_ref(), &data, count, self.clips.seed, &self.out, &mut |done| bar.step(done, ""))?;
+        let numerics = self.precision.over(Numerics::default());
+        let on_clip = &mut |done| bar.step(done, "");
+        pack_latents(&space, text.as_ref(), &data, count, self.clips.seed, numerics, &self.out, on_clip)?;
         bar.finish();
         println!("{count} clips in {}", self.out.display());
         Ok(())

@@ -13,10 +13,6 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 unsafe extern "C" {
     fn lvdm_attention_kernels(flash: *mut bool, memory_efficient: *mut bool, math: *mut bool, cudnn: *mut bool);
-    fn lvdm_allow_tf32(allow: bool);
-    fn lvdm_deterministic();
-    fn lvdm_is_deterministic() -> bool;
-    fn lvdm_autotune();
 }
 
 /// Loads LibTorch's CUDA half, which the linker drops because nothing refers to it by name, and says
@@ -153,29 +149,4 @@ pub fn attention_kernels() -> AttentionKernels {
         lvdm_attention_kernels(&mut kernels.flash, &mut kernels.memory_efficient, &mut kernels.math, &mut kernels.cudnn)
     };
     kernels
-}
-
-/// From now on cuDNN times its kernels at the first call of each shape and keeps the fastest.
-pub fn autotune() {
-    // SAFETY: sets a flag of LibTorch's context.
-    unsafe { lvdm_autotune() }
-}
-
-/// Whether float32 products on a GPU may be rounded to TF32 (LibTorch's default for convolutions alone).
-pub fn allow_tf32(allow: bool) {
-    // SAFETY: sets two flags of LibTorch's context.
-    unsafe { lvdm_allow_tf32(allow) }
-}
-
-/// From now on a GPU uses kernels only whose results repeat to the bit; an operation that has none is an error that
-/// names it. To be called before the GPU is used, and from one thread.
-pub fn be_deterministic() {
-    // SAFETY: sets flags of LibTorch's context and, before other threads run, a variable of the environment.
-    unsafe { lvdm_deterministic() }
-}
-
-/// Whether [`be_deterministic`] was called.
-pub fn is_deterministic() -> bool {
-    // SAFETY: reads a flag of LibTorch's context.
-    unsafe { lvdm_is_deterministic() }
 }

@@ -139,19 +139,22 @@ pub fn say_device(device: Device) {
 /// A device with its name: `cuda:0 (NVIDIA H100 80GB HBM3)`, `cpu (AMD EPYC 9654, avx512)`.
 fn described(device: Device) -> String {
     match device {
-        Device::Cuda(index) => match gpus().get(index) {
-            Some(gpu) => format!("cuda:{index} ({})", gpu.name),
-            None => format!("cuda:{index}"),
-        },
-        _ => format!("cpu ({}, {})", processor(), widest_vectors()),
+        Device::Cuda(index) => format!("cuda:{index} ({})", device_name(device)),
+        _ => format!("cpu ({}, {})", device_name(device), widest_vectors()),
     }
 }
 
-/// The processor's name, as it calls itself.
-pub fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or(env::consts::ARCH, |(_, name)| name.trim()).to_string()
+/// What kind of device this is, as its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 7B13 64-Core Processor`.
+/// Devices of one name compute the same numbers; the number of a GPU is no part of it.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
+        _ => {
+            let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+            model.map_or_else(|| format!("a CPU ({})", env::consts::ARCH), |(_, name)| name.trim().to_string())
+        }
+    }
 }
 
 /// The widest vector instructions of the processor.

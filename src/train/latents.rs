@@ -10,8 +10,9 @@ use tch::{Device, Tensor};
 use super::Batch;
 use crate::{
     data::{self, DataConfig, Loader, normalise},
-    experiment::Mistake,
+    experiment::{Mistake, Numerics},
     models::{LatentSpace, TextEncoder},
+    nn::full_precision,
     random::{Purpose, stream},
     safetensors::{read_safetensors, write_safetensors_atomically},
 };
@@ -22,6 +23,9 @@ struct Origin {
     data: DataConfig,
     scale: f64,
     shift: f64,
+    /// How exactly the encoders computed.
+    #[serde(default)]
+    numerics: Numerics,
 }
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
@@ -30,12 +34,14 @@ struct Origin {
 ///
 /// # Errors
 /// Data that cannot be read or has no captions; a full disk.
+#[expect(clippy::too_many_arguments, reason = "all that a file of latents depends on")]
 pub fn pack_latents(
     space: &LatentSpace,
     text: Option<&TextEncoder>,
     data: &DataConfig,
     count: u64,
     seed: u64,
+    numerics: Numerics,
     out: &Path,
     on_clip: &mut dyn FnMut(u64),
 ) -> Result<()> {
@@ -43,23 +49,27 @@ pub fn pack_latents(
     let mut loader = Loader::new(data, batch, seed, 0)?;
     let (mut moments, mut context) = (Vec::new(), Vec::new());
     let mut done = 0;
+    // by which the text encoder is known again: exact in any case
+    let empty = text.map(|text| text.empty()).transpose()?;
+    let _numerics = numerics.begin(space.device());
     while done < count {
         let data::Batch { clips, captions, .. } = loader.next()?;
         let clips = clips.narrow(0, 0, (batch as u64).min(count - done) as i64);
         if let Some(text) = text {
             let captions: Option<Vec<String>> = captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            context.push(text.encode(&captions)?.to_device(Device::Cpu));
+            context.push(full_precision(&text.encode(&captions)?).to_device(Device::Cpu));
         }
         done += clips.size()[0] as u64;
-        moments.push(space.moments_of(&normalise(&clips.to_device(space.device()))).to_device(Device::Cpu));
+        let encoded = space.moments_of(&normalise(&clips.to_device(space.device())));
+        moments.push(full_precision(&encoded).to_device(Device::Cpu));
         on_clip(done);
     }
-    let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift };
+    let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift, numerics };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
-    if let Some(text) = text {
+    if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
-        tensors.push(("context_empty", text.empty()?));
+        tensors.push(("context_empty", empty));
     }
     write_safetensors_atomically(out, &tensors, &serde_json::to_value(origin)?)
 }

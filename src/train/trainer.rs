@@ -18,7 +18,7 @@ use crate::{
     distributed::{Ranks, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets, Readback, memory_so_far},
+    torch::{Autocast, Autotune, GradientBuckets, Readback, memory_so_far},
 };
 
 /// What a step is made of.
@@ -248,6 +248,7 @@ impl<T: Task> Trainer<T> {
     /// Data that cannot be read; losses that stay non-finite; a last checkpoint that cannot be written; ranks that are
     /// gone, or whose weights differ; out of memory, with what lowers it.
     pub fn train(mut self) -> Result<Progress> {
+        let _autotune = Autotune::begin();
         let mut record = if self.ranks.is_first() { Some(self.record()?) } else { None };
         let resumed = self.progress.step;
         self.ensure_same()?;
