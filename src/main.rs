@@ -1,6 +1,6 @@
 //! The command `lvdm`: verb → command.
 
-use std::{panic, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -54,13 +54,14 @@ fn run(verb: Verb) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    commands::init_tracing();
+    torch::give_way_while_waiting();
+    torch::use_available_cpus();
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
-    commands::init_tracing();
-    let verb = Cli::parse().verb;
-    // a panic becomes an error of one line
-    panic::set_hook(Box::new(|_| {}));
+    torch::locate_panics();
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),

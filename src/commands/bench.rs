@@ -265,7 +265,7 @@ fn unet(
         let _autocast = report.autocast();
         let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
         backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
-        optimizer.step(None)
+        optimizer.step(&optimizer.gradients(), None)
     })?;
     let more = json!({"batch": batch, "recompute": network.recompute});
     drop(autotune);

@@ -347,7 +347,7 @@ fn default_stride() -> i64 {
 /// As many threads decode as this process has CPUs, where nothing else is said: a GPU waits for two. At most 16, since
 /// each holds clips in memory.
 pub fn decode_workers() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(16)
+    crate::torch::cpus().min(16)
 }
 
 impl DataConfig {

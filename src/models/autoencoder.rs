@@ -3,12 +3,9 @@
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use crate::{
-    nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last},
-    torch::Autocast,
-};
+use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, lies_channels_last};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,10 +90,9 @@ fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
     norm.as_ref().map_or_else(|| x.silu(), |norm| norm.silu_of_video(x))
 }
 
-/// 3D convolutions are faster with channels last in memory on the CPU (measured), and on a GPU in half precision, whose
-/// kernels lie so (not measured).
+/// In the order of memory that 3D convolutions want.
 fn laid(x: &Tensor) -> Tensor {
-    if x.device() == Device::Cpu || Autocast::is_on(x.device()) { channels_last(x) } else { x.shallow_clone() }
+    if lies_channels_last(x) { channels_last(x) } else { x.shallow_clone() }
 }
 
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.

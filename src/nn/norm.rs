@@ -1,6 +1,6 @@
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
-use super::{Frames, Init, Scope};
+use super::{Frames, Init, Scope, conv::lies_channels_last};
 use crate::{
     distributed::Ranks,
     torch::{composed_norm, fuses, group_norm},
@@ -77,12 +77,11 @@ impl GroupNorm {
         x.from_positions(&y.view([bf, h * w, c]))
     }
 
-    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. On the CPU in one pass, channels last in memory; on a GPU as the video
-    /// lies.
+    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. In one pass where our kernel takes videos with channels last in
+    /// memory; on a GPU as the video lies.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
         let lies_last = x.device().is_cuda() && x.stride()[1] == 1;
-        let fuses = x.device() == Device::Cpu && x.kind() != Kind::Double;
-        if !lies_last && !fuses {
+        if !lies_last && !(fuses(&full_precision(x)) && lies_channels_last(x)) {
             return self.forward(x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
@@ -209,6 +208,8 @@ impl BatchNorm2d {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::{
         nn::Parameters,

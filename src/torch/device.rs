@@ -5,7 +5,7 @@ use std::{env, fmt, fs, process::Command, str::FromStr, sync::Once};
 use anyhow::{Result, bail};
 use tch::{Cuda, Device};
 
-use super::{gpus, load_cuda};
+use super::{Vectors, gpus, load_cuda, processor};
 
 /// A device as the command line and experiments name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +140,14 @@ pub fn say_device(device: Device) {
 fn described(device: Device) -> String {
     match device {
         Device::Cuda(index) => format!("cuda:{index} ({})", device_name(device)),
-        _ => format!("cpu ({}, {})", device_name(device), widest_vectors()),
+        _ => {
+            let vectors = match processor().vectors {
+                Vectors::Avx512 => "avx512",
+                Vectors::Avx2 => "avx2",
+                Vectors::Plain => "no vector instructions beyond the architecture's",
+            };
+            format!("cpu ({}, {vectors})", device_name(device))
+        }
     }
 }
 
@@ -155,20 +162,6 @@ pub fn device_name(device: Device) -> String {
             model.map_or_else(|| format!("a CPU ({})", env::consts::ARCH), |(_, name)| name.trim().to_string())
         }
     }
-}
-
-/// The widest vector instructions of the processor.
-fn widest_vectors() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "avx512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            return "avx2";
-        }
-    }
-    "without avx2"
 }
 
 #[cfg(test)]

@@ -15,12 +15,14 @@ mod kernels;
 mod memory;
 mod multi_tensor;
 mod process_group;
+mod processor;
 mod recompute;
+mod threads;
 mod transfer;
 
 pub use autocast::{Autocast, backward};
 pub use backend::{AttentionKernels, Gpu, GpuPart, attention_kernels, gpus, libtorch_version, load_cuda};
-pub use caught::caught;
+pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
 pub use device::{DeviceName, Machine, device_name, say_device};
@@ -33,7 +35,9 @@ pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic, is_deterministic
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
+pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
+pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
 pub use transfer::{PinnedMemory, Readback, upload};
 
 use std::ffi::{CStr, c_char, c_void};

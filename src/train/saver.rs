@@ -10,7 +10,7 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::{
     checkpoint::{self, Checkpoint},
-    torch::{PinnedMemory, Readback},
+    torch::{PinnedMemory, Readback, caught},
 };
 
 /// Writes checkpoints in the background. Training waits for the one before where that is not yet on the disk, and on the CPU
@@ -42,8 +42,10 @@ impl Saver {
         let write = move || {
             checkpoint::sweep(&run);
             for (checkpoint, arrived, path) in given {
-                let there = arrived.map_or(Ok(()), |arrived| arrived.wait().map(drop));
-                let written = there.and_then(|()| checkpoint.write(&path)).and_then(|()| checkpoint::prune(&run, keep));
+                let there = || arrived.map_or(Ok(()), |arrived: Readback| arrived.wait().map(drop));
+                let write =
+                    || there().and_then(|()| checkpoint.write(&path)).and_then(|()| checkpoint::prune(&run, keep));
+                let written = caught(write).with_context(|| format!("writing the checkpoint {}", path.display()));
                 if told.send(written).is_err() {
                     break;
                 }
@@ -130,5 +132,36 @@ impl Drop for Saver {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::checkpoint::Progress;
+
+    /// What fails in the thread that writes is told by the thread that trains, with what was being done; later
+    /// checkpoints are written.
+    #[test]
+    fn a_panic_of_the_writing_thread_is_an_error_of_training() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |step| checkpoint::path(folder.path(), step);
+        let of = |tensor: Tensor| Checkpoint {
+            task: "test".into(),
+            progress: Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 },
+            experiment: serde_json::Value::Null,
+            tensors: BTreeMap::from([("model.weight".into(), tensor)]),
+        };
+        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        // a sparse tensor has no bytes in a row, and LibTorch panics where they are asked for
+        saver.save(of(Tensor::from_slice(&[0.0f32, 1.0]).to_sparse(None, None::<i64>, None)), path(1)).unwrap();
+        let error = format!("{:#}", saver.finish().unwrap_err());
+        assert!(error.starts_with("writing the checkpoint ") && error.contains("step-00000001"), "{error}");
+        assert!(error.contains("memory format"), "{error}");
+        saver.save(of(Tensor::from_slice(&[0.0f32, 1.0])), path(2)).unwrap();
+        saver.finish().unwrap();
+        assert!(path(2).exists() && !path(1).exists());
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
     models::I3d,
     report::FigureTable,
-    torch::DeviceName,
+    torch::{DeviceName, device_name},
 };
 
 pub(super) use card::CARD_FILE;
@@ -455,7 +455,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         protocol_hash: protocol.hash(),
         protocol_text: protocol.line(),
         protocol,
-        device: format!("{device:?}").to_lowercase(),
+        device: device_name(device),
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };

@@ -16,7 +16,7 @@ use crate::{
     generate::{AUTOENCODER_FILE, open_latent_space},
     metrics::{psnr_db, ssim},
     models::Lpips,
-    torch::DeviceName,
+    torch::{DeviceName, device_name},
 };
 
 /// Measure PSNR, SSIM and LPIPS of an autoencoder's reconstructions
@@ -154,7 +154,7 @@ impl Reconstruction {
             seed: self.seed,
             checkpoint: path,
             lpips_sha256: lpips.sha256().into(),
-            device: format!("{device:?}").to_lowercase(),
+            device: device_name(device),
         };
         let out = self.out.unwrap_or_else(|| match self.run.is_dir() {
             true => self.run.join("reconstruction"),
