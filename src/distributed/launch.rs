@@ -9,14 +9,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
-use super::{Place, Ranks, Stopped, here, stop_is_asked, watch::STOP_KEY};
+use super::{OnSignal, Place, Ranks, Stopped, catch_signals, here, stop_is_asked, watch::STOP_KEY};
 use crate::torch::{DeviceName, Store, caught, cpus, say_device};
 
-/// How many ranks, and how long they wait for each other. torchrun and SLURM's srun say the first by themselves.
+/// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Launch {
-    /// Share the work among so many processes on this machine, one a GPU. Not needed under torchrun or srun, whose
-    /// environment is read
+    /// Share the work among so many processes on this machine, one a GPU. Not under torchrun, srun or mpirun, which
+    /// start the processes themselves and whose environment is read
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
     /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for
@@ -28,6 +28,9 @@ pub struct Launch {
 /// The variable that says how many threads a rank computes with.
 const THREADS: &str = "OMP_NUM_THREADS";
 
+/// Set for the ranks that `--nproc` starts: their command line has it too, and they start none.
+const STARTED: &str = "LVDM_NPROC";
+
 /// Runs `body` on each rank, with the rank's own device: as the rank that the environment says, or, with `nproc`,
 /// in so many new processes of the same command line, or alone.
 ///
@@ -37,7 +40,14 @@ const THREADS: &str = "OMP_NUM_THREADS";
 pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device) -> Result<()>) -> Result<()> {
     let timeout = Duration::from_secs(launch.rank_timeout.max(1));
     match (here()?, launch.nproc) {
-        (Some(place), _) => {
+        (Some(place), nproc) => {
+            let Place { rank, size, .. } = place;
+            ensure!(
+                nproc.is_none() || std::env::var_os(STARTED).is_some(),
+                "--nproc is for a machine without a launcher: this process was started, by torchrun, srun or mpirun, as \
+                 rank {rank} of {size} (RANK and WORLD_SIZE, or what SLURM and MPI set, say so). Let the launcher start \
+                 one process a GPU (torchrun --nproc-per-node, srun --ntasks-per-node, mpirun -np), without --nproc"
+            );
             let device = device_of(&place, device)?;
             say_device(device);
             let ranks = Ranks::join(place, timeout)?;
@@ -79,6 +89,7 @@ fn device_of(place: &Place, name: DeviceName) -> Result<Device> {
 /// each of them.
 fn spawn(count: usize, timeout: Duration) -> Result<()> {
     ensure!(count >= 1, "--nproc must be at least 1");
+    let _catching = catch_signals(OnSignal::Save)?;
     let store = Store::serve(timeout).context("cannot serve a store for the ranks")?;
     let program = std::env::current_exe().context("cannot find this program")?;
     let threads = std::env::var(THREADS).unwrap_or_else(|_| (cpus() / count).max(1).to_string());
@@ -94,6 +105,7 @@ fn spawn(count: usize, timeout: Duration) -> Result<()> {
             .env("TORCHELASTIC_USE_AGENT_STORE", "True")
             .env("TORCHELASTIC_RESTART_COUNT", "0")
             .env(THREADS, &threads)
+            .env(STARTED, count.to_string())
             .spawn()
             .with_context(|| format!("cannot start rank {rank}"))?;
         let sender = sender.clone();

@@ -12,4 +12,4 @@ mod watch;
 pub use launch::{Launch, run};
 pub use place::{Place, here, rank};
 pub use ranks::Ranks;
-pub use stop::{Stopped, catch_signals, stop_is_asked};
+pub use stop::{Catching, OnSignal, Stopped, ask_to_stop, catch_signals, stop_is_asked};

@@ -231,9 +231,45 @@ impl Ranks {
         Ok(all)
     }
 
+    /// Each rank's tensors, in the order of ranks, on rank 0, which alone waits for them; the others get nothing. They
+    /// may be of any number and shape.
+    ///
+    /// # Errors
+    /// A type that is not sent; as [`Self::sum`].
+    pub fn gather(&self, mine: &[Tensor]) -> Result<Vec<Vec<Tensor>>> {
+        let Some(inner) = &self.inner else { return Ok(vec![mine.iter().map(Tensor::shallow_clone).collect()]) };
+        let bytes = packed(mine)?;
+        let lengths = Self::call(inner, |group| group.gather(&Tensor::from_slice(&[bytes.len() as i64])))?;
+        let lengths: Vec<i64> = lengths.iter().map(|length| length.int64_value(&[0])).collect();
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        let own = Tensor::from_slice(&bytes).constant_pad_nd([0, longest - bytes.len() as i64]);
+        let all = Self::call(inner, |group| group.gather_to(&own, 0, self.is_first()))?;
+        all.iter().zip(lengths).map(|(bytes, length)| unpacked(&Vec::try_from(bytes.narrow(0, 0, length))?)).collect()
+    }
+
+    /// `make(0)`, …, `make(count − 1)`, each made by one rank, go to `take` on rank 0, in their order and as they come.
+    /// Made and taken is the same on any number of ranks as long as what is made depends on its number alone.
+    ///
+    /// # Errors
+    /// Those of `make` and `take`; as [`Self::gather`].
+    pub fn collect(
+        &self,
+        count: usize,
+        mut make: impl FnMut(usize) -> Result<Vec<Tensor>>,
+        mut take: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        for first in (0..count).step_by(self.size()) {
+            let own = first + self.rank();
+            let mine = if own < count { make(own)? } else { Vec::new() };
+            for (i, made) in (first..count).zip(self.gather(&mine)?) {
+                take(i, made)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The host tensor that one rank has.
     fn from(&self, root: usize, tensor: Option<&Tensor>) -> Result<Tensor> {
-        const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Uint8, Kind::Int64];
         let own = || tensor.context("this rank has made nothing");
         let Some(inner) = &self.inner else { return Ok(own()?.shallow_clone()) };
         // type, number of axes, axes
@@ -295,6 +331,43 @@ impl Ranks {
     }
 }
 
+/// What ranks send each other besides gradients.
+const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Uint8, Kind::Int64];
+
+/// Tensors as bytes: the length of the head, the head (types and shapes, as JSON), the values.
+fn packed(tensors: &[Tensor]) -> Result<Vec<u8>> {
+    let mut head: Vec<(usize, Vec<i64>)> = Vec::new();
+    let mut values = Vec::new();
+    for tensor in tensors {
+        let kind = KINDS.iter().position(|&kind| kind == tensor.kind());
+        head.push((kind.with_context(|| format!("type {:?} is not sent", tensor.kind()))?, tensor.size()));
+        values.extend(bytes(tensor)?);
+    }
+    let head = serde_json::to_vec(&head)?;
+    Ok([&(head.len() as u64).to_le_bytes()[..], &head, &values].concat())
+}
+
+fn unpacked(bytes: &[u8]) -> Result<Vec<Tensor>> {
+    let cut = || bytes.split_first_chunk::<8>().context("a message of another rank is cut");
+    let (length, rest) = cut()?;
+    let (head, mut values) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let head: Vec<(usize, Vec<i64>)> = serde_json::from_slice(head).context("a message of another rank is damaged")?;
+    let tensor = |(kind, shape): (usize, Vec<i64>)| {
+        let kind = KINDS[kind];
+        let (own, others) = values.split_at(shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes());
+        values = others;
+        Ok(Tensor::f_from_data_size(own, &shape, kind)?)
+    };
+    head.into_iter().map(tensor).collect()
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+    let host = tensor.detach().to_device(Device::Cpu).contiguous();
+    let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
+    host.f_copy_data_u8(&mut bytes, host.numel())?;
+    Ok(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,5 +381,22 @@ mod tests {
         assert_eq!(made.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
         ranks.ensure_same("at the start", &[]).unwrap();
         assert!(ranks.buckets(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn tensors_are_sent_as_they_are() {
+        let sent = [
+            Tensor::from_slice(&[1.5f32, f32::NAN, -0.0]).reshape([3, 1]),
+            Tensor::from_slice(b"caption"),
+            Tensor::from(7i64),
+            Tensor::zeros([0, 5], (Kind::Double, Device::Cpu)),
+        ];
+        let came = unpacked(&packed(&sent).unwrap()).unwrap();
+        for (sent, came) in sent.iter().zip(&came) {
+            assert_eq!((sent.kind(), sent.size()), (came.kind(), came.size()));
+            assert_eq!(bytes(sent).unwrap(), bytes(came).unwrap());
+        }
+        assert_eq!((came.len(), unpacked(&packed(&[]).unwrap()).unwrap().len()), (4, 0));
+        assert!(unpacked(&[1, 2]).is_err() && packed(&[Tensor::from(true)]).is_err());
     }
 }

@@ -169,6 +169,19 @@ extern "C" char *lvdm_group_gather(const SharedGroup *group, at::Tensor *tensor,
   });
 }
 
+// On rank `root`: all[r] <- the tensor of rank r. The others have no `all`.
+extern "C" char *lvdm_group_gather_to(const SharedGroup *group, at::Tensor *tensor, int root, at::Tensor *const *all) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    c10d::GatherOptions options;
+    options.rootRank = root;
+    std::vector<std::vector<at::Tensor>> outputs(all ? 1 : 0);
+    for (int rank = 0; all && rank < (*group)->size; rank++) outputs[0].push_back(*all[rank]);
+    std::vector<at::Tensor> inputs = {*tensor};
+    (*group)->call([&] { (*group)->of(*tensor).gather(outputs, inputs, options)->wait(); });
+  });
+}
+
 // ---- a sum that autograd sees -------------------------------------------------------------------
 
 namespace {

@@ -43,6 +43,12 @@ unsafe extern "C" {
     fn lvdm_group_sum(group: *const c_void, tensor: *mut c_void) -> *mut c_char;
     fn lvdm_group_broadcast(group: *const c_void, tensor: *mut c_void, root: c_int) -> *mut c_char;
     fn lvdm_group_gather(group: *const c_void, tensor: *mut c_void, all: *const *mut c_void) -> *mut c_char;
+    fn lvdm_group_gather_to(
+        group: *const c_void,
+        tensor: *mut c_void,
+        root: c_int,
+        all: *const *mut c_void,
+    ) -> *mut c_char;
     fn lvdm_group_sum_with_gradient(group: *const c_void, x: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_buckets_new(
         group: *const c_void,
@@ -241,6 +247,20 @@ impl ProcessGroup {
         let all: Vec<Tensor> = (0..self.size).map(|_| tensor.zeros_like()).collect();
         // SAFETY: a live group and `size` live tensors.
         check(unsafe { lvdm_group_gather(self.group.0, tensor.as_ptr().cast_mut().cast(), pointers(&all).as_ptr()) })?;
+        Ok(all)
+    }
+
+    /// As [`Self::gather`], on process `root`, which this one is or not; the others get nothing.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn gather_to(&self, tensor: &Tensor, root: usize, is_root: bool) -> Result<Vec<Tensor>> {
+        let tensor = tensor.contiguous();
+        let all: Vec<Tensor> = (0..if is_root { self.size } else { 0 }).map(|_| tensor.zeros_like()).collect();
+        let places = pointers(&all);
+        let places = if is_root { places.as_ptr() } else { std::ptr::null() };
+        // SAFETY: a live group, and `size` live tensors on the process that wants them.
+        check(unsafe { lvdm_group_gather_to(self.group.0, tensor.as_ptr().cast_mut().cast(), root as c_int, places) })?;
         Ok(all)
     }
 
