@@ -408,7 +408,7 @@ fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
                 frame_stride: 1,
                 resolution: 64,
                 flip: false,
-                workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+                workers: crate::torch::cpus(),
             }
         }
     };

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
 use super::{Place, Ranks, Stopped, here, stop_is_asked, watch::STOP_KEY};
-use crate::torch::{DeviceName, Store, caught};
+use crate::torch::{DeviceName, Store, caught, cpus};
 
 /// How many ranks, and how long they wait for each other. torchrun and SLURM's srun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -80,8 +80,7 @@ fn spawn(count: usize, timeout: Duration) -> Result<()> {
     ensure!(count >= 1, "--nproc must be at least 1");
     let store = Store::serve(timeout).context("cannot serve a store for the ranks")?;
     let program = std::env::current_exe().context("cannot find this program")?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = std::env::var(THREADS).unwrap_or_else(|_| (cores / count).max(1).to_string());
+    let threads = std::env::var(THREADS).unwrap_or_else(|_| (cpus() / count).max(1).to_string());
     let (sender, ended) = channel();
     for rank in 0..count {
         let mut child: Child = Command::new(&program)
