@@ -136,7 +136,7 @@ python_readers() {
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"
 command -v cargo >/dev/null ||
-    fail "Rust is missing (1.88 or newer is needed); install it by hand with rustup"
+    fail "Rust is missing (1.89 or newer is needed); install it by hand with rustup"
 system_packages
 libtorch
 python_readers

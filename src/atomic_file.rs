@@ -17,19 +17,51 @@ use anyhow::{Context, Result};
 /// # Errors
 /// Those of `fill`; a folder that cannot be written, a full disk: what was there before stays.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> Result<()>) -> Result<()> {
-    let temporary = temporary_path(path)?;
-    let written = (|| {
-        let file = File::create(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
-        let mut writer = BufWriter::with_capacity(1 << 20, file);
-        fill(&mut writer)?;
-        writer.flush()?;
-        drop(writer);
-        publish(&temporary, path)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
+    let (pending, mut file) = PendingFile::create(path)?;
+    let written = fill(&mut file).and_then(|()| Ok(file.flush()?));
+    drop(file);
+    let written = written.and_then(|()| pending.publish());
     written.with_context(|| format!("cannot write {} (what was there before is untouched)", path.display()))
+}
+
+/// A file that is written piece by piece, as [`write_atomically`] writes one at once: dropped before it is published,
+/// it was never there.
+#[derive(Debug)]
+pub struct PendingFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    is_published: bool,
+}
+
+impl PendingFile {
+    /// What will be `path`, and where to write it. Missing folders are made.
+    ///
+    /// # Errors
+    /// A folder that cannot be written; a path without a file name.
+    pub fn create(path: &Path) -> Result<(Self, BufWriter<File>)> {
+        let pending = PendingFile { path: path.to_path_buf(), temporary: temporary_path(path)?, is_published: false };
+        let file = File::create(&pending.temporary);
+        let file = file.with_context(|| format!("cannot create {}", pending.temporary.display()))?;
+        Ok((pending, BufWriter::with_capacity(1 << 20, file)))
+    }
+
+    /// Gives what was written, and flushed, its name.
+    ///
+    /// # Errors
+    /// As [`publish`].
+    pub fn publish(mut self) -> Result<()> {
+        publish(&self.temporary, &self.path)?;
+        self.is_published = true;
+        Ok(())
+    }
+}
+
+impl Drop for PendingFile {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
 }
 
 /// A name in the folder of `path` that no one else uses; the folder is made if it is not there.

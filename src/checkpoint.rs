@@ -1,5 +1,7 @@
 //! Checkpoints: one safetensors file a step, written whole or not at all.
 
+mod lock;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -10,6 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::Tensor;
+
+pub use lock::RunLock;
 
 use crate::safetensors::{read_checked, read_metadata, write_safetensors_atomically};
 
@@ -164,7 +168,7 @@ pub fn path(run: &Path, step: i64) -> PathBuf {
     folder(run).join(format!("step-{step:08}.safetensors"))
 }
 
-/// Deletes what a run that was killed has left half written.
+/// Deletes what a run that was killed has left half written. Only who holds the [`RunLock`] may.
 pub fn sweep(run: &Path) {
     let Ok(entries) = fs::read_dir(folder(run)) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
@@ -175,7 +179,7 @@ pub fn sweep(run: &Path) {
     }
 }
 
-/// Deletes all but the latest `keep`.
+/// Deletes all but the latest `keep`. Only who holds the [`RunLock`] may.
 ///
 /// # Errors
 /// The disk's.

@@ -25,7 +25,7 @@ pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, imp
 
 use crate::{
     atomic_file::write_atomically,
-    checkpoint::{self, Checkpoint, Progress},
+    checkpoint::{self, Checkpoint, Progress, RunLock},
     diffusion::FrameConditioning,
     experiment::{DiffusionExperiment, Mistake},
     models::{LatentSpaceConfig, TextEncoderConfig, TokenizerFiles},
@@ -204,11 +204,12 @@ fn mistake<T>(text: String) -> Result<T> {
     Err(Mistake(text).into())
 }
 
-fn new_run(run: &Path) -> Result<()> {
+/// Takes the folder of a run that is not there yet.
+fn new_run(run: &Path) -> Result<RunLock> {
     if run.exists() && fs::read_dir(run).map_or(true, |mut entries| entries.next().is_some()) {
         return mistake(format!("{} is there already: an import makes a new run", run.display()));
     }
-    Ok(())
+    RunLock::take(run)
 }
 
 /// The checkpoint comes last: without it the folder is no run.

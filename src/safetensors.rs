@@ -55,21 +55,45 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
         (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
     });
-    let header = with_digest_place(header_bytes(infos.collect(), metadata, 0)?)?;
+    let infos = infos.collect();
     write_atomically(path, |file| {
-        file.write_all(&header)?;
-        let mut digest = Sha256::new_with_prefix(&header);
+        let mut writer = DigestedWriter::new(file, infos, metadata)?;
         let mut bytes = Vec::new();
         for (_, tensor, _) in &sorted {
             let host = tensor.detach().to_device(Device::Cpu).contiguous();
             bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
             host.f_copy_data_u8(&mut bytes, host.numel())?;
-            digest.update(&bytes);
-            file.write_all(&bytes)?;
+            writer.push(&bytes)?;
         }
-        file.seek(SeekFrom::Start(DIGEST_PLACE.start as u64))?;
-        Ok(file.write_all(hex(digest).as_bytes())?)
+        writer.finish().map(drop)
     })
+}
+
+/// A file of tensors whose bytes come piece by piece, in the order of its header; it carries its digest.
+pub(crate) struct DigestedWriter<W: Write + Seek> {
+    file: W,
+    digest: Sha256,
+}
+
+impl<W: Write + Seek> DigestedWriter<W> {
+    pub fn new(mut file: W, tensors: Vec<(String, TensorInfo)>, metadata: &Value) -> Result<Self> {
+        let header = with_digest_place(header_bytes(tensors, metadata, 0)?)?;
+        file.write_all(&header)?;
+        Ok(DigestedWriter { file, digest: Sha256::new_with_prefix(&header) })
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) -> Result<()> {
+        self.digest.update(bytes);
+        Ok(self.file.write_all(bytes)?)
+    }
+
+    /// Puts the digest into its place.
+    pub fn finish(mut self) -> Result<W> {
+        self.file.seek(SeekFrom::Start(DIGEST_PLACE.start as u64))?;
+        self.file.write_all(hex(self.digest).as_bytes())?;
+        self.file.flush()?;
+        Ok(self.file)
+    }
 }
 
 fn hex(digest: Sha256) -> String {

@@ -2,7 +2,13 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use common::{Said, lvdm_in};
 use lvdm::data::VideoReader;
@@ -60,15 +66,54 @@ fn summary(folder: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(folder.join("runs/toy/summary.json")).unwrap()).unwrap()
 }
 
+fn experiments(at: &Path) {
+    fs::create_dir_all(at.join("experiments/toy")).unwrap();
+    for (name, text) in FILES {
+        fs::write(at.join("experiments/toy").join(name), text).unwrap();
+    }
+}
+
+/// What is trained when a signal comes is saved, and the demo says that it goes on from there.
+#[test]
+fn a_signal_to_the_demo_saves_what_is_trained() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    experiments(at);
+    let file = at.join("experiments/toy/autoencoder.yaml");
+    let text = fs::read_to_string(&file).unwrap().replace("steps: 4,", "steps: 1000000,");
+    fs::write(file, text.replace("_every: 2", "_every: 1000000").replace("_every: 4", "_every: 1000000")).unwrap();
+    let run = at.join("runs/toy/autoencoder");
+    let lines = || fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+    for signal in ["INT", "TERM"] {
+        let known = lines();
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT").arg(env!("CARGO_BIN_EXE_lvdm"));
+        command.args(["demo", "experiments/toy", "--device", "cpu"]).current_dir(at).env_remove("LD_LIBRARY_PATH");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let start = Instant::now();
+        while lines() < known + 2 {
+            assert!(child.try_wait().unwrap().is_none() && start.elapsed().as_secs() < 60, "it does not train");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        assert!(
+            Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status().unwrap().success()
+        );
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!(said.status, 75, "{}\n{}", said.out, said.err);
+        assert!(said.out.contains("asked to stop: left at step"), "{}", said.out);
+        let kept = lvdm::checkpoint::list(&run).unwrap();
+        let step = lvdm::checkpoint::Checkpoint::read(kept.last().unwrap()).unwrap().progress.step;
+        assert_eq!(step as usize, lines(), "every step that was logged is saved");
+        assert!(!at.join("runs/toy/diffusion").exists(), "nothing is built on what is not trained to its end");
+    }
+}
+
 /// From nothing to figures, videos, pictures and logs, in less than two minutes; a second start trains nothing again.
 #[test]
 fn from_videos_to_figures() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    fs::create_dir_all(at.join("experiments/toy")).unwrap();
-    for (name, text) in FILES {
-        fs::write(at.join("experiments/toy").join(name), text).unwrap();
-    }
+    experiments(at);
     let start = Instant::now();
     let said = demo(at);
     let seconds = start.elapsed().as_secs_f64();

@@ -5,15 +5,17 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read,
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use common::{Said, lvdm_in, noise, relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed};
+use common::{
+    Said, lvdm_in, noise,
+    processes::{ends_within, free_port, said, signal, start},
+    relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
+};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
     checkpoint::{self, Checkpoint},
@@ -186,7 +188,7 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { nproc: None, rank_timeout: if names == "hang" { 3 } else { 60 } };
+    let launch = Launch { rank_timeout: if names == "hang" { 3 } else { 60 }, ..Launch::default() };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {
@@ -224,24 +226,6 @@ fn worker() {
     }
 }
 
-/// Starts one process for each of two ranks, as torchrun would.
-fn start(mut command: impl FnMut() -> Command) -> [Child; 2] {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    [0, 1].map(|rank| {
-        command()
-            .env("RANK", rank.to_string())
-            .env("LOCAL_RANK", rank.to_string())
-            .env("WORLD_SIZE", "2")
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    })
-}
-
 /// Two ranks of this test's own program.
 fn workers(job: &str, out: &Path) -> [Child; 2] {
     start(|| {
@@ -250,10 +234,6 @@ fn workers(job: &str, out: &Path) -> [Child; 2] {
         command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
         command
     })
-}
-
-fn said(child: Child) -> Said {
-    child.wait_with_output().unwrap().into()
 }
 
 /// The reduced gradients, losses, adaptive weight and running statistics of two ranks are those of one rank with the
@@ -509,6 +489,101 @@ fn features_that_two_ranks_keep_are_found_again() {
     assert_eq!(key.unwrap()["devices"], json!([device]));
 }
 
+/// Latents and packed clips are the same to the byte on one rank and on two, videos that cannot be used among them; so
+/// are samples in one file.
+#[test]
+fn what_is_encoded_and_packed_does_not_depend_on_the_number_of_ranks() {
+    let folder = workplace();
+    let at = folder.path();
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "trainer.steps=1"]);
+    fs::create_dir(at.join("videos")).unwrap();
+    for i in 0..5 {
+        let clip = common::moving_clips(5, 6, 32).get(i);
+        lvdm::data::write_video(&at.join(format!("videos/{i}.mp4")), &clip, 8.0).unwrap();
+        fs::write(at.join(format!("videos/{i}.txt")), format!("video {i}, a caption of its own\n")).unwrap();
+    }
+    fs::write(at.join("videos/2.mp4"), "damaged").unwrap();
+    let two = ["--nproc", "2"];
+    let clips = ["--videos", "videos", "--frames", "4", "--resolution", "32"];
+    let encode = ["encode", "runs/autoencoder", "--device", "cpu", "--flip", "--clips", "21"];
+    for (name, verb, last) in [
+        ("latents", &encode[..], "21 clips"),
+        ("packed", &["data", "pack", "--captions"], "4 clips"),
+        ("more", &["data", "pack", "--clips", "7"], "7 clips"),
+    ] {
+        let make = |ranks: usize, launch: &[&str]| {
+            let file = format!("{name}-{ranks}.safetensors");
+            let said = succeed_in(at, &[verb, &clips, &["--out", &file], launch].concat());
+            assert_eq!(said.out, format!("{last} in {file}\n"), "one rank speaks");
+            fs::read(at.join(file)).unwrap()
+        };
+        assert!(make(1, &[]) == make(2, &two), "{name} differs");
+    }
+    let (packed, _) = read_safetensors(&at.join("packed-2.safetensors")).unwrap();
+    let captions = String::from_utf8(Vec::try_from(&packed["captions"]).unwrap()).unwrap();
+    assert_eq!(captions.matches("a caption of its own").count(), 4, "{captions}");
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml", "trainer.steps=1"]);
+    for ending in ["npz", "npy"] {
+        let sample = |name: &str, launch: &[&str]| {
+            let file = format!("{name}.{ending}");
+            let fixed =
+                ["sample", "runs/diffusion", "--videos", "5", "--batch", "2", "--steps", "2", "--device", "cpu"];
+            succeed_in(at, &[&fixed[..], &["--out", &file], launch].concat());
+            fs::read(at.join(file)).unwrap()
+        };
+        assert!(sample("one", &[]) == sample("shared", &two), "samples differ");
+    }
+}
+
+/// mpirun's variables, as torchrun's: one training of two ranks, not two trainings in one folder. Where the variables say
+/// only half, it is an error.
+#[test]
+fn processes_of_mpirun_are_ranks() {
+    let folder = workplace();
+    let at = folder.path();
+    let port = free_port().to_string();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=2"];
+    let children = ["0", "1"].map(|rank| {
+        let mut command = lvdm_in(at, &train);
+        command.env("OMPI_COMM_WORLD_RANK", rank).env("OMPI_COMM_WORLD_SIZE", "2");
+        command.env("OMPI_COMM_WORLD_LOCAL_RANK", rank).env("OMPI_COMM_WORLD_LOCAL_SIZE", "2");
+        command.env("MASTER_PORT", &port).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    });
+    let [first, second] = children.map(said);
+    assert_eq!((first.status, second.status), (0, 0), "{}\n{}", first.err, second.err);
+    assert!(first.out.contains("trained to step 6") && second.out.is_empty(), "{}{}", first.out, second.out);
+    let steps: Vec<f64> = metrics(&at.join("runs/autoencoder")).iter().map(|line| line["step"]).collect();
+    assert_eq!(steps, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let last = Checkpoint::read(&checkpoint::path(&at.join("runs/autoencoder"), 6)).unwrap();
+    assert_eq!(last.progress.position, 6 * 4, "two ranks of two clips each");
+    for (variable, words) in [("RANK", "WORLD_SIZE is not"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK is not")] {
+        let said: Said =
+            lvdm_in(at, &[&train[..], &["--run", "half"]].concat()).env(variable, "1").output().unwrap().into();
+        assert!(said.error(1).contains(words), "{}", said.err);
+        assert!(!at.join("half").exists());
+    }
+}
+
+/// A launcher has started the ranks: `--nproc` beside it would be one rank a machine, or ranks of ranks.
+#[test]
+fn nproc_beside_a_launcher_is_an_error() {
+    let folder = workplace();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "--nproc", "2"];
+    let torchrun = [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29999")];
+    let srun = [
+        ("SLURM_PROCID", "1"),
+        ("SLURM_STEP_NUM_TASKS", "2"),
+        ("SLURM_LOCALID", "0"),
+        ("SLURM_STEP_NODELIST", "n[1-2]"),
+    ];
+    for variables in [torchrun, srun] {
+        let said: Said = lvdm_in(folder.path(), &train).envs(variables).output().unwrap().into();
+        let line = said.error(1);
+        assert!(line.contains("rank 1 of 2") && line.contains("--ntasks-per-node"), "{line}");
+    }
+    assert!(!folder.path().join("runs").exists());
+}
+
 // ---- faults -------------------------------------------------------------------------------------------------------------
 
 /// Two ranks that train for long, as started by a cluster; returns when both are at work.
@@ -530,30 +605,6 @@ fn wait_for(at: &Path, lines: usize) {
         assert!(start.elapsed() < Duration::from_secs(60), "training does not begin");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
-    assert!(sent.success());
-}
-
-/// The status and last words of a rank that must end within the time.
-fn ends_within(mut child: Child, seconds: u64) -> (i32, String) {
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if start.elapsed() > Duration::from_secs(seconds) {
-            signal(&child, "KILL");
-            panic!("still running after {seconds} s");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let mut text = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    println!("ended after {:.1} s: {}", start.elapsed().as_secs_f64(), text.trim());
-    (status.code().unwrap_or(-1), text)
 }
 
 /// A rank that is killed, or hangs: the other ends within the time, and its error names that rank and the step.

@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{moving_clips, run_in, succeed_in, write_packed};
+use common::{moving_clips, run_in, succeed_in, write_generated, write_packed};
 use lvdm::safetensors::{read_safetensors, write_safetensors_atomically};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -235,7 +235,7 @@ fn every_kind_of_input_agrees() {
     let at = folder.path();
     write_packed(&at.join("real.safetensors"), 6, 10, 64);
     let generated = moving_clips(12, 10, 64).narrow(0, 6, 6).flip([3]);
-    lvdm::data::pack_generated(&generated, 0, &at.join("packed.safetensors")).unwrap();
+    write_generated(&at.join("packed.safetensors"), &generated);
     write_npy(&at.join("array.npy"), &generated);
     write_npz(&at.join("archive.npz"), &generated);
     for i in 0..6 {
@@ -392,8 +392,7 @@ fn protocols_of_users() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     write_packed(&at.join("real.safetensors"), 8, 10, 16);
-    lvdm::data::pack_generated(&moving_clips(12, 10, 16).narrow(0, 8, 4), 0, &at.join("generated.safetensors"))
-        .unwrap();
+    write_generated(&at.join("generated.safetensors"), &moving_clips(12, 10, 16).narrow(0, 8, 4));
     let text = "name: mine\nclips: 4\nframes: 9\nresolution: 20\nruns: 3\nredraw: real\nfit: {filter: bilinear}\n";
     fs::write(at.join("mine.yaml"), text).unwrap();
     let of = |protocol: &'static str, more: &[&'static str]| {

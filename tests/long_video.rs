@@ -354,6 +354,8 @@ fn long_videos_from_the_command_line() {
     // two ranks find the same
     let two = succeed_in(at, &["evaluate-long", "long.yaml", "out=two-ranks", "--nproc", "2", "--device", "cpu"]);
     assert_eq!(two.out.replace("two-ranks", "curves"), said.out);
+    // of which one says how far it is
+    assert_eq!(two.err.matches("real: 3/3 in ").count(), 1, "{}", two.err);
 }
 
 /// Stopped in the middle, it goes on to the same latents; and they do not depend on what is sampled beside them.

@@ -16,7 +16,9 @@ use crate::{
         pack_clips, pictures,
         prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
     },
+    distributed::{self, Launch},
     experiment::Mistake,
+    torch::DeviceName,
     train::progress::Progress,
 };
 
@@ -36,6 +38,8 @@ enum What {
     /// Write the procedural demo videos
     MakeDemo(MakeDemo),
     /// Pack clips into one safetensors file, from which everything trains without FFmpeg and OpenCV
+    ///
+    /// Ranks share the decoding, and the file does not depend on how many there are.
     Pack(Pack),
 }
 
@@ -120,6 +124,8 @@ struct Pack {
     /// The file
     #[arg(long)]
     out: PathBuf,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 /// Which clips are cut out of which videos, as `pack` and `encode` ask for them.
@@ -377,8 +383,13 @@ fn summary(entries: &[IndexEntry]) -> String {
 
 impl Pack {
     fn run(self) -> Result<()> {
-        let count = pack_clips(&self.clips.data(false)?, self.count, self.clips.seed, &self.out)?;
-        println!("{count} clips in {}", self.out.display());
-        Ok(())
+        let data = self.clips.data(false)?;
+        distributed::run(&self.launch, DeviceName::Cpu, |ranks, _| {
+            let count = pack_clips(&data, self.count, self.clips.seed, &self.out, ranks)?;
+            if ranks.is_first() {
+                println!("{count} clips in {}", self.out.display());
+            }
+            Ok(())
+        })
     }
 }

@@ -13,19 +13,23 @@ use serde::{Deserialize, Serialize};
 use super::{
     evaluate::{Report, evaluate},
     report,
-    train::{autoencoder, diffusion, run_folder},
+    train::{autoencoder, diffusion, run_folder, tell},
 };
 use crate::{
     atomic_file::write_atomically,
+    checkpoint::Progress,
     data::demo::{self, DemoConfig},
-    distributed::Ranks,
-    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
+    distributed::{OnSignal, Ranks, Stopped, catch_signals, stop_is_asked},
+    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, TrainerConfig},
     generate::open_latent_space,
     torch::DeviceName,
-    train::{logger::TENSORBOARD_FOLDER, pack_latents, progress::Progress},
+    train::{logger::TENSORBOARD_FOLDER, pack_latents, progress},
 };
 
 /// Make videos, train an autoencoder and a denoiser on them, sample, and measure
+///
+/// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save what is trained and leave with status 75; the same command then
+/// goes on.
 #[derive(Debug, clap::Args)]
 pub struct Demo {
     /// Folder with data.yaml, autoencoder.yaml, diffusion.yaml and evaluate.yaml
@@ -73,6 +77,7 @@ impl Demo {
     /// # Errors
     /// Those of its stages.
     pub fn run(self) -> Result<()> {
+        let _catching = catch_signals(OnSignal::Leave)?;
         let file = |name: &str| self.experiments.join(name);
         let device = [format!("trainer.device={}", self.device)];
         // all four are read before anything is made, so that a slip in the last one is not found at the end
@@ -91,16 +96,16 @@ impl Demo {
         let autoencoder_run = run_folder(&file("autoencoder.yaml"));
         stage_line("autoencoder", &autoencoder_run);
         let settings = AutoencoderExperiment::load(&file("autoencoder.yaml"), &device)?;
-        seconds.insert("autoencoder", autoencoder(&settings, &autoencoder_run, &alone, self.device.open()?)?.seconds);
+        let done = autoencoder(&settings, &autoencoder_run, false, &alone, self.device.open()?)?;
+        seconds.insert("autoencoder", trained(done, &settings.trainer, &autoencoder_run)?);
 
         let stage = Instant::now();
         if let Some(latents) = ahead.latents.as_ref().filter(|file| !file.exists()) {
             stage_line("latents", latents);
             let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
-            let mut bar = Progress::new("encode", data.latent_clips, 0);
-            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &mut |done| {
-                bar.step(done, "")
-            })?;
+            let mut bar = progress::Progress::new("encode", data.latent_clips, 0);
+            let on_clip = &mut |done| bar.step(done, "");
+            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &alone, on_clip)?;
             bar.finish();
         }
         seconds.insert("latents", stage.elapsed().as_secs_f64());
@@ -108,7 +113,8 @@ impl Demo {
         let diffusion_run = run_folder(&file("diffusion.yaml"));
         stage_line("diffusion", &diffusion_run);
         let settings = DiffusionExperiment::load(&file("diffusion.yaml"), &device)?;
-        seconds.insert("diffusion", diffusion(&settings, &diffusion_run, &alone, self.device.open()?)?.seconds);
+        let done = diffusion(&settings, &diffusion_run, false, &alone, self.device.open()?)?;
+        seconds.insert("diffusion", trained(done, &settings.trainer, &diffusion_run)?);
 
         let settings = EvaluationExperiment::load(&file("evaluate.yaml"), &[])?;
         stage_line("evaluation", &settings.out);
@@ -140,6 +146,16 @@ impl Demo {
         let folder = report_file.parent().context("a run has a folder")?;
         report::write(&[folder.to_path_buf()], &report_file).map(|_| ())
     }
+}
+
+/// The seconds of a training, which must have come to its end for what builds on it; where it was asked to stop, its
+/// steps are saved, and [`Stopped`] says so.
+fn trained(Progress { step, seconds, .. }: Progress, trainer: &TrainerConfig, run: &Path) -> Result<f64> {
+    if stop_is_asked() || !trainer.has_ended(step, seconds) {
+        tell(trainer, step, seconds, run);
+        return Err(Stopped.into());
+    }
+    Ok(seconds)
 }
 
 fn stage_line(stage: &str, place: &Path) {

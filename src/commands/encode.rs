@@ -3,9 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use tch::Device;
 
 use super::data::Clips;
 use crate::{
+    data::DataConfig,
+    distributed::{self, Launch, Ranks},
     experiment::Mistake,
     generate::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
@@ -13,6 +16,8 @@ use crate::{
 };
 
 /// Encode clips once, into a file of latents from which denoisers train (`latents` of an experiment)
+///
+/// Ranks share the clips, and the file does not depend on how many there are.
 #[derive(Debug, clap::Args)]
 pub struct Encode {
     /// Run of the autoencoder
@@ -37,6 +42,8 @@ pub struct Encode {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    launch: Launch,
 }
 
 impl Encode {
@@ -47,17 +54,23 @@ impl Encode {
         if self.text.is_some() && !data.dataset.has_captions() {
             return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
         }
-        let device = self.device.open()?;
+        distributed::run(&self.launch, self.device, |ranks, device| self.encode(&data, ranks, device))
+    }
+
+    fn encode(&self, data: &DataConfig, ranks: &Ranks, device: Device) -> Result<()> {
         let space = latent_space_to_build_on(&self.autoencoder, device)?;
         let text = self.text.as_ref().map(|run| open_text_encoder(run, device)).transpose()?;
         let count = match self.count {
             Some(count) => count,
             None => self.crops * data.videos()?.videos.len() as u64,
         };
-        let mut bar = Progress::new("encode", count, 0);
-        pack_latents(&space, text.as_ref(), &data, count, self.clips.seed, &self.out, &mut |done| bar.step(done, ""))?;
+        let mut bar = Progress::new("encode", count, 0).shown(ranks.is_first());
+        let on_clip = &mut |done| bar.step(done, "");
+        pack_latents(&space, text.as_ref(), data, count, self.clips.seed, &self.out, ranks, on_clip)?;
         bar.finish();
-        println!("{count} clips in {}", self.out.display());
+        if ranks.is_first() {
+            println!("{count} clips in {}", self.out.display());
+        }
         Ok(())
     }
 }

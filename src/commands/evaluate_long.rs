@@ -1,6 +1,7 @@
 //! `lvdm evaluate-long`: FVD and KVD along long videos, window by window, as curves of several methods.
 
 use std::{
+    collections::VecDeque,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -249,34 +250,37 @@ impl Windows<'_> {
             .collect();
         let mut bar = Progress::new(&self.curve.name, videos * long.plan.steps.len() as u64, 0);
         bar = bar.shown(self.ranks.is_first());
-        let mut all_steps = Vec::new();
-        let all_features = self.ranks.share(batches.len(), |i| {
+        let (features, steps) = self.share(batches.len(), |i| {
             let made_with = json!({"settings": settings, "samples": batches[i], "window": real.frames,
                 "extractor": self.extractor.weights_sha256()});
             let file = self.folder().join(format!("windows-{:05}.safetensors", batches[i][0]));
-            let (features, steps) = match measured_before(&file, &made_with)? {
-                Some(kept) => kept,
-                None => {
-                    let (features, steps) = self.sample(&long, &batches[i], &mut bar)?;
-                    write_safetensors_atomically(&file, &[("features", &features), ("steps", &steps)], &made_with)?;
-                    forget(&self.state(batches[i][0]))?;
-                    (features, steps)
-                }
-            };
-            all_steps.push(steps);
+            if let Some(kept) = measured_before(&file, &made_with)? {
+                return Ok(kept);
+            }
+            let (features, steps) = self.sample(&long, &batches[i], &mut bar)?;
+            write_safetensors_atomically(&file, &[("features", &features), ("steps", &steps)], &made_with)?;
+            forget(&self.state(batches[i][0]))?;
+            Ok((features, steps))
+        })?;
+        bar.finish();
+        let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
+        Ok(Found { features, motion: steps.mean(None).double_value(&[]), seam, settings })
+    }
+
+    /// Pieces of features `[n, windows, D]` and of differences `[n, F − 1]`, each measured by one rank, all known to all.
+    fn share(
+        &self,
+        count: usize,
+        mut measure: impl FnMut(usize) -> Result<(Tensor, Tensor)>,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut own_steps = VecDeque::new();
+        let features = self.ranks.share(count, |i| {
+            let (features, steps) = measure(i)?;
+            own_steps.push_back(steps);
             Ok(features)
         })?;
-        let mut own = all_steps.into_iter();
-        let all_steps = self.ranks.share(batches.len(), |_| own.next().context("measured above"))?;
-        bar.finish();
-        let steps = Tensor::cat(&all_steps, 0);
-        let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
-        Ok(Found {
-            features: Tensor::cat(&all_features, 0),
-            motion: steps.mean(None).double_value(&[]),
-            seam,
-            settings,
-        })
+        let steps = self.ranks.share(count, |_| own_steps.pop_front().context("measured above"))?;
+        Ok((Tensor::cat(&features, 0), Tensor::cat(&steps, 0)))
     }
 
     /// One batch: features `[n, windows, D]`, differences of neighbouring frames `[n, F − 1]`.
@@ -309,7 +313,7 @@ impl Windows<'_> {
         Ok((Tensor::stack(&features, 0), Tensor::stack(&steps, 0)))
     }
 
-    /// The first frames of each of the first videos of a dataset.
+    /// The first frames of each of the first videos of a dataset. Ranks share the videos.
     fn read(&self, data: &DataConfig) -> Result<Found> {
         let LongEvaluationExperiment { videos, frames, real, .. } = self.experiment;
         let entries = data.videos()?.videos;
@@ -321,9 +325,9 @@ impl Windows<'_> {
         );
         let spec = ClipSpec { frames: real.frames, ..data.clip()? };
         let side = spec.resolution;
-        let mut bar = Progress::new(&self.curve.name, *videos, 0);
-        let (mut features, mut steps) = (Vec::new(), Vec::new());
-        for (i, entry) in entries.iter().take(*videos as usize).enumerate() {
+        let mut bar = Progress::new(&self.curve.name, *videos, 0).shown(self.ranks.is_first());
+        let (features, steps) = self.share(*videos as usize, |i| {
+            let entry = &entries[i];
             let mut source = entry.source.open()?;
             let mut reader = Reader::new(self.extractor, real.frames);
             for window in 0..frames / real.frames {
@@ -334,13 +338,12 @@ impl Windows<'_> {
                 reader.take(&Tensor::from_slice(&spec.fit(&pictures)).reshape([3, real.frames, side, side]))?;
             }
             let (of_video, differences) = reader.finish();
-            features.push(of_video);
-            steps.push(differences);
             bar.step(i as u64 + 1, "");
-        }
+            Ok((of_video.unsqueeze(0), differences.unsqueeze(0)))
+        })?;
         bar.finish();
-        let motion = Tensor::stack(&steps, 0).mean(None).double_value(&[]);
-        Ok(Found { features: Tensor::stack(&features, 0), motion, seam: None, settings: serde_json::to_value(data)? })
+        let motion = steps.mean(None).double_value(&[]);
+        Ok(Found { features, motion, seam: None, settings: serde_json::to_value(data)? })
     }
 }
 

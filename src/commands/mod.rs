@@ -119,7 +119,8 @@ struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        beside_bars(|| std::io::stderr().write_all(bytes))?;
+        // a terminal that was closed ends no work
+        let _ = beside_bars(|| std::io::stderr().write_all(bytes));
         Ok(bytes.len())
     }
 

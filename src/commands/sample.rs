@@ -1,12 +1,15 @@
 //! `lvdm sample`: a diffusion run → videos.
 
-use std::path::{Path, PathBuf};
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::{
-    data::{DataConfig, numpy::write_numpy, pack_generated, write_video},
+    data::{DataConfig, PackedWriter, numpy::NumpyWriter, write_video},
     diffusion::{SamplerConfig, Variance},
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Precision},
@@ -170,6 +173,50 @@ impl Form {
     }
 }
 
+/// Where videos go as they come.
+enum Out {
+    Folder { folder: PathBuf, fps: f64 },
+    Packed(PackedWriter),
+    Numpy(NumpyWriter),
+}
+
+impl Out {
+    /// For so many clips of the shape `[3, F, H, W]`.
+    fn create(form: Form, path: &Path, count: i64, clip: [i64; 4], options: &Sample) -> Result<Self> {
+        Ok(match form {
+            Form::Folder => Out::Folder { folder: path.to_path_buf(), fps: options.fps },
+            Form::Packed => Out::Packed(PackedWriter::create(path, count, clip[1], clip[2], options.seed)?),
+            Form::Numpy => Out::Numpy(NumpyWriter::create(path, count, clip)?),
+        })
+    }
+
+    /// Clips u8 `[n, 3, F, H, W]` with their numbers, and what they show where they were given a text.
+    fn write(&mut self, clips: &Tensor, samples: &[u64], shown: &[String]) -> Result<()> {
+        let (folder, fps) = match self {
+            Out::Packed(writer) => return writer.push(clips),
+            Out::Numpy(writer) => return writer.push(clips),
+            Out::Folder { folder, fps } => (folder, *fps),
+        };
+        for (i, &sample) in samples.iter().enumerate() {
+            let path = folder.join(format!("{sample:05}.mp4"));
+            write_video(&path, &clips.get(i as i64), fps)?;
+            if let Some(prompt) = shown.get(i) {
+                std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
+                    .with_context(|| format!("cannot write beside {}", path.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        match self {
+            Out::Folder { .. } => Ok(()),
+            Out::Packed(writer) => writer.finish(),
+            Out::Numpy(writer) => writer.finish(),
+        }
+    }
+}
+
 impl Sample {
     /// # Errors
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
@@ -210,57 +257,41 @@ impl Sample {
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
-        let mut all = Vec::new();
-        let mut bar = Progress::new("sample", videos, 0).shown(ranks.is_first());
         let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
-        for round in firsts.chunks(ranks.size()) {
-            let samples_of = |first: u64| (first..(first + self.batch).min(videos)).collect::<Vec<u64>>();
-            let shown_in = |samples: &[u64]| -> Vec<String> {
-                let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
-                if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() }
-            };
-            let clips = ranks.share(round.len(), |i| {
-                let samples = samples_of(round[i]);
-                let shown = shown_in(&samples);
-                let given = (!shown.is_empty()).then(|| Given::Text {
-                    prompts: &shown,
-                    negative: self.text.negative.as_deref().unwrap_or_default(),
-                    guidance: self.text.guidance.unwrap_or(7.5),
-                });
-                generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
-                    bar.step(round[0], &format!("step {step} of {steps}"));
-                })
+        let samples_of = |i: usize| (firsts[i]..(firsts[i] + self.batch).min(videos)).collect::<Vec<u64>>();
+        let shown_in = |samples: &[u64]| -> Vec<String> {
+            let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
+            if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() }
+        };
+        let mut out = match ranks.is_first() {
+            true => Some(Out::create(form, &self.out, videos as i64, generator.clip_size(), self)?),
+            false => None,
+        };
+        let bar = RefCell::new(Progress::new("sample", videos, 0).shown(ranks.is_first()));
+        let make = |i: usize| {
+            let samples = samples_of(i);
+            let shown = shown_in(&samples);
+            let given = (!shown.is_empty()).then(|| Given::Text {
+                prompts: &shown,
+                negative: self.text.negative.as_deref().unwrap_or_default(),
+                guidance: self.text.guidance.unwrap_or(7.5),
+            });
+            let clips = generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
+                bar.borrow_mut().step(samples[0], &format!("step {step} of {steps}"));
             })?;
-            if !ranks.is_first() {
-                continue;
+            Ok(vec![clips])
+        };
+        ranks.collect(firsts.len(), make, |i, made| {
+            let samples = samples_of(i);
+            if let (Some(out), [clips]) = (&mut out, &made[..]) {
+                out.write(clips, &samples, &shown_in(&samples))?;
             }
-            for (&first, clips) in round.iter().zip(clips) {
-                let samples = samples_of(first);
-                if form != Form::Folder {
-                    all.push(clips);
-                } else {
-                    let shown = shown_in(&samples);
-                    for (i, &sample) in samples.iter().enumerate() {
-                        let path = self.out.join(format!("{sample:05}.mp4"));
-                        write_video(&path, &clips.get(i as i64), self.fps)?;
-                        if let Some(prompt) = shown.get(i) {
-                            std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
-                                .with_context(|| format!("cannot write beside {}", path.display()))?;
-                        }
-                    }
-                }
-                bar.step(first + samples.len() as u64, "");
-            }
-        }
-        bar.finish();
-        if !ranks.is_first() {
-            return Ok(());
-        }
-        match form {
-            Form::Folder => {}
-            Form::Packed => pack_generated(&Tensor::cat(&all, 0), self.seed, &self.out)?,
-            Form::Numpy => write_numpy(&self.out, &Tensor::cat(&all, 0))?,
-        }
+            bar.borrow_mut().step(samples[0] + samples.len() as u64, "");
+            Ok(())
+        })?;
+        bar.into_inner().finish();
+        let Some(out) = out else { return Ok(()) };
+        out.finish()?;
         println!("{videos} videos in {}", self.out.display());
         Ok(())
     }

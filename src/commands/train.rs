@@ -1,26 +1,30 @@
 //! `lvdm train`: an experiment file → a run folder.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Component, Path, PathBuf},
+};
 
 use anyhow::Result;
 use tch::Device;
 
 use crate::{
-    checkpoint::Progress,
-    distributed::{self, Launch, Ranks, Stopped},
+    checkpoint::{Progress, RunLock},
+    distributed::{self, Launch, OnSignal, Ranks, Stopped, catch_signals},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Experiment, TrainerConfig},
     generate::{
         AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
         warn_of_another_autoencoder,
     },
     torch::{allow_tf32, be_deterministic},
-    train::{AutoencoderTask, DiffusionTask, Trainer, resume_point},
+    train::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point},
 };
 
 /// Train a network; on a run folder that is there already, go on
 ///
-/// SIGTERM and SIGUSR1 save and leave: with status 75 where the training has not come to its end, so that a script that
-/// goes on to what builds on it stops too. The same command then goes on.
+/// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save and leave: with status 75 where the training has not come to its
+/// end, so that a script that goes on to what builds on it stops too. The same command then goes on. Ctrl-C, SIGTERM or
+/// SIGHUP a second time ends at once.
 #[derive(Debug, clap::Args)]
 pub struct Train {
     #[command(subcommand)]
@@ -44,6 +48,10 @@ struct Options {
     run: Option<PathBuf>,
     /// Replaced settings, key.path=value
     overrides: Vec<String>,
+    /// Go on although the seed, the data, the objective, the noise schedule or a network differs from what the run was
+    /// trained with. What concerns the optimizer, steps, batches and the log may change without
+    #[arg(long)]
+    change_settings: bool,
     #[command(flatten)]
     launch: Launch,
 }
@@ -53,17 +61,17 @@ impl Train {
     /// [`crate::experiment::Mistake`] for what the user wrote; [`Stopped`] for a training that was left before its
     /// end; else what went wrong.
     pub fn run(self) -> Result<()> {
-        distributed::catch_signals()?;
+        let _catching = catch_signals(OnSignal::Leave)?;
         match self.what {
             What::Autoencoder(options) => {
                 let experiment: AutoencoderExperiment = Experiment::load(&options.file, &options.overrides)?;
-                let trainer = experiment.trainer.clone();
-                options.train(&trainer, |run, ranks, device| autoencoder(&experiment, run, ranks, device))
+                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
+                options.train(&trainer, |run, ranks, device| autoencoder(&experiment, run, change, ranks, device))
             }
             What::Diffusion(options) => {
                 let experiment: DiffusionExperiment = Experiment::load(&options.file, &options.overrides)?;
-                let trainer = experiment.trainer.clone();
-                options.train(&trainer, |run, ranks, device| diffusion(&experiment, run, ranks, device))
+                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
+                options.train(&trainer, |run, ranks, device| diffusion(&experiment, run, change, ranks, device))
             }
         }
     }
@@ -82,20 +90,28 @@ impl Options {
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         let mut ended = true;
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
-            ranks.train_on(device)?;
+            ranks.train_on(device, self.launch.backend)?;
             let Progress { step, seconds, .. } = body(&run, ranks, device)?;
             // by rank 0's clock
             ended = ranks.of_first(i64::from(trainer.has_ended(step, seconds)))? > 0;
-            if ranks.is_first() && ended {
-                println!("trained to step {step} in {seconds:.0} s: {}", run.display());
-            } else if ranks.is_first() {
-                let (steps, run) = (trainer.steps, run.display());
-                println!("asked to stop: left at step {step} of {steps}; start again to go on: {run}");
+            if ranks.is_first() {
+                tell(trainer, step, seconds, &run);
             }
             Ok(())
         })?;
         if ended { Ok(()) } else { Err(Stopped.into()) }
     }
+}
+
+/// One line on how a training went. All is on the disk: a terminal that is gone does not matter any more.
+pub fn tell(trainer: &TrainerConfig, step: i64, seconds: f64, run: &Path) {
+    let (steps, run) = (trainer.steps, run.display());
+    let mut out = std::io::stdout();
+    let _ = if trainer.has_ended(step, seconds) {
+        writeln!(out, "trained to step {step} in {seconds:.0} s: {run}")
+    } else {
+        writeln!(out, "asked to stop: left at step {step} of {steps}; start again to go on: {run}")
+    };
 }
 
 /// `experiments/demo/diffusion.yaml` → `runs/demo/diffusion`
@@ -105,24 +121,39 @@ pub fn run_folder(file: &Path) -> PathBuf {
     parts[start..].iter().fold(PathBuf::from("runs"), |path, part| path.join(part)).with_extension("")
 }
 
-/// Trains an autoencoder, or goes on with it.
+/// Trains an autoencoder, or goes on with it: with other settings where `change_settings` says so.
 ///
 /// # Errors
-/// Data or weights that are not there, a run of another architecture, a full disk.
-pub fn autoencoder(experiment: &AutoencoderExperiment, run: &Path, ranks: &Ranks, device: Device) -> Result<Progress> {
+/// Data or weights that are not there, a run of another architecture or one that another process trains, a full disk.
+pub fn autoencoder(
+    experiment: &AutoencoderExperiment,
+    run: &Path,
+    change_settings: bool,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<Progress> {
+    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
     let resume = resume_point(run, "autoencoder", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
+    let changes = SettingsChanges::since(resume.as_ref(), experiment)?;
     let task = AutoencoderTask::new(experiment, device, position, ranks)?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
-        .over(ranks)?
-        .train()
+    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
+    changes.check(run, change_settings, ranks)?;
+    trainer.over(ranks)?.train()
 }
 
 /// Trains a denoiser, or goes on with it.
 ///
 /// # Errors
 /// As [`autoencoder`].
-pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, device: Device) -> Result<Progress> {
+pub fn diffusion(
+    experiment: &DiffusionExperiment,
+    run: &Path,
+    change_settings: bool,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<Progress> {
+    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
     let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     if let DiffusionSpace::Latents(autoencoder) = &experiment.autoencoder
@@ -141,10 +172,11 @@ pub fn diffusion(experiment: &DiffusionExperiment, run: &Path, ranks: &Ranks, de
     ranks.meet()?;
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = space_of(experiment, run, device)?;
+    let changes = SettingsChanges::since(resume.as_ref(), experiment)?;
     let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?
-        .over(ranks)?
-        .train()
+    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
+    changes.check(run, change_settings, ranks)?;
+    trainer.over(ranks)?.train()
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ use super::{
     dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
 };
 use crate::{
+    distributed::Ranks,
     random::{Purpose, stream},
     torch::caught,
 };
@@ -328,8 +329,17 @@ impl FixedClips {
 
     /// As `new`, with squares made in another way.
     pub fn fitted(config: &DataConfig, fit: Fit, seed: u64) -> Result<Self> {
+        Self::shared(config, fit, seed, [0, 1])
+    }
+
+    /// As `new`, shared by ranks: of each round of samples every rank has one, in their order.
+    pub fn of_rank(config: &DataConfig, seed: u64, ranks: &Ranks) -> Result<Self> {
+        Self::shared(config, Fit::default(), seed, [ranks.rank(), ranks.size()])
+    }
+
+    fn shared(config: &DataConfig, fit: Fit, seed: u64, rank_of: [usize; 2]) -> Result<Self> {
         let config = DataConfig { flip: false, ..config.clone() };
-        Ok(Self { loader: Loader::fitted(&config, fit, 1, seed, 0, [0, 1])? })
+        Ok(Self { loader: Loader::fitted(&config, fit, 1, seed, 0, rank_of)? })
     }
 
     /// Videos of the dataset, usable or not.
@@ -337,12 +347,24 @@ impl FixedClips {
         self.loader.videos() as u64
     }
 
-    /// The clip of the next usable sample with a number below `end`, `[1, 3, F, H, W]`, and its caption.
+    /// The first sample of the next round, the same on all ranks.
+    pub fn position(&self) -> u64 {
+        self.loader.position
+    }
+
+    /// The clip of this rank's sample of the next round, `[1, 3, F, H, W]`, and its caption: none where its number is not
+    /// below `end` or its video cannot be used.
+    pub fn sample(&mut self, end: u64) -> Result<Option<(Tensor, Option<String>)>> {
+        let mut batch = self.loader.next()?;
+        let is_usable = batch.samples[0] < end && batch.skipped.is_empty();
+        Ok(is_usable.then(|| (batch.clips, batch.captions.remove(0))))
+    }
+
+    /// The clip of the next usable sample with a number below `end`, and its caption.
     pub fn next(&mut self, end: u64) -> Result<Option<(Tensor, Option<String>)>> {
-        while self.loader.position < end {
-            let mut batch = self.loader.next()?;
-            if batch.skipped.is_empty() {
-                return Ok(Some((batch.clips, batch.captions.remove(0))));
+        while self.position() < end {
+            if let Some(found) = self.sample(end)? {
+                return Ok(Some(found));
             }
         }
         Ok(None)
@@ -523,7 +545,7 @@ mod tests {
         let folder = folder();
         let config = DataConfig { frames: 8, flip: false, ..config(folder.path()) };
         let out = folder.path().join("packed.safetensors");
-        assert_eq!(pack_clips(&config, None, 7, &out).unwrap(), 5);
+        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 5);
         let clips = fixed_clips(&config, 5, 7).unwrap();
         let (tensors, _) = crate::safetensors::read_safetensors(&out).unwrap();
         assert!(tensors["clips"].equal(&clips));
@@ -540,7 +562,7 @@ mod tests {
         assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
         assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
 
-        assert_eq!(pack_clips(&config, Some(12), 7, &out).unwrap(), 12);
+        assert_eq!(pack_clips(&config, Some(12), 7, &out, &Ranks::alone()).unwrap(), 12);
         let bytes = fs::read(&out).unwrap();
         fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
         assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));

@@ -31,7 +31,7 @@ pub use clip::{ClipSpec, Filter, Fit, FrameSource, RgbFrame, normalise, to_u8};
 pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry};
 pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
-pub use pack::{PackedWriter, pack_clips, pack_generated};
+pub use pack::{PackedWriter, pack_clips};
 pub use packed::PackedFile;
 pub use stream::{ClipStream, Draw};
 pub use video_file::{VideoReader, VideoWriter, write_video};

@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
+    io::{self, BufWriter, Read, Write},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
-use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
+use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
     dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
 };
-use crate::atomic_file::write_atomically;
+use crate::atomic_file::PendingFile;
 
 /// More than any header of an array of five dimensions.
 const MAX_HEADER: usize = 1 << 16;
@@ -148,41 +148,97 @@ fn shape(header: &str) -> Result<[usize; 4]> {
     }
 }
 
-/// Writes clips, unsigned bytes `[N, 3, F, H, W]`, as other projects read them: an array `[N, F, H, W, 3]`, in an
-/// archive under the name `arr_0` where the path ends in `.npz`.
-///
-/// # Errors
-/// Clips of another shape; a full disk, which leaves what was there before.
-pub fn write_numpy(path: &Path, clips: &Tensor) -> Result<()> {
-    let size = clips.size();
-    let [n, 3, f, h, w] = size[..] else { bail!("clips are [N, 3, F, H, W]; these are {size:?}") };
-    let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({n}, {f}, {h}, {w}, 3), }}");
-    // pixels begin at a multiple of 64; before the header stand ten bytes, and a line ends it
-    let length = (header.len() + 11).next_multiple_of(64) - 11;
-    header = format!("{header:length$}\n");
-    let write = |file: &mut dyn Write| -> Result<()> {
-        file.write_all(b"\x93NUMPY\x01\x00")?;
-        file.write_all(&(header.len() as u16).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        for i in 0..n {
+/// Writes clips as other projects read them, as they come: an array `[N, F, H, W, 3]` of unsigned bytes, in an archive
+/// under the name `arr_0` where the path ends in `.npz`.
+pub struct NumpyWriter {
+    pending: PendingFile,
+    path: PathBuf,
+    array: Array,
+    /// `[3, F, H, W]`
+    clip: [i64; 4],
+    /// Clips that are still to come.
+    left: i64,
+}
+
+enum Array {
+    Plain(BufWriter<File>),
+    Archived(Box<ZipWriter<BufWriter<File>>>),
+}
+
+impl Array {
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Array::Plain(file) => file,
+            Array::Archived(archive) => &mut **archive,
+        }
+    }
+}
+
+impl NumpyWriter {
+    /// For exactly `count` clips of the shape `[3, F, H, W]`.
+    ///
+    /// # Errors
+    /// An unwritable place.
+    pub fn create(path: &Path, count: i64, clip: [i64; 4]) -> Result<Self> {
+        let [channels, f, h, w] = clip;
+        ensure!(channels == 3, "clips are [3, F, H, W]; these are {clip:?}");
+        let mut header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({count}, {f}, {h}, {w}, 3), }}");
+        // pixels begin at a multiple of 64; before the header stand ten bytes, and a line ends it
+        let length = (header.len() + 11).next_multiple_of(64) - 11;
+        header = format!("{header:length$}\n");
+        let (pending, file) = PendingFile::create(path)?;
+        let mut array = Array::Plain(file);
+        if has_extension(path, &["npz"])
+            && let Array::Plain(file) = array
+        {
+            let mut archive = ZipWriter::new(file);
+            // the time of day is left out, so that equal videos give equal bytes
+            let options = FileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+            archive.start_file("arr_0.npy", options.last_modified_time(DateTime::default()))?;
+            array = Array::Archived(Box::new(archive));
+        }
+        let out = array.writer();
+        out.write_all(b"\x93NUMPY\x01\x00")?;
+        out.write_all(&(header.len() as u16).to_le_bytes())?;
+        out.write_all(header.as_bytes())?;
+        Ok(NumpyWriter { pending, path: path.to_path_buf(), array, clip, left: count })
+    }
+
+    /// Adds clips, unsigned bytes `[n, 3, F, H, W]`.
+    ///
+    /// # Errors
+    /// Another shape, more clips than were announced, a full disk.
+    pub fn push(&mut self, clips: &Tensor) -> Result<()> {
+        let (size, wanted) = (clips.size(), self.clip);
+        ensure!(size.len() == 5 && size[1..] == wanted, "clips are [n, {wanted:?}]; these are {size:?}");
+        ensure!(size[0] <= self.left, "{} clips too many for {}", size[0] - self.left, self.path.display());
+        self.left -= size[0];
+        for i in 0..size[0] {
             let clip = clips.get(i).permute([1, 2, 3, 0]).contiguous(); // [F, H, W, 3]
             let mut bytes = vec![0; clip.numel()];
             clip.f_copy_data_u8(&mut bytes, clip.numel())?;
-            file.write_all(&bytes)?;
+            let written = self.array.writer().write_all(&bytes);
+            written.with_context(|| format!("cannot write {}", self.path.display()))?;
         }
         Ok(())
-    };
-    write_atomically(path, |file| {
-        if !has_extension(path, &["npz"]) {
-            return write(file);
-        }
-        let mut archive = ZipWriter::new(file);
-        let options = FileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
-        archive.start_file("arr_0.npy", options)?;
-        write(&mut archive)?;
-        archive.finish()?;
-        Ok(())
-    })
+    }
+
+    /// Brings the file to the disk under its name.
+    ///
+    /// # Errors
+    /// Clips that did not come; a full disk.
+    pub fn finish(self) -> Result<()> {
+        let Self { pending, path, array, left, .. } = self;
+        ensure!(left == 0, "{left} clips of {} did not come", path.display());
+        let end = || -> Result<()> {
+            match array {
+                Array::Plain(mut file) => file.flush()?,
+                Array::Archived(mut archive) => archive.finish()?.flush()?,
+            }
+            pending.publish()
+        };
+        end().with_context(|| format!("cannot write {}", path.display()))
+    }
 }
 
 /// One video of an array.
@@ -300,7 +356,12 @@ mod tests {
         let clips = Tensor::from_slice(&pixels()).view([2, 3, 4, 5, 3]);
         for name in ["a.npy", "a.npz"] {
             let path = folder.path().join(name);
-            write_numpy(&path, &clips.permute([0, 4, 1, 2, 3])).unwrap();
+            let mut writer = NumpyWriter::create(&path, 2, [3, 3, 4, 5]).unwrap();
+            for i in 0..2 {
+                writer.push(&clips.permute([0, 4, 1, 2, 3]).narrow(0, i, 1)).unwrap();
+            }
+            assert!(!path.exists(), "it is there before it is whole");
+            writer.finish().unwrap();
             let videos = Numpy { file: path.clone() }.videos().unwrap().videos;
             let mut found = Vec::new();
             for video in &videos {
@@ -313,8 +374,10 @@ mod tests {
         }
         let expected = npy("'|u1'", "False", "(2, 3, 4, 5, 3)", &pixels());
         assert_eq!(fs::read(folder.path().join("a.npy")).unwrap(), expected);
-        let grey = Tensor::zeros([2, 1, 4, 5, 3], (Kind::Uint8, Device::Cpu));
-        assert!(write_numpy(&folder.path().join("b.npy"), &grey).is_err());
+        let mut writer = NumpyWriter::create(&folder.path().join("b.npy"), 1, [3, 3, 4, 5]).unwrap();
+        assert!(writer.push(&Tensor::zeros([1, 1, 3, 4, 5], (Kind::Uint8, Device::Cpu))).is_err());
+        assert!(writer.finish().unwrap_err().to_string().contains("1 clips"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

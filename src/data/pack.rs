@@ -1,7 +1,7 @@
 //! Clips of any dataset packed into one file, for machines without the video libraries.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
@@ -16,8 +16,9 @@ use super::{
     packed::{CAPTIONS, CLIPS, PackedSpec},
 };
 use crate::{
-    atomic_file::{publish, temporary_path, write_atomically},
-    safetensors::{header_bytes, write_safetensors_atomically},
+    atomic_file::{PendingFile, write_atomically},
+    distributed::Ranks,
+    safetensors::{DigestedWriter, header_bytes},
 };
 
 /// What room is left for in the header.
@@ -25,16 +26,16 @@ const MOST_CAPTION_BYTES: usize = 1 << 40;
 
 /// Writes the first `count` samples of the seed, or one of each usable video, as a tensor `clips`,
 /// unsigned bytes `[N, 3, F, H, W]`, never mirrored; captions as a tensor `captions`, the bytes of a JSON list.
-/// Returns N. Clips go to the disk one by one.
+/// Returns N. Ranks share the decoding; rank 0 writes the clips one by one.
 ///
 /// With more frames than training uses, training cuts its clips at random places out of the packed
 /// ones.
 ///
 /// # Errors
 /// No usable video; a full disk, which leaves what was there before.
-pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path) -> Result<u64> {
+pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path, ranks: &Ranks) -> Result<u64> {
     ensure!(count != Some(0), "0 clips to pack; it must be at least 1");
-    let mut fixed = FixedClips::new(config, seed)?;
+    let mut fixed = FixedClips::of_rank(config, seed, ranks)?;
     let clip = config.clip()?;
     let spec = PackedSpec {
         dataset: Some(config.dataset.clone()),
@@ -63,18 +64,43 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         Some(count) => (count, u64::MAX),
         None => (fixed.videos(), fixed.videos()),
     };
+    // a round: each rank has a sample, of which rank 0 takes those that can be used, as many as are wanted
+    let mut next_round = |packed: u64| -> Result<Option<Vec<(Tensor, Option<String>)>>> {
+        if ranks.of_first(i64::from(packed < most))? == 0 || fixed.position() >= end {
+            return Ok(None);
+        }
+        let mine = match fixed.sample(end)? {
+            None => Vec::new(),
+            Some((clip, caption)) => [Some(clip), caption.map(|caption| Tensor::from_slice(caption.as_bytes()))]
+                .into_iter()
+                .flatten()
+                .collect(),
+        };
+        let clip = |found: Vec<Tensor>| -> Result<Option<(Tensor, Option<String>)>> {
+            let mut found = found.into_iter();
+            let Some(clip) = found.next() else { return Ok(None) };
+            let caption = found.next().map(|bytes| Ok::<_, anyhow::Error>(String::from_utf8(Vec::try_from(bytes)?)?));
+            Ok(Some((clip, caption.transpose()?)))
+        };
+        let usable = ranks.gather(&mine)?.into_iter().filter_map(|found| clip(found).transpose());
+        Ok(Some(usable.take((most - packed) as usize).collect::<Result<_>>()?))
+    };
     let mut packed = 0;
+    if !ranks.is_first() {
+        while next_round(0)?.is_some() {}
+        return Ok(ranks.of_first(0)? as u64);
+    }
     write_atomically(out, |file| {
         // How many are usable shows at the end: the header is written again, no longer than before.
         let room = header(most, MOST_CAPTION_BYTES, 0)?;
         file.write_all(&room)?;
         let mut captions = Vec::new();
-        while packed < most
-            && let Some((clip, caption)) = fixed.next(end)?
-        {
-            file.write_all(&bytes(&clip)?)?;
-            captions.extend(caption);
-            packed += 1;
+        while let Some(clips) = next_round(packed)? {
+            for (clip, caption) in clips {
+                file.write_all(&bytes(&clip)?)?;
+                captions.extend(caption);
+                packed += 1;
+            }
         }
         ensure!(packed > 0, "no usable video");
         // all have one, or the dataset has none
@@ -85,19 +111,18 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         file.write_all(&header(packed, captions.len(), room.len())?)?;
         Ok(())
     })?;
-    Ok(packed)
+    Ok(ranks.of_first(packed as i64)? as u64)
 }
 
 /// Generated clips that go into such a file as they come.
 pub struct PackedWriter {
+    pending: PendingFile,
     path: PathBuf,
-    temporary: PathBuf,
-    file: BufWriter<File>,
+    file: DigestedWriter<BufWriter<File>>,
     /// `[3, F, S, S]`
     shape: [i64; 4],
     /// Clips that are still to come.
     left: i64,
-    done: bool,
 }
 
 impl PackedWriter {
@@ -110,19 +135,9 @@ impl PackedWriter {
         let shape: Vec<usize> = [count, 3, frames, side, side].map(|n| n as usize).to_vec();
         let data_offsets = (0, shape.iter().product());
         let tensors = vec![(CLIPS.into(), TensorInfo { dtype: Dtype::U8, shape, data_offsets })];
-        let header = header_bytes(tensors, &serde_json::to_value(&spec)?, 0)?;
-        let temporary = temporary_path(path)?;
-        let file = File::create(&temporary).with_context(|| format!("cannot create {}", temporary.display()))?;
-        let mut writer = Self {
-            path: path.to_path_buf(),
-            temporary,
-            file: BufWriter::with_capacity(1 << 20, file),
-            shape: [3, frames, side, side],
-            left: count,
-            done: false,
-        };
-        writer.file.write_all(&header)?;
-        Ok(writer)
+        let (pending, file) = PendingFile::create(path)?;
+        let file = DigestedWriter::new(file, tensors, &serde_json::to_value(&spec)?)?;
+        Ok(Self { pending, path: path.to_path_buf(), file, shape: [3, frames, side, side], left: count })
     }
 
     /// Adds clips, unsigned bytes `[n, 3, F, S, S]`.
@@ -134,7 +149,7 @@ impl PackedWriter {
         ensure!(size.len() == 5 && size[1..] == self.shape, "clips are [n, {:?}]; these are {size:?}", self.shape);
         ensure!(size[0] <= self.left, "{} clips too many for {}", size[0] - self.left, self.path.display());
         self.left -= size[0];
-        let written = self.file.write_all(&bytes(&clips.contiguous())?);
+        let written = self.file.push(&bytes(&clips.contiguous())?);
         written.with_context(|| format!("cannot write {}", self.path.display()))
     }
 
@@ -142,32 +157,12 @@ impl PackedWriter {
     ///
     /// # Errors
     /// Clips that did not come; a full disk.
-    pub fn finish(mut self) -> Result<()> {
-        ensure!(self.left == 0, "{} clips of {} did not come", self.left, self.path.display());
-        self.file.flush()?;
-        publish(&self.temporary, &self.path).with_context(|| format!("cannot write {}", self.path.display()))?;
-        self.done = true;
-        Ok(())
+    pub fn finish(self) -> Result<()> {
+        let Self { pending, path, file, left, .. } = self;
+        ensure!(left == 0, "{left} clips of {} did not come", path.display());
+        let written = file.finish().and_then(|_| pending.publish());
+        written.with_context(|| format!("cannot write {}", path.display()))
     }
-}
-
-impl Drop for PackedWriter {
-    fn drop(&mut self) {
-        if !self.done {
-            let _ = fs::remove_file(&self.temporary);
-        }
-    }
-}
-
-/// Writes generated clips, unsigned bytes `[N, 3, F, S, S]`, as such a file; the seed is the one they were drawn with.
-///
-/// # Errors
-/// Clips that are not square; a full disk, which leaves what was there before.
-pub fn pack_generated(clips: &Tensor, seed: u64, out: &Path) -> Result<()> {
-    let size = clips.size();
-    ensure!(size.len() == 5 && size[1] == 3 && size[3] == size[4], "clips are [N, 3, F, S, S]; these are {size:?}");
-    let spec = PackedSpec { dataset: None, frames: size[2], frame_stride: 1, resolution: size[3], seed };
-    write_safetensors_atomically(out, &[(CLIPS, clips)], &serde_json::to_value(&spec)?)
 }
 
 fn bytes(clip: &Tensor) -> Result<Vec<u8>> {
@@ -178,6 +173,8 @@ fn bytes(clip: &Tensor) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tch::{Device, Kind};
 
     use super::*;
@@ -186,21 +183,26 @@ mod tests {
     #[test]
     fn clips_that_come_one_by_one() {
         let folder = tempfile::tempdir().unwrap();
-        let (whole, pieces) = (folder.path().join("whole.safetensors"), folder.path().join("pieces.safetensors"));
+        let pieces = folder.path().join("pieces.safetensors");
         let clips =
             Tensor::arange(5 * 3 * 2 * 4 * 4, (Kind::Int64, Device::Cpu)).to_kind(Kind::Uint8).view([5, 3, 2, 4, 4]);
-        pack_generated(&clips, 7, &whole).unwrap();
         let mut writer = PackedWriter::create(&pieces, 5, 2, 4, 7).unwrap();
         writer.push(&clips.narrow(0, 0, 2)).unwrap();
         assert!(writer.push(&clips.narrow(2, 0, 1)).is_err() && !pieces.exists());
         writer.push(&clips.narrow(0, 2, 3)).unwrap();
         writer.finish().unwrap();
         assert!(read_safetensors(&pieces).unwrap().0["clips"].equal(&clips));
-        assert_eq!(PackedFile::open(&pieces).unwrap().spec, PackedFile::open(&whole).unwrap().spec);
+        let PackedSpec { dataset, frames, frame_stride, resolution, seed } = PackedFile::open(&pieces).unwrap().spec;
+        assert!(dataset.is_none() && [frames, frame_stride, resolution, seed as i64] == [2, 1, 4, 7]);
         let mut writer = PackedWriter::create(&pieces, 5, 2, 4, 8).unwrap();
         writer.push(&clips.narrow(0, 0, 2)).unwrap();
         assert!(writer.finish().is_err());
         assert_eq!(PackedFile::open(&pieces).unwrap().spec.seed, 7);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        // its digest finds damage
+        let mut bytes = fs::read(&pieces).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&pieces, bytes).unwrap();
+        assert!(read_safetensors(&pieces).unwrap_err().to_string().contains("SHA-256"));
     }
 }

@@ -1,14 +1,14 @@
-use std::{
-    cell::Cell,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::{place::Place, watch::Watch};
-use crate::torch::{GradientBuckets, Overlap, ProcessGroup, Store};
+use super::{
+    Backend, Place,
+    meeting::{self, Arrival, Meeting},
+    watch::Watch,
+};
+use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 
 /// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
 const BUCKET: i64 = 25 << 20;
@@ -34,35 +34,62 @@ impl Ranks {
         Ranks { inner: None }
     }
 
-    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up.
+    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up. A `device` that
+    /// could not be had is told to them.
     ///
     /// # Errors
-    /// Nobody who serves the store, ranks that do not come.
-    pub(super) fn join(place: Place, timeout: Duration) -> Result<Self> {
-        let open = |serves| {
-            let store = Store::open(&place.host, place.port, serves, timeout)?;
-            store.under(&format!("lvdm/{}", place.attempt))
-        };
+    /// Nobody who serves the store, ranks that do not come, that cannot take part or that share a GPU.
+    pub(super) fn join(place: Place, device: Result<Device>, timeout: Duration) -> Result<(Self, Device)> {
         let Place { rank, size, .. } = place;
-        let at = || format!("rank {rank} of {size} finds no one at {}:{}", place.host, place.port);
-        let store = open(place.serves).with_context(at)?;
+        let foreign = meeting::foreign(&place);
+        let mut watch = Watch::new(rank, size, timeout, foreign)?;
+        let interface = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty());
+        let named = interface.as_ref().map(|name| {
+            Listener::on(name).with_context(|| format!("GLOO_SOCKET_IFNAME is `{name}`, where nothing can listen"))
+        });
+        let (named, device) = match named.transpose() {
+            Ok(named) => (named, device),
+            Err(error) => (None, Err(error)),
+        };
+        let store = meeting::reach(&place, timeout, &watch)?;
+        let meeting = Meeting::hold(&place, &store, Arrival::new(&place, &device), timeout, &watch)?;
+        let device = device?;
+        let (listener, listens) = match (named, interface) {
+            (Some(listener), Some(interface)) => (listener, interface),
+            _ => (Listener::at(meeting.address)?, meeting.address.to_string()),
+        };
+        if rank == 0 {
+            tracing::info!("{}; Gloo on {listens}", meeting.words());
+        }
+        let store = store.under(&meeting.prefix)?;
         // a connection of its own: the other one may be waiting for a key
-        let watch = Watch::new(open(false).with_context(at)?, rank, size, timeout)?;
-        let group = ProcessGroup::open(&store, &place.host, rank, size, timeout)
-            .with_context(|| format!("rank {rank} of {size}: not all ranks came together; {}", watch.culprit()))?;
+        let theirs = if place.serves { "127.0.0.1" } else { &place.host };
+        watch.begin(&Store::join(theirs, place.port, timeout)?, &meeting.prefix)?;
+        let group = ProcessGroup::open(&store, listener, rank, size, timeout).with_context(|| {
+            format!(
+                "rank {rank} of {size}: all ranks are there, and not all reach each other: {}; Gloo listens on {listens} \
+                 here, and GLOO_SOCKET_IFNAME names another network interface",
+                watch.culprit()
+            )
+        })?;
         let overlap = Cell::new(Overlap { early: 0, all: 0 });
-        Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) })
+        Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) }, device))
     }
 
-    /// Gradients will lie on this device: opens NCCL for a GPU. What ranks exchange besides stays on the host.
+    /// Gradients will lie on this device: those of a GPU are summed by `backend`. What ranks exchange besides stays on
+    /// the host.
     ///
     /// # Errors
-    /// A build without NCCL; a GPU that NCCL cannot use.
-    pub fn train_on(&self, device: Device) -> Result<()> {
-        if let (Some(inner), Device::Cuda(index)) = (&self.inner, device) {
-            Self::call(inner, |group| group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout))?;
-        }
-        Ok(())
+    /// For NCCL: a build without it; a GPU that it cannot use.
+    pub fn train_on(&self, device: Device, backend: Backend) -> Result<()> {
+        let (Some(inner), Device::Cuda(index)) = (&self.inner, device) else { return Ok(()) };
+        Self::call(inner, |group| match backend {
+            Backend::Nccl => group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout),
+            Backend::Gloo => {
+                group.sum_gpu_by_host();
+                Ok(())
+            }
+        })
     }
 
     /// This process's number, from 0.
@@ -233,9 +260,45 @@ impl Ranks {
         Ok(all)
     }
 
+    /// Each rank's tensors, in the order of ranks, on rank 0, which alone waits for them; the others get nothing. They
+    /// may be of any number and shape.
+    ///
+    /// # Errors
+    /// A type that is not sent; as [`Self::sum`].
+    pub fn gather(&self, mine: &[Tensor]) -> Result<Vec<Vec<Tensor>>> {
+        let Some(inner) = &self.inner else { return Ok(vec![mine.iter().map(Tensor::shallow_clone).collect()]) };
+        let bytes = packed(mine)?;
+        let lengths = Self::call(inner, |group| group.gather(&Tensor::from_slice(&[bytes.len() as i64])))?;
+        let lengths: Vec<i64> = lengths.iter().map(|length| length.int64_value(&[0])).collect();
+        let longest = lengths.iter().max().copied().unwrap_or(0);
+        let own = Tensor::from_slice(&bytes).constant_pad_nd([0, longest - bytes.len() as i64]);
+        let all = Self::call(inner, |group| group.gather_to(&own, 0, self.is_first()))?;
+        all.iter().zip(lengths).map(|(bytes, length)| unpacked(&Vec::try_from(bytes.narrow(0, 0, length))?)).collect()
+    }
+
+    /// `make(0)`, …, `make(count − 1)`, each made by one rank, go to `take` on rank 0, in their order and as they come.
+    /// Made and taken is the same on any number of ranks as long as what is made depends on its number alone.
+    ///
+    /// # Errors
+    /// Those of `make` and `take`; as [`Self::gather`].
+    pub fn collect(
+        &self,
+        count: usize,
+        mut make: impl FnMut(usize) -> Result<Vec<Tensor>>,
+        mut take: impl FnMut(usize, Vec<Tensor>) -> Result<()>,
+    ) -> Result<()> {
+        for first in (0..count).step_by(self.size()) {
+            let own = first + self.rank();
+            let mine = if own < count { make(own)? } else { Vec::new() };
+            for (i, made) in (first..count).zip(self.gather(&mine)?) {
+                take(i, made)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The host tensor that one rank has.
     fn from(&self, root: usize, tensor: Option<&Tensor>) -> Result<Tensor> {
-        const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Uint8, Kind::Int64];
         let own = || tensor.context("this rank has made nothing");
         let Some(inner) = &self.inner else { return Ok(own()?.shallow_clone()) };
         // type, number of axes, axes
@@ -263,7 +326,13 @@ impl Ranks {
     /// rank's own is told to the others.
     pub(super) fn end<T>(&self, result: Result<T>) -> Result<T> {
         let Some(inner) = &self.inner else { return result };
-        let Inner { place, group, store, watch, .. } = &**inner;
+        let Inner { place, group, watch, .. } = &**inner;
+        // who serves the store
+        let leave_last = |patience| {
+            if place.serves {
+                watch.wait_for_ends(patience);
+            }
+        };
         let result = result.and_then(|value| self.meet().map(|()| value));
         let who = match watch.step() {
             step if step < 0 => format!("rank {}", place.rank),
@@ -272,15 +341,7 @@ impl Ranks {
         match result {
             Ok(value) => {
                 watch.done();
-                // who serves the store leaves last
-                if place.serves {
-                    let began = Instant::now();
-                    while began.elapsed() < Duration::from_secs(10)
-                        && !(0..place.size).all(|rank| rank == place.rank || watch.has_ended(rank))
-                    {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                }
+                leave_last(Duration::from_secs(10));
                 Ok(value)
             }
             Err(error) if group.has_failed() => {
@@ -290,18 +351,53 @@ impl Ranks {
             }
             Err(error) => {
                 watch.failed(&format!("{error:#}"));
-                let _ = store.set(&format!("failed/{}", place.rank), b"");
+                leave_last(Duration::from_secs(5));
                 Err(error.context(who))
             }
         }
     }
 }
 
-/// A hash of a tensor's values, in 64 bits.
-fn hash(tensor: &Tensor) -> Result<i64> {
+/// What ranks send each other besides gradients.
+const KINDS: [Kind; 4] = [Kind::Float, Kind::Double, Kind::Uint8, Kind::Int64];
+
+/// Tensors as bytes: the length of the head, the head (types and shapes, as JSON), the values.
+fn packed(tensors: &[Tensor]) -> Result<Vec<u8>> {
+    let mut head: Vec<(usize, Vec<i64>)> = Vec::new();
+    let mut values = Vec::new();
+    for tensor in tensors {
+        let kind = KINDS.iter().position(|&kind| kind == tensor.kind());
+        head.push((kind.with_context(|| format!("type {:?} is not sent", tensor.kind()))?, tensor.size()));
+        values.extend(bytes(tensor)?);
+    }
+    let head = serde_json::to_vec(&head)?;
+    Ok([&(head.len() as u64).to_le_bytes()[..], &head, &values].concat())
+}
+
+fn unpacked(bytes: &[u8]) -> Result<Vec<Tensor>> {
+    let cut = || bytes.split_first_chunk::<8>().context("a message of another rank is cut");
+    let (length, rest) = cut()?;
+    let (head, mut values) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let head: Vec<(usize, Vec<i64>)> = serde_json::from_slice(head).context("a message of another rank is damaged")?;
+    let tensor = |(kind, shape): (usize, Vec<i64>)| {
+        let kind = KINDS[kind];
+        let (own, others) = values.split_at(shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes());
+        values = others;
+        Ok(Tensor::f_from_data_size(own, &shape, kind)?)
+    };
+    head.into_iter().map(tensor).collect()
+}
+
+fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let host = tensor.detach().to_device(Device::Cpu).contiguous();
     let mut bytes = vec![0u8; host.numel() * host.kind().elt_size_in_bytes()];
     host.f_copy_data_u8(&mut bytes, host.numel())?;
+    Ok(bytes)
+}
+
+/// A hash of a tensor's values, in 64 bits.
+fn hash(tensor: &Tensor) -> Result<i64> {
+    let bytes = bytes(tensor)?;
     // FNV-1a over words of eight bytes
     let word = |chunk: &[u8]| {
         let mut word = [0; 8];
@@ -328,6 +424,23 @@ mod tests {
         assert_eq!(made.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
         ranks.ensure_same("at the start", &[]).unwrap();
         assert!(ranks.buckets(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn tensors_are_sent_as_they_are() {
+        let sent = [
+            Tensor::from_slice(&[1.5f32, f32::NAN, -0.0]).reshape([3, 1]),
+            Tensor::from_slice(b"caption"),
+            Tensor::from(7i64),
+            Tensor::zeros([0, 5], (Kind::Double, Device::Cpu)),
+        ];
+        let came = unpacked(&packed(&sent).unwrap()).unwrap();
+        for (sent, came) in sent.iter().zip(&came) {
+            assert_eq!((sent.kind(), sent.size()), (came.kind(), came.size()));
+            assert_eq!(bytes(sent).unwrap(), bytes(came).unwrap());
+        }
+        assert_eq!((came.len(), unpacked(&packed(&[]).unwrap()).unwrap().len()), (4, 0));
+        assert!(unpacked(&[1, 2]).is_err() && packed(&[Tensor::from(true)]).is_err());
     }
 
     #[test]

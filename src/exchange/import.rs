@@ -56,7 +56,7 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));
     }
-    new_run(run)?;
+    let _lock = new_run(run)?;
     for (option, value) in told.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));

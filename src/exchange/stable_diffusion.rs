@@ -83,7 +83,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     if !path.exists() {
         return mistake(format!("there is no {}", path.display()));
     }
-    new_run(run)?;
+    let _lock = new_run(run)?;
     let found = if path.is_dir() { folder(path, told)? } else { file(path, told)? };
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);

@@ -9,12 +9,13 @@ use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
-    data::{self, DataConfig, Loader, normalise},
+    data::{DataConfig, Loader, normalise},
     distributed::Ranks,
     experiment::Mistake,
     models::{LatentSpace, TextEncoder},
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
+    torch::{Readback, upload},
 };
 
 /// What a file of latents says of itself.
@@ -27,11 +28,12 @@ struct Origin {
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
 /// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
-/// videos, a video gives several clips. Encoding is paid for once and every later training builds on it, so that float32
-/// is worth its time here, whatever precision those trainings have.
+/// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
+/// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
 ///
 /// # Errors
 /// Data that cannot be read or has no captions; a full disk.
+#[expect(clippy::too_many_arguments, reason = "all that a file of latents depends on")]
 pub fn pack_latents(
     space: &LatentSpace,
     text: Option<&TextEncoder>,
@@ -39,23 +41,35 @@ pub fn pack_latents(
     count: u64,
     seed: u64,
     out: &Path,
+    ranks: &Ranks,
     on_clip: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let batch = 8.min(count.max(1)) as i64;
-    let mut loader = Loader::new(data, batch, seed, 0)?;
-    let (mut moments, mut context) = (Vec::new(), Vec::new());
-    let mut done = 0;
-    while done < count {
-        let data::Batch { clips, captions, .. } = loader.next()?;
-        let clips = clips.narrow(0, 0, (batch as u64).min(count - done) as i64);
+    let batch = 8.min(count.max(1));
+    let mut loader = Loader::of_rank(data, batch as i64, seed, 0, ranks.rank(), ranks.size())?;
+    // the same passes of the networks on any number of ranks, so that the latents are the same to the bit
+    let encode = |i: usize| {
+        let next = loader.next()?;
+        let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
+        let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
+        let mut encoded = vec![Readback::of(&moments)?.wait()?];
         if let Some(text) = text {
-            let captions: Option<Vec<String>> = captions.into_iter().take(clips.size()[0] as usize).collect();
+            let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            context.push(text.encode(&captions)?.to_device(Device::Cpu));
+            encoded.push(Readback::of(&text.encode(&captions)?)?.wait()?);
         }
-        done += clips.size()[0] as u64;
-        moments.push(space.moments_of(&normalise(&clips.to_device(space.device()))).to_device(Device::Cpu));
+        Ok(encoded)
+    };
+    let (mut moments, mut context, mut done) = (Vec::new(), Vec::new(), 0);
+    ranks.collect(count.div_ceil(batch) as usize, encode, |_, encoded| {
+        let mut encoded = encoded.into_iter();
+        moments.extend(encoded.next());
+        context.extend(encoded.next());
+        done += moments.last().map_or(0, |encoded| encoded.size()[0] as u64);
         on_clip(done);
+        Ok(())
+    })?;
+    if !ranks.is_first() {
+        return Ok(());
     }
     let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];

@@ -7,6 +7,7 @@ mod latents;
 pub mod logger;
 mod optimizer;
 pub mod progress;
+mod resume;
 mod saver;
 mod trainer;
 
@@ -15,5 +16,6 @@ pub use diffusion::DiffusionTask;
 pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
+pub use resume::{SettingsChanges, resume_point};
 pub use saver::Saver;
-pub use trainer::{Batch, Phase, Picture, SECONDS_PER_STEP, Task, Terms, Trainer, resume_point};
+pub use trainer::{Batch, Phase, Picture, SECONDS_PER_STEP, Task, Terms, Trainer};

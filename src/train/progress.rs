@@ -1,7 +1,7 @@
 //! How far long work has come: a bar on a terminal, a plain line now and then elsewhere.
 
 use std::{
-    io::IsTerminal,
+    io::{IsTerminal, Write},
     sync::OnceLock,
     time::{Duration, Instant},
 };
@@ -19,6 +19,11 @@ fn bars() -> &'static MultiProgress {
 /// Runs `write`, which may write to the terminal, with the bars out of its way.
 pub fn beside_bars<T>(write: impl FnOnce() -> T) -> T {
     bars().suspend(write)
+}
+
+/// A line on stderr. Where that is gone, as when a terminal was closed, the work goes on without.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The progress of one piece of work.
@@ -85,7 +90,7 @@ impl Progress {
             bar.set_message(standing());
             bar.set_position(n);
         } else if !self.silent && self.shown.elapsed() >= LINE_EVERY {
-            eprintln!("{}: {}", self.label, standing());
+            tell(&format!("{}: {}", self.label, standing()));
             self.shown = Instant::now();
         }
     }
@@ -98,7 +103,8 @@ impl Progress {
         if self.silent {
             return;
         }
-        beside_bars(|| eprintln!("{}: {}/{} in {}", self.label, self.done, self.total, clock(self.began.elapsed())));
+        let spent = clock(self.began.elapsed());
+        beside_bars(|| tell(&format!("{}: {}/{} in {spent}", self.label, self.done, self.total)));
     }
 }
 

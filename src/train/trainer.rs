@@ -15,7 +15,7 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     data::pictures,
-    distributed::{Ranks, stop_is_asked},
+    distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
     torch::{Autocast, GradientBuckets, Readback, clip_global_norm, memory_so_far},
@@ -144,27 +144,6 @@ pub struct Trainer<T: Task> {
     skipped_here: usize,
 }
 
-/// The checkpoint with which a run goes on, if there is one: rank 0 finds it, the others read the same.
-///
-/// # Errors
-/// Where the run is another task's, or no checkpoint can be read.
-pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Checkpoint>> {
-    let found = if ranks.is_first() { checkpoint::latest(run)? } else { None };
-    let step = ranks.of_first(found.as_ref().map_or(-1, |(_, found)| found.progress.step))?;
-    let (path, found) = match found {
-        Some(found) => found,
-        None if step < 0 => return Ok(None),
-        None => {
-            let path = checkpoint::path(run, step);
-            let found = Checkpoint::read(&path).with_context(|| {
-                format!("rank 0 goes on from {}; all ranks must see the same folder", path.display())
-            })?;
-            (path, found)
-        }
-    };
-    Ok(Some(found.expect(task, &path)?))
-}
-
 impl<T: Task> Trainer<T> {
     /// Starts a run, or goes on from `resume`. `experiment` is written into the run and its checkpoints.
     ///
@@ -250,18 +229,25 @@ impl<T: Task> Trainer<T> {
         Ok(self)
     }
 
-    /// Trains to the last step, as long as it may, or until asked to stop, and returns how it went. Rank 0 alone writes.
+    /// Trains to the last step, as long as it may, or until asked to stop, and returns how it went. Rank 0 alone writes,
+    /// and where nothing is left to do nothing is written. Whoever may come from elsewhere must be kept out of the folder
+    /// by a [`checkpoint::RunLock`]. Meanwhile signals save and leave.
     ///
     /// # Errors
     /// Data that cannot be read; losses that stay non-finite; a last checkpoint that cannot be written; ranks that are
     /// gone, or whose weights differ; out of memory, with what lowers it.
     pub fn train(mut self) -> Result<Progress> {
+        let mut left = self.is_out_of_time()?;
+        if left || self.progress.step >= self.config.steps {
+            return Ok(self.progress);
+        }
+        let _catching = catch_signals(OnSignal::Save)?;
         let mut record = if self.ranks.is_first() { Some(self.record()?) } else { None };
         let resumed = self.progress.step;
         self.ensure_same()?;
         let (before, start) = (self.progress.seconds, Instant::now());
         let mut window = std::mem::take(&mut self.window);
-        let (mut due, mut left) = (false, self.is_out_of_time()?);
+        let mut due = false;
         while self.progress.step < self.config.steps && !left {
             self.ranks.at_step(self.progress.step);
             let batches = match self.fetch(&mut window) {
@@ -438,6 +424,9 @@ impl<T: Task> Trainer<T> {
         let told = [f64::from(u8::from(stop_is_asked())), (skipped.len() - self.skipped_here) as f64];
         let agreed = self.ranks.sum(&told)?;
         self.stop = agreed[0] > 0.0;
+        if self.stop {
+            ask_to_stop();
+        }
         if agreed[1] > 0.0 {
             self.skipped_here = skipped.len();
             for numbers in self.ranks.share(self.ranks.size(), |_| Ok(Tensor::from_slice(&skipped)))? {

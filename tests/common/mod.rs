@@ -3,6 +3,8 @@
 
 pub mod browser;
 pub mod pickle;
+pub mod processes;
+pub mod text_runs;
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +15,7 @@ use std::{
 
 use lvdm::{
     checkpoint::{Checkpoint, Progress},
+    data::PackedWriter,
     nn::{Parameters, fnv1a64},
     random::{Purpose, normal, stream},
     safetensors::write_safetensors_atomically,
@@ -127,6 +130,14 @@ pub fn write_packed(path: &Path, count: i64, frames: i64, side: i64) {
     let spec = json!({"dataset": {"kind": "folder", "root": "clips"}, "frames": frames, "frame_stride": 1,
         "resolution": side, "seed": 0});
     write_safetensors_atomically(path, &[("clips", moving_clips(count, frames, side))], &spec).unwrap();
+}
+
+/// Writes clips u8 `[N, 3, F, S, S]` as `lvdm sample --out NAME.safetensors` does.
+pub fn write_generated(path: &Path, clips: &Tensor) {
+    let [count, _, frames, side, _] = clips.size()[..] else { panic!("{:?}", clips.size()) };
+    let mut writer = PackedWriter::create(path, count, frames, side, 0).unwrap();
+    writer.push(clips).unwrap();
+    writer.finish().unwrap();
 }
 
 /// Gives parameters that start at zero a value, so that every layer does something.
