@@ -36,13 +36,9 @@ fn main() {
     }
 
     let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
-    for file in sources.into_iter().chain([
-        "src/torch/guarded.h",
-        "src/torch/readback.h",
-        "src/torch/rows.h",
-        "src/torch/rows.cpp",
-        "src/torch/gloo/gloo/context.h",
-    ]) {
+    let headers = ["guarded.h", "readback.h", "rows.h", "rows.cpp", "gloo/gloo/context.h"]
+        .map(|file| format!("src/torch/{file}"));
+    for file in sources.into_iter().chain(headers.iter().map(String::as_str)) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();

@@ -4,6 +4,7 @@
 //! goes through [`Ranks`]; a process that works alone has one too, and its calls then do nothing.
 
 mod launch;
+mod meeting;
 mod place;
 mod ranks;
 mod stop;

@@ -81,7 +81,7 @@ impl GroupNorm {
     /// memory.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
         let x = full_precision(x);
-        if !(fuses(&x) && lies_channels_last(&x)) {
+        if !(fuses(&x) && lies_channels_last(x.device())) {
             return self.forward(&x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");

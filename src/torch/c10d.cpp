@@ -11,6 +11,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <sstream>
 
 #include "guarded.h"
 #include "readback.h"
@@ -27,8 +28,10 @@ using Milliseconds = std::chrono::milliseconds;
 extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, int64_t timeout, Store **store,
                                  uint16_t *chosen) {
   return guarded([&] {
-    // a server that is gone is an error that the caller tells in one line: no warning with a backtrace beside it
-    if (!getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 2;
+    // what goes wrong here, or later with a server that is gone, is an error that the caller tells in one line: no
+    // warning with a backtrace beside it
+    bool quiet = !getenv("TORCH_CPP_LOG_LEVEL");
+    if (quiet) FLAGS_caffe2_log_level = 3;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;
@@ -36,6 +39,7 @@ extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, i
     options.timeout = Milliseconds(timeout);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
     *chosen = tcp->getPort();
+    if (quiet) FLAGS_caffe2_log_level = 2;
     *store = new Store(std::move(tcp));
   });
 }
@@ -128,17 +132,30 @@ struct Group {
 
 using SharedGroup = std::shared_ptr<Group>;
 
-// Gloo listens on an interface, or on the interface of an address, or where it thinks best.
-extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t timeout, const char *interface,
-                                 const char *address, SharedGroup **group) {
+using Devices = std::vector<std::shared_ptr<::gloo::transport::Device>>;
+
+// Gloo listens on the interfaces that are named, between commas, else at the address.
+extern "C" char *lvdm_gloo_listen(const char *interfaces, const char *address, Devices **devices) {
+  return guarded([&] {
+    auto made = std::make_unique<Devices>();
+    if (interfaces) {
+      std::stringstream names(interfaces);
+      for (std::string name; std::getline(names, name, ',');)
+        made->push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+    } else {
+      made->push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    }
+    *devices = made.release();
+  });
+}
+
+extern "C" void lvdm_gloo_free(Devices *devices) { delete devices; }
+
+extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t timeout, const Devices *devices,
+                                 SharedGroup **group) {
   return guarded([&] {
     auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout));
-    if (*interface)
-      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
-    else if (*address)
-      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
-    else
-      options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    options->devices = *devices;
     auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
         c10::make_intrusive<c10d::PrefixStore>("gloo", *store), rank, size, options);
     auto made = std::make_shared<Group>();

@@ -31,7 +31,7 @@ pub use fused::{
 pub use graph::{cuda_graphs, replayed};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
-pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
+pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};

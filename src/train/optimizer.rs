@@ -111,6 +111,8 @@ fn lies_as(a: &Tensor, b: &Tensor) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::{
         nn::Init,
