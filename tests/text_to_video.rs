@@ -26,7 +26,7 @@ use lvdm::{
     torch::{Autocast, peak_host_memory},
     weights::stable_diffusion::is_temporal,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 const CPU: Device = Device::Cpu;
