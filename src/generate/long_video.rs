@@ -19,6 +19,7 @@ use crate::{
     experiment::{LongVideoConfig, Mistake},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
+    torch::{FixedWeights, Readback, upload},
 };
 
 /// The networks of a long video, and its plan.
@@ -57,7 +58,7 @@ impl LongVideo {
     /// # Errors
     /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
-        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.precision)))
+        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.numerics())))
     }
 
     /// As [`Self::open`] without the networks' weights: a plan, by which nothing can be made.
@@ -140,10 +141,10 @@ impl LongVideo {
             Ok(file.map(|file| file.display().to_string()))
         };
         let interpolation = self.config.interpolation.as_deref().map(weights).transpose()?.flatten();
-        let LongVideoConfig { overlap, gap, guidance, sampler, precision, .. } = &self.config;
+        let LongVideoConfig { overlap, gap, guidance, sampler, precision, tf32, .. } = &self.config;
         Ok(json!({
             "prediction": weights(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
-            "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "frames": self.frames, "seed": seed,
+            "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "tf32": tf32, "frames": self.frames, "seed": seed,
         }))
     }
 
@@ -194,16 +195,15 @@ impl LongVideo {
             let first = &pass[0];
             let given: Vec<Tensor> =
                 pass.iter().map(|step| z.index_select(2, &Tensor::from_slice(&step.given))).collect();
-            let frames = Tensor::cat(&given, 0).to_device(generator.space.device());
+            let frames = upload(&Tensor::cat(&given, 0), generator.space.device());
             let indices = first.places(&first.given);
             let given = Given::Frames { indices: &indices, frames: &frames, guidance: self.config.guidance };
             let given = (!indices.is_empty()).then_some(&given);
             let base = (done * count) as u64;
-            let made = generator
-                .clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
-                    on_clip(base + (clips.len() * i / n) as u64);
-                })?
-                .to_device(Device::Cpu);
+            let made = generator.clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
+                on_clip(base + (clips.len() * i / n) as u64);
+            })?;
+            let made = Readback::of(&made)?.wait()?;
             let of_step = |(i, step): (usize, &PlanStep)| {
                 let places = Tensor::from_slice(&step.places(&step.written));
                 made.narrow(0, (i * count) as i64, count as i64).index_select(2, &places)
@@ -224,12 +224,17 @@ impl LongVideo {
     /// Those of `hand_on`.
     pub fn decode(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let mut left = self.frames;
-        let _precision = self.prediction.autocast();
+        let _numerics = self.prediction.numerics.begin(self.prediction.space.device());
         self.prediction.space.decode_long(z_0, &mut |piece| {
             let count = piece.size()[1].min(left);
             left -= count;
-            if count > 0 { hand_on(&to_u8(&piece.narrow(1, 0, count)).to_device(Device::Cpu)) } else { Ok(()) }
+            if count > 0 { hand_on(&Readback::of(&to_u8(&piece.narrow(1, 0, count)))?.wait()?) } else { Ok(()) }
         })
+    }
+
+    /// As [`Generator::keep_prepared`], of both networks.
+    pub fn keep_prepared(&self) -> Option<FixedWeights> {
+        self.prediction.keep_prepared()
     }
 
     /// How its latents are cut for decoding.
