@@ -36,9 +36,9 @@ fn main() {
     }
 
     let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
-    for file in
-        sources.into_iter().chain(["src/torch/guarded.h", "src/torch/readback.h", "src/torch/gloo/gloo/context.h"])
-    {
+    let headers = ["guarded.h", "readback.h", "rows.h", "rows.cpp", "gloo/gloo/context.h"]
+        .map(|file| format!("src/torch/{file}"));
+    for file in sources.into_iter().chain(headers.iter().map(String::as_str)) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();
@@ -59,6 +59,7 @@ fn main() {
     if threads {
         println!("cargo:rustc-link-lib=gomp");
     }
+    inner_loops();
     shared_object(&libtorch, "graph", &["cuda_runtime_api.h", "crt/host_defines.h"]);
     let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h"];
     shared_object(&libtorch, "nccl", &needed);
@@ -66,6 +67,27 @@ fn main() {
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// Compiles `rows.cpp` once for each set of vector instructions; the program chooses among them when it runs.
+fn inner_loops() {
+    let mut sets = vec![("plain", vec![])];
+    if env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        sets.push(("avx2", vec!["-mavx2", "-mfma"]));
+        sets.push(("avx512", vec!["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"]));
+    }
+    for (name, instructions) in sets {
+        cc::Build::new()
+            .cpp(true)
+            .std("c++20")
+            .opt_level(3)
+            .flags(["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"])
+            .flags(instructions)
+            .debug(false)
+            .define("LVDM_ROWS", format!("rows_{name}").as_str())
+            .file("src/torch/rows.cpp")
+            .compile(&format!("lvdm_rows_{name}"));
+    }
 }
 
 /// Compiles a part for GPUs into a shared object of its own, which is opened where a GPU is used, and says its place in

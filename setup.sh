@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need and the machine lacks; `make setup` calls it.
 #
-#   apt packages    compilers, FFmpeg, OpenCV, and for one test a browser
+#   apt packages    compilers, FFmpeg, OpenCV, and for two tests a browser and qemu
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
 #   .python/        TensorBoard's reader, safetensors and CLIP's vocabulary, for three tests
 #
@@ -58,6 +58,7 @@ system_packages() {
         return
     fi
     has_browser || needed="$needed $BROWSER"
+    command -v qemu-x86_64 >/dev/null || needed="$needed qemu-user" # tests/processors.rs
     needed=$(missing $needed)
     [ -n "$needed" ] || return 0
     by_hand="install by hand, as root: apt-get install --no-install-recommends $needed"

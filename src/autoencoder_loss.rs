@@ -297,7 +297,9 @@ impl AutoencoderLoss {
     /// Accumulates `scale` times the gradient of the discriminator's hinge loss,
     /// ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), of clips and reconstructions `[B, 3, F, H, W]`.
     pub fn discriminator_backward(&self, x: &Tensor, reconstruction: &Tensor, scale: f64) -> DiscriminatorTerms {
-        let logits = |video: &Tensor| self.discriminator.forward(&frames(&video.detach()).to_kind(x.kind()));
+        // the margins and their mean in full precision, as the generator's side
+        let logits =
+            |video: &Tensor| self.discriminator.forward(&frames(&video.detach()).to_kind(x.kind())).to_kind(x.kind());
         let (real, fake) = (logits(x), logits(reconstruction));
         let hinge = |margin: Tensor| (margin + 1.0).relu().mean(None);
         let loss: Tensor = (hinge(-&real) + hinge(fake.shallow_clone())) * 0.5;

@@ -218,6 +218,7 @@ impl Generator {
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
+        let _precision = self.autocast();
         let [c, _, h, w] = self.latent;
         let draw = |purpose, frames, step: u64| {
             let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
@@ -256,7 +257,6 @@ impl Generator {
             }
         };
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
-        let _precision = self.autocast();
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
 

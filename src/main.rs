@@ -2,7 +2,6 @@
 
 use std::{
     io::{self, Write},
-    panic,
     process::ExitCode,
 };
 
@@ -58,14 +57,15 @@ fn run(verb: Verb) -> Result<()> {
 }
 
 fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    commands::init_tracing();
+    torch::give_way_while_waiting();
+    torch::use_available_cpus();
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
     torch::autotune();
-    commands::init_tracing();
-    let verb = Cli::parse().verb;
-    // a panic becomes an error of one line
-    panic::set_hook(Box::new(|_| {}));
+    torch::locate_panics();
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),

@@ -19,6 +19,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::atomic_file::write_atomically;
 
+mod rows;
+
+pub use rows::{TensorRows, check_digest};
+
 const METADATA_KEY: &str = "lvdm";
 /// How a header begins whose file has a digest: the 64 digits follow.
 const DIGEST_HEAD: &[u8] = b"{\"__metadata__\":{\"sha256\":\"";

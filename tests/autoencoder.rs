@@ -8,6 +8,7 @@ use lvdm::{
     data::normalise,
     models::{AutoencoderConfig, DiscriminatorConfig, Lpips, Posterior, VideoAutoencoder},
     nn::{Padding, Parameters},
+    torch::Autocast,
 };
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -251,6 +252,27 @@ fn the_hinge_loss() {
     }
     let terms = bench.loss.discriminator_backward(&bench.x, &bench.reconstruction(), 1.0).read();
     assert_eq!((terms.loss, terms.real, terms.fake), (1.0, 0.0, 0.0));
+}
+
+/// In mixed precision the discriminator runs in bfloat16; margins, their means and what is logged are float32. In
+/// bfloat16 a mean of about one has steps of 1/128, which the loss would keep.
+#[test]
+fn the_hinge_loss_is_float32_in_mixed_precision() {
+    let terms = |half: bool| {
+        let bench = Bench::new(plain());
+        let _precision = Autocast::bfloat16(CPU, half);
+        bench.loss.discriminator_backward(&bench.x, &bench.reconstruction(), 1.0)
+    };
+    let (half, full) = (terms(true), terms(false));
+    for (name, half, full) in
+        [("loss", half.loss, full.loss), ("real", half.real, full.real), ("fake", half.fake, full.fake)]
+    {
+        assert_eq!(half.kind(), Kind::Float, "{name}");
+        let [half, full] = [half, full].map(|t| t.double_value(&[]));
+        println!("{name}: {half} in mixed precision, {full} in float32");
+        let rounded = Tensor::from(half).to_kind(Kind::BFloat16).double_value(&[]);
+        assert!(half != rounded && half != full && (half - full).abs() < 2e-3, "{name}: {half}, {full}");
+    }
 }
 
 /// KL from N(0, I): nought at (0, 1), else ½ Σ (μ² + σ² − 1 − ln σ²), weighted into the total.

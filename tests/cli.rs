@@ -286,6 +286,35 @@ fn an_unfinished_or_exchanged_autoencoder_is_told() {
     assert!(said.contains("warning: start_from: the training of runs/diffusion was left at step 4 of 5"), "{said}");
 }
 
+/// A fault of the program, here LibTorch's refusal deep inside a network, is one line that says what was refused and in
+/// which file and line; with RUST_BACKTRACE=1 the calls that led there stand above it.
+#[test]
+fn a_panic_keeps_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = fs::read(common::source("tests/parity/autoencoder_f4s4.safetensors")).unwrap();
+    // the posterior's noise in another shape than the posterior
+    let (right, wrong) = (b"\"shape\":[1,4,2,8,8]", b"\"shape\":[1,8,2,4,8]");
+    let at = bytes.windows(right.len()).position(|window| window == right).unwrap();
+    let case = folder.path().join("case.safetensors");
+    fs::write(&case, [&bytes[..at], wrong, &bytes[at + wrong.len()..]].concat()).unwrap();
+    let command = || lvdm_in(folder.path(), &["verify", case.to_str().unwrap()]);
+
+    let said: Said = command().env_remove("RUST_BACKTRACE").output().unwrap().into();
+    let line = said.error(1);
+    assert!(line.contains("The size of tensor a (8) must match the size of tensor b (4)"), "{line}");
+    let (_, place) = line.rsplit_once(", at ").unwrap_or_else(|| panic!("no place in {line}"));
+    let (file, number) = place.split_once(':').unwrap();
+    let text = fs::read_to_string(common::source(file)).unwrap();
+    let code = text.lines().nth(number.parse::<usize>().unwrap() - 1).unwrap();
+    assert!(file.starts_with("src/models/") && code.contains("noise"), "{place}: {code}");
+    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+
+    let said: Said = command().env("RUST_BACKTRACE", "1").output().unwrap().into();
+    assert_eq!(said.status, 1);
+    assert!(said.err.contains("lvdm::commands::verify") && said.err.contains(place), "{}", said.err);
+    assert!(said.err.lines().last().unwrap().ends_with(place), "{}", said.err);
+}
+
 /// The verbs in `lvdm --help`, and their own verbs, explain themselves.
 #[test]
 fn every_verb_has_help() {

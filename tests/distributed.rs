@@ -24,7 +24,7 @@ use lvdm::{
     models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::DeviceName,
+    torch::{DeviceName, device_name},
     train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
@@ -367,6 +367,65 @@ fn two_ranks_do_what_one_does() {
     assert!(sample("one.safetensors", &[]) == sample("two.safetensors", &two), "samples differ");
 }
 
+/// Two ranks that train from one file of latents have each its own rows of it, and train as one rank with all of them
+/// does. The first one sees that the file is not damaged.
+#[cfg(feature = "video")]
+#[test]
+fn ranks_read_their_own_rows_of_a_latent_file() {
+    let folder = workplace();
+    let at = folder.path();
+    fs::create_dir(at.join("videos")).unwrap();
+    for i in 0..5 {
+        let clip = common::moving_clips(5, 6, 32).get(i);
+        lvdm::data::write_video(&at.join(format!("videos/{i}.mp4")), &clip, 8.0).unwrap();
+    }
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "trainer.steps=1"]);
+    let clips = ["--videos", "videos", "--frames", "4", "--resolution", "32", "--device", "cpu"];
+    succeed_in(at, &[&["encode", "runs/autoencoder", "--out", "latents.safetensors"], &clips[..]].concat());
+    let train = ["train", "diffusion", "diffusion.yaml", "latents=latents.safetensors", "--run"];
+    succeed_in(at, &[&train[..], &["runs/one"]].concat());
+    succeed_in(at, &[&train[..], &["runs/two", "trainer.batch=2", "--nproc", "2"]].concat());
+    let difference = log_difference(&at.join("runs/one"), &at.join("runs/two"));
+    assert!(difference < 1e-4, "{difference:e}");
+    let mut bytes = fs::read(at.join("latents.safetensors")).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(at.join("latents.safetensors"), bytes).unwrap();
+    let said = run_in(at, &[&train[..], &["runs/three", "--nproc", "2"]].concat());
+    assert!(said.status == 1 && said.err.contains("latents.safetensors is damaged"), "{}", said.err);
+}
+
+/// `skipped_videos` of the log is the number of videos that could not be used, each once: one that the table names and
+/// that is not there, which every rank knows, and two that ranks come across, both of them in time. It is the same for
+/// either kind of training and on any number of ranks.
+#[cfg(feature = "video")]
+#[test]
+fn skipped_videos_are_counted_once_over_ranks() {
+    let folder = workplace();
+    let at = folder.path();
+    fs::create_dir(at.join("videos")).unwrap();
+    let mut table = "videoid,name\nnowhere,a\n".to_string();
+    for i in 0..5 {
+        // the last two are too short
+        let clip = common::moving_clips(5, 6, 32).get(i).narrow(1, 0, if i < 3 { 6 } else { 2 });
+        lvdm::data::write_video(&at.join(format!("videos/{i}.mp4")), &clip, 8.0).unwrap();
+        table += &format!("{i},a\n");
+    }
+    fs::write(at.join("table.csv"), table).unwrap();
+    let counts = |kind: &str, run: &str, more: &[&str]| -> Vec<f64> {
+        let videos = "data.dataset={kind: webvid, table: table.csv, root: videos}";
+        let file = format!("{kind}.yaml");
+        let train = ["train", kind, &file, "--run", run, videos, "data.resolution=16", "trainer.steps=8"];
+        succeed_in(at, &[&train[..], more].concat());
+        metrics(&at.join(run)).iter().map(|line| line["skipped_videos"]).collect()
+    };
+    let one = counts("autoencoder", "runs/one", &["trainer.batch=2"]);
+    let two = ["--nproc", "2", "trainer.batch=1"];
+    assert_eq!(counts("autoencoder", "runs/two", &two), one);
+    let pixels = ["autoencoder=pixels", "unet.channels=32", "unet.attention_factors=[]"];
+    assert_eq!(counts("diffusion", "runs/pixels", &[&two[..], &pixels].concat()).last(), Some(&3.0));
+    assert!(one[0] >= 1.0 && one.is_sorted() && one.last() == Some(&3.0), "{one:?}");
+}
+
 /// FVD, KVD and PSNR, to the last digit, on one rank and on two.
 #[test]
 fn figures_do_not_depend_on_the_number_of_ranks() {
@@ -399,7 +458,35 @@ out: evaluation
     };
     let one = figures(&[]);
     assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
+    fs::remove_dir_all(at.join("runs/features")).unwrap();
     assert_eq!(one, figures(&["--nproc", "2"]));
+}
+
+/// What several ranks keep of real clips they find again, and so does one: the key holds the kind of the devices and
+/// nothing that differs from rank to rank. Figures name that kind.
+#[test]
+fn features_that_two_ranks_keep_are_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("real.safetensors"), 4, 10, 32);
+    write_packed(&at.join("generated.safetensors"), 5, 10, 32);
+    let device = device_name(Device::Cpu);
+    let evaluate = |more: &[&str]| {
+        let files = ["evaluate", "--real", "real.safetensors", "--generated", "generated.safetensors"];
+        let size = ["--frames", "10", "--resolution", "32", "--clips", "4", "--device", "cpu", "--out", "out"];
+        succeed_in(at, &[&files[..], &size, more].concat());
+        let report: Value = serde_json::from_slice(&fs::read(at.join("out/figures.json")).unwrap()).unwrap();
+        assert_eq!(report["device"], device.as_str());
+        let kept: Vec<_> = fs::read_dir(at.join("runs/features")).unwrap().map(|file| file.unwrap().path()).collect();
+        let [file] = &kept[..] else { panic!("{kept:?}") };
+        // a file that is written anew is another one
+        (report["figures"].clone(), std::os::unix::fs::MetadataExt::ino(&fs::metadata(file).unwrap()), file.clone())
+    };
+    let first = evaluate(&["--nproc", "2"]);
+    assert_eq!(evaluate(&["--nproc", "2"]), first);
+    assert_eq!(evaluate(&[]), first);
+    let (_, key) = read_safetensors(&first.2).unwrap();
+    assert_eq!(key.unwrap()["devices"], json!([device]));
 }
 
 /// Latents and packed clips are the same to the byte on one rank and on two, videos that cannot be used among them; so

@@ -15,6 +15,7 @@ use lvdm::{
         VideoAutoencoder,
     },
     nn::Parameters,
+    safetensors::read_safetensors,
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor, no_grad};
@@ -370,6 +371,11 @@ fn an_interrupted_long_video_goes_on() {
     let whole = latents(&long, &[0, 1], "whole");
     assert_eq!(whole.size(), [2, 4, 20, 4, 4]);
     assert!(whole.isfinite().all().int64_value(&[]) == 1);
+    // each pass has written what it added, and nothing was written twice
+    let parts = contents(&at.join("whole"));
+    let frames = parts.keys().map(|part| read_safetensors(part).unwrap().0["latents"].size()[2]).collect::<Vec<_>>();
+    let made = long.plan.frames..=long.plan.extent;
+    assert!(parts.len() > 2 && made.contains(&frames.iter().sum()), "{frames:?}, not {made:?}");
     for stop in 1..2 * long.plan.steps.len() as u64 {
         let state = at.join(format!("state-{stop}"));
         let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -377,6 +383,7 @@ fn an_interrupted_long_video_goes_on() {
         }));
         assert!(stopped.is_err());
         assert!(latents(&long, &[0, 1], &format!("state-{stop}")).equal(&whole), "stopped at clip {stop}");
+        assert!(contents(&state).into_values().eq(parts.values().cloned()), "stopped at clip {stop}");
     }
     // alone, and with other passes of the networks
     let other = LongVideo::open(&LongVideoConfig { batch: 1, ..config(at) }, 40, CPU).unwrap();

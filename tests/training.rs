@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{cell::RefCell, collections::BTreeMap, fs, path::Path, rc::Rc};
 
 use anyhow::Result;
 use common::{contents, run_in, same_checkpoint, succeed_in, write_packed};
@@ -15,7 +15,7 @@ use lvdm::{
     train::{Batch, Phase, Picture, Task, Terms, Trainer},
 };
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A network of three numbers that learns to be one, from noisy samples; at some steps its loss is NaN.
 struct Toy {
@@ -134,6 +134,72 @@ fn networks_are_left_out_one_by_one() {
     assert!(model > 0.4 && other > 0.4 && ema > 0.0 && ema < model, "{found:?}");
 }
 
+/// A network that notes at which precision products are computed while batches are fetched, trained on, shown and
+/// measured.
+struct Witness {
+    parameters: Parameters,
+    weight: Tensor,
+    seen: Rc<RefCell<BTreeMap<&'static str, Kind>>>,
+}
+
+impl Witness {
+    fn note(&self, when: &'static str) {
+        let one = Tensor::ones([1, 1], (Kind::Float, Device::Cpu));
+        self.seen.borrow_mut().insert(when, one.matmul(&one).kind());
+    }
+}
+
+impl Task for Witness {
+    fn name(&self) -> &'static str {
+        "witness"
+    }
+
+    fn phases(&self) -> Vec<Phase> {
+        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    }
+
+    fn next_batch(&mut self) -> Result<Batch> {
+        self.note("fetched");
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 1 })
+    }
+
+    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+        self.note("trained");
+        let loss = (&self.weight - &batch.data).square().mean(None);
+        (&loss * scale).backward();
+        Ok(vec![("loss", loss.detach())])
+    }
+
+    fn pictures(&mut self) -> Result<Vec<Picture>> {
+        self.note("shown");
+        Ok(Vec::new())
+    }
+
+    fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
+        self.note("measured");
+        Ok(Vec::new())
+    }
+}
+
+/// `precision: bf16` reaches all networks of a step, the frozen ones that batches come out of among them; what a
+/// checkpoint keeps of measurements is in float32.
+#[test]
+fn precision_reaches_encoding_and_pictures_and_not_measurements() {
+    for (precision, kind) in [("bf16", Kind::BFloat16), ("f32", Kind::Float)] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({"steps": 1, "batch": 1, "precision": precision, "ema_decay": 0.9});
+        let config: TrainerConfig = serde_json::from_value(config).unwrap();
+        let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1})).unwrap();
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
+        let seen = Rc::default();
+        let task = Witness { parameters, weight, seen: Rc::clone(&seen) };
+        Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), Device::Cpu, None).unwrap().train().unwrap();
+        let expected = [("fetched", kind), ("trained", kind), ("shown", kind), ("measured", Kind::Float)];
+        assert_eq!(*seen.borrow(), BTreeMap::from(expected), "{precision}");
+    }
+}
+
 fn steps_kept(run: &Path) -> Vec<i64> {
     let number = |path: &std::path::PathBuf| path.file_stem().unwrap().to_str().unwrap()[5..].parse().unwrap();
     checkpoint::list(run).unwrap().iter().map(number).collect()
@@ -181,6 +247,16 @@ fn when_losses_are_read_changes_nothing() {
         assert!(tensor.equal(&seldom[name]), "{name}: {tensor:?}, {:?}", seldom[name]);
     }
     assert!(often.contains_key("ema.weight") && !often["ema.weight"].equal(&often["model.weight"]));
+    // nor does it leave anything out: without clipping, and without the average, the training is another one
+    for (name, change) in [("model.weight", json!({"clip_gradient": null})), ("ema.weight", json!({"ema_decay": 0.5}))]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = json!({"clip_gradient": 0.05});
+        settings.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        toy(folder.path(), settings, |step| step == 3 || step == 6 || step == 7).unwrap();
+        let other = Checkpoint::read(&checkpoint::path(folder.path(), 12)).unwrap().tensors;
+        assert!(!other[name].equal(&often[name]), "{name} does not depend on {change}");
+    }
     // noticed one step later where nothing asks
     let folder = tempfile::tempdir().unwrap();
     let settings = json!({"log_every": 100, "checkpoint_every": 5});
@@ -325,6 +401,72 @@ fn an_interrupted_run_equals_a_whole_one() {
     let latents = ["--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
     succeed_in(at, &[&encode[..], &latents].concat());
     interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
+}
+
+/// Trains either network for some steps; its losses, and what its last checkpoint stores of it.
+fn trained(at: &Path, kind: &str, run: &str, steps: i64, more: &[&str]) -> (Vec<f64>, BTreeMap<String, Tensor>) {
+    let (file, steps_asked) = (format!("{kind}.yaml"), format!("trainer.steps={steps}"));
+    succeed_in(at, &[&["train", kind, &file, "--run", run, &steps_asked], more].concat());
+    let losses = metrics(&at.join(run)).iter().map(|line| line["loss"].as_f64().unwrap()).collect();
+    (losses, Checkpoint::read(&checkpoint::path(&at.join(run), steps)).unwrap().part("model"))
+}
+
+/// Without the discriminator, whose batch statistics are those of one forward pass.
+const PLAIN: [&str; 2] = ["loss.adversarial_weight=0", "optimizer.eps=1e-4"];
+
+/// Mixed precision trains both networks as float32 does, on the same samples with the same noise: the loss falls, each
+/// step's stays by the other's, and the weights are float32.
+#[test]
+fn both_networks_train_in_bf16() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 4, 4, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    let diffusion: &[&str] = &["optimizer.learning_rate=2e-3", "optimizer.eps=1e-4"];
+    // measured: 2.4e-3 and 1.4e-2
+    for (kind, steps, more, bound) in [("autoencoder", 20, &PLAIN[..], 1e-2), ("diffusion", 40, diffusion, 5e-2)] {
+        let run = |precision: &str| {
+            let run = if precision == "f32" { format!("runs/{kind}") } else { format!("runs/{kind}-half") };
+            trained(at, kind, &run, steps, &[more, &[&format!("trainer.precision={precision}")]].concat())
+        };
+        let ((full, _), (half, weights)) = (run("f32"), run("bf16"));
+        assert!(weights.iter().all(|(_, t)| t.kind() == Kind::Float), "{kind}");
+        let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
+        let quarter = half.len() / 4;
+        let (first, last) = (mean(&half[..quarter]), mean(&half[half.len() - quarter..]));
+        let apart = half.iter().zip(&full).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        println!("{kind}: loss {first:.4} to {last:.4} in bf16, at most {apart:.1e} from float32's");
+        assert!(last < 0.9 * first, "{kind}: {first} to {last}");
+        assert!(half != full && apart < bound, "{kind}: {apart:e}");
+    }
+}
+
+/// Two passes of two clips a step are one pass of four, in losses and in weights.
+#[test]
+fn accumulated_passes_are_one_pass_of_all_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("clips.safetensors"), 5, 6, 32);
+    fs::write(at.join("autoencoder.yaml"), AUTOENCODER).unwrap();
+    fs::write(at.join("diffusion.yaml"), DIFFUSION).unwrap();
+    for (kind, more) in [("autoencoder", &PLAIN[..]), ("diffusion", &["optimizer.eps=1e-4"])] {
+        let run = |run: &str, batch: &str, accumulate: &str| {
+            let both = [format!("trainer.batch={batch}"), format!("trainer.accumulate={accumulate}")];
+            trained(at, kind, run, 6, &[more, &[&both[0], &both[1], "trainer.clip_gradient=0.5"]].concat())
+        };
+        let (whole, parts) = (run(&format!("runs/{kind}"), "4", "1"), run(&format!("runs/{kind}-parts"), "2", "2"));
+        let losses = whole.0.iter().zip(&parts.0).map(|(a, b)| (a - b).abs() / a).fold(0.0, f64::max);
+        let flat = |weights: &BTreeMap<String, Tensor>| {
+            Tensor::cat(&weights.values().map(|t| t.to_kind(Kind::Double).flatten(0, -1)).collect::<Vec<_>>(), 0)
+        };
+        let weights = common::relative_error(&flat(&parts.1), &flat(&whole.1));
+        println!("{kind}: losses differ by {losses:.1e}, weights by {weights:.1e}");
+        assert!(losses < 1e-5 && weights < 1e-5, "{kind}: losses {losses:e}, weights {weights:e}");
+        // and a pass of two alone is another training
+        let half = run(&format!("runs/{kind}-half"), "2", "1");
+        assert!(common::relative_error(&flat(&half.1), &flat(&whole.1)) > 1e-3, "{kind}");
+    }
 }
 
 /// A checkpoint of another architecture or another kind of run: one clear error, status 1, the run as it was.

@@ -4,7 +4,9 @@ mod common;
 
 use common::{largest_difference, noise, relative_error, wake};
 use lvdm::{
-    diffusion::{Condition, Denoiser, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser},
+    diffusion::{
+        Condition, Denoiser, GivenFrames, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser,
+    },
     models::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Frames, Init, Parameters},
     torch::{Autocast, FixedWeights, caught, peak_host_memory, recompute},
@@ -123,6 +125,15 @@ fn recomputation_changes_nothing_but_memory() {
     assert!(all < first && first < peak, "levels do not matter");
 }
 
+/// As of a frozen network's first block, of which only what comes after is trained.
+#[test]
+fn a_recomputed_block_may_hold_nothing_that_is_trained() {
+    let (frozen, weight) = (noise(1, &[2, 4]), noise(2, &[4]).set_requires_grad(true));
+    let made = recompute(&[&frozen], |inputs: &[Tensor]| &inputs[0] * 2.0);
+    (made * &weight).sum(None).backward();
+    assert!(weight.grad().equal(&(frozen * 2.0).sum_dim_intlist([0i64].as_slice(), false, None)));
+}
+
 /// What goes wrong in a block that is computed again is told in its own words.
 #[test]
 fn a_failure_inside_a_recomputed_block_says_what_it_was() {
@@ -182,7 +193,8 @@ fn a_batch_is_its_samples() {
     }
 }
 
-/// Noise and z_0 prediction with L1 and L2 against the formulas, and that a denoiser turns either into the other.
+/// Noise, z_0 and velocity (√ᾱ·ε − √(1−ᾱ)·z_0; Salimans and Ho 2022) predicted, with L1 and L2, against the formulas, and
+/// that a denoiser turns each into the others.
 #[test]
 fn the_objective_is_the_formula() {
     let (unet, parameters) = network(&config());
@@ -194,7 +206,8 @@ fn the_objective_is_the_formula() {
     };
     let z_t = &z_0 * alpha(f64::sqrt) + &noise * alpha(|a| (1.0 - a).sqrt());
     let output = unet.forward(&z_t, &times(&t), &UNetCondition::default());
-    for (predict, target) in [(Predict::Noise, &noise), (Predict::Z0, &z_0)] {
+    let velocity = &noise * alpha(f64::sqrt) - &z_0 * alpha(|a| (1.0 - a).sqrt());
+    for (predict, target) in [(Predict::Noise, &noise), (Predict::Z0, &z_0), (Predict::Velocity, &velocity)] {
         let difference: Tensor = &output - target;
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
@@ -211,11 +224,70 @@ fn the_objective_is_the_formula() {
         let again = &prediction.z_0 * a.sqrt() + &prediction.noise * (1.0 - a).sqrt();
         assert!(relative_error(&again, &z) < 1e-4, "{predict:?}");
         let direct = match predict {
-            Predict::Noise => &prediction.noise,
-            Predict::Z0 => &prediction.z_0,
-            Predict::Velocity => unreachable!("not asked for above"),
+            Predict::Noise => prediction.noise.shallow_clone(),
+            Predict::Z0 => prediction.z_0.shallow_clone(),
+            Predict::Velocity => &prediction.noise * a.sqrt() - &prediction.z_0 * (1.0 - a).sqrt(),
         };
-        assert!(relative_error(direct, &output.narrow(0, 1, 1)) < 1e-5, "{predict:?}");
+        assert!(relative_error(&direct, &output.narrow(0, 1, 1)) < 1e-5, "{predict:?}");
+    }
+}
+
+/// What a network that predicts the velocity is trained on where frames are given: on those that carry noise of a level s
+/// the velocity at s, on clean ones, whose ᾱ is one, the noise they carry; elsewhere that at t. The loss is the mean over
+/// all frames, or over those that are not given.
+#[test]
+fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
+    const CLASSES: i64 = 300;
+    let parameters = Parameters::new(CPU, 4);
+    let ports = UNetPorts { inputs: 5, outputs: 4, temporal_length: 4, classes: Some(CLASSES) };
+    let unet = UNet3d::new(&parameters.root(), &config(), &ports);
+    wake(&parameters);
+    parameters.freeze();
+    let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+    let shape = [2, 4, 4, 8, 8];
+    let (z_0, at_t, at_s) = (noise(5, &shape), noise(6, &shape), noise(7, &shape));
+    let (t, s) = ([40i64, 800], [250i64, 3]);
+    // the first frame of one clip, the last two of the other
+    let mask = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]).view([2, 1, 4, 1, 1]);
+    let rates = |times: [i64; 2]| {
+        let of = |f: fn(f64) -> f64| {
+            Tensor::from_slice(&times.map(|t| f(schedule.alpha_bar[t as usize]) as f32)).view([2, 1, 1, 1, 1])
+        };
+        (of(f64::sqrt), of(|a| (1.0 - a).sqrt()))
+    };
+    let clean = (Tensor::ones([1], (Kind::Float, CPU)), Tensor::zeros([1], (Kind::Float, CPU)));
+    for level in [true, false] {
+        let (signal, sigma) = rates(t);
+        let (given_signal, given_sigma) =
+            if level { rates(s) } else { (clean.0.shallow_clone(), clean.1.shallow_clone()) };
+        let free = 1.0 - &mask;
+        let z = (&z_0 * &signal + &at_t * &sigma) * &free + (&z_0 * &given_signal + &at_s * &given_sigma) * &mask;
+        let input = Tensor::cat(&[z, mask.expand([2, 1, 4, 8, 8], false)], 1);
+        let condition = UNetCondition { level: level.then(|| times(&s)), context: None };
+        let output = unet.forward(&input, &times(&t), &condition);
+        let velocity =
+            (&at_t * &signal - &z_0 * &sigma) * &free + (&at_s * &given_signal - &z_0 * &given_sigma) * &mask;
+        for masked_loss in [false, true] {
+            for loss in [Loss::L1, Loss::L2] {
+                let difference: Tensor = &output - &velocity;
+                let difference = if loss == Loss::L1 { difference.abs() } else { difference.square() };
+                let expected = match masked_loss {
+                    false => difference.mean(None),
+                    // five of the eight frames are free
+                    true => (difference * &free).sum(None) / (5 * 4 * 8 * 8) as f64,
+                };
+                let given = GivenFrames {
+                    mask: mask.shallow_clone(),
+                    level: level.then(|| times(&s)),
+                    noise: at_s.shallow_clone(),
+                    masked_loss,
+                };
+                let objective = Objective { predict: Predict::Velocity, loss };
+                let found = objective.loss(&unet, &schedule, &z_0, &times(&t), &at_t, &Condition::Frames(given));
+                let error = relative_error(&found, &expected);
+                assert!(error < 1e-5, "level {level}, masked {masked_loss}, {loss:?}: {error:e}");
+            }
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, gpus, upload},
+    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, device_name, upload},
     train::{Ema, Optimizer, Saver},
 };
 
@@ -216,12 +216,8 @@ impl Bench {
 /// What is timed on, in words.
 pub(super) fn title(device: Device) -> String {
     match device {
-        Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
-        _ => {
-            let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-            let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-            format!("{} ({} threads)", model.map_or("CPU", |(_, name)| name.trim()), tch::get_num_threads())
-        }
+        Device::Cuda(_) => device_name(device),
+        _ => format!("{} ({} threads)", device_name(device), tch::get_num_threads()),
     }
 }
 
@@ -266,7 +262,7 @@ fn unet(
         let _autocast = report.autocast();
         let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
         backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
-        optimizer.step(None)
+        optimizer.step(&optimizer.gradients(), None)
     })?;
     let more = json!({"batch": batch, "recompute": network.recompute});
     report.line("unet_train_step", &timing, Some(3 * flops), false, more);
@@ -412,7 +408,7 @@ fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
                 frame_stride: 1,
                 resolution: 64,
                 flip: false,
-                workers: std::thread::available_parallelism().map_or(1, |n| n.get()),
+                workers: crate::torch::cpus(),
             }
         }
     };

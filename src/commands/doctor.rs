@@ -5,7 +5,10 @@ use std::{fs, path::Path, time::Instant};
 use anyhow::{Result, bail};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
-use crate::torch::{attention_kernels, gpus, libtorch_version, load_cuda};
+use crate::torch::{
+    Bfloat16, Processor, Vectors, attention_kernels, cpus, gpus, libtorch_version, load_cuda, processor, shortcuts,
+    waiting,
+};
 use crate::weights::released::ALL;
 
 /// How one thing stands.
@@ -55,12 +58,9 @@ fn examine() -> bool {
         Finding::new(
             Outcome::Good,
             "threads",
-            format!(
-                "{} of {} cores",
-                tch::get_num_threads(),
-                std::thread::available_parallelism().map_or(1, |n| n.get())
-            ),
+            format!("{} on {} CPUs that this process may use; {}", tch::get_num_threads(), cpus(), waiting()),
         ),
+        cpu(),
         cuda(),
     ];
     for (index, gpu) in gpus().iter().enumerate() {
@@ -106,6 +106,32 @@ fn libtorch_place() -> String {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let path = maps.lines().filter_map(|line| line.split_whitespace().nth(5)).find(|p| p.ends_with("/libtorch_cpu.so"));
     path.and_then(|path| Path::new(path).parent()).map(|path| format!(" in {}", path.display())).unwrap_or_default()
+}
+
+/// The processor's instructions, and the shortcuts that are taken because of them.
+fn cpu() -> Finding {
+    let Processor { name, vectors, bfloat16, .. } = processor();
+    let vectors = match vectors {
+        Vectors::Avx512 => "AVX-512",
+        Vectors::Avx2 => "AVX2",
+        Vectors::Plain => "no vector instructions beyond the architecture's",
+    };
+    let bfloat16 = match bfloat16 {
+        Bfloat16::Native => "bfloat16 by its own instructions",
+        Bfloat16::Emulated | Bfloat16::Slow => "bfloat16 emulated (float32 is faster)",
+    };
+    let taken = shortcuts();
+    let all = [
+        ("own kernels", taken.kernels),
+        ("kept convolution kernels", taken.kept_f32),
+        ("the same in bfloat16", taken.kept_bf16),
+        ("channels last in 3D", taken.channels_last_3d),
+    ];
+    let list = |on: bool| all.iter().filter(|(_, is)| *is == on).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let [on, off] = [true, false].map(|on| Some(list(on)).filter(|names| !names.is_empty()));
+    let [on, off] = [on, off].map(|names| names.unwrap_or("none".into()));
+    let detail = format!("{name}: {vectors}, {bfloat16}; shortcuts on: {on}; off: {off}");
+    Finding::new(Outcome::Good, "processor", detail)
 }
 
 fn cuda() -> Finding {

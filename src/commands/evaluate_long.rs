@@ -22,7 +22,7 @@ use crate::{
     models::I3d,
     report::{Plot, Series},
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::DeviceName,
+    torch::{DeviceName, device_name},
     train::{logger::RunLogger, progress::Progress},
 };
 
@@ -223,9 +223,9 @@ impl<'a> Reader<'a> {
 }
 
 impl Windows<'_> {
-    /// The file of a batch that is not done yet, by its first sample.
+    /// The folder of a batch that is not done yet, by its first sample.
     fn state(&self, first: u64) -> PathBuf {
-        self.folder().join(format!("unfinished-{first:05}.safetensors"))
+        self.folder().join(format!("unfinished-{first:05}"))
     }
 
     fn folder(&self) -> PathBuf {
@@ -418,7 +418,7 @@ fn write(
     write_atomically(&out.join(CURVES_FILE), |file| Ok(file.write_all(lines.as_bytes())?))?;
     let figures = json!({
         "experiment": experiment, "protocol": protocol, "protocol_hash": protocol.hash(), "floor": floor,
-        "curves": measured, "device": format!("{device:?}").to_lowercase(),
+        "curves": measured, "device": device_name(device),
     });
     let text = serde_json::to_string_pretty(&figures)?;
     write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;

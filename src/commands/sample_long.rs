@@ -151,7 +151,7 @@ impl SampleLong {
             if samples.iter().all(|&sample| file(sample).exists()) {
                 continue;
             }
-            let state = out.join(format!("unfinished-{first:05}.safetensors"));
+            let state = out.join(format!("unfinished-{first:05}"));
             let z = long.latents(&samples, self.seed, &state, &mut |clip| bar.step(first * clips + clip, ""))?;
             for (i, &sample) in samples.iter().enumerate().filter(|(_, sample)| !file(**sample).exists()) {
                 bar.step((first + samples.len() as u64) * clips, &format!("writing {}", file(sample).display()));

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     distributed::Ranks,
     random::{Purpose, stream},
+    torch::caught,
 };
 
 /// Batches that are decoded before they are asked for.
@@ -55,7 +56,7 @@ pub struct Batch {
 pub struct Loader {
     set: Arc<Set>,
     pool: ThreadPool,
-    queue: VecDeque<(u64, Receiver<Sample>)>,
+    queue: VecDeque<(u64, Receiver<Result<Sample>>)>,
     batch: u64,
     /// Samples from one batch's beginning to the next one's: batch · ranks.
     advance: u64,
@@ -65,7 +66,7 @@ pub struct Loader {
     scheduled: u64,
     offset: u64,
     order: Option<(u64, Arc<Vec<u32>>)>,
-    skipped: BTreeMap<String, String>,
+    skipped: BTreeMap<u32, String>,
     left_out: usize,
     stop: Arc<AtomicBool>,
 }
@@ -88,8 +89,8 @@ struct Sample {
     clip: Option<(Vec<u8>, Option<String>)>,
     /// The folder of the videos was away for too long.
     away: bool,
-    /// Name and reason of the videos that were tried before.
-    skipped: Vec<(String, String)>,
+    /// Number and reason of the videos that were tried before.
+    skipped: Vec<(u32, String)>,
 }
 
 impl Loader {
@@ -127,8 +128,6 @@ impl Loader {
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|i| format!("decode-{i}"))
-            // The sample's channel closes, and `next` says so.
-            .panic_handler(|_| ())
             .build()
             .context("cannot start the decoding threads")?;
         let root = match &config.dataset {
@@ -165,14 +164,14 @@ impl Loader {
         self.set.videos.len()
     }
 
-    /// The videos that could not be used so far, with the reason.
-    pub fn skipped(&self) -> &BTreeMap<String, String> {
+    /// The videos that this loader could not use so far, by their number in the dataset, with the reason.
+    pub fn skipped(&self) -> &BTreeMap<u32, String> {
         &self.skipped
     }
 
-    /// How many videos of the dataset could not be used so far: those, and what it names and does not have.
-    pub fn unusable(&self) -> usize {
-        self.left_out + self.skipped.len()
+    /// How many videos the dataset lists that have no file, or no caption where it gives captions.
+    pub fn left_out(&self) -> usize {
+        self.left_out
     }
 
     /// The next batch. A video that is corrupt, cut off or too short is named in the log, once, and
@@ -188,13 +187,15 @@ impl Loader {
         let (mut clips, mut captions, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
-            let sample = receiver.recv().with_context(|| format!("the thread that decoded sample {number} died"))?;
-            for (name, reason) in sample.skipped {
-                if !self.skipped.contains_key(&name) {
+            let sample = receiver.recv().context("the thread died").and_then(|sample| sample);
+            let sample = sample.with_context(|| format!("decoding sample {number}"))?;
+            for (video, reason) in sample.skipped {
+                let name = &self.set.videos[video as usize].name;
+                skipped.push(name.clone());
+                self.skipped.entry(video).or_insert_with(|| {
                     warn!("skipped {name}: {reason}");
-                    self.skipped.insert(name.clone(), reason);
-                }
-                skipped.push(name);
+                    reason
+                });
             }
             if sample.away {
                 bail!("the data is away for {} s: {}", PATIENCE.as_secs(), self.set.root_name());
@@ -221,7 +222,7 @@ impl Loader {
                 let (set, order, stop) = (self.set.clone(), self.order(number), self.stop.clone());
                 self.pool.spawn_fifo(move || {
                     if !stop.load(Ordering::Relaxed) {
-                        let _ = sender.send(set.sample(number, &order, &stop));
+                        let _ = sender.send(caught(|| Ok(set.sample(number, &order, &stop))));
                     }
                 });
                 self.queue.push_back((number, receiver));
@@ -243,8 +244,8 @@ impl Loader {
     }
 
     fn nothing_usable(&self) -> String {
-        let first: Vec<String> =
-            self.skipped.iter().take(3).map(|(name, reason)| format!("{name}: {reason}")).collect();
+        let line = |(video, reason): (&u32, &String)| format!("{}: {reason}", self.set.videos[*video as usize].name);
+        let first: Vec<String> = self.skipped.iter().take(3).map(line).collect();
         format!("none of the {} videos can be used; the first ones: {}", self.videos(), first.join("; "))
     }
 }
@@ -263,15 +264,15 @@ impl Set {
     fn sample(&self, number: u64, order: &[u32], stop: &AtomicBool) -> Sample {
         let mut skipped = Vec::new();
         let place = (number % order.len() as u64) as usize;
-        for video in order[place..].iter().chain(&order[..place]) {
+        for &at in order[place..].iter().chain(&order[..place]) {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
-            let video = &self.videos[*video as usize];
+            let video = &self.videos[at as usize];
             match self.cut(video, number, stop) {
                 Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped, away: false },
                 Err(_) if self.is_away() => return Sample { clip: None, skipped, away: true },
-                Err(error) => skipped.push((video.name.clone(), format!("{error:#}"))),
+                Err(error) => skipped.push((at, format!("{error:#}"))),
             }
         }
         Sample { clip: None, skipped, away: false }
@@ -491,12 +492,29 @@ mod tests {
         let folder = folder();
         let mut loader = Loader::new(&config(folder.path()), 3, 1, 0).unwrap();
         let named: Vec<String> = (0..3).flat_map(|_| loader.next().unwrap().skipped).collect();
-        let reason = |name: &str| &loader.skipped()[folder.path().join(name).to_str().unwrap()];
-        assert_eq!(loader.skipped().len(), 4, "{:?}", loader.skipped());
-        assert!(loader.skipped().keys().all(|name| named.contains(name)));
+        let by_name: BTreeMap<&str, &String> = loader
+            .skipped()
+            .iter()
+            .map(|(&video, reason)| (loader.set.videos[video as usize].name.as_str(), reason))
+            .collect();
+        let reason = |name: &str| by_name[folder.path().join(name).to_str().unwrap()];
+        assert_eq!(by_name.len(), 4, "{by_name:?}");
+        assert!(by_name.keys().all(|name| named.iter().any(|other| other == name)));
         assert!(reason("short.mp4").contains("too short: 6 frames"), "{}", reason("short.mp4"));
         assert!(reason("empty.mp4").contains("empty"), "{}", reason("empty.mp4"));
         assert!(reason("cut.mp4").contains("cut.mp4") && reason("noise.avi").contains("noise.avi"));
+    }
+
+    #[test]
+    fn a_panic_of_a_decoding_thread_is_an_error_of_its_sample() {
+        let folder = folder();
+        let mut loader = Loader::new(&config(folder.path()), 1, 1, 0).unwrap();
+        // samples that are scheduled from here on are of a video that the data set does not have
+        loader.order = Some((0, Arc::new(vec![99; 9])));
+        let error = (0..9).find_map(|_| loader.next().err()).unwrap();
+        let error = format!("{error:#}");
+        assert!(error.starts_with(&format!("decoding sample {}: ", AHEAD + 1)), "{error}");
+        assert!(error.contains("index is 99"), "{error}");
     }
 
     #[test]

@@ -22,7 +22,10 @@ use super::{
     dataset::{DataConfig, VideoEntry},
     loader::FixedClips,
 };
-use crate::random::{Purpose, stream};
+use crate::{
+    random::{Purpose, stream},
+    torch::caught,
+};
 
 /// How clips are drawn from a dataset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -87,10 +90,21 @@ struct InOrder {
     pool: ThreadPool,
     /// Each with a number of its own.
     videos: std::vec::IntoIter<(u64, VideoEntry)>,
-    /// The clips of each video whose turn it is or comes soon, then none, or why there are no more.
-    ahead: VecDeque<Receiver<Result<Option<Vec<u8>>>>>,
+    /// Of each video whose turn it is or comes soon.
+    ahead: VecDeque<Receiver<Found>>,
     cut: Cut,
     stop: Arc<AtomicBool>,
+}
+
+/// What a thread finds in a video.
+enum Found {
+    Clip(Vec<u8>),
+    /// There are no more.
+    End,
+    /// The video cannot be used, or not to its end: it is passed over.
+    Unusable(anyhow::Error),
+    /// The program is at fault, not the video.
+    Fault(anyhow::Error),
 }
 
 /// How clips are cut from a video.
@@ -183,7 +197,7 @@ impl ClipStream {
 
 impl InOrder {
     fn new(config: &DataConfig, videos: Vec<(u64, VideoEntry)>, cut: Cut) -> Result<Self> {
-        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).panic_handler(|_| ()).build();
+        let pool = ThreadPoolBuilder::new().num_threads(config.workers.max(1)).build();
         let pool = pool.context("cannot start the decoding threads")?;
         Ok(InOrder { pool, videos: videos.into_iter(), ahead: VecDeque::new(), cut, stop: Arc::default() })
     }
@@ -197,16 +211,21 @@ impl InOrder {
                 let (sender, receiver) = sync_channel(2);
                 let (cut, stop) = (self.cut, self.stop.clone());
                 self.pool.spawn_fifo(move || {
-                    let end = cut.clips_of(&video, number, &sender, &stop).map(|()| None);
-                    let _ = sender.send(end.with_context(|| format!("skipped {}", video.name)));
+                    let end = match caught(|| Ok(cut.clips_of(&video, number, &sender, &stop))) {
+                        Ok(Ok(())) => Found::End,
+                        Ok(Err(error)) => Found::Unusable(error.context(format!("skipped {}", video.name))),
+                        Err(panic) => Found::Fault(panic.context(format!("decoding {}", video.name))),
+                    };
+                    let _ = sender.send(end);
                 });
                 self.ahead.push_back(receiver);
             }
             let Some(clips) = self.ahead.front() else { return Ok(None) };
             match clips.recv().context("a thread that decoded a video died")? {
-                Ok(Some(clip)) => return Ok(Some(clip)),
-                Ok(None) => {}
-                Err(error) => warn!("{error:#}"),
+                Found::Clip(clip) => return Ok(Some(clip)),
+                Found::End => {}
+                Found::Unusable(error) => warn!("{error:#}"),
+                Found::Fault(error) => return Err(error),
             }
             self.ahead.pop_front();
         }
@@ -225,13 +244,7 @@ impl Drop for InOrder {
 
 impl Cut {
     /// Sends the clips of a video until it ends or `stop` is set.
-    fn clips_of(
-        self,
-        video: &VideoEntry,
-        number: u64,
-        to: &SyncSender<Result<Option<Vec<u8>>>>,
-        stop: &AtomicBool,
-    ) -> Result<()> {
+    fn clips_of(self, video: &VideoEntry, number: u64, to: &SyncSender<Found>, stop: &AtomicBool) -> Result<()> {
         let Cut { spec, places, seed } = self;
         let mut source = video.source.open()?;
         let draw = match places {
@@ -241,7 +254,7 @@ impl Cut {
                 let read = |start| Ok(spec.fit(&source.read(start, spec.frames, spec.frame_stride)?));
                 // both or none: the sets take turns
                 for clip in starts.into_iter().flatten().map(read).collect::<Result<Vec<_>>>()? {
-                    let _ = to.send(Ok(Some(clip)));
+                    let _ = to.send(Found::Clip(clip));
                 }
                 return Ok(());
             }
@@ -251,7 +264,7 @@ impl Cut {
         let mut start = if draw == Draw::Listed { random } else { 0 };
         while start + spec.span() <= source.frames() && !stop.load(Ordering::Relaxed) {
             let clip = spec.fit(&source.read(start, spec.frames, spec.frame_stride)?);
-            let _ = to.send(Ok(Some(clip)));
+            let _ = to.send(Found::Clip(clip));
             match draw {
                 Draw::Windows { step } => start += step,
                 _ => break,
@@ -286,6 +299,19 @@ impl Cut {
 mod tests {
     use super::*;
     use crate::{data::DatasetConfig, safetensors::write_safetensors_atomically};
+
+    /// A fault of the program is no property of the video: it is an error, and not a video that is passed over.
+    #[test]
+    fn a_panic_of_a_decoding_thread_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = DataConfig { frames: 2, ..packed(folder.path()) };
+        let spec = config.clip().unwrap();
+        let videos = (0..).zip(config.videos().unwrap().videos).collect();
+        // so many videos as none divide by zero
+        let cut = Cut { spec, places: Places::Parts(0), seed: 0 };
+        let error = format!("{:#}", InOrder::new(&config, videos, cut).unwrap().next().unwrap_err());
+        assert!(error.starts_with("decoding ") && error.contains("zero"), "{error}");
+    }
 
     /// Three videos of ten frames; video and frame show in the grey level.
     fn packed(folder: &std::path::Path) -> DataConfig {

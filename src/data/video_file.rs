@@ -1,6 +1,7 @@
 //! Video files through FFmpeg: any frame by its number, and H.264 out.
 
 mod reader;
+mod timeline;
 mod writer;
 
 use std::sync::Once;
@@ -101,6 +102,10 @@ pub(crate) mod tests {
             for window in 0..25 {
                 let (count, stride) = (generator.random_range(1..6), generator.random_range(1..5));
                 let last = 101 - ((count - 1) * stride + 1);
+                if window % 5 == 4 {
+                    // by the list that is known from before
+                    reader = VideoReader::open(&path).unwrap();
+                }
                 let start = if window == 0 { last } else { generator.random_range(0..=last) };
                 let found: Vec<i64> = reader.read(start, count, stride).unwrap().iter().map(number).collect();
                 let expected: Vec<i64> = (0..count).map(|i| start + i * stride).collect();

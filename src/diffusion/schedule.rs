@@ -1,5 +1,7 @@
 //! How much noise there is at each diffusion time (paper, equations 2 and 3).
 
+use std::{cell::OnceCell, rc::Rc};
+
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
@@ -43,6 +45,8 @@ pub struct NoiseSchedule {
     pub beta: Vec<f64>,
     /// ᾱ_t = Π (1 − β)
     pub alpha_bar: Vec<f64>,
+    /// ᾱ where networks compute, from the first time that it is asked for there.
+    on_device: Rc<OnceCell<Tensor>>,
 }
 
 impl NoiseSchedule {
@@ -71,7 +75,7 @@ impl NoiseSchedule {
                 Some(*product)
             })
             .collect();
-        Ok(NoiseSchedule { beta, alpha_bar })
+        Ok(NoiseSchedule { beta, alpha_bar, on_device: Rc::default() })
     }
 
     /// T
@@ -95,7 +99,8 @@ impl NoiseSchedule {
     pub fn rates(&self, t: &Tensor, like: &Tensor) -> (Tensor, Tensor) {
         let mut shape = vec![1; like.dim()];
         shape[0] = -1;
-        let alpha_bar: Tensor = upload(&Tensor::from_slice(&self.alpha_bar), t.device()).index_select(0, t);
+        let all = self.on_device.get_or_init(|| upload(&Tensor::from_slice(&self.alpha_bar), t.device()));
+        let alpha_bar: Tensor = all.to_device(t.device()).index_select(0, t);
         let shaped = |x: Tensor| x.to_kind(like.kind()).to_device(like.device()).reshape(&shape);
         (shaped(alpha_bar.sqrt()), shaped((&alpha_bar * -1.0 + 1.0).sqrt()))
     }
@@ -133,6 +138,26 @@ mod tests {
             let total = a * a + b * b + 2.0 * a * b * cov + schedule.posterior_variance(t);
             assert!((total - 1.0).abs() < 1e-9, "t = {t}: {total} (before {before})");
         }
+    }
+
+    /// ᾱ goes to the device once, for a schedule and its clones, and is that of each t.
+    #[test]
+    fn alpha_bar_is_uploaded_once() {
+        let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
+        let t = [3i64, 999, 0];
+        let like = Tensor::zeros([3, 1, 2], (tch::Kind::Double, tch::Device::Cpu));
+        let mut places = Vec::new();
+        for schedule in [&schedule, &schedule.clone(), &schedule] {
+            let (signal, sigma) = schedule.rates(&Tensor::from_slice(&t), &like);
+            assert_eq!(signal.size(), [3, 1, 1]);
+            for (i, &t) in t.iter().enumerate() {
+                let place = [i as i64, 0, 0];
+                assert_eq!(signal.double_value(&place), schedule.alpha_bar[t as usize].sqrt());
+                assert_eq!(sigma.double_value(&place), (1.0 - schedule.alpha_bar[t as usize]).sqrt());
+            }
+            places.push(schedule.on_device.get().unwrap().data_ptr());
+        }
+        assert!(places.iter().all(|place| *place == places[0]));
     }
 
     #[test]

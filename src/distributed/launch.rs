@@ -13,7 +13,7 @@ use super::{
     meeting::{self, FAILED_KEY, STOP_KEY},
     stop_is_asked,
 };
-use crate::torch::{DeviceName, Store, caught};
+use crate::torch::{DeviceName, Store, caught, cpus};
 
 /// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -125,8 +125,7 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
         device_of(&place(rank), device, false)?;
     }
     let program = std::env::current_exe().context("cannot find this program")?;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = std::env::var(THREADS).unwrap_or_else(|_| (cores / count).max(1).to_string());
+    let threads = std::env::var(THREADS).unwrap_or_else(|_| (cpus() / count).max(1).to_string());
     let mut children = Vec::new();
     for rank in 0..count {
         let child = Command::new(&program)

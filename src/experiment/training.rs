@@ -22,7 +22,7 @@ pub enum Decay {
     /// The paper's.
     #[default]
     Constant,
-    /// Half a cosine down to zero at the last step.
+    /// Half a cosine from the last step of the warm-up down to zero, which the step after the last one would have.
     Cosine,
 }
 
@@ -224,5 +224,36 @@ impl TrainerConfig {
             ensure!(norm > 0.0, "clip_gradient must be positive, not {norm}");
         }
         self.device.parse::<crate::torch::DeviceName>().map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Over a warm-up of four steps the rate grows by quarters to its full value; then it stays, or falls by half a
+    /// cosine over the remaining eight: from the whole, by way of the half in their middle, to zero.
+    #[test]
+    fn the_learning_rate_warms_up_and_decays() {
+        let rates = |warmup: i64, decay: &str| -> Vec<f64> {
+            let config = serde_json::json!({"kind": "adam", "learning_rate": 8.0, "warmup": warmup, "decay": decay});
+            let config: OptimizerConfig = serde_json::from_value(config).unwrap();
+            (0..14).map(|step| config.learning_rate_at(step, 12)).collect()
+        };
+        let same = |found: Vec<f64>, expected: [f64; 14]| {
+            let close = found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-12);
+            assert!(close, "{found:?}, not {expected:?}");
+        };
+        same(rates(0, "constant"), [8.0; 14]);
+        same(rates(4, "constant"), [2.0, 4.0, 6.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0]);
+        // 4·(1 + cos(kπ/8)): cos π/4 = √2/2, cos π/8 = √(2 + √2)/2
+        let (a, b) = (2.0 * (2.0 + 2f64.sqrt()).sqrt(), 2.0 * 2f64.sqrt());
+        let c = 2.0 * (2.0 - 2f64.sqrt()).sqrt();
+        let fall = [8.0, 4.0 + a, 4.0 + b, 4.0 + c, 4.0, 4.0 - c, 4.0 - b, 4.0 - a, 0.0, 0.0];
+        same(rates(4, "cosine"), [&[2.0, 4.0, 6.0, 8.0][..], &fall].concat().try_into().unwrap());
+        // without a warm-up the fall takes all twelve steps
+        let whole = rates(0, "cosine");
+        assert!(whole[0] == 8.0 && (whole[6] - 4.0).abs() < 1e-12 && whole[12] == 0.0, "{whole:?}");
+        assert!(whole[..12].is_sorted_by(|a, b| a > b) && whole[11] > 0.0, "{whole:?}");
     }
 }

@@ -15,7 +15,7 @@ use super::{ClipId, Generator, Given};
 use crate::{
     checkpoint,
     data::to_u8,
-    diffusion::{LongVideoPlan, Role},
+    diffusion::{LongVideoPlan, PlanStep, Role},
     experiment::{LongVideoConfig, Mistake},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -33,10 +33,10 @@ pub struct LongVideo {
     pub frames: i64,
 }
 
-/// What a file of unfinished latents says of itself.
+/// What a file of unfinished latents says of itself: it holds the frames that one pass of a network added.
 #[derive(Serialize, Deserialize)]
 struct Standing {
-    /// Steps of the plan that are in it.
+    /// Steps of the plan that are done with it.
     steps: usize,
     settings: Value,
 }
@@ -148,9 +148,9 @@ impl LongVideo {
         }))
     }
 
-    /// Normalised latents of the numbered samples, `[N, C, F, h, w]` on the host. What is done is kept in the file
-    /// `state`, with which an interrupted call goes on; the caller deletes it. `on_clip` counts clips: those of the
-    /// plan, for each sample.
+    /// Normalised latents of the numbered samples, `[N, C, F, h, w]` on the host. What is done is kept in the folder
+    /// `state`, a file for each pass of a network, with which an interrupted call goes on; the caller deletes it
+    /// ([`forget`]). `on_clip` counts clips: those of the plan, for each sample.
     /// Sample i depends on the seed and i alone.
     ///
     /// # Errors
@@ -159,19 +159,24 @@ impl LongVideo {
         let [c, _, h, w] = self.prediction.latent;
         let (count, steps) = (samples.len(), &self.plan.steps);
         let settings = json!({"settings": self.settings(seed)?, "samples": samples});
-        let (mut done, mut z) = if state.exists() {
-            let (mut tensors, standing) = read_safetensors(state)?;
-            let foreign = || format!("{} holds no unfinished latents", state.display());
+        let mut z = Tensor::zeros([count as i64, c, self.plan.extent, h, w], (Kind::Float, Device::Cpu));
+        let mut done = 0;
+        let part = |done: usize| state.join(format!("{done:05}.safetensors"));
+        let frames_of = |pass: &[PlanStep]| pass.iter().flat_map(|step| step.written.clone()).collect::<Vec<i64>>();
+        while done < steps.len() && part(done).exists() {
+            let (mut tensors, standing) = read_safetensors(&part(done))?;
+            let foreign = || format!("{} holds no unfinished latents", part(done).display());
             let standing: Standing = serde_json::from_value(standing.with_context(foreign)?).with_context(foreign)?;
             ensure!(
                 standing.settings == settings,
                 "{} was begun with other settings; delete it, or give another folder",
                 state.display()
             );
-            (standing.steps, tensors.remove("latents").with_context(foreign)?)
-        } else {
-            (0, Tensor::zeros([count as i64, c, self.plan.extent, h, w], (Kind::Float, Device::Cpu)))
-        };
+            let pass = steps.get(done..standing.steps).filter(|pass| !pass.is_empty()).with_context(foreign)?;
+            let kept = tensors.remove("latents").with_context(foreign)?;
+            z = z.index_copy(2, &Tensor::from_slice(&frames_of(pass)), &kept);
+            done = standing.steps;
+        }
         while done < steps.len() {
             let role = steps[done].model;
             // clips of a prediction follow from each other; gaps do not
@@ -199,15 +204,15 @@ impl LongVideo {
                 on_clip(base + (clips.len() * i / n) as u64);
             })?;
             let made = Readback::of(&made)?.wait()?;
-            for (i, step) in pass.iter().enumerate() {
-                let kept = made
-                    .narrow(0, (i * count) as i64, count as i64)
-                    .index_select(2, &Tensor::from_slice(&step.places(&step.written)));
-                z = z.index_copy(2, &Tensor::from_slice(&step.written), &kept);
-            }
+            let of_step = |(i, step): (usize, &PlanStep)| {
+                let places = Tensor::from_slice(&step.places(&step.written));
+                made.narrow(0, (i * count) as i64, count as i64).index_select(2, &places)
+            };
+            let added = Tensor::cat(&pass.iter().enumerate().map(of_step).collect::<Vec<_>>(), 2);
+            z = z.index_copy(2, &Tensor::from_slice(&frames_of(pass)), &added);
+            let standing = Standing { steps: done + pass.len(), settings: settings.clone() };
+            write_safetensors_atomically(&part(done), &[("latents", &added)], &serde_json::to_value(standing)?)?;
             done += pass.len();
-            let standing = Standing { steps: done, settings: settings.clone() };
-            write_safetensors_atomically(state, &[("latents", &z)], &serde_json::to_value(standing)?)?;
         }
         Ok(z.narrow(2, 0, self.plan.frames))
     }
@@ -238,5 +243,5 @@ impl LongVideo {
 /// # Errors
 /// The disk's.
 pub fn forget(state: &Path) -> Result<()> {
-    fs::remove_file(state).with_context(|| format!("cannot delete {}", state.display()))
+    fs::remove_dir_all(state).with_context(|| format!("cannot delete {}", state.display()))
 }

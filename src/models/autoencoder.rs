@@ -3,9 +3,9 @@
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last};
+use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, lies_channels_last};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,9 +90,9 @@ fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
     norm.as_ref().map_or_else(|| x.silu(), |norm| norm.silu_of_video(x))
 }
 
-/// On the CPU, 3D convolutions are faster with channels last in memory.
+/// In the order of memory that 3D convolutions want.
 fn laid(x: &Tensor) -> Tensor {
-    if x.device() == Device::Cpu { channels_last(x) } else { x.shallow_clone() }
+    if lies_channels_last(x.device()) { channels_last(x) } else { x.shallow_clone() }
 }
 
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.

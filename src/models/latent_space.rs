@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
-use serde::{Deserialize, Serialize};
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
-use crate::nn::{Parameters, full_precision};
+use crate::{
+    nn::{Parameters, full_precision},
+    torch::{Autocast, upload},
+};
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,9 +44,10 @@ impl LatentMoments {
 }
 
 /// Which autoencoder makes the latents. In a file the image autoencoder stands under the key `image`,
-/// and without that key the settings are the video autoencoder's.
+/// and without that key the settings are the video autoencoder's: one of them at least, and no others, so that those of an
+/// autoencoder that is not known here are an error and not the video autoencoder's defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, try_from = "Map<String, Value>")]
 pub enum LatentSpaceConfig {
     /// Stable Diffusion's image autoencoder, frame by frame.
     Image {
@@ -51,6 +56,33 @@ pub enum LatentSpaceConfig {
     },
     /// The paper's video autoencoder.
     Video(AutoencoderConfig),
+}
+
+impl TryFrom<Map<String, Value>> for LatentSpaceConfig {
+    type Error = anyhow::Error;
+
+    fn try_from(mut settings: Map<String, Value>) -> Result<Self> {
+        /// Settings with a default for each key, as `of`'s; no others.
+        fn only<T: Serialize + DeserializeOwned + Default>(of: &str, settings: Map<String, Value>) -> Result<T> {
+            let Value::Object(known) = serde_json::to_value(T::default())? else { unreachable!("a struct") };
+            let list = |keys: Vec<&String>| keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            let (own, foreign): (Vec<_>, Vec<_>) = settings.keys().partition(|key| known.contains_key(*key));
+            ensure!(
+                foreign.is_empty() && !own.is_empty(),
+                "these are not the settings of {of}, which has {}: {}",
+                list(known.keys().collect()),
+                if foreign.is_empty() { "there are none".into() } else { format!("it knows no {}", list(foreign)) }
+            );
+            Ok(serde_json::from_value(Value::Object(settings))?)
+        }
+        match settings.remove("image") {
+            None => Ok(LatentSpaceConfig::Video(only("the video autoencoder", settings)?)),
+            Some(Value::Object(image)) if settings.is_empty() => {
+                Ok(LatentSpaceConfig::Image { image: only("the image autoencoder", image)? })
+            }
+            Some(_) => bail!("`image` holds all settings of the image autoencoder, and nothing stands beside it"),
+        }
+    }
 }
 
 impl From<AutoencoderConfig> for LatentSpaceConfig {
@@ -174,24 +206,25 @@ impl LatentSpace {
         self.config.as_ref().map_or(Ok([3, frames, height, width]), |config| config.latent_shape(frames, height, width))
     }
 
-    /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`.
+    /// Clips `[B, 3, F, H, W]` in [−1, 1] → the raw posterior's mean and logvar, stacked: `[B, 2C, F/ft, H/fs, W/fs]`;
+    /// never in half precision.
     pub fn moments_of(&self, x: &Tensor) -> Tensor {
         no_grad(|| {
-            let posterior = self.autoencoder.encode(&x.to_device(self.device));
-            Tensor::cat(&[posterior.mean, posterior.logvar], 1)
+            let posterior = self.autoencoder.encode(&upload(x, self.device));
+            full_precision(&Tensor::cat(&[posterior.mean, posterior.logvar], 1))
         })
     }
 
     /// Stacked raw moments and the posterior's noise `[B, C, …]` → normalised z_0.
     pub fn sample(&self, moments: &Tensor, noise: &Tensor) -> Tensor {
-        let halves = moments.to_device(self.device).chunk(2, 1);
+        let halves = upload(moments, self.device).chunk(2, 1);
         let std = (&halves[1] * 0.5).exp();
-        self.moments.normalise(&(&halves[0] + std * noise.to_device(self.device)))
+        self.moments.normalise(&(&halves[0] + std * upload(noise, self.device)))
     }
 
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped; never in half precision.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
-        no_grad(|| full_precision(&self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device)))))
+        no_grad(|| full_precision(&self.autoencoder.decode(&self.moments.restore(&upload(z_0, self.device)))))
     }
 
     /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each
@@ -218,9 +251,12 @@ impl LatentSpace {
         no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
     }
 
-    /// Clips `[B, 3, F, H, W]` in [−1, 1] → their reconstruction through the posterior's mean, the same shape.
+    /// Clips `[B, 3, F, H, W]` in [−1, 1] → their reconstruction through the posterior's mean, the same shape. Always in
+    /// full precision: it is what figures of reconstruction are measured on, and those tell one autoencoder from another
+    /// by less than the rounding of mixed precision.
     pub fn reconstruct(&self, x: &Tensor) -> Tensor {
-        no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x.to_device(self.device)).mean))
+        let _precision = Autocast::bfloat16(self.device, false);
+        no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&upload(x, self.device)).mean))
     }
 
     /// Frames of a clip for one of its latent, and pixels along a side.
@@ -243,6 +279,61 @@ impl LatentSpace {
 mod tests {
     use super::*;
     use crate::random::{Purpose, normal};
+
+    /// Nothing, another codec's settings, also where a key of ours is among them, and a mixture are refused by name; a
+    /// file that leaves keys out stays what it was.
+    #[test]
+    fn another_codecs_settings_are_not_the_video_autoencoders_defaults() {
+        let read = |text: &str| serde_json::from_str::<LatentSpaceConfig>(text);
+        let video = |config: AutoencoderConfig| LatentSpaceConfig::Video(config);
+        assert_eq!(read(r#"{"channels": 8}"#).unwrap(), video(AutoencoderConfig { channels: 8, ..Default::default() }));
+        let LatentSpaceConfig::Image { image } = read(r#"{"image": {"widths": [32, 64]}}"#).unwrap() else { panic!() };
+        assert_eq!(image, ImageAutoencoderConfig { widths: vec![32, 64], ..Default::default() });
+        for (text, words) in [
+            ("{}", "there are none"),
+            (r#"{"codebook": 1024, "embedding": 256}"#, "it knows no codebook, embedding"),
+            (r#"{"codebook": 1024, "channels": 32}"#, "it knows no codebook"),
+            (r#"{"image": {}}"#, "there are none"),
+            (r#"{"image": {"patch": 2}}"#, "it knows no patch"),
+            (r#"{"image": {"widths": [32]}, "channels": 32}"#, "nothing stands beside it"),
+            (r#"{"image": 3}"#, "nothing stands beside it"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+        for config in [video(AutoencoderConfig::default()), ImageAutoencoderConfig::default().into()] {
+            assert_eq!(read(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+        }
+    }
+
+    /// In mixed precision the networks run in bfloat16, and what they give is float32; a reconstruction, which is
+    /// measured, is computed in float32 whatever surrounds it.
+    #[test]
+    fn mixed_precision_reaches_the_autoencoder_and_leaves_float32() {
+        let config: AutoencoderConfig =
+            serde_json::from_str(r#"{"channels": 4, "factors": [2, 4, 4], "norm_groups": 4}"#).unwrap();
+        let weights = Parameters::new(Device::Cpu, 1);
+        VideoAutoencoder::new(&weights.root(), &config);
+        let moments = LatentMoments { scale: 1.0, shift: 0.0 };
+        let space =
+            LatentSpace::new(&config.into(), &weights.named().into_iter().collect(), moments, 2, Device::Cpu).unwrap();
+        let x = normal(0, Purpose::Evaluation, 0, 0, &[1, 3, 4, 16, 16]).clamp(-1.0, 1.0);
+        let z_0 = normal(0, Purpose::Evaluation, 1, 0, &space.latent_shape(4, 16, 16).unwrap()).unsqueeze(0);
+        let run = |half: bool| {
+            let _precision = Autocast::bfloat16(Device::Cpu, half);
+            [space.moments_of(&x), space.decode(&z_0), space.reconstruct(&x)]
+        };
+        let (half, full) = (run(true), run(false));
+        assert!(half.iter().all(|t| t.kind() == Kind::Float));
+        let [encoded, decoded, reconstructed]: [f64; 3] =
+            std::array::from_fn(|i| ((&half[i] - &full[i]).norm() / full[i].norm()).double_value(&[]));
+        println!("bf16 differs from float32 by {encoded:.1e} encoded, {decoded:.1e} decoded");
+        // bfloat16 has 8 bits: where they show, it was computed in them
+        for difference in [encoded, decoded] {
+            assert!((1e-4..3e-2).contains(&difference), "{encoded:e} {decoded:e}");
+        }
+        assert_eq!(reconstructed, 0.0);
+    }
 
     /// Through pixels a clip of any size comes back to the bit, whatever noise its posterior is given.
     #[test]

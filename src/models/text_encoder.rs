@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor, no_grad};
 
 use super::{ClipText, ClipTextConfig, Tokenizer, TokenizerFiles};
-use crate::nn::Parameters;
+use crate::nn::{Parameters, full_precision};
 
 /// What a text encoder looks like. Without a tokenizer (an imported checkpoint may have none) it cannot read prompts.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ impl TextEncoder {
         self.config.width
     }
 
-    /// Prompts → `[N, positions, width]`. Those that are longer than the encoder are cut, with a warning.
+    /// Prompts → `[N, positions, width]`, never in half precision. Those that are longer than the encoder are cut, with a warning.
     ///
     /// # Errors
     /// The tokenizer's own.
@@ -77,7 +77,8 @@ impl TextEncoder {
     /// One by one: what is encoded once and kept is to the bit what is encoded beside others.
     fn encode_one(&self, prompt: &str) -> Result<Tensor> {
         let tokens = self.tokenizer.tokens(prompt, self.config.positions)?;
-        no_grad(|| self.clip.forward(&Tensor::from_slice(&tokens).unsqueeze(0)))
+        let encoded = no_grad(|| self.clip.forward(&Tensor::from_slice(&tokens).unsqueeze(0)))?;
+        Ok(full_precision(&encoded))
     }
 }
 

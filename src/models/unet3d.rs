@@ -1,7 +1,10 @@
 //! The denoising U-Net on video latents (paper, section 3.2): space-only convolutions, and in some
 //! levels attention over the positions of a frame, then over the frames of a position.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -306,26 +309,30 @@ impl Layer {
 
 /// Layers in a row.
 struct Block {
-    // an Arc: a GPU's backward pass has a thread of its own, which lets go of them
-    layers: Vec<Arc<Layer>>,
+    // where activations are computed again, a GPU's backward pass does it in a thread of its own
+    layers: Vec<Arc<Mutex<Layer>>>,
     recompute: bool,
 }
 
 impl Block {
     fn new(layers: impl IntoIterator<Item = Layer>, recompute: bool) -> Self {
-        Block { layers: layers.into_iter().map(Arc::new).collect(), recompute }
+        Block { layers: layers.into_iter().map(|layer| Arc::new(Mutex::new(layer))).collect(), recompute }
     }
 
     fn forward(&self, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
         self.layers.iter().fold(x, |x, layer| {
+            // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
+            let of = |layer: &Mutex<Layer>, x: &Frames, embedding: &Tensor, context: Option<&Tensor>| {
+                layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, embedding, context)
+            };
             if !self.recompute {
-                return layer.forward(&x, embedding, context);
+                return of(layer, &x, embedding, context);
             }
             let (layer, frames) = (Arc::clone(layer), x.frames);
             let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
             let output = recompute(&inputs, move |inputs| {
                 let x = Frames { x: inputs[0].shallow_clone(), frames };
-                layer.forward(&x, &inputs[1], inputs.get(2)).x
+                of(&layer, &x, &inputs[1], inputs.get(2)).x
             });
             x.with(output)
         })

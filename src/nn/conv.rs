@@ -1,7 +1,7 @@
 use tch::{Device, Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
-use crate::torch::{fixed_cast, fixed_conv, fuses, is_deterministic, repeat_edges, transposed_conv};
+use crate::torch::{fixed_cast, fixed_conv, fuses, is_deterministic, repeat_edges, shortcuts, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -22,7 +22,7 @@ impl Padding {
         let pads = [front(w), back(w), front(h), back(h), front(f), back(f)];
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
-            Padding::Replicate if fuses(x) => repeat_edges(x, pads),
+            Padding::Replicate if fuses(x) && lies_channels_last(x.device()) => repeat_edges(x, pads),
             // LibTorch's kernel has no deterministic backward pass on CUDA: there, by copies.
             Padding::Replicate if x.device().is_cuda() && is_deterministic() => (0..3)
                 .fold(x.shallow_clone(), |x, axis| {
@@ -48,6 +48,11 @@ pub fn channels_last(video: &Tensor) -> Tensor {
     video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
 }
 
+/// Whether 3D convolutions on this device want channels last in memory.
+pub fn lies_channels_last(device: Device) -> bool {
+    device == Device::Cpu && shortcuts().channels_last_3d
+}
+
 /// Puts a kernel's channels last in memory, as convolution and gradient want it when activations lie so.
 fn lay_channels_last(kernel: &Tensor) {
     // a set of shapes only has no memory
@@ -71,7 +76,7 @@ impl Conv3d {
         let fan_in = inputs * kernel.pow(3);
         let shape = [outputs, inputs, kernel, kernel, kernel];
         let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
-        if scope.device() == Device::Cpu {
+        if lies_channels_last(scope.device()) {
             lay_channels_last(&weight);
         }
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Frames, Init, Scope};
+use super::{Frames, Init, Scope, conv::lies_channels_last};
 use crate::{
     distributed::Ranks,
     torch::{fuses, group_norm},
@@ -77,10 +77,11 @@ impl GroupNorm {
         x.from_positions(&y.view([bf, h * w, c]))
     }
 
-    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. On the CPU in one pass, channels last in memory.
+    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. In one pass where our kernel takes videos with channels last in
+    /// memory.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
         let x = full_precision(x);
-        if !fuses(&x) {
+        if !(fuses(&x) && lies_channels_last(x.device())) {
             return self.forward(&x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");

@@ -1,8 +1,10 @@
 //! Automatic mixed precision: matrix products and convolutions in bfloat16, the rest in float32.
 
-use std::{ffi::c_int, marker::PhantomData};
+use std::{ffi::c_int, marker::PhantomData, sync::Once};
 
 use tch::{Device, Tensor};
+
+use super::processor::{Bfloat16, processor};
 
 unsafe extern "C" {
     fn lvdm_autocast_set(device_type: c_int, enabled: bool, bfloat16: bool);
@@ -18,8 +20,16 @@ pub struct Autocast {
 }
 
 impl Autocast {
-    /// Mixed precision with bfloat16 on this device, or, where `enabled` is false, full precision.
+    /// Mixed precision with bfloat16 on this device, or, where `enabled` is false, full precision. On a processor without
+    /// instructions for bfloat16 one line says that float32 is faster.
     pub fn bfloat16(device: Device, enabled: bool) -> Self {
+        static SAID: Once = Once::new();
+        if enabled && device == Device::Cpu && processor().bfloat16 != Bfloat16::Native {
+            SAID.call_once(|| {
+                let name = &processor().name;
+                tracing::warn!("{name} has no instructions for bfloat16, which is emulated: float32 is faster here");
+            });
+        }
         let device_type = if device.is_cuda() { 1 } else { 0 };
         // SAFETY: sets a thread-local flag of LibTorch; 0 and 1 are its CPU and CUDA.
         let before = unsafe {

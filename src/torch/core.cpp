@@ -1,7 +1,10 @@
 // What LibTorch has and tch does not expose. Every function returns nullptr, or an error's text
 // that the caller frees with `free`. Tensors cross as `at::Tensor *`, owned by the caller.
 #include <ATen/ATen.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/cpu/Utils.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
@@ -182,7 +185,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
       output = (*kept->body)(inputs);
       outside.apply();
     }
-    torch::autograd::backward({output}, {gradients[0]});
+    // a block with nothing that is trained, behind inputs that are not: there is no gradient to make
+    if (output.requires_grad()) torch::autograd::backward({output}, {gradients[0]});
     torch::autograd::variable_list result = {at::Tensor(), at::Tensor()};
     for (auto &input : inputs) result.push_back(input.grad());
     return result;
@@ -258,6 +262,31 @@ extern "C" char *lvdm_device_memory(int index, bool reset, int64_t *peak) {
 }
 
 // ---- what the machine can do ------------------------------------------------------------------------
+
+// *text <- "name\ncapability\nfeature feature …": the processor's name, the vector instructions that LibTorch's own
+// kernels use, and the processor's features as LibTorch names them. To be freed.
+extern "C" char *lvdm_processor(char **text) {
+  return guarded([&] {
+    std::string name, features;
+    for (auto &[key, value] : at::cpu::get_cpu_capabilities()) {
+      if (key == "cpu_name") name = value.toStringRef();
+      if (value.isBool() && value.toBool()) features += key + " ";
+    }
+    *text = strdup((name + "\n" + at::get_cpu_capability() + "\n" + features).c_str());
+  });
+}
+
+// Whether oneDNN is on, and *bfloat16 <- whether it computes in bfloat16 on this processor: what LibTorch asks before
+// it calls oneDNN itself.
+extern "C" char *lvdm_onednn(bool *on, bool *bfloat16) {
+  return guarded([&] {
+    *on = at::globalContext().userEnabledMkldnn() && at::hasMKLDNN();
+    auto asks = c10::Dispatcher::singleton().findSchema({"mkldnn::_is_mkldnn_bf16_supported", ""});
+    torch::jit::Stack answer;
+    if (asks) asks->callBoxed(answer);
+    *bfloat16 = *on && !answer.empty() && answer.front().toBool();
+  });
+}
 
 extern "C" void lvdm_attention_kernels(bool *flash, bool *memory_efficient, bool *math, bool *cudnn) {
   auto &context = at::globalContext();

@@ -3,6 +3,8 @@ use std::{fmt, str::FromStr};
 use anyhow::{Result, bail};
 use tch::{Cuda, Device};
 
+use super::gpus;
+
 /// A device as the command line and experiments name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceName {
@@ -52,6 +54,19 @@ impl DeviceName {
                 "device cuda:{index} is not there: LibTorch sees {} GPUs (`lvdm doctor` says why)",
                 Cuda::device_count()
             ),
+        }
+    }
+}
+
+/// What kind of device this is, as its maker calls it: `NVIDIA H100 80GB HBM3`, `AMD EPYC 7B13 64-Core Processor`.
+/// Devices of one name compute the same numbers; the number of a GPU is no part of it.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => gpus().get(index).map_or("a GPU".into(), |gpu| gpu.name.clone()),
+        _ => {
+            let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+            let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+            model.map_or_else(|| format!("a CPU ({})", std::env::consts::ARCH), |(_, name)| name.trim().to_string())
         }
     }
 }

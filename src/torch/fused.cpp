@@ -2,6 +2,7 @@
 // Sums are taken over fixed pieces in a fixed order, so results do not depend on the number of threads.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -13,101 +14,26 @@
 #include <vector>
 
 #include "guarded.h"
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define EACH_CPU
-#endif
+#include "rows.h"
 
 namespace {
 
-// e^x to 2 ulp (Cephes), written so that compilers vectorise it
-inline float fast_exp(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-  float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float power;
-  std::memcpy(&power, &bits, sizeof power);
-  return p * power;
+// The inner loops for the instructions that LibTorch's own kernels use here, which ATEN_CPU_CAPABILITY can lower.
+const Rows &rows() {
+#ifdef __x86_64__
+  static const Rows &chosen = [] () -> const Rows & {
+    std::string capability = at::get_cpu_capability();
+    return capability == "AVX512" ? rows_avx512 : capability == "AVX2" ? rows_avx2 : rows_plain;
+  }();
+  return chosen;
+#else
+  return rows_plain;
+#endif
 }
 
 // ---- group norm of [O, S, I, C] over S and a group of C, then y = x̂·scale + shift, then perhaps SiLU --------------
 
 constexpr int64_t ROWS = 64;  // of a piece
-
-EACH_CPU void row_sums(const float *x, int64_t rows, int64_t stride, int64_t channels, float *sum, float *square) {
-  for (int64_t c = 0; c < channels; c++) sum[c] = square[c] = 0;
-  for (int64_t r = 0; r < rows; r++) {
-    const float *row = x + r * stride;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; c++) {
-      sum[c] += row[c];
-      square[c] += row[c] * row[c];
-    }
-  }
-}
-
-EACH_CPU void norm_rows(const float *x, int64_t rows, int64_t stride, int64_t channels, const float *gain,
-                        const float *offset, bool silu, float *y) {
-  for (int64_t r = 0; r < rows; r++) {
-    const float *in = x + r * stride;
-    float *out = y + r * stride;
-    if (silu) {
-#pragma omp simd
-      for (int64_t c = 0; c < channels; c++) {
-        float u = in[c] * gain[c] + offset[c];
-        out[c] = u / (1.0f + fast_exp(-u));
-      }
-    } else {
-#pragma omp simd
-      for (int64_t c = 0; c < channels; c++) out[c] = in[c] * gain[c] + offset[c];
-    }
-  }
-}
-
-// du goes into dx; per channel Σ du and Σ du·x̂, where x̂ = x·inverse − centre
-EACH_CPU void norm_sums_back(const float *x, const float *dy, int64_t rows, int64_t stride, int64_t channels,
-                             const float *gain, const float *offset, const float *inverse, const float *centre,
-                             bool silu, float *dx, float *sum, float *along) {
-  for (int64_t c = 0; c < channels; c++) sum[c] = along[c] = 0;
-  for (int64_t r = 0; r < rows; r++) {
-    const float *in = x + r * stride, *from = dy + r * stride;
-    float *to = dx + r * stride;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; c++) {
-      float du = from[c];
-      if (silu) {
-        float u = in[c] * gain[c] + offset[c];
-        float gate = 1.0f / (1.0f + fast_exp(-u));
-        du *= gate * (1.0f + u * (1.0f - gate));
-      }
-      to[c] = du;
-      sum[c] += du;
-      along[c] += du * (in[c] * inverse[c] - centre[c]);
-    }
-  }
-}
-
-// dx = du·gain − of_one − x·of_x
-EACH_CPU void norm_rows_back(const float *x, int64_t rows, int64_t stride, int64_t channels, const float *gain,
-                             const float *of_one, const float *of_x, float *dx) {
-  for (int64_t r = 0; r < rows; r++) {
-    const float *in = x + r * stride;
-    float *out = dx + r * stride;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; c++) out[c] = out[c] * gain[c] - of_one[c] - in[c] * of_x[c];
-  }
-}
 
 // [O, S, I, C] in pieces of at most ROWS rows of one sample (o, i)
 struct Pieces {
@@ -142,7 +68,7 @@ struct Norm : torch::autograd::Function<Norm> {
     at::parallel_for(0, p.count(), p.grain(), [&](int64_t from, int64_t to) {
       std::vector<float> sum(C), square(C);
       for (int64_t piece = from; piece < to; piece++) {
-        row_sums(px + p.begin(piece), p.rows(piece), p.stride(), C, sum.data(), square.data());
+        rows().sums(px + p.begin(piece), p.rows(piece), p.stride(), C, sum.data(), square.data());
         for (int64_t g = 0; g < groups; g++) {
           double s = 0, q = 0;
           for (int64_t c = g * width; c < (g + 1) * width; c++) s += sum[c], q += square[c];
@@ -167,7 +93,7 @@ struct Norm : torch::autograd::Function<Norm> {
       std::vector<float> gain(C), offset(C);
       for (int64_t piece = from; piece < to; piece++) {
         gains(p, piece, from, pm, groups, pa, pb, shared, gain.data(), offset.data());
-        norm_rows(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(), silu, py + p.begin(piece));
+        rows().norm(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(), silu, py + p.begin(piece));
       }
     });
     context->save_for_backward({x, scale, shift, stats});
@@ -215,7 +141,7 @@ struct Norm : torch::autograd::Function<Norm> {
           inverse[c] = mean[groups + c / width];
           centre[c] = mean[c / width] * inverse[c];
         }
-        norm_sums_back(px + p.begin(piece), pdy + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(),
+        rows().norm_sums_back(px + p.begin(piece), pdy + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), offset.data(),
                        inverse.data(), centre.data(), silu, pdx + p.begin(piece), ps + piece * 2 * C, ps + piece * 2 * C + C);
       }
     });
@@ -252,7 +178,7 @@ struct Norm : torch::autograd::Function<Norm> {
             of_x[c] = inverse[g] * inverse[g] * m[groups + g];
             of_one[c] = inverse[g] * m[g] - mean[g] * of_x[c];
           }
-        norm_rows_back(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), of_one.data(), of_x.data(),
+        rows().norm_back(px + p.begin(piece), p.rows(piece), p.stride(), C, gain.data(), of_one.data(), of_x.data(),
                        pdx + p.begin(piece));
       }
     });
@@ -262,26 +188,21 @@ struct Norm : torch::autograd::Function<Norm> {
 
 // ---- attention over the frames of each position, with relative positions --------------------------------------------
 
-EACH_CPU float dot(const float *a, const float *b, int64_t n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
-  return sum;
-}
-
-EACH_CPU void add_scaled(float *to, const float *from, float factor, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) to[i] += factor * from[i];
-}
-
 struct Shape {
   int64_t clips, frames, places, channels, heads, width;
   double alpha, beta;
   bool transposed;
-  int64_t row(int64_t clip, int64_t frame, int64_t place) const { return (clip * frames + frame) * places + place; }
-  // the pair of frames whose row of the key table meets which query: score[t, s] gains beta·q_of·R[of, by]
-  int64_t of(int64_t t, int64_t s) const { return transposed ? s : t; }
-  int64_t by(int64_t t, int64_t s) const { return transposed ? t : s; }
+
+  // where head h of place n of all clips' places begins in the first frame, of rows of `width` numbers
+  int64_t begin(int64_t n, int64_t h, int64_t row) const {
+    return ((n / places * frames) * places + n % places) * row + h * width;
+  }
+  FrameAttentionPlace place(int64_t n, int64_t h, const float *qkv, const float *keys, const float *values,
+                            float *weights) const {
+    return {frames, width, places * 3 * channels, channels, places * channels, static_cast<float>(alpha),
+            static_cast<float>(beta), transposed, qkv + begin(n, h, 3 * channels), keys, values,
+            weights + (n * heads + h) * frames * frames};
+  }
 };
 
 constexpr int64_t PLACES = 16;  // of a piece
@@ -297,28 +218,7 @@ struct FrameAttention : torch::autograd::Function<FrameAttention> {
     float *py = y.data_ptr<float>(), *pw = weights.data_ptr<float>();
     at::parallel_for(0, s.clips * s.places, PLACES, [&](int64_t from, int64_t to) {
       for (int64_t n = from; n < to; n++)
-        for (int64_t h = 0; h < heads; h++) {
-          int64_t b = n / s.places, p = n % s.places;
-          auto part = [&](int64_t f, int64_t which) { return px + s.row(b, f, p) * 3 * C + which * C + h * d; };
-          float *w = pw + (n * heads + h) * F * F;
-          for (int64_t t = 0; t < F; t++) {
-            float most = -INFINITY, sum = 0;
-            for (int64_t u = 0; u < F; u++) {
-              int64_t of = s.of(t, u), by = s.by(t, u);
-              w[t * F + u] = static_cast<float>(s.alpha) * dot(part(t, 0), part(u, 1), d) +
-                             static_cast<float>(s.beta) * dot(part(of, 0), pk + (of * F + by) * d, d);
-              most = std::max(most, w[t * F + u]);
-            }
-            for (int64_t u = 0; u < F; u++) sum += w[t * F + u] = std::exp(w[t * F + u] - most);
-            float *out = py + s.row(b, t, p) * C + h * d;
-            std::fill(out, out + d, 0.0f);
-            for (int64_t u = 0; u < F; u++) {
-              w[t * F + u] /= sum;
-              add_scaled(out, part(u, 2), w[t * F + u], d);
-              add_scaled(out, pv + (t * F + u) * d, w[t * F + u], d);
-            }
-          }
-        }
+        for (int64_t h = 0; h < heads; h++) rows().attend(s.place(n, h, px, pk, pv, pw), py + s.begin(n, h, C));
     });
     context->save_for_backward({qkv, keys, values, weights});
     context->saved_data["heads"] = heads;
@@ -346,37 +246,16 @@ struct FrameAttention : torch::autograd::Function<FrameAttention> {
     auto dqkv = at::zeros_like(qkv);
     auto dtables = at::zeros({pieces, 2, F, F, d}, qkv.options());
     const float *px = qkv.const_data_ptr<float>(), *pk = keys.const_data_ptr<float>(), *pv = values.const_data_ptr<float>();
-    const float *pw = weights.const_data_ptr<float>(), *pg = dy.const_data_ptr<float>();
-    float *pd = dqkv.data_ptr<float>(), *pt = dtables.data_ptr<float>();
+    const float *pg = dy.const_data_ptr<float>();
+    float *pw = weights.data_ptr<float>(), *pd = dqkv.data_ptr<float>(), *pt = dtables.data_ptr<float>();
     at::parallel_for(0, pieces, 1, [&](int64_t from, int64_t to) {
       std::vector<float> ds(F);
       for (int64_t piece = from; piece < to; piece++)
         for (int64_t n = piece * PLACES; n < std::min(all, (piece + 1) * PLACES); n++)
           for (int64_t h = 0; h < s.heads; h++) {
-            int64_t b = n / s.places, p = n % s.places;
-            auto at = [&](int64_t f, int64_t which) { return s.row(b, f, p) * 3 * C + which * C + h * d; };
             float *dkeys = pt + piece * 2 * table, *dvalues = dkeys + table;
-            const float *w = pw + (n * s.heads + h) * F * F;
-            for (int64_t t = 0; t < F; t++) {
-              const float *g = pg + s.row(b, t, p) * C + h * d;
-              float mean = 0;
-              for (int64_t u = 0; u < F; u++) {
-                float weight = w[t * F + u];
-                ds[u] = dot(g, px + at(u, 2), d) + dot(g, pv + (t * F + u) * d, d);
-                mean += weight * ds[u];
-                add_scaled(pd + at(u, 2), g, weight, d);
-                add_scaled(dvalues + (t * F + u) * d, g, weight, d);
-              }
-              for (int64_t u = 0; u < F; u++) {
-                float score = w[t * F + u] * (ds[u] - mean);
-                int64_t of = s.of(t, u), by = s.by(t, u);
-                float product = static_cast<float>(s.alpha) * score, position = static_cast<float>(s.beta) * score;
-                add_scaled(pd + at(t, 0), px + at(u, 1), product, d);
-                add_scaled(pd + at(u, 1), px + at(t, 0), product, d);
-                add_scaled(pd + at(of, 0), pk + (of * F + by) * d, position, d);
-                add_scaled(dkeys + (of * F + by) * d, px + at(of, 0), position, d);
-              }
-            }
+            rows().attend_back(s.place(n, h, px, pk, pv, pw), pg + s.begin(n, h, C), ds.data(), pd + s.begin(n, h, 3 * C),
+                               dkeys, dvalues);
           }
     });
     auto sum = dtables.sum(0);
@@ -393,11 +272,6 @@ struct Copies {
   Copies(int64_t i, int64_t n, int64_t front, int64_t back)
       : begin(i == 0 ? 0 : i + front), end(i == n - 1 ? n + front + back : i + front + 1) {}
 };
-
-EACH_CPU void add_row(const float *from, int64_t count, float *to) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; i++) to[i] += from[i];
-}
 
 // x [B, C, F, H, W] with its channels last in memory; pads as LibTorch orders them (W, H, F, each in front and behind).
 // LibTorch's kernel goes back through it with one thread a clip; this one shares the frames among threads.
@@ -426,9 +300,9 @@ struct RepeatEdges : torch::autograd::Function<RepeatEdges> {
         for (int64_t f = of_f.begin; f < of_f.end; f++)
           for (int64_t h = of_h.begin; h < of_h.end; h++) {
             const float *in = from + ((b * frames + f) * height + h) * width * C;
-            add_row(in + pads[0] * C, W * C, out);
-            for (int64_t w = 0; w < pads[0]; w++) add_row(in + w * C, C, out);
-            for (int64_t w = W + pads[0]; w < width; w++) add_row(in + w * C, C, out + (W - 1) * C);
+            rows().add(in + pads[0] * C, W * C, out);
+            for (int64_t w = 0; w < pads[0]; w++) rows().add(in + w * C, C, out);
+            for (int64_t w = W + pads[0]; w < width; w++) rows().add(in + w * C, C, out + (W - 1) * C);
           }
       }
     });
@@ -502,9 +376,9 @@ at::Tensor fixed_cast(const at::Tensor &weight) {
 
 // An undefined tensor where the kernel is not to be kept.
 at::Tensor fixed_conv(const at::Tensor &x, const at::Tensor &weight, const std::optional<at::Tensor> &bias,
-                      int64_t stride, int64_t padding) {
-  if (!weights_are_fixed() || !at::globalContext().userEnabledMkldnn()) return {};
+                      int64_t stride, int64_t padding, bool in_float32, bool in_bfloat16) {
   bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
+  if (!weights_are_fixed() || !(mixed ? in_bfloat16 : in_float32)) return {};
   auto kind = mixed ? at::kBFloat16 : at::kFloat;
   std::vector<int64_t> strides{stride, stride}, paddings{padding, padding}, ones{1, 1};
   auto &[held, kernel, offset] = fixed_weights.laid[{weight.const_data_ptr(), kind, stride, x.sizes().vec()}];
@@ -562,11 +436,12 @@ extern "C" char *lvdm_fixed_cast(const at::Tensor *weight, at::Tensor **y) {
   return guarded([&] { *y = new at::Tensor(fixed_cast(*weight)); });
 }
 
-// *y <- nullptr where there is nothing to gain
+// *y <- nullptr where there is nothing to gain, or the processor's kernels cannot be kept in this precision
 extern "C" char *lvdm_fixed_conv(const at::Tensor *x, const at::Tensor *weight, const at::Tensor *bias, int64_t stride,
-                                 int64_t padding, at::Tensor **y) {
+                                 int64_t padding, bool in_float32, bool in_bfloat16, at::Tensor **y) {
   return guarded([&] {
-    auto result = fixed_conv(*x, *weight, bias ? std::optional(*bias) : std::nullopt, stride, padding);
+    auto offset = bias ? std::optional(*bias) : std::nullopt;
+    auto result = fixed_conv(*x, *weight, offset, stride, padding, in_float32, in_bfloat16);
     *y = result.defined() ? new at::Tensor(std::move(result)) : nullptr;
   });
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tch::{Device, Kind, Tensor};
 
-use super::{check, graph::forget_graphs};
+use super::{check, graph::forget_graphs, processor::shortcuts};
 
 unsafe extern "C" {
     fn lvdm_group_norm(
@@ -47,13 +47,15 @@ unsafe extern "C" {
         bias: *const c_void,
         stride: i64,
         padding: i64,
+        in_float32: bool,
+        in_bfloat16: bool,
         y: *mut *mut c_void,
     ) -> *mut c_char;
 }
 
-/// Whether the kernels here can take this tensor.
+/// Whether the kernels here can take this tensor, and are to (see [`Shortcuts`](super::Shortcuts)).
 pub fn fuses(x: &Tensor) -> bool {
-    x.device() == Device::Cpu && x.kind() == Kind::Float
+    x.device() == Device::Cpu && x.kind() == Kind::Float && shortcuts().kernels
 }
 
 fn checked(x: &Tensor, shape: &[i64]) -> Tensor {
@@ -182,8 +184,8 @@ pub fn fixed_cast(weight: &Tensor) -> Tensor {
 }
 
 /// Convolution of `[N, C, H, W]` by `[outputs, C, k, k]` with a kernel that is laid out once, in bfloat16 under
-/// [`Autocast`](super::Autocast). None where weights may change (see [`FixedWeights`]), gradients are kept, or the
-/// device is another.
+/// [`Autocast`](super::Autocast). None where weights may change (see [`FixedWeights`]), gradients are kept, the device is
+/// another, or the processor's kernels cannot be kept (see [`Shortcuts`](super::Shortcuts)).
 ///
 /// # Panics
 /// Where LibTorch refuses the shapes, as ordinary `tch` calls do.
@@ -196,7 +198,9 @@ pub fn fixed_conv(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: i6
     unsafe {
         let [x, weight] = [x, weight].map(|t| t.as_ptr().cast::<c_void>());
         let bias = bias.map_or(std::ptr::null(), |t| t.as_ptr().cast());
-        check(lvdm_fixed_conv(x, weight, bias, stride, padding, &mut y)).unwrap_or_else(|error| panic!("{error}"));
+        let kept = shortcuts();
+        let call = lvdm_fixed_conv(x, weight, bias, stride, padding, kept.kept_f32, kept.kept_bf16, &mut y);
+        check(call).unwrap_or_else(|error| panic!("{error}"));
         (!y.is_null()).then(|| Tensor::from_ptr(y.cast()))
     }
 }

@@ -4,7 +4,6 @@ use std::{
     cell::RefCell,
     env,
     ffi::{CString, c_char, c_int, c_void},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::OnceLock,
 };
 
@@ -12,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
-use super::{backend::part, caught::words, check, fused::weights_are_fixed, load_cuda};
+use super::{backend::part, caught::attempt, check, fused::weights_are_fixed, load_cuda};
 
 unsafe extern "C" {
     fn strdup(text: *const c_char) -> *mut c_char;
@@ -70,10 +69,10 @@ impl Drop for Graph {
 unsafe extern "C" fn call(data: *mut c_void) -> *mut c_char {
     // SAFETY: `data` is the body that `Graph::record` lends.
     let body = unsafe { &mut *data.cast::<Body>() };
-    match catch_unwind(AssertUnwindSafe(body)) {
+    match attempt(body) {
         Ok(()) => std::ptr::null_mut(),
-        Err(panic) => {
-            let text = CString::new(words(panic.as_ref()).replace('\0', " ")).unwrap_or_default();
+        Err(text) => {
+            let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
             // SAFETY: a string; C++ frees the copy.
             unsafe { strdup(text.as_ptr()) }
         }

@@ -12,7 +12,9 @@ mod graph;
 mod memory;
 mod multi_tensor;
 mod process_group;
+mod processor;
 mod recompute;
+mod threads;
 mod transfer;
 
 pub use autocast::{Autocast, backward};
@@ -20,8 +22,8 @@ pub use backend::{
     AttentionKernels, Gpu, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
     libtorch_version, load_cuda,
 };
-pub use caught::caught;
-pub use device::DeviceName;
+pub use caught::{caught, locate_panics};
+pub use device::{DeviceName, device_name};
 pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
@@ -30,7 +32,9 @@ pub use graph::{cuda_graphs, replayed};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
+pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
+pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
 pub use transfer::{Readback, upload, upload_all};
 
 use std::ffi::{CStr, c_char, c_void};

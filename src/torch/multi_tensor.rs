@@ -127,3 +127,29 @@ pub fn clip_global_norm(gradients: &[Tensor], max_norm: Option<f64>) -> Result<T
     }
     Ok(norm)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The norm is that over all tensors together; they are scaled to the largest that is allowed, in their places, and
+    /// left alone below it.
+    #[test]
+    fn clipping_scales_to_the_norm_that_is_allowed() {
+        let gradients =
+            || [Tensor::from_slice(&[3.0f32, 0.0]), Tensor::from_slice(&[[0.0f32, 4.0], [12.0, 0.0]].concat())];
+        let values = |tensors: &[Tensor]| -> Vec<f64> {
+            tensors.iter().flat_map(|t| Vec::<f64>::try_from(t).unwrap()).collect()
+        };
+        let whole = [3.0, 0.0, 0.0, 4.0, 12.0, 0.0];
+        for (max_norm, factor) in [(None, 1.0), (Some(6.5), 0.5), (Some(13.1), 1.0), (Some(0.13), 0.01)] {
+            let clipped = gradients();
+            let norm = clip_global_norm(&clipped, max_norm).unwrap().double_value(&[]);
+            assert_eq!(norm, 13.0, "{max_norm:?}: of the gradients as they were");
+            for (found, value) in values(&clipped).iter().zip(whole) {
+                assert!((found - value * factor).abs() < 1e-5, "{max_norm:?}: {:?}", values(&clipped));
+            }
+        }
+        assert_eq!(clip_global_norm(&[], Some(1.0)).unwrap().double_value(&[]), 0.0);
+    }
+}

@@ -1,15 +1,12 @@
 //! Activations that are computed again in the backward pass instead of being kept.
 
-use std::{
-    ffi::{CString, c_char, c_void},
-    panic::{AssertUnwindSafe, catch_unwind},
-};
+use std::ffi::{CString, c_char, c_void};
 
 use tch::Tensor;
 
-use super::{caught::words, check, pointers};
+use super::{caught::attempt, check, pointers};
 
-type Body = Box<dyn Fn(&[Tensor]) -> Tensor>;
+type Body = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 
 unsafe extern "C" {
     fn strdup(text: *const c_char) -> *mut c_char;
@@ -35,14 +32,14 @@ unsafe extern "C" fn call(
             std::slice::from_raw_parts(inputs, count as usize).iter().map(|&p| Tensor::from_ptr(p.cast())).collect();
         (&*data.cast::<Body>(), inputs)
     };
-    match catch_unwind(AssertUnwindSafe(|| body(&inputs))) {
+    match attempt(|| body(&inputs)) {
         Ok(output) => {
             let pointer = output.as_ptr().cast_mut().cast();
             std::mem::forget(output); // C++ owns it now
             pointer
         }
-        Err(panic) => {
-            let text = CString::new(words(panic.as_ref()).replace('\0', " ")).unwrap_or_default();
+        Err(text) => {
+            let text = CString::new(text.replace('\0', " ")).unwrap_or_default();
             // SAFETY: `said` is C++'s own; it frees the copy.
             unsafe { *said = strdup(text.as_ptr()) };
             std::ptr::null_mut()
@@ -58,11 +55,26 @@ unsafe extern "C" fn drop_body(data: *mut c_void) {
 /// `body(inputs)`, keeping only the inputs: `body` runs once more in the backward pass, where the
 /// gradients of the parameters it uses are accumulated. It must be a pure function of its inputs.
 ///
-/// On a GPU the second run happens on LibTorch's backward thread while this one waits.
+/// On a GPU the second run happens on LibTorch's backward thread while this one waits, and `body` ends there: so it is
+/// `Send`. A counter that is not made for several threads is refused:
+///
+/// ```compile_fail
+/// let counted = std::rc::Rc::new(2.0);
+/// let x = tch::Tensor::from(1.0f32);
+/// lvdm::torch::recompute(&[&x], move |inputs| &inputs[0] * *counted);
+/// ```
+///
+/// and one that is, is not:
+///
+/// ```no_run
+/// let counted = std::sync::Arc::new(2.0);
+/// let x = tch::Tensor::from(1.0f32);
+/// lvdm::torch::recompute(&[&x], move |inputs| &inputs[0] * *counted);
+/// ```
 ///
 /// # Panics
 /// Where `body` panics or LibTorch refuses an operation, as ordinary `tch` calls do.
-pub fn recompute(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor + 'static) -> Tensor {
+pub fn recompute(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Tensor {
     let body: Body = Box::new(body);
     let data: *mut Body = Box::into_raw(Box::new(body));
     let inputs: Vec<Tensor> = inputs.iter().map(|t| t.shallow_clone()).collect();

@@ -86,8 +86,12 @@ impl Task for AutoencoderTask {
         Ok(Batch { data: clips, text: None, samples: batch.samples, position: batch.position })
     }
 
-    fn skipped_videos(&self) -> usize {
-        self.loader.skipped().len()
+    fn missing_videos(&self) -> usize {
+        self.loader.left_out()
+    }
+
+    fn skipped_videos(&self) -> Vec<i64> {
+        self.loader.skipped().keys().map(|&video| video.into()).collect()
     }
 
     fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {

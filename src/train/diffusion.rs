@@ -53,8 +53,7 @@ impl DiffusionTask {
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
-                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position)?
-                    .of_rank(ranks.rank(), ranks.size());
+                let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position, ranks)?;
                 ensure!(
                     latents.shape() == latent,
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",
@@ -65,7 +64,7 @@ impl DiffusionTask {
             }
         };
         let parameters = Parameters::new(device, seed);
-        let generator = Generator::new(experiment, space, text, &parameters)?;
+        let generator = Generator::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision);
         if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
             let mut weights = starting_weights(run, experiment, generator.latent)?;
             weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));
@@ -91,7 +90,7 @@ impl Task for DiffusionTask {
         let dropped = |sample: &u64| stream(seed, Purpose::Caption, *sample, 0).random_bool(drop);
         match &mut self.source {
             Source::Latents(file) => {
-                let mut batch = file.next_batch();
+                let mut batch = file.next_batch()?;
                 if let (Some(text), Some(encoder)) = (&batch.text, &self.generator.text) {
                     let rows: Vec<bool> = batch.samples.iter().map(dropped).collect();
                     let dropped = upload(&Tensor::from_slice(&rows).reshape([-1, 1, 1]), self.device);
@@ -118,10 +117,17 @@ impl Task for DiffusionTask {
         }
     }
 
-    fn skipped_videos(&self) -> usize {
+    fn missing_videos(&self) -> usize {
         match &self.source {
-            Source::Clips(loader) => loader.unusable(),
+            Source::Clips(loader) => loader.left_out(),
             Source::Latents(_) => 0,
+        }
+    }
+
+    fn skipped_videos(&self) -> Vec<i64> {
+        match &self.source {
+            Source::Clips(loader) => loader.skipped().keys().map(|&video| video.into()).collect(),
+            Source::Latents(_) => Vec::new(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Latents, and captions with them, that were encoded once: the raw posterior's moments of many clips in one file.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
@@ -14,7 +14,7 @@ use crate::{
     experiment::Mistake,
     models::{LatentSpace, TextEncoder},
     random::{Purpose, stream},
-    safetensors::{read_safetensors, write_safetensors_atomically},
+    safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
     torch::{Readback, upload},
 };
 
@@ -28,7 +28,8 @@ struct Origin {
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
 /// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
-/// videos, a video gives several clips. Ranks share the clips; rank 0 writes.
+/// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
+/// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
 ///
 /// # Errors
 /// Data that cannot be read or has no captions; a full disk.
@@ -49,7 +50,8 @@ pub fn pack_latents(
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
-        let mut encoded = vec![Readback::of(&space.moments_of(&normalise(&upload(&clips, space.device()))))?.wait()?];
+        let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
+        let mut encoded = vec![Readback::of(&moments)?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
@@ -78,10 +80,10 @@ pub fn pack_latents(
     write_safetensors_atomically(out, &tensors, &serde_json::to_value(origin)?)
 }
 
-/// A file of latents, drawn from in the order of a seed.
+/// A file of latents, drawn from in the order of a seed. They stay in it: a step reads those of its samples.
 pub struct LatentFile {
-    moments: Tensor,
-    context: Option<Tensor>,
+    moments: TensorRows,
+    context: Option<TensorRows>,
     seed: u64,
     batch: u64,
     position: u64,
@@ -91,8 +93,11 @@ pub struct LatentFile {
 }
 
 impl LatentFile {
+    /// One rank's share: of batch · ranks consecutive samples its own `batch`. The first rank alone reads the whole file,
+    /// once, to see that it is not damaged.
+    ///
     /// # Errors
-    /// A file that `lvdm encode` did not write, or wrote for another autoencoder or text encoder.
+    /// A file that `lvdm encode` did not write, or wrote for another autoencoder or text encoder; a damaged one.
     pub fn open(
         path: &Path,
         space: &LatentSpace,
@@ -100,12 +105,13 @@ impl LatentFile {
         batch: i64,
         seed: u64,
         position: u64,
+        ranks: &Ranks,
     ) -> Result<Self> {
-        let (mut tensors, metadata) = read_safetensors(path)?;
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
-        let origin: Origin = serde_json::from_value(metadata.with_context(not)?).with_context(not)?;
-        let moments = tensors.remove("moments").with_context(not)?;
-        ensure!(moments.dim() == 5 && moments.size()[0] > 0, "{}: moments of shape {:?}", not(), moments.size());
+        let origin: Origin = serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)?;
+        let moments = TensorRows::open(path, "moments")?.with_context(not)?;
+        let size = moments.size();
+        ensure!(size.len() == 5 && size[0] > 0, "{}: moments of shape {size:?}", not());
         if (origin.scale, origin.shift) != (space.moments.scale, space.moments.shift) {
             return Err(Mistake(format!(
                 "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {}, shift {}): pack it again",
@@ -115,23 +121,21 @@ impl LatentFile {
         }
         let context = match text {
             None => None,
-            Some(text) => Some(encoded_texts(&mut tensors, text, path)?),
+            Some(text) => Some(encoded_texts(text, path)?),
         };
+        if ranks.is_first() {
+            check_digest(path)?;
+        }
         Ok(LatentFile {
             moments,
             context,
             seed,
             batch: batch as u64,
             position,
-            rank: 0,
-            ranks: 1,
+            rank: ranks.rank() as u64,
+            ranks: ranks.size() as u64,
             order: (u64::MAX, Vec::new()),
         })
-    }
-
-    /// One rank's share: of batch · ranks consecutive samples its own `batch`.
-    pub fn of_rank(self, rank: usize, ranks: usize) -> Self {
-        LatentFile { rank: rank as u64, ranks: ranks as u64, ..self }
     }
 
     /// `[C, F, h, w]` of a latent.
@@ -141,7 +145,10 @@ impl LatentFile {
     }
 
     /// The next samples.
-    pub fn next_batch(&mut self) -> Batch {
+    ///
+    /// # Errors
+    /// A file that is no longer whole.
+    pub fn next_batch(&mut self) -> Result<Batch> {
         let count = self.moments.size()[0] as u64;
         let first = self.position + self.rank * self.batch;
         let samples: Vec<u64> = (first..first + self.batch).collect();
@@ -158,21 +165,22 @@ impl LatentFile {
             })
             .collect();
         self.position += self.batch * self.ranks;
-        let rows = Tensor::from_slice(&rows);
-        Batch {
-            data: self.moments.index_select(0, &rows),
-            text: self.context.as_ref().map(|context| context.index_select(0, &rows)),
+        Ok(Batch {
+            data: self.moments.read(&rows)?,
+            text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
             samples,
             position: self.position,
-        }
+        })
     }
 }
 
 /// The captions in a file of latents: by this text encoder, as what it makes of the empty prompt shows.
-fn encoded_texts(tensors: &mut BTreeMap<String, Tensor>, text: &TextEncoder, path: &Path) -> Result<Tensor> {
-    let (Some(context), Some(empty)) = (tensors.remove("context"), tensors.remove("context_empty")) else {
+fn encoded_texts(text: &TextEncoder, path: &Path) -> Result<TensorRows> {
+    let stored = |name| TensorRows::open(path, name);
+    let (Some(context), Some(empty)) = (stored("context")?, stored("context_empty")?) else {
         return Err(Mistake(format!("{} holds no captions: pack it again with --text RUN", path.display())).into());
     };
+    let empty = empty.read(&[0])?;
     let own = text.empty()?.to_device(Device::Cpu);
     if own.size() != empty.size() || !own.allclose(&empty, 1e-3, 1e-4, false) {
         let path = path.display();

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     nn::Parameters,
-    torch::{Adam, clear_gradients, clip_global_norm, upload_all},
+    torch::{Adam, clear_gradients, upload_all},
 };
 
 /// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
@@ -40,8 +40,10 @@ impl Optimizer {
         self.adam.learning_rate = learning_rate;
     }
 
-    fn gradients(&self) -> Vec<Tensor> {
-        // a parameter that took no part has a gradient of zero; the kernels read both by memory order, not by strides
+    /// The gradients that [`Self::step`] moves the parameters by, one a parameter. Each is the parameter's own, or,
+    /// where that is missing (the parameter took no part) or lies in memory in another order than the parameter does, a
+    /// copy that does not: the kernels go by memory order, not by strides.
+    pub fn gradients(&self) -> Vec<Tensor> {
         let gradient = |p: &Tensor| {
             let g = p.grad();
             if g.defined() && lies_as(&g, p) {
@@ -56,22 +58,14 @@ impl Optimizer {
         self.parameters.iter().map(gradient).collect()
     }
 
-    /// The L2 norm over all gradients, a scalar on their device; with `max_norm` they are scaled down to it.
+    /// Moves the parameters by [`Self::gradients`], clipped or not, but not where `left_out`, a float32 scalar on their
+    /// device, is one: so the host need not wait to know whether the gradients are finite.
     ///
     /// # Errors
     /// LibTorch's own.
-    pub fn clip_gradients(&self, max_norm: Option<f64>) -> Result<Tensor> {
-        clip_global_norm(&self.gradients(), max_norm)
-    }
-
-    /// Moves the parameters, but not where `left_out`, a float32 scalar on their device, is one: so the host need not
-    /// wait to know whether the gradients are finite.
-    ///
-    /// # Errors
-    /// LibTorch's own.
-    pub fn step(&mut self, left_out: Option<&Tensor>) -> Result<()> {
+    pub fn step(&mut self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
         let moments = [self.first_moments.as_slice(), &self.second_moments];
-        self.adam.step(&self.parameters, &self.gradients(), moments, &self.steps, left_out)
+        self.adam.step(&self.parameters, gradients, moments, &self.steps, left_out)
     }
 
     /// What a checkpoint stores: `exp_avg.…`, `exp_avg_sq.…` of each parameter, and `step`.
@@ -113,4 +107,51 @@ impl Optimizer {
 fn lies_as(a: &Tensor, b: &Tensor) -> bool {
     let strides = a.stride().into_iter().zip(b.stride());
     a.size().into_iter().zip(strides).all(|(size, (a, b))| size == 1 || a == b)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::{
+        nn::Init,
+        random::{Purpose, normal},
+        torch::clip_global_norm,
+    };
+
+    /// A gradient may lie in memory in another order than its parameter, as one that came from other ranks does. It is
+    /// clipped and stepped like any other: what is clipped is what is stepped.
+    #[test]
+    fn clipping_acts_on_the_gradients_that_are_stepped() {
+        const SIZE: [i64; 4] = [2, 3, 4, 5];
+        let values = |sample| normal(1, Purpose::Evaluation, sample, 0, &SIZE);
+        let adam = Adam { learning_rate: 0.1, betas: (0.9, 0.999), weight_decay: 0.0, eps: 1e-8, decoupled: false };
+        let train = |other_order: bool| {
+            let parameters = Parameters::new(Device::Cpu, 0);
+            let mut weight = parameters.root().parameter("weight", &SIZE, Init::ZEROS);
+            no_grad(|| weight.copy_(&values(0)));
+            let mut optimizer = Optimizer::new(adam, &parameters);
+            let mut norms = Vec::new();
+            // the first gradient is clipped to a hundredth, the second is not: Adam sees the ratio of the two
+            for (sample, size) in [(1, 100.0), (2, 1.0)] {
+                optimizer.zero_grad().unwrap();
+                let direction = values(sample);
+                let direction = &direction / direction.norm() * size;
+                (&weight * &direction).sum(None).backward();
+                if other_order {
+                    let mut gradient = weight.grad();
+                    let _ = no_grad(|| gradient.as_strided_(&SIZE, [1, 2, 6, 24], 0).copy_(&direction));
+                    assert!(!lies_as(&gradient, &weight) && weight.grad().stride() == [1, 2, 6, 24]);
+                }
+                let gradients = optimizer.gradients();
+                norms.push(clip_global_norm(&gradients, Some(1.0)).unwrap().double_value(&[]));
+                optimizer.step(&gradients, None).unwrap();
+            }
+            assert!((norms[0] - 100.0).abs() < 1e-3 && (norms[1] - 1.0).abs() < 1e-5, "{norms:?}");
+            weight.detach()
+        };
+        let (other, usual) = (train(true), train(false));
+        assert!((&other - &usual).abs().max().double_value(&[]) < 1e-6, "{}", (&other - &usual).abs().max());
+    }
 }

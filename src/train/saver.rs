@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use tch::{Device, Tensor, no_grad};
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::{
+    checkpoint::{self, Checkpoint},
+    torch::caught,
+};
 
 /// Writes checkpoints in the background: training waits for the copy to host memory, and for the one before where
 /// that is not yet on the disk.
@@ -38,7 +41,8 @@ impl Saver {
         let write = move || {
             checkpoint::sweep(&run);
             for (checkpoint, path) in given {
-                let written = checkpoint.write(&path).and_then(|()| checkpoint::prune(&run, keep));
+                let written = caught(|| checkpoint.write(&path).and_then(|()| checkpoint::prune(&run, keep)));
+                let written = written.with_context(|| format!("writing the checkpoint {}", path.display()));
                 if told.send(written).is_err() {
                     break;
                 }
@@ -106,4 +110,35 @@ fn on_host(tensor: &Tensor) -> Tensor {
         let tensor = tensor.detach();
         if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::checkpoint::Progress;
+
+    /// What fails in the thread that writes is told by the thread that trains, with what was being done; later
+    /// checkpoints are written.
+    #[test]
+    fn a_panic_of_the_writing_thread_is_an_error_of_training() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |step| checkpoint::path(folder.path(), step);
+        let of = |tensor: Tensor| Checkpoint {
+            task: "test".into(),
+            progress: Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 },
+            experiment: serde_json::Value::Null,
+            tensors: BTreeMap::from([("model.weight".into(), tensor)]),
+        };
+        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        // a sparse tensor has no bytes in a row, and LibTorch panics where they are asked for
+        saver.save(of(Tensor::from_slice(&[0.0f32, 1.0]).to_sparse(None, None::<i64>, None)), path(1)).unwrap();
+        let error = format!("{:#}", saver.finish().unwrap_err());
+        assert!(error.starts_with("writing the checkpoint ") && error.contains("step-00000001"), "{error}");
+        assert!(error.contains("memory format"), "{error}");
+        saver.save(of(Tensor::from_slice(&[0.0f32, 1.0])), path(2)).unwrap();
+        saver.finish().unwrap();
+        assert!(path(2).exists() && !path(1).exists());
+    }
 }

@@ -1,7 +1,7 @@
 //! The one training loop.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets, Readback, memory_so_far},
+    torch::{Autocast, GradientBuckets, Readback, clip_global_norm, memory_so_far},
 };
 
 /// What a step is made of.
@@ -85,9 +85,14 @@ pub trait Task {
     /// As [`Self::gradients`].
     fn pictures(&mut self) -> Result<Vec<Picture>>;
 
-    /// How many videos could not be used so far, on this rank.
-    fn skipped_videos(&self) -> usize {
+    /// How many videos the data set lists that have no file, or no caption where it gives captions: the same on all ranks.
+    fn missing_videos(&self) -> usize {
         0
+    }
+
+    /// The videos that this rank could not use so far, by their numbers in the data set.
+    fn skipped_videos(&self) -> Vec<i64> {
+        Vec::new()
     }
 
     /// Measured values that belong to the network: stored in every checkpoint.
@@ -132,9 +137,11 @@ pub struct Trainer<T: Task> {
     ranks: Ranks,
     /// Of each phase; none where this process is alone.
     buckets: Vec<Option<GradientBuckets>>,
-    /// Over all ranks: whether one was asked to save and leave, and videos that could not be used.
+    /// Over all ranks: whether one was asked to save and leave, and the videos that could not be used.
     stop: bool,
-    skipped_videos: f64,
+    skipped_videos: BTreeSet<i64>,
+    /// How many of them this rank has told the others.
+    skipped_here: usize,
 }
 
 impl<T: Task> Trainer<T> {
@@ -204,7 +211,8 @@ impl<T: Task> Trainer<T> {
             ranks: Ranks::alone(),
             buckets,
             stop: false,
-            skipped_videos: 0.0,
+            skipped_videos: BTreeSet::new(),
+            skipped_here: 0,
         })
     }
 
@@ -278,7 +286,9 @@ impl<T: Task> Trainer<T> {
             let message = if logs {
                 let clips = self.config.batch * self.config.accumulate * self.ranks.size() as i64;
                 let mut values = window.take(clips, self.progress.skipped_steps);
-                values.push(("skipped_videos".to_string(), self.skipped_videos));
+                // each once, however many ranks met it
+                let skipped_videos = self.task.missing_videos() + self.skipped_videos.len();
+                values.push(("skipped_videos".to_string(), skipped_videos as f64));
                 // of this process since it began
                 values
                     .extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
@@ -357,9 +367,17 @@ impl<T: Task> Trainer<T> {
         self.ranks.ensure_same(&format!("step {}", self.progress.step), &weights)
     }
 
+    /// While it lives, networks run at the training's precision: what is trained, and the frozen ones that batches and
+    /// pictures come out of. What is measured for a checkpoint stays in float32, since all that is built on the run
+    /// relies on it.
+    fn autocast(&self) -> Autocast {
+        Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16)
+    }
+
     /// What a step is made of.
     fn fetch(&mut self, window: &mut Window) -> Result<Vec<Batch>> {
         let start = Instant::now();
+        let _precision = self.autocast();
         let batches = (0..self.config.accumulate).map(|_| self.task.next_batch()).collect::<Result<_>>()?;
         window.waited += start.elapsed().as_secs_f64();
         window.seconds += start.elapsed().as_secs_f64();
@@ -377,7 +395,7 @@ impl<T: Task> Trainer<T> {
             let buckets = self.buckets[phase].as_ref().filter(|_| self.task.takes_part(phase, step));
             for (i, batch) in batches.iter().enumerate() {
                 let scale = 1.0 / self.config.accumulate as f64;
-                let _autocast = Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16);
+                let _precision = self.autocast();
                 // one reduction a step, of what all its passes have accumulated
                 if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
                     buckets.arm();
@@ -394,20 +412,27 @@ impl<T: Task> Trainer<T> {
             let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
             let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
             let optimizer = &mut self.optimizers[phase];
-            let norm = optimizer.clip_gradients(self.config.clip_gradient)?.to_device(self.device);
+            let gradients = optimizer.gradients();
+            let norm = clip_global_norm(&gradients, self.config.clip_gradient)?.to_device(self.device);
             names.push(self.phases[phase].gradient_norm);
             let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
-            optimizer.step(Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
+            optimizer.step(&gradients, Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
             self.pending.push(Pending { phase, step, names, values: Readback::of(&values)? });
         }
         // what else the ranks must agree on
-        let told = [f64::from(u8::from(stop_is_asked())), self.task.skipped_videos() as f64];
+        let skipped = self.task.skipped_videos();
+        let told = [f64::from(u8::from(stop_is_asked())), (skipped.len() - self.skipped_here) as f64];
         let agreed = self.ranks.sum(&told)?;
         self.stop = agreed[0] > 0.0;
         if self.stop {
             ask_to_stop();
         }
-        self.skipped_videos = agreed[1];
+        if agreed[1] > 0.0 {
+            self.skipped_here = skipped.len();
+            for numbers in self.ranks.share(self.ranks.size(), |_| Ok(Tensor::from_slice(&skipped)))? {
+                self.skipped_videos.extend(Vec::<i64>::try_from(numbers)?);
+            }
+        }
         let last = batches.last().expect("accumulate is at least 1");
         self.progress.position = last.position;
         self.progress.step += 1;
@@ -476,7 +501,10 @@ impl<T: Task> Trainer<T> {
     }
 
     fn show(&mut self, log: &mut RunLogger, step: i64) -> Result<()> {
-        for Picture { name, clips } in self.averaged(|task| task.pictures())? {
+        let precision = self.autocast();
+        let shown = self.averaged(|task| task.pictures())?;
+        drop(precision);
+        for Picture { name, clips } in shown {
             let frames = clips.size()[2];
             let grid = pictures::grid(&clips, (frames / 8).max(1))?;
             let (height, width) = (grid.size()[0] as i32, grid.size()[1] as i32);

@@ -20,6 +20,7 @@ use crate::{
     metrics::ProtocolConfig,
     models::I3d,
     report::FigureTable,
+    torch::device_name,
 };
 
 /// The file of a card's figures in an evaluation's folder.
@@ -173,7 +174,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             protocol_hash: protocol.hash(),
             protocol_text: protocol.line(),
             protocol,
-            device: format!("{device:?}").to_lowercase(),
+            device: device_name(device),
             sample_seconds: seconds,
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });

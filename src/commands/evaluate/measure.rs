@@ -1,10 +1,10 @@
 //! Clips stream by, their features stay: one set of generated clips against real ones, beside yardsticks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use rand::seq::SliceRandom;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
 use super::kept::kept;
@@ -14,6 +14,7 @@ use crate::{
     experiment::Mistake,
     metrics::{FeatureExtractor, Figure, Floor, FloorSets, Protocol, ProtocolConfig},
     random::{Purpose, stream},
+    torch::device_name,
     train::progress::Progress,
 };
 
@@ -27,6 +28,15 @@ pub struct Shared<'a> {
     /// Where it works.
     pub device: Device,
     pub ranks: &'a Ranks,
+}
+
+impl Shared<'_> {
+    /// What kinds of devices the ranks extract on. On another kind the same clips have slightly other features.
+    fn device_names(&self) -> Result<BTreeSet<String>> {
+        let own = device_name(self.device);
+        let all = self.ranks.share(self.ranks.size(), |_| Ok(Tensor::from_slice(own.as_bytes())))?;
+        all.into_iter().map(|name| Ok(String::from_utf8(Vec::try_from(name)?)?)).collect()
+    }
 }
 
 /// Features of clips as they stream by; of the clips no more than a piece is kept.
@@ -191,6 +201,19 @@ impl Sets {
     }
 }
 
+/// All that features of real clips depend on, the same on every rank.
+fn key_of(protocol: &Value, sets: Sets, devices: &BTreeSet<String>) -> Value {
+    json!({
+        "lvdm": env!("CARGO_PKG_VERSION"),
+        "protocol": protocol,
+        "draws": sets.draws,
+        "apart": sets.apart,
+        "frozen": sets.yardsticks.frozen,
+        "shuffled": sets.yardsticks.shuffled,
+        "devices": devices,
+    })
+}
+
 impl<'a> RealClips<'a> {
     /// # Errors
     /// Data that are not there.
@@ -246,15 +269,8 @@ impl<'a> RealClips<'a> {
 
     /// Features of all sets, by name: the number of a draw, or a yardstick's name.
     fn kept_features(&self, extractor: Shared, sets: Sets, bar: &mut Bar) -> Result<BTreeMap<String, Tensor>> {
-        let key = json!({
-            "lvdm": env!("CARGO_PKG_VERSION"),
-            "protocol": self.protocol(extractor.extractor).identity(),
-            "draws": sets.draws,
-            "apart": sets.apart,
-            "frozen": sets.yardsticks.frozen,
-            "shuffled": sets.yardsticks.shuffled,
-            "device": format!("{:?}", extractor.device),
-        });
+        let protocol = self.protocol(extractor.extractor);
+        let key = key_of(&protocol.identity(), sets, &extractor.device_names()?);
         let (features, before) = kept(&key, extractor.ranks, || self.make_features(extractor, sets, bar))?;
         if before {
             bar.advance((self.protocol.clips * sets.count()) as u64);
@@ -472,6 +488,22 @@ mod tests {
             assert!(found.flatten(0, 1).equal(&Tensor::arange(11, (Kind::Float, Device::Cpu))), "{arriving}");
         }
         assert!(Extraction::new(first).finish().is_err());
+    }
+
+    /// Ranks of one kind of GPU find what one of them has kept; another kind of GPU does not.
+    #[test]
+    fn kept_features_belong_to_the_kind_of_device_and_not_to_its_number() {
+        let sets = Sets { draws: 1, apart: None, yardsticks: Yardsticks::default() };
+        let key = |devices: &[&str]| key_of(&Value::Null, sets, &devices.iter().map(|name| name.to_string()).collect());
+        assert_eq!(key(&["H100", "H100"]), key(&["H100"]));
+        assert_eq!(key(&["A100", "H100"]), key(&["H100", "A100", "H100"]));
+        assert_ne!(key(&["H100"]), key(&["A100"]));
+        assert_ne!(key(&["H100"]), key(&["A100", "H100"]));
+        // every GPU's name, whatever its number
+        let alone = Ranks::alone();
+        let names = |device| Shared { extractor: &First, device, ranks: &alone }.device_names().unwrap();
+        assert_eq!(names(Device::Cuda(6)), names(Device::Cuda(7)));
+        assert_ne!(names(Device::Cuda(6)), names(Device::Cpu));
     }
 
     #[test]

@@ -33,7 +33,7 @@ use crate::{
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
     models::I3d,
     report::FigureTable,
-    torch::DeviceName,
+    torch::{DeviceName, Readback, device_name, upload},
 };
 
 pub(super) use card::CARD_FILE;
@@ -430,7 +430,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         protocol_hash: protocol.hash(),
         protocol_text: protocol.line(),
         protocol,
-        device: format!("{device:?}").to_lowercase(),
+        device: device_name(device),
         sample_seconds,
         evaluate_seconds: start.elapsed().as_secs_f64() - sample_seconds,
     };
@@ -497,8 +497,8 @@ struct Reconstructions {
 impl Reconstructions {
     /// One clip u8 `[1, 3, F, H, W]`.
     fn take(&mut self, generator: &Generator, clip: &Tensor) -> Result<()> {
-        let x = normalise(&clip.to_device(generator.space.device()));
-        let back = to_u8(&generator.space.reconstruct(&x)).to_device(Device::Cpu);
+        let x = normalise(&upload(clip, generator.space.device()));
+        let back = Readback::of(&to_u8(&generator.space.reconstruct(&x)))?.wait()?;
         self.psnr.push(psnr_db(clip, &back).double_value(&[0]));
         if self.pairs.len() < 2 * 4 {
             self.pairs.extend([clip.shallow_clone(), back]);

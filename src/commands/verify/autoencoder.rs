@@ -198,7 +198,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         weights.push(criterion.adversarial_weight(&x, &reconstruction, last, step));
         generator.zero_grad()?;
         losses.push(criterion.generator_backward(&x, &reconstruction, &posterior, last, step, 1.0).total);
-        generator.step(None)?;
+        generator.step(&generator.gradients(), None)?;
 
         discriminator.zero_grad()?;
         let mut adversary_loss = losses[0].zeros_like();
@@ -206,7 +206,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
             let reconstruction = no_grad(|| autoencoder.decode(&autoencoder.encode(&x).sample(&at(&second))));
             adversary_loss = criterion.discriminator_backward(&x, &reconstruction, 1.0).loss;
         }
-        discriminator.step(None)?;
+        discriminator.step(&discriminator.gradients(), None)?;
         adversary_losses.push(adversary_loss);
     }
     Ok(vec![

@@ -285,7 +285,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::Nothing);
         optimizer.zero_grad()?;
         backward(&loss);
-        optimizer.step(None)?;
+        optimizer.step(&optimizer.gradients(), None)?;
         ema.update(&parameters)?;
         losses.push(loss.double_value(&[]));
     }

@@ -1,13 +1,14 @@
 //! Reading frames by their number.
 //!
 //! A reader first lists the presentation times of all packets, which decodes nothing and costs one
-//! pass over the file. The list gives the true number of frames, tells a file that was cut off from
+//! pass over the file, unless the list is known from before. The list gives the true number of frames, tells a file that was cut off from
 //! a whole one, and turns a frame's number into its time: after a seek, frames are picked by that
 //! time, whatever order, key frame or frame rate the file has.
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,14 +21,17 @@ use video_rs::ffmpeg::{
     util::error::{EAGAIN, Error},
 };
 
-use super::{prepare, scaler};
+use super::{
+    prepare, scaler,
+    timeline::{Timeline, Times, timeline_of},
+};
 use crate::data::clip::{FrameSource, RgbFrame, window};
 
 /// A video file, open for reading frames by number.
 pub struct VideoReader {
     path: PathBuf,
     track: Track,
-    timeline: Timeline,
+    timeline: Arc<Timeline>,
     fps: f64,
     size: (usize, usize),
     scaler: Option<scaling::Context>,
@@ -41,14 +45,6 @@ struct Track {
     decoder: decoder::Video,
 }
 
-/// When frames are shown, in units of the stream's time base.
-enum Timeline {
-    /// Presentation times of all frames and of those that decoding can begin at, both ascending.
-    Timed { frames: Vec<i64>, keys: Vec<i64> },
-    /// The container knows no presentation times: frames are counted from the beginning.
-    Counted(usize),
-}
-
 impl VideoReader {
     /// Opens a file and lists its frames.
     ///
@@ -60,21 +56,21 @@ impl VideoReader {
     }
 
     fn open_inner(path: &Path) -> Result<Self> {
-        let length = fs::metadata(path)?.len();
-        ensure!(length > 0, "the file is empty");
+        let file = fs::metadata(path)?;
+        ensure!(file.len() > 0, "the file is empty");
         let mut track = Track::open(path)?;
         let stream = track.input.stream(track.stream).context("the video stream is gone")?;
         let rate =
             [stream.avg_frame_rate(), stream.rate()].map(f64::from).into_iter().find(|r| r.is_finite() && *r > 0.0);
         let fps = rate.context("the file says no frame rate")?;
         let size = (track.decoder.width() as usize, track.decoder.height() as usize);
-        let timeline = track.timeline(fps)?;
+        let timeline = timeline_of(path, &file, || track.timeline(fps))?;
         Ok(Self { path: path.to_path_buf(), track, timeline, fps, size, scaler: None })
     }
 
     /// How many frames the file has.
     pub fn frames(&self) -> i64 {
-        match &self.timeline {
+        match &*self.timeline {
             Timeline::Timed { frames, .. } => frames.len() as i64,
             Timeline::Counted(count) => *count as i64,
         }
@@ -127,14 +123,14 @@ impl VideoReader {
 
     fn read_inner(&mut self, start: i64, count: i64, stride: i64) -> Result<Vec<RgbFrame>> {
         let indices = window(self.frames(), start, count, stride)?;
-        let Timeline::Timed { frames, keys } = &self.timeline else {
+        let timeline = self.timeline.clone();
+        let Timeline::Timed { frames, keys } = &*timeline else {
             let counts: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
             return self.read_from_start(&counts);
         };
-        let times: Vec<i64> = indices.iter().map(|&i| frames[i]).collect();
+        let times: Vec<i64> = indices.iter().map(|&i| frames.at(i)).collect();
         // Frames shown before a key frame may be stored after it, so a seek to the wanted time itself could land too late.
-        let key = keys[..keys.partition_point(|&key| key <= times[0])].last().copied();
-        if let Some(key) = key
+        if let Some(key) = keys.last_until(times[0])
             && self.track.seek(key).is_ok()
             && let Ok(frames) = self.pick(&times, false)
         {
@@ -152,7 +148,7 @@ impl VideoReader {
     /// Decodes onward and keeps the frames of these times. Where the stream has a packet but the
     /// decoder shows nothing new (`hold`), the frame before stays on the screen.
     fn pick(&mut self, times: &[i64], hold: bool) -> Result<Vec<RgbFrame>> {
-        let counted = matches!(self.timeline, Timeline::Counted(_));
+        let counted = matches!(*self.timeline, Timeline::Counted(_));
         let mut picked = Vec::with_capacity(times.len());
         let (mut frame, mut shown) = (RawFrame::empty(), RawFrame::empty());
         let mut count = 0;
@@ -259,7 +255,8 @@ impl Track {
             frames.retain(|&time| time >= 0);
         }
         frames.dedup();
-        Ok(Timeline::Timed { frames, keys })
+        keys.dedup();
+        Ok(Timeline::Timed { frames: Times::of(frames), keys: Times::of(keys) })
     }
 
     /// Goes to the key frame shown at `time`, or before it.
