@@ -58,7 +58,7 @@ pub fn pack_latents(
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&clips.to_device(space.device())));
-        let mut encoded = vec![full_precision(&moments).to_device(Device::Cpu)];
+        let mut encoded = vec![moments.to_device(Device::Cpu)];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
