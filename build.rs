@@ -36,12 +36,9 @@ fn main() {
     }
 
     let sources = ["core", "fused", "composed", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
-    for file in sources.iter().map(String::as_str).chain([
-        "src/torch/guarded.h",
-        "src/torch/rows.h",
-        "src/torch/rows.cpp",
-        "src/torch/gloo/gloo/context.h",
-    ]) {
+    let headers = ["guarded.h", "readback.h", "rows.h", "rows.cpp", "gloo/gloo/context.h"]
+        .map(|file| format!("src/torch/{file}"));
+    for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();

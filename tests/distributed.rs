@@ -5,15 +5,17 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read,
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use common::{Said, lvdm_in, noise, relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed};
+use common::{
+    Said, lvdm_in, noise,
+    processes::{ends_within, free_port, said, signal, start},
+    relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
+};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
     checkpoint::{self, Checkpoint},
@@ -186,7 +188,7 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { nproc: None, rank_timeout: if names == "hang" { 3 } else { 60 } };
+    let launch = Launch { rank_timeout: if names == "hang" { 3 } else { 60 }, ..Launch::default() };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {
@@ -224,24 +226,6 @@ fn worker() {
     }
 }
 
-/// Starts one process for each of two ranks, as torchrun would.
-fn start(mut command: impl FnMut() -> Command) -> [Child; 2] {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    [0, 1].map(|rank| {
-        command()
-            .env("RANK", rank.to_string())
-            .env("LOCAL_RANK", rank.to_string())
-            .env("WORLD_SIZE", "2")
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", port.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    })
-}
-
 /// Two ranks of this test's own program.
 fn workers(job: &str, out: &Path) -> [Child; 2] {
     start(|| {
@@ -250,10 +234,6 @@ fn workers(job: &str, out: &Path) -> [Child; 2] {
         command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
         command
     })
-}
-
-fn said(child: Child) -> Said {
-    child.wait_with_output().unwrap().into()
 }
 
 /// The reduced gradients, losses, adaptive weight and running statistics of two ranks are those of one rank with the
@@ -561,7 +541,7 @@ fn what_is_encoded_and_packed_does_not_depend_on_the_number_of_ranks() {
 fn processes_of_mpirun_are_ranks() {
     let folder = workplace();
     let at = folder.path();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let port = free_port().to_string();
     let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=2"];
     let children = ["0", "1"].map(|rank| {
         let mut command = lvdm_in(at, &train);
@@ -625,30 +605,6 @@ fn wait_for(at: &Path, lines: usize) {
         assert!(start.elapsed() < Duration::from_secs(60), "training does not begin");
         std::thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn signal(child: &Child, name: &str) {
-    let sent = Command::new("sh").args(["-c", &format!("kill -{name} {}", child.id())]).status().unwrap();
-    assert!(sent.success());
-}
-
-/// The status and last words of a rank that must end within the time.
-fn ends_within(mut child: Child, seconds: u64) -> (i32, String) {
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if start.elapsed() > Duration::from_secs(seconds) {
-            signal(&child, "KILL");
-            panic!("still running after {seconds} s");
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    let mut text = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-    println!("ended after {:.1} s: {}", start.elapsed().as_secs_f64(), text.trim());
-    (status.code().unwrap_or(-1), text)
 }
 
 /// A rank that is killed, or hangs: the other ends within the time, and its error names that rank and the step.

@@ -125,6 +125,15 @@ fn recomputation_changes_nothing_but_memory() {
     assert!(all < first && first < peak, "levels do not matter");
 }
 
+/// As of a frozen network's first block, of which only what comes after is trained.
+#[test]
+fn a_recomputed_block_may_hold_nothing_that_is_trained() {
+    let (frozen, weight) = (noise(1, &[2, 4]), noise(2, &[4]).set_requires_grad(true));
+    let made = recompute(&[&frozen], |inputs: &[Tensor]| &inputs[0] * 2.0);
+    (made * &weight).sum(None).backward();
+    assert!(weight.grad().equal(&(frozen * 2.0).sum_dim_intlist([0i64].as_slice(), false, None)));
+}
+
 /// What goes wrong in a block that is computed again is told in its own words.
 #[test]
 fn a_failure_inside_a_recomputed_block_says_what_it_was() {

@@ -90,7 +90,7 @@ impl Options {
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         let mut ended = true;
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
-            ranks.train_on(device)?;
+            ranks.train_on(device, self.launch.backend)?;
             let Progress { step, seconds, .. } = body(&run, ranks, device)?;
             // by rank 0's clock
             ended = ranks.of_first(i64::from(trainer.has_ended(step, seconds)))? > 0;

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::{Denoiser, FrameConditioned, Guidance, Guided, NoiseSchedule, Predict, UNetDenoiser};
-use crate::models::{UNet3d, UNetCondition};
+use crate::{
+    models::{UNet3d, UNetCondition},
+    torch::upload,
+};
 
 /// Which frames of a clip are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,7 +195,7 @@ pub fn frame_conditioned<'a>(
         mask: Some(mask.shallow_clone()),
         given: UNetCondition { level: level.map(Tensor::shallow_clone), context: None },
     };
-    let on_clip = |given: &[i64]| mask(given, f).to_device(like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
+    let on_clip = |given: &[i64]| upload(&mask(given, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
     let empty = on_clip(&[]);
     let Some(given) = given else { return Ok(Box::new(network(&empty, None))) };
     let mask = on_clip(given.indices);
@@ -203,7 +206,7 @@ pub fn frame_conditioned<'a>(
             (schedule.add_noise(given.frames, &s, given.noise), Some(s))
         }
     };
-    let places = Tensor::from_slice(given.indices).to_device(like.device());
+    let places = upload(&Tensor::from_slice(given.indices), like.device());
     let frames =
         like.zeros_like().f_index_copy(2, &places, &frames).context("given frames do not fit into the clip")?;
     let conditional = network(&mask, level.as_ref());

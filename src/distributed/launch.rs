@@ -1,15 +1,18 @@
 //! How ranks come to be.
 
 use std::{
-    process::{Child, Command, ExitStatus},
-    sync::mpsc::{RecvTimeoutError, channel},
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Cuda, Device};
 
-use super::{OnSignal, Place, Ranks, Stopped, catch_signals, here, stop_is_asked, watch::STOP_KEY};
+use super::{
+    OnSignal, Place, Ranks, Stopped, catch_signals, here,
+    meeting::{self, FAILED_KEY, STOP_KEY},
+    stop_is_asked,
+};
 use crate::torch::{DeviceName, Store, caught, cpus, say_device};
 
 /// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
@@ -23,10 +26,27 @@ pub struct Launch {
     /// pictures, or a batch of long videos
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
+    /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo
+    #[arg(long, value_enum, env = "LVDM_BACKEND", default_value_t)]
+    pub backend: Backend,
+}
+
+/// What sums the gradients that lie on GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// From GPU to GPU
+    #[default]
+    Nccl,
+    /// By way of the host: slow, and possible wherever ranks reach each other
+    Gloo,
 }
 
 /// The variable that says how many threads a rank computes with.
 const THREADS: &str = "OMP_NUM_THREADS";
+/// Between two looks at the ranks that were started.
+const POLL: Duration = Duration::from_millis(20);
+/// After one rank has failed, the others have so long to find out, say so and end.
+const LAST: Duration = Duration::from_secs(20);
 
 /// Set for the ranks that `--nproc` starts: their command line has it too, and they start none.
 const STARTED: &str = "LVDM_NPROC";
@@ -48,35 +68,38 @@ pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device
                  rank {rank} of {size} (RANK and WORLD_SIZE, or what SLURM and MPI set, say so). Let the launcher start \
                  one process a GPU (torchrun --nproc-per-node, srun --ntasks-per-node, mpirun -np), without --nproc"
             );
-            let device = device_of(&place, device)?;
+            let device = device_of(&place, device, true);
+            let (ranks, device) = Ranks::join(place, device, timeout)?;
             say_device(device);
-            let ranks = Ranks::join(place, timeout)?;
             let result = caught(|| body(&ranks, device));
             ranks.end(result)
         }
-        (None, Some(count)) => spawn(count, timeout),
+        (None, Some(count)) => spawn(count, device, timeout),
         (None, None) => body(&Ranks::alone(), device.open()?),
     }
 }
 
-/// One GPU a rank.
-fn device_of(place: &Place, name: DeviceName) -> Result<Device> {
+/// One GPU a rank. A cluster may show each rank its own GPU alone (ranks that then have one and the same do not meet).
+fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Device> {
     let gpus = Cuda::device_count().max(0) as usize;
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Auto if gpus == 0 => name.open(),
+        DeviceName::Auto if gpus == 0 => name.find(),
         DeviceName::Cuda(index) if index > 0 && place.size > 1 => {
             bail!("every rank has a GPU of its own: give the device `cuda` or `auto`, not cuda:{index}")
         }
-        // a cluster that shows each rank its own GPU alone
-        _ if gpus == 1 && place.local_rank > 0 && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() => {
+        _ if may_show_one
+            && gpus == 1
+            && place.local_rank > 0
+            && std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() =>
+        {
             Ok(Device::Cuda(0))
         }
-        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).open(),
+        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).find(),
         _ => {
             ensure!(
                 place.local_rank < gpus,
-                "rank {} is number {} on its machine, where LibTorch sees {gpus} GPUs: start one rank a GPU",
+                "rank {} is number {} on its machine, counted from 0, where LibTorch sees {gpus} GPUs: start one rank a GPU",
                 place.rank,
                 place.local_rank
             );
@@ -87,60 +110,64 @@ fn device_of(place: &Place, name: DeviceName) -> Result<Device> {
 
 /// Starts `count` processes of this one's command line and waits for them. The store is here, so that it outlives
 /// each of them.
-fn spawn(count: usize, timeout: Duration) -> Result<()> {
+fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
     ensure!(count >= 1, "--nproc must be at least 1");
     let _catching = catch_signals(OnSignal::Save)?;
-    let store = Store::serve(timeout).context("cannot serve a store for the ranks")?;
+    let store = Store::serve(0, timeout).context("cannot serve a store for the ranks")?;
+    let place = |rank| Place {
+        rank,
+        size: count,
+        local_rank: rank,
+        host: "127.0.0.1".to_string(),
+        port: store.port(),
+        serves: false,
+    };
+    for rank in 0..count {
+        device_of(&place(rank), device, false)?;
+    }
     let program = std::env::current_exe().context("cannot find this program")?;
     let threads = std::env::var(THREADS).unwrap_or_else(|_| (cpus() / count).max(1).to_string());
-    let (sender, ended) = channel();
+    let mut children = Vec::new();
     for rank in 0..count {
-        let mut child: Child = Command::new(&program)
+        let child = Command::new(&program)
             .args(std::env::args_os().skip(1))
-            .env("RANK", rank.to_string())
-            .env("LOCAL_RANK", rank.to_string())
-            .env("WORLD_SIZE", count.to_string())
-            .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", store.port().to_string())
-            .env("TORCHELASTIC_USE_AGENT_STORE", "True")
-            .env("TORCHELASTIC_RESTART_COUNT", "0")
+            .envs(place(rank).variables())
             .env(THREADS, &threads)
             .env(STARTED, count.to_string())
             .spawn()
             .with_context(|| format!("cannot start rank {rank}"))?;
-        let sender = sender.clone();
-        std::thread::spawn(move || sender.send((rank, child.wait())));
+        children.push(Some(child));
     }
-    let shared = store.under("lvdm/0")?;
-    let (mut running, mut told, mut first) = (count, false, None::<(usize, String, Instant)>);
-    let mut stopped = false;
-    while running > 0 {
-        if stop_is_asked() && !told {
-            shared.set(STOP_KEY, b"")?;
-            told = true;
+    let told = store.under(meeting::PREFIX)?;
+    let (mut stop_is_told, mut stopped) = (false, false);
+    let mut first: Option<(String, Instant)> = None;
+    while children.iter().any(Option::is_some) {
+        if stop_is_asked() && !stop_is_told {
+            told.set(STOP_KEY, b"")?;
+            stop_is_told = true;
         }
-        match ended.recv_timeout(Duration::from_millis(100)) {
-            Ok((rank, status)) => {
-                running -= 1;
-                let status = status.with_context(|| format!("cannot wait for rank {rank}"))?;
-                if status.code() == Some(i32::from(Stopped::STATUS)) {
-                    stopped = true;
-                } else if !status.success() && first.is_none() {
-                    first = Some((rank, ending(status), Instant::now()));
-                }
+        for (rank, running) in children.iter_mut().enumerate() {
+            let Some(child) = running else { continue };
+            let Some(status) = child.try_wait().with_context(|| format!("cannot wait for rank {rank}"))? else {
+                continue;
+            };
+            *running = None;
+            stopped |= status.code() == Some(i32::from(Stopped::STATUS));
+            if !status.success() && status.code() != Some(i32::from(Stopped::STATUS)) && first.is_none() {
+                let words = format!("rank {rank} of {count} {}", ending(status));
+                told.set(FAILED_KEY, &serde_json::to_vec(&words)?)?;
+                first = Some((words, Instant::now()));
             }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
         }
-        if let Some((rank, how, since)) = &first
-            && since.elapsed() > timeout + Duration::from_secs(30)
-        {
-            // with the store gone, those that still run end too
-            bail!("rank {rank} of {count} {how}, and {running} others have not ended since");
+        if first.as_ref().is_some_and(|(_, since)| since.elapsed() > LAST) {
+            for child in children.iter_mut().flatten() {
+                child.kill().context("cannot end a rank")?;
+            }
         }
+        std::thread::sleep(POLL);
     }
     match first {
-        Some((rank, how, _)) => bail!("rank {rank} of {count} {how}; what it said stands above"),
+        Some((words, _)) => bail!("{words}; what it said stands above"),
         None if stopped => Err(Stopped.into()),
         None => Ok(()),
     }

@@ -4,12 +4,13 @@
 //! goes through [`Ranks`]; a process that works alone has one too, and its calls then do nothing.
 
 mod launch;
+mod meeting;
 mod place;
 mod ranks;
 mod stop;
 mod watch;
 
-pub use launch::{Launch, run};
+pub use launch::{Backend, Launch, run};
 pub use place::{Place, here, rank};
 pub use ranks::Ranks;
 pub use stop::{Catching, OnSignal, Stopped, ask_to_stop, catch_signals, stop_is_asked};

@@ -19,8 +19,6 @@ pub struct Place {
     pub port: u16,
     /// Whether this process serves the store.
     pub serves: bool,
-    /// How often the ranks were started anew around the same store.
-    pub attempt: String,
 }
 
 /// The place that the environment gives this process; none where it works alone.
@@ -52,7 +50,6 @@ impl Place {
                 host: variable("MASTER_ADDR").context("RANK is set, and MASTER_ADDR is not")?,
                 port: port(number(variable, "MASTER_PORT")?)?,
                 serves: rank == 0 && !agent,
-                attempt: variable("TORCHELASTIC_RESTART_COUNT").unwrap_or_else(|| "0".into()),
             }
             .checked()
             .map(Some);
@@ -101,7 +98,7 @@ impl Place {
                 bail!("mpirun has started {size} ranks, and {local_rank}, a rank's number on its machine, is not set")
             }
         };
-        Self { rank, size, local_rank, host, port, serves: rank == 0, attempt: "0".into() }.checked()
+        Self { rank, size, local_rank, host, port, serves: rank == 0 }.checked()
     }
 
     /// As srun says.
@@ -138,9 +135,20 @@ impl Place {
                 any_port(id("SLURM_JOB_ID") * 31 + id("SLURM_STEP_ID"))
             }
         };
-        let attempt = variable("SLURM_RESTART_COUNT").unwrap_or_else(|| "0".into());
         let local_rank = number(variable, "SLURM_LOCALID")?;
-        Self { rank, size, local_rank, host, port, serves: rank == 0, attempt }.checked().map(Some)
+        Self { rank, size, local_rank, host, port, serves: rank == 0 }.checked().map(Some)
+    }
+
+    /// What the environment of a process says that has this place, where another one serves the store.
+    pub(super) fn variables(&self) -> [(&'static str, String); 6] {
+        [
+            ("RANK", self.rank.to_string()),
+            ("LOCAL_RANK", self.local_rank.to_string()),
+            ("WORLD_SIZE", self.size.to_string()),
+            ("MASTER_ADDR", self.host.clone()),
+            ("MASTER_PORT", self.port.to_string()),
+            ("TORCHELASTIC_USE_AGENT_STORE", "True".to_string()),
+        ]
     }
 
     fn checked(self) -> Result<Self> {
@@ -236,8 +244,7 @@ mod tests {
             place(&list).unwrap().unwrap()
         };
         assert!(first(&[]).serves);
-        let agent = first(&[("TORCHELASTIC_USE_AGENT_STORE", "True"), ("TORCHELASTIC_RESTART_COUNT", "2")]);
-        assert_eq!((agent.serves, agent.attempt.as_str()), (false, "2"));
+        assert!(!first(&[("TORCHELASTIC_USE_AGENT_STORE", "True")]).serves);
         for (name, value, word) in [
             ("WORLD_SIZE", "9", "rank 9 of 9"),
             ("MASTER_PORT", "99999", "MASTER_PORT"),

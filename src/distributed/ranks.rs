@@ -1,14 +1,14 @@
-use std::{
-    cell::Cell,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
-use super::{place::Place, watch::Watch};
-use crate::torch::{GradientBuckets, Overlap, ProcessGroup, Store, checksums};
+use super::{
+    Backend, Place,
+    meeting::{self, Arrival, Meeting},
+    watch::Watch,
+};
+use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store, checksums};
 
 /// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
 const BUCKET: i64 = 25 << 20;
@@ -34,35 +34,62 @@ impl Ranks {
         Ranks { inner: None }
     }
 
-    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up.
+    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up. A `device` that
+    /// could not be had is told to them.
     ///
     /// # Errors
-    /// Nobody who serves the store, ranks that do not come.
-    pub(super) fn join(place: Place, timeout: Duration) -> Result<Self> {
-        let open = |serves| {
-            let store = Store::open(&place.host, place.port, serves, timeout)?;
-            store.under(&format!("lvdm/{}", place.attempt))
-        };
+    /// Nobody who serves the store, ranks that do not come, that cannot take part or that share a GPU.
+    pub(super) fn join(place: Place, device: Result<Device>, timeout: Duration) -> Result<(Self, Device)> {
         let Place { rank, size, .. } = place;
-        let at = || format!("rank {rank} of {size} finds no one at {}:{}", place.host, place.port);
-        let store = open(place.serves).with_context(at)?;
+        let foreign = meeting::foreign(&place);
+        let mut watch = Watch::new(rank, size, timeout, foreign)?;
+        let interface = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty());
+        let named = interface.as_ref().map(|name| {
+            Listener::on(name).with_context(|| format!("GLOO_SOCKET_IFNAME is `{name}`, where nothing can listen"))
+        });
+        let (named, device) = match named.transpose() {
+            Ok(named) => (named, device),
+            Err(error) => (None, Err(error)),
+        };
+        let store = meeting::reach(&place, timeout, &watch)?;
+        let meeting = Meeting::hold(&place, &store, Arrival::new(&place, &device), timeout, &watch)?;
+        let device = device?;
+        let (listener, listens) = match (named, interface) {
+            (Some(listener), Some(interface)) => (listener, interface),
+            _ => (Listener::at(meeting.address)?, meeting.address.to_string()),
+        };
+        if rank == 0 {
+            tracing::info!("{}; Gloo on {listens}", meeting.words());
+        }
+        let store = store.under(&meeting.prefix)?;
         // a connection of its own: the other one may be waiting for a key
-        let watch = Watch::new(open(false).with_context(at)?, rank, size, timeout)?;
-        let group = ProcessGroup::open(&store, &place.host, rank, size, timeout)
-            .with_context(|| format!("rank {rank} of {size}: not all ranks came together; {}", watch.culprit()))?;
+        let theirs = if place.serves { "127.0.0.1" } else { &place.host };
+        watch.begin(&Store::join(theirs, place.port, timeout)?, &meeting.prefix)?;
+        let group = ProcessGroup::open(&store, listener, rank, size, timeout).with_context(|| {
+            format!(
+                "rank {rank} of {size}: all ranks are there, and not all reach each other: {}; Gloo listens on {listens} \
+                 here, and GLOO_SOCKET_IFNAME names another network interface",
+                watch.culprit()
+            )
+        })?;
         let overlap = Cell::new(Overlap { early: 0, all: 0 });
-        Ok(Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) })
+        Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) }, device))
     }
 
-    /// Gradients will lie on this device: opens NCCL for a GPU. What ranks exchange besides stays on the host.
+    /// Gradients will lie on this device: those of a GPU are summed by `backend`. What ranks exchange besides stays on
+    /// the host.
     ///
     /// # Errors
-    /// A build without NCCL; a GPU that NCCL cannot use.
-    pub fn train_on(&self, device: Device) -> Result<()> {
-        if let (Some(inner), Device::Cuda(index)) = (&self.inner, device) {
-            Self::call(inner, |group| group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout))?;
-        }
-        Ok(())
+    /// For NCCL: a build without it; a GPU that it cannot use.
+    pub fn train_on(&self, device: Device, backend: Backend) -> Result<()> {
+        let (Some(inner), Device::Cuda(index)) = (&self.inner, device) else { return Ok(()) };
+        Self::call(inner, |group| match backend {
+            Backend::Nccl => group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout),
+            Backend::Gloo => {
+                group.sum_gpu_by_host();
+                Ok(())
+            }
+        })
     }
 
     /// This process's number, from 0.
@@ -297,7 +324,13 @@ impl Ranks {
     /// rank's own is told to the others.
     pub(super) fn end<T>(&self, result: Result<T>) -> Result<T> {
         let Some(inner) = &self.inner else { return result };
-        let Inner { place, group, store, watch, .. } = &**inner;
+        let Inner { place, group, watch, .. } = &**inner;
+        // who serves the store
+        let leave_last = |patience| {
+            if place.serves {
+                watch.wait_for_ends(patience);
+            }
+        };
         let result = result.and_then(|value| self.meet().map(|()| value));
         let who = match watch.step() {
             step if step < 0 => format!("rank {}", place.rank),
@@ -306,15 +339,7 @@ impl Ranks {
         match result {
             Ok(value) => {
                 watch.done();
-                // who serves the store leaves last
-                if place.serves {
-                    let began = Instant::now();
-                    while began.elapsed() < Duration::from_secs(10)
-                        && !(0..place.size).all(|rank| rank == place.rank || watch.has_ended(rank))
-                    {
-                        std::thread::sleep(Duration::from_millis(20));
-                    }
-                }
+                leave_last(Duration::from_secs(10));
                 Ok(value)
             }
             Err(error) if group.has_failed() => {
@@ -324,7 +349,7 @@ impl Ranks {
             }
             Err(error) => {
                 watch.failed(&format!("{error:#}"));
-                let _ = store.set(&format!("failed/{}", place.rank), b"");
+                leave_last(Duration::from_secs(5));
                 Err(error.context(who))
             }
         }

@@ -19,7 +19,7 @@ use crate::{
     experiment::{LongVideoConfig, Mistake},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::FixedWeights,
+    torch::{FixedWeights, Readback, upload},
 };
 
 /// The networks of a long video, and its plan.
@@ -195,16 +195,15 @@ impl LongVideo {
             let first = &pass[0];
             let given: Vec<Tensor> =
                 pass.iter().map(|step| z.index_select(2, &Tensor::from_slice(&step.given))).collect();
-            let frames = Tensor::cat(&given, 0).to_device(generator.space.device());
+            let frames = upload(&Tensor::cat(&given, 0), generator.space.device());
             let indices = first.places(&first.given);
             let given = Given::Frames { indices: &indices, frames: &frames, guidance: self.config.guidance };
             let given = (!indices.is_empty()).then_some(&given);
             let base = (done * count) as u64;
-            let made = generator
-                .clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
-                    on_clip(base + (clips.len() * i / n) as u64);
-                })?
-                .to_device(Device::Cpu);
+            let made = generator.clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
+                on_clip(base + (clips.len() * i / n) as u64);
+            })?;
+            let made = Readback::of(&made)?.wait()?;
             let of_step = |(i, step): (usize, &PlanStep)| {
                 let places = Tensor::from_slice(&step.places(&step.written));
                 made.narrow(0, (i * count) as i64, count as i64).index_select(2, &places)
@@ -229,7 +228,7 @@ impl LongVideo {
         self.prediction.space.decode_long(z_0, &mut |piece| {
             let count = piece.size()[1].min(left);
             left -= count;
-            if count > 0 { hand_on(&to_u8(&piece.narrow(1, 0, count)).to_device(Device::Cpu)) } else { Ok(()) }
+            if count > 0 { hand_on(&Readback::of(&to_u8(&piece.narrow(1, 0, count)))?.wait()?) } else { Ok(()) }
         })
     }
 

@@ -92,7 +92,7 @@ fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
 
 /// In the order of memory that 3D convolutions want.
 fn laid(x: &Tensor) -> Tensor {
-    if lies_channels_last(x) { channels_last(x) } else { x.shallow_clone() }
+    if lies_channels_last(x.device()) { channels_last(x) } else { x.shallow_clone() }
 }
 
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.

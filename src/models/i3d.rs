@@ -141,7 +141,8 @@ impl I3d {
     pub fn load(path: Option<&Path>, device: Device) -> Result<I3d> {
         let file = I3D_KINETICS_400.read(path)?;
         let place = file.path.display();
-        let mut arrays = read_arrays(&file.bytes).with_context(|| format!("{place} is no pickle of arrays"))?;
+        let arrays = read_arrays(&file.bytes).with_context(|| format!("{place} is no pickle of arrays"))?;
+        let mut arrays = arrays.to(device);
         no_grad(|| I3d::build(&mut arrays, device, file.sha256))
             .with_context(|| format!("{place} holds the weights of another network than I3D"))
     }

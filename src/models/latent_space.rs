@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::{AutoencoderConfig, Chunks, ImageAutoencoder, ImageAutoencoderConfig, Posterior, VideoAutoencoder};
 use crate::{
     nn::{Parameters, full_precision},
-    torch::Autocast,
+    torch::{Autocast, upload},
 };
 
 /// Mean and spread of raw latents, as the affine map that normalises them: z ← scale·(z + shift).
@@ -210,21 +210,21 @@ impl LatentSpace {
     /// never in half precision.
     pub fn moments_of(&self, x: &Tensor) -> Tensor {
         no_grad(|| {
-            let posterior = self.autoencoder.encode(&x.to_device(self.device));
+            let posterior = self.autoencoder.encode(&upload(x, self.device));
             full_precision(&Tensor::cat(&[posterior.mean, posterior.logvar], 1))
         })
     }
 
     /// Stacked raw moments and the posterior's noise `[B, C, …]` → normalised z_0.
     pub fn sample(&self, moments: &Tensor, noise: &Tensor) -> Tensor {
-        let halves = moments.to_device(self.device).chunk(2, 1);
+        let halves = upload(moments, self.device).chunk(2, 1);
         let std = (&halves[1] * 0.5).exp();
-        self.moments.normalise(&(&halves[0] + std * noise.to_device(self.device)))
+        self.moments.normalise(&(&halves[0] + std * upload(noise, self.device)))
     }
 
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped; never in half precision.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
-        no_grad(|| full_precision(&self.autoencoder.decode(&self.moments.restore(&z_0.to_device(self.device)))))
+        no_grad(|| full_precision(&self.autoencoder.decode(&self.moments.restore(&upload(z_0, self.device)))))
     }
 
     /// How a long latent is decoded: chunks of the length on which the autoencoder was trained, half of each
@@ -256,7 +256,7 @@ impl LatentSpace {
     /// by less than the rounding of mixed precision.
     pub fn reconstruct(&self, x: &Tensor) -> Tensor {
         let _precision = Autocast::bfloat16(self.device, false);
-        no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x.to_device(self.device)).mean))
+        no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&upload(x, self.device)).mean))
     }
 
     /// Frames of a clip for one of its latent, and pixels along a side.

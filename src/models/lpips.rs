@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::torch::Autocast;
+use crate::torch::{Autocast, upload};
 use crate::weights::{
     numpy::{Arrays, read_arrays},
     released::LPIPS_VGG16,
@@ -56,7 +56,8 @@ impl Lpips {
     pub fn load(path: Option<&Path>, device: Device, kind: Kind) -> Result<Lpips> {
         let file = LPIPS_VGG16.read(path)?;
         let place = file.path.display();
-        let mut arrays = read_arrays(&file.bytes).with_context(|| format!("{place} is no pickle of arrays"))?;
+        let arrays = read_arrays(&file.bytes).with_context(|| format!("{place} is no pickle of arrays"))?;
+        let mut arrays = arrays.to(device);
         no_grad(|| Lpips::build(&mut arrays, device, kind, file.sha256))
             .with_context(|| format!("{place} holds the weights of another network than LPIPS on VGG16"))
     }
@@ -85,7 +86,7 @@ impl Lpips {
             groups.push(Group { convs, head: place(&head.view([width, 1, 1])) });
         }
         file.all_taken()?;
-        let constant = |values: [f64; 3]| place(&Tensor::from_slice(&values).view([3, 1, 1]));
+        let constant = |values: [f64; 3]| place(&upload(&Tensor::from_slice(&values).view([3, 1, 1]), device));
         Ok(Lpips { groups, shift: constant(SHIFT), scale: constant(SCALE), sha256 })
     }
 

@@ -22,7 +22,7 @@ impl Padding {
         let pads = [front(w), back(w), front(h), back(h), front(f), back(f)];
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
-            Padding::Replicate if fuses(x) && lies_channels_last(x) => repeat_edges(x, pads),
+            Padding::Replicate if fuses(x) && lies_channels_last(x.device()) => repeat_edges(x, pads),
             Padding::Replicate if x.device().is_cuda() => composed_edges(x, pads),
             Padding::Replicate => x.replication_pad3d(pads),
         }
@@ -34,10 +34,10 @@ pub fn channels_last(video: &Tensor) -> Tensor {
     video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
 }
 
-/// Whether 3D convolutions of this tensor want its channels last in memory: where the processor was measured to be faster
-/// so, and on a GPU in half precision, whose kernels lie so (not measured).
-pub fn lies_channels_last(x: &Tensor) -> bool {
-    match x.device() {
+/// Whether 3D convolutions on this device want channels last in memory: where the processor was measured to be faster so, and
+/// on a GPU in half precision, whose kernels lie so (not measured).
+pub fn lies_channels_last(device: Device) -> bool {
+    match device {
         Device::Cpu => shortcuts().channels_last_3d,
         device => Autocast::is_on(device),
     }
@@ -66,7 +66,7 @@ impl Conv3d {
         let fan_in = inputs * kernel.pow(3);
         let shape = [outputs, inputs, kernel, kernel, kernel];
         let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
-        if lies_channels_last(&weight) {
+        if lies_channels_last(scope.device()) {
             lay_channels_last(&weight);
         }
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }

@@ -8,7 +8,10 @@ use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::Adapter;
-use crate::random::{Purpose, stream};
+use crate::{
+    random::{Purpose, stream},
+    torch::upload_all,
+};
 
 /// How a parameter starts.
 #[derive(Debug, Clone, Copy)]
@@ -66,9 +69,23 @@ impl Parameters {
         Parameters { shapes_only: true, ..Parameters::new(Device::Cpu, 0) }
     }
 
-    /// The place from which a network declares its parameters.
+    /// The place from which a network declares its parameters. They start on the host; when this scope and all below it
+    /// are gone, they lie on the device.
     pub fn root(&self) -> Scope {
-        Scope { parameters: self.clone(), prefix: String::new(), adapter: None }
+        let declared = Rc::new(Declared(self.clone()));
+        Scope { parameters: self.clone(), prefix: String::new(), adapter: None, _declared: declared }
+    }
+
+    /// Moves to the device what is still on the host, keeping the identity of tensors for the layers that hold them.
+    fn place(&self) {
+        let entries = self.entries.borrow();
+        let (mut own, values): (Vec<Tensor>, Vec<Tensor>) = entries
+            .iter()
+            .filter(|entry| entry.tensor.device() != self.device)
+            .map(|entry| (entry.tensor.shallow_clone(), entry.tensor.detach()))
+            .unzip();
+        let placed = upload_all(&values, self.device);
+        no_grad(|| own.iter_mut().zip(placed).for_each(|(own, placed)| own.set_data(&placed)));
     }
 
     /// Where the parameters lie.
@@ -144,13 +161,13 @@ impl Parameters {
     /// As [`Self::check`]; then nothing is copied.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
         self.check(tensors)?;
-        no_grad(|| {
-            for entry in self.entries.borrow().iter() {
-                let value = tensors.get(&entry.name).or_else(|| tensors.get(entry.alias.as_ref()?));
-                let mut tensor = entry.tensor.shallow_clone();
-                tensor.copy_(value.expect("checked above"));
-            }
-        });
+        let entries = self.entries.borrow();
+        let value = |entry: &Entry| {
+            let found = tensors.get(&entry.name).or_else(|| tensors.get(entry.alias.as_ref()?));
+            found.expect("checked above").shallow_clone()
+        };
+        let values = upload_all(&entries.iter().map(value).collect::<Vec<_>>(), self.device);
+        no_grad(|| entries.iter().zip(values).for_each(|(entry, value)| entry.tensor.shallow_clone().copy_(&value)));
         Ok(())
     }
 
@@ -191,7 +208,7 @@ impl Parameters {
         let tensor = if self.shapes_only {
             Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
         } else {
-            initial(self.seed, &name, shape, init).to_device(self.device).set_requires_grad(trainable)
+            initial(self.seed, &name, shape, init).set_requires_grad(trainable)
         };
         self.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable });
         tensor
@@ -234,6 +251,18 @@ pub struct Scope {
     parameters: Parameters,
     prefix: String,
     adapter: Option<Adapter>,
+    _declared: Rc<Declared>,
+}
+
+/// Held by all scopes of a tree; with the last of them what they declared goes to the device, in few transfers.
+struct Declared(Parameters);
+
+impl Drop for Declared {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.0.place();
+        }
+    }
 }
 
 impl Scope {

@@ -84,6 +84,8 @@ pub struct Gpu {
     pub name: String,
     /// In bytes.
     pub memory: usize,
+    /// No other GPU, nor part of one that is shared out, has the same.
+    pub id: String,
 }
 
 /// The GPUs of the NVIDIA driver that this process may use; none where there is no driver.
@@ -93,6 +95,7 @@ pub fn gpus() -> Vec<Gpu> {
     type Get = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
     type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     type Memory = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
+    type Uuid = unsafe extern "C" fn(*mut [u8; 16], c_int) -> c_int;
     // SAFETY: functions of the CUDA driver by the signatures it documents; 0 is its success.
     let list = unsafe {
         let Ok(driver) = Library::open(Some("libcuda.so.1"), RTLD_NOW) else { return Vec::new() };
@@ -102,17 +105,20 @@ pub fn gpus() -> Vec<Gpu> {
             let get = driver.get::<Get>(b"cuDeviceGet").ok()?;
             let name = driver.get::<Name>(b"cuDeviceGetName").ok()?;
             let memory = driver.get::<Memory>(b"cuDeviceTotalMem_v2").ok()?;
+            let uuid = driver.get::<Uuid>(b"cuDeviceGetUuid_v2").or_else(|_| driver.get(b"cuDeviceGetUuid")).ok()?;
             let mut devices = 0;
             if init(0) != 0 || count(&mut devices) != 0 {
                 return None;
             }
             let one = |index| {
-                let (mut device, mut text, mut bytes) = (0, [0u8; 128], 0);
+                let (mut device, mut text, mut bytes, mut id) = (0, [0u8; 128], 0, [0; 16]);
                 let known = get(&mut device, index) == 0
                     && name(text.as_mut_ptr().cast(), text.len() as c_int, device) == 0
-                    && memory(&mut bytes, device) == 0;
+                    && memory(&mut bytes, device) == 0
+                    && uuid(&mut id, device) == 0;
                 let name = CStr::from_bytes_until_nul(&text).ok()?.to_string_lossy().into_owned();
-                known.then_some(Gpu { name, memory: bytes })
+                let id = id.iter().map(|byte| format!("{byte:02x}")).collect();
+                known.then_some(Gpu { name, memory: bytes, id })
             };
             (0..devices).map(one).collect()
         };

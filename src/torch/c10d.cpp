@@ -11,8 +11,10 @@
 
 #include <atomic>
 #include <mutex>
+#include <sstream>
 
 #include "guarded.h"
+#include "readback.h"
 
 extern int FLAGS_caffe2_log_level;  // of libc10: what is below it is not printed
 
@@ -26,8 +28,10 @@ using Milliseconds = std::chrono::milliseconds;
 extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, int64_t timeout, Store **store,
                                  uint16_t *chosen) {
   return guarded([&] {
-    // a server that is gone is an error that the caller tells in one line: no warning with a backtrace beside it
-    if (!getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = 2;
+    // what goes wrong here, or later with a server that is gone, is an error that the caller tells in one line: no
+    // warning with a backtrace beside it
+    bool quiet = !getenv("TORCH_CPP_LOG_LEVEL");
+    if (quiet) FLAGS_caffe2_log_level = 3;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;
@@ -35,6 +39,7 @@ extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, i
     options.timeout = Milliseconds(timeout);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
     *chosen = tcp->getPort();
+    if (quiet) FLAGS_caffe2_log_level = 2;
     *store = new Store(std::move(tcp));
   });
 }
@@ -67,9 +72,17 @@ extern "C" char *lvdm_store_has(const Store *store, const char *key, bool *has) 
 
 namespace {
 
+// A sum under way.
+struct Sum {
+  at::Tensor tensor;
+  std::optional<Readback> by_host;  // of a GPU's tensor that goes by way of the host
+  c10::intrusive_ptr<c10d::Work> work;
+};
+
 struct Group {
   Backend host;
-  Backend device;  // none without a GPU
+  Backend device;        // none without a GPU
+  bool by_host = false;  // tensors of a GPU are summed on the host
   int size;
   std::atomic<bool> failed = false;  // a call was not answered
 
@@ -90,13 +103,28 @@ struct Group {
     }
   }
 
-  c10::intrusive_ptr<c10d::Work> start_sum(at::Tensor &tensor) {
-    std::vector<at::Tensor> list = {tensor};
-    return call([&] { return of(tensor).allreduce(list); });
+  Sum start_sum(const at::Tensor &tensor) {
+    Sum sum{tensor, {}, {}};
+    if (by_host && tensor.is_cuda())
+      sum.by_host.emplace(tensor);
+    else
+      sum.work = start(tensor);
+    return sum;
   }
 
-  void wait(c10d::Work &work) {
-    call([&] { work.wait(); });
+  // The tensor is the sum when this is over. By way of the host that is copied back without waiting for it.
+  void wait(Sum &sum) {
+    if (!sum.by_host) return call([&] { sum.work->wait(); });
+    auto &host = sum.by_host->wait();
+    auto work = start(host);
+    call([&] { work->wait(); });
+    sum.tensor.copy_(host, /*non_blocking=*/true);
+  }
+
+ private:
+  c10::intrusive_ptr<c10d::Work> start(const at::Tensor &tensor) {
+    std::vector<at::Tensor> list = {tensor};
+    return call([&] { return of(tensor).allreduce(list); });
   }
 };
 
@@ -104,17 +132,30 @@ struct Group {
 
 using SharedGroup = std::shared_ptr<Group>;
 
-// Gloo listens on an interface, or on the interface of an address, or where it thinks best.
-extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t timeout, const char *interface,
-                                 const char *address, SharedGroup **group) {
+using Devices = std::vector<std::shared_ptr<::gloo::transport::Device>>;
+
+// Gloo listens on the interfaces that are named, between commas, else at the address.
+extern "C" char *lvdm_gloo_listen(const char *interfaces, const char *address, Devices **devices) {
+  return guarded([&] {
+    auto made = std::make_unique<Devices>();
+    if (interfaces) {
+      std::stringstream names(interfaces);
+      for (std::string name; std::getline(names, name, ',');)
+        made->push_back(c10d::ProcessGroupGloo::createDeviceForInterface(name));
+    } else {
+      made->push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+    }
+    *devices = made.release();
+  });
+}
+
+extern "C" void lvdm_gloo_free(Devices *devices) { delete devices; }
+
+extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t timeout, const Devices *devices,
+                                 SharedGroup **group) {
   return guarded([&] {
     auto options = c10d::ProcessGroupGloo::Options::create(Milliseconds(timeout));
-    if (*interface)
-      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForInterface(interface));
-    else if (*address)
-      options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
-    else
-      options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
+    options->devices = *devices;
     auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
         c10::make_intrusive<c10d::PrefixStore>("gloo", *store), rank, size, options);
     auto made = std::make_shared<Group>();
@@ -130,6 +171,9 @@ extern "C" void lvdm_group_add_device(SharedGroup *group, Backend *device) {
   delete device;
 }
 
+// From here on Gloo sums a GPU's tensors too, by way of the host.
+extern "C" void lvdm_group_sum_by_host(const SharedGroup *group) { (*group)->by_host = true; }
+
 extern "C" void lvdm_group_free(SharedGroup *group) { delete group; }
 
 extern "C" bool lvdm_group_failed(const SharedGroup *group) { return (*group)->failed; }
@@ -144,7 +188,8 @@ extern "C" char *lvdm_group_abort(const SharedGroup *group) {
 extern "C" char *lvdm_group_sum(const SharedGroup *group, at::Tensor *tensor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    (*group)->wait(*(*group)->start_sum(*tensor));
+    auto sum = (*group)->start_sum(*tensor);
+    (*group)->wait(sum);
   });
 }
 
@@ -195,7 +240,8 @@ struct Handle : torch::CustomClassHolder {
 struct SumOverRanks : torch::autograd::Function<SumOverRanks> {
   static at::Tensor sum(const SharedGroup &group, const at::Tensor &x) {
     auto total = x.detach().clone(at::MemoryFormat::Contiguous);
-    group->wait(*group->start_sum(total));
+    auto under_way = group->start_sum(total);
+    group->wait(under_way);
     // in x's order in memory: what is summed up afterwards rounds as it does without a group
     return at::empty_like(x).copy_(total);
   }
@@ -234,7 +280,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     std::vector<at::Tensor> views;
     size_t waiting;
     bool again;  // a gradient changed after it was sent
-    c10::intrusive_ptr<c10d::Work> work;
+    std::optional<Sum> sum;
   };
 
   SharedGroup group;
@@ -309,7 +355,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     for (auto &bucket : buckets) {
       bucket.waiting = bucket.members.size();
       bucket.again = false;
-      bucket.work.reset();
+      bucket.sum.reset();
     }
     armed = true;
   }
@@ -346,7 +392,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
         bucket.views[k].zero_();
     }
     bucket.flat.div_(group->size);
-    bucket.work = group->start_sum(bucket.flat);
+    bucket.sum = group->start_sum(bucket.flat);
   }
 
   // Sends what is left, waits for all and puts the means into the parameters' gradients.
@@ -357,12 +403,12 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     if (failure) std::rethrow_exception(failure);
     while (next < buckets.size()) send(buckets[next++]);
     for (auto &bucket : buckets) {
-      group->wait(*bucket.work);
+      group->wait(*bucket.sum);
       if (bucket.again) {
         send(bucket);
-        group->wait(*bucket.work);
+        group->wait(*bucket.sum);
       }
-      bucket.work.reset();
+      bucket.sum.reset();
     }
     for (auto &bucket : buckets)
       for (size_t k = 0; k < bucket.members.size(); k++) {

@@ -6,8 +6,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/cpu/Utils.h>
 #include <c10/core/CachingDeviceAllocator.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/ThreadLocalDebugInfo.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -18,6 +16,7 @@
 #include <optional>
 
 #include "guarded.h"
+#include "readback.h"
 
 namespace {
 
@@ -91,13 +90,6 @@ extern "C" char *lvdm_upload(const at::Tensor *x, int device, at::Tensor **y) {
   });
 }
 
-namespace {
-struct Readback {
-  at::Tensor host;
-  std::optional<c10::Event> arrived;
-};
-}  // namespace
-
 // *y <- so many bytes of pinned memory
 extern "C" char *lvdm_pinned(int64_t bytes, at::Tensor **y) {
   return guarded([&] { *y = new at::Tensor(at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true))); });
@@ -113,25 +105,12 @@ extern "C" char *lvdm_begin_copy(const at::Tensor *from, at::Tensor *to) {
 
 // Starts the way of a tensor to the host, without waiting for what computes it.
 extern "C" char *lvdm_readback(const at::Tensor *values, Readback **readback) {
-  return guarded([&] {
-    auto begun = std::make_unique<Readback>();
-    begun->host = *values;
-    if (!values->is_cpu()) {
-      // pinned, as a copy that does not block asks for it
-      begun->host = values->to(at::kCPU, values->scalar_type(), /*non_blocking=*/true);
-      begun->arrived.emplace(values->device().type());
-      begun->arrived->record(c10::impl::VirtualGuardImpl(values->device().type()).getStream(values->device()));
-    }
-    *readback = begun.release();
-  });
+  return guarded([&] { *readback = new Readback(*values); });
 }
 
 // *values is the tensor, when it has arrived
 extern "C" char *lvdm_readback_wait(const Readback *readback, at::Tensor **values) {
-  return guarded([&] {
-    if (readback->arrived) readback->arrived->synchronize();
-    *values = new at::Tensor(readback->host);
-  });
+  return guarded([&] { *values = new at::Tensor(readback->wait()); });
 }
 
 extern "C" void lvdm_readback_free(Readback *readback) { delete readback; }
@@ -219,7 +198,8 @@ struct Recompute : torch::autograd::Function<Recompute> {
       output = (*kept->body)(inputs);
       outside.apply();
     }
-    torch::autograd::backward({output}, {gradients[0]});
+    // a block with nothing that is trained, behind inputs that are not: there is no gradient to make
+    if (output.requires_grad()) torch::autograd::backward({output}, {gradients[0]});
     torch::autograd::variable_list result = {at::Tensor(), at::Tensor()};
     for (auto &input : inputs) result.push_back(input.grad());
     return result;

@@ -31,14 +31,14 @@ pub use fused::{
     transposed_conv,
 };
 pub use graph::{cuda_graphs, replayed};
-pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic, is_deterministic};
+pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
-pub use process_group::{GradientBuckets, Overlap, ProcessGroup, Store};
+pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
-pub use transfer::{PinnedMemory, Readback, upload};
+pub use transfer::{PinnedMemory, Readback, upload, upload_all};
 
 use std::ffi::{CStr, c_char, c_void};
 

@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{CString, c_char, c_int, c_void},
+    net::IpAddr,
     rc::Rc,
     time::Duration,
 };
@@ -32,11 +33,13 @@ unsafe extern "C" {
         rank: c_int,
         size: c_int,
         timeout: i64,
-        interface: *const c_char,
-        address: *const c_char,
+        devices: *const c_void,
         group: *mut *mut c_void,
     ) -> *mut c_char;
+    fn lvdm_gloo_listen(interfaces: *const c_char, address: *const c_char, devices: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_gloo_free(devices: *mut c_void);
     fn lvdm_group_add_device(group: *mut c_void, device: *mut c_void);
+    fn lvdm_group_sum_by_host(group: *const c_void);
     fn lvdm_group_free(group: *mut c_void);
     fn lvdm_group_failed(group: *const c_void) -> bool;
     fn lvdm_group_abort(group: *const c_void) -> *mut c_char;
@@ -80,20 +83,24 @@ pub struct Store {
 unsafe impl Send for Store {}
 
 impl Store {
-    /// Serves a store on this machine, at any free port; it lives as long as this value.
+    /// Serves a store on this machine, to all that reach it, at this port or (0) at any free one; it lives as long as
+    /// this value. `timeout` bounds the waiting for each key.
     ///
     /// # Errors
-    /// No port to be had.
-    pub fn serve(timeout: Duration) -> Result<Self> {
-        Self::open("127.0.0.1", 0, true, timeout)
+    /// A port in use (the text names EADDRINUSE); no port to be had.
+    pub fn serve(port: u16, timeout: Duration) -> Result<Self> {
+        Self::open("127.0.0.1", port, true, timeout)
     }
 
-    /// Joins the store at `host:port`, or (for one of the processes) serves it there. `timeout` bounds the
-    /// waiting for the server and for each key.
+    /// Joins the store that is served at `host:port`. `timeout` bounds the waiting for the server and for each key.
     ///
     /// # Errors
-    /// Nobody who answers; a port in use.
-    pub fn open(host: &str, port: u16, server: bool, timeout: Duration) -> Result<Self> {
+    /// Nobody who answers.
+    pub fn join(host: &str, port: u16, timeout: Duration) -> Result<Self> {
+        Self::open(host, port, false, timeout)
+    }
+
+    fn open(host: &str, port: u16, server: bool, timeout: Duration) -> Result<Self> {
         let (mut store, mut chosen) = (std::ptr::null_mut(), 0);
         // SAFETY: `store` receives an owned pointer where there is no error.
         check(unsafe {
@@ -159,6 +166,42 @@ impl Drop for Store {
     }
 }
 
+/// Where Gloo listens for other processes.
+pub struct Listener {
+    devices: *mut c_void,
+}
+
+impl Listener {
+    /// At the addresses of these network interfaces, between commas.
+    ///
+    /// # Errors
+    /// One that is not there.
+    pub fn on(interfaces: &str) -> Result<Self> {
+        let mut devices = std::ptr::null_mut();
+        // SAFETY: `devices` receives an owned pointer where there is no error.
+        check(unsafe { lvdm_gloo_listen(text(interfaces)?.as_ptr(), std::ptr::null(), &mut devices) })?;
+        Ok(Listener { devices })
+    }
+
+    /// At an address of this machine.
+    ///
+    /// # Errors
+    /// One that is not this machine's.
+    pub fn at(address: IpAddr) -> Result<Self> {
+        let mut devices = std::ptr::null_mut();
+        // SAFETY: as above.
+        check(unsafe { lvdm_gloo_listen(std::ptr::null(), text(&address.to_string())?.as_ptr(), &mut devices) })?;
+        Ok(Listener { devices })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // SAFETY: ours, freed once; a group has its own share.
+        unsafe { lvdm_gloo_free(self.devices) }
+    }
+}
+
 /// A group of processes that sum, spread and gather tensors: Gloo for those of the host, NCCL for those of a GPU
 /// ([`Self::add_gpu`]).
 /// All of them must make the same calls in the same order. Cloning shares it.
@@ -178,26 +221,21 @@ impl Drop for GroupPointer {
 }
 
 impl ProcessGroup {
-    /// Waits for all `size` processes. A call that is not answered within `timeout` is an error.
-    ///
-    /// Gloo listens on the interface that GLOO_SOCKET_IFNAME names, on the loopback where the store is there, else
-    /// where this machine's name leads.
+    /// Waits for all `size` processes, each of which listens for the others. A call that is not answered within
+    /// `timeout` is an error.
     ///
     /// # Errors
-    /// Processes that do not come.
-    pub fn open(store: &Store, host: &str, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
-        let interface = std::env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
-        let address = if matches!(host, "127.0.0.1" | "localhost") { "127.0.0.1" } else { "" };
+    /// Processes that do not come, or are not reached.
+    pub fn open(store: &Store, listener: Listener, rank: usize, size: usize, timeout: Duration) -> Result<Self> {
         let mut group = std::ptr::null_mut();
-        // SAFETY: a live store; `group` receives an owned pointer where there is no error.
+        // SAFETY: a live store and listener; `group` receives an owned pointer where there is no error.
         check(unsafe {
             lvdm_group_open(
                 store.store,
                 rank as c_int,
                 size as c_int,
                 milliseconds(timeout),
-                text(&interface)?.as_ptr(),
-                text(address)?.as_ptr(),
+                listener.devices,
                 &mut group,
             )
         })?;
@@ -213,6 +251,12 @@ impl ProcessGroup {
         // SAFETY: a live group and an owned backend, which it takes over.
         unsafe { lvdm_group_add_device(self.group.0, nccl) };
         Ok(())
+    }
+
+    /// From here on tensors of a GPU may be summed, by Gloo: each is copied to the host, summed there and copied back.
+    pub fn sum_gpu_by_host(&self) {
+        // SAFETY: a live group.
+        unsafe { lvdm_group_sum_by_host(self.group.0) }
     }
 
     /// Number of processes.

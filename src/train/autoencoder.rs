@@ -14,7 +14,7 @@ use crate::{
     models::{LatentMoments, VideoAutoencoder},
     nn::Parameters,
     random::{Purpose, normal_batch},
-    torch::upload,
+    torch::{Readback, upload},
 };
 
 /// Clips on which the latents' scale and shift are measured, and clips to look at.
@@ -127,9 +127,9 @@ impl Task for AutoencoderTask {
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
         let clips = fixed_clips(&self.experiment.data, SHOWN, self.experiment.seed)?;
-        let x = normalise(&clips.to_device(self.device));
+        let x = normalise(&upload(&clips, self.device));
         let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).mean));
-        let pairs = Tensor::stack(&[clips, to_u8(&reconstruction).to_device(Device::Cpu)], 1).flatten(0, 1);
+        let pairs = Tensor::stack(&[clips, Readback::of(&to_u8(&reconstruction))?.wait()?], 1).flatten(0, 1);
         Ok(vec![Picture { name: "reconstructions", clips: pairs }])
     }
 
@@ -141,15 +141,16 @@ impl Task for AutoencoderTask {
         let clips = self.measured.get().expect("it was filled");
         let batch = self.experiment.trainer.batch;
         let count = clips.size()[0];
-        let latents: Vec<Tensor> = (0..count)
+        let latents: Vec<Readback> = (0..count)
             .step_by(batch as usize)
             .map(|i| {
-                let x = normalise(&clips.narrow(0, i, batch.min(count - i)).to_device(self.device));
+                let x = normalise(&upload(&clips.narrow(0, i, batch.min(count - i)), self.device));
                 let samples: Vec<u64> = (i..(i + batch).min(count)).map(|i| i as u64).collect();
                 let noise = self.noise(Purpose::Evaluation, &samples);
-                no_grad(|| self.autoencoder.encode(&x).sample(&noise)).to_device(Device::Cpu)
+                Readback::of(&no_grad(|| self.autoencoder.encode(&x).sample(&noise)))
             })
-            .collect();
+            .collect::<Result<_>>()?;
+        let latents: Vec<Tensor> = latents.iter().map(Readback::wait).collect::<Result<_>>()?;
         let LatentMoments { scale, shift } = LatentMoments::measure(&Tensor::cat(&latents, 0));
         Ok(vec![("latent.scale".to_string(), Tensor::from(scale)), ("latent.shift".to_string(), Tensor::from(shift))])
     }

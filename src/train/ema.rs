@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use tch::{Tensor, no_grad};
 
-use crate::{nn::Parameters, torch::lerp_all};
+use crate::{
+    nn::Parameters,
+    torch::{lerp_all, upload_all},
+};
 
 /// A moving average of the weights, with the warm-up min(decay, (1 + n)/(10 + n)) at the n-th update.
 pub struct Ema {
@@ -48,11 +51,15 @@ impl Ema {
     /// Names what is missing or of another shape.
     pub fn load_state(&mut self, updates: i64, state: &BTreeMap<String, Tensor>) -> Result<()> {
         self.updates = updates;
-        for (name, average) in &mut self.average {
+        let mut values = Vec::new();
+        for (name, average) in &self.average {
             let value = state.get(name).with_context(|| format!("the stored average has no `{name}`"))?;
             ensure!(average.size() == value.size(), "`{name}`: shape {:?}, needed {:?}", value.size(), average.size());
-            no_grad(|| average.copy_(value));
+            values.push(value.shallow_clone());
         }
+        let Some((_, first)) = self.average.first() else { return Ok(()) };
+        let values = upload_all(&values, first.device());
+        no_grad(|| self.average.iter_mut().zip(values).for_each(|((_, average), value)| average.copy_(&value)));
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ use crate::{
     nn::full_precision,
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
+    torch::{Readback, upload},
 };
 
 /// What a file of latents says of itself.
@@ -57,12 +58,12 @@ pub fn pack_latents(
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
-        let moments = space.moments_of(&normalise(&clips.to_device(space.device())));
-        let mut encoded = vec![moments.to_device(Device::Cpu)];
+        let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
+        let mut encoded = vec![Readback::of(&moments)?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            encoded.push(full_precision(&text.encode(&captions)?).to_device(Device::Cpu));
+            encoded.push(Readback::of(&full_precision(&text.encode(&captions)?))?.wait()?);
         }
         Ok(encoded)
     };

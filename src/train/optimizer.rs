@@ -1,11 +1,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use crate::{
     nn::Parameters,
-    torch::{Adam, clear_gradients},
+    torch::{Adam, clear_gradients, upload_all},
 };
 
 /// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
@@ -85,16 +85,19 @@ impl Optimizer {
     /// # Errors
     /// Names what is missing or of another shape.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let find = |name: &str| state.get(name).with_context(|| format!("the optimizer's state has no `{name}`"));
-        for (own, (name, value)) in self.state().iter_mut().map(|(n, t)| (t.shallow_clone(), (n.clone(), find(n)))) {
-            let (mut own, value) = (own, value?);
-            ensure!(own.size() == value.size(), "`{name}`: shape {:?}, needed {:?}", value.size(), own.size());
-            no_grad(|| own.copy_(value));
+        let (mut own, mut values) = (Vec::new(), Vec::new());
+        for (name, tensor) in self.state() {
+            let value = state.get(&name).with_context(|| format!("the optimizer's state has no `{name}`"))?;
+            ensure!(tensor.size() == value.size(), "`{name}`: shape {:?}, needed {:?}", value.size(), tensor.size());
+            own.push(tensor);
+            values.push(value.shallow_clone());
         }
-        if let Some(step) = self.steps.first().map(|s| s.to_device(Device::Cpu).double_value(&[])) {
-            for other in &mut self.steps {
-                let _ = other.fill_(step);
-            }
+        let (Some(parameter), Some(steps)) = (self.parameters.first(), state.get("step")) else { return Ok(()) };
+        let values = upload_all(&values, parameter.device());
+        no_grad(|| own.iter_mut().zip(values).for_each(|(own, value)| own.copy_(&value)));
+        let steps = steps.double_value(&[]);
+        for own in &mut self.steps {
+            let _ = own.fill_(steps);
         }
         Ok(())
     }
@@ -108,6 +111,8 @@ fn lies_as(a: &Tensor, b: &Tensor) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::{
         nn::Init,

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::pickle::{self, Value};
+use crate::torch::upload_all;
 
 /// More arrays than any network here has; bounds the walk over hostile files, whose shared values
 /// can be met along more paths than could ever be listed.
@@ -29,6 +30,12 @@ pub fn read_arrays(bytes: &[u8]) -> Result<Arrays> {
 pub struct Arrays(pub BTreeMap<String, Tensor>);
 
 impl Arrays {
+    /// On this device, in few transfers.
+    pub fn to(self, device: Device) -> Arrays {
+        let (names, arrays): (Vec<String>, Vec<Tensor>) = self.0.into_iter().unzip();
+        Arrays(names.into_iter().zip(upload_all(&arrays, device)).collect())
+    }
+
     /// # Errors
     /// There is no array of this name, or it was taken before.
     pub fn take(&mut self, name: &str) -> Result<Tensor> {

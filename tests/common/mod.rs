@@ -3,6 +3,8 @@
 
 pub mod browser;
 pub mod pickle;
+pub mod processes;
+pub mod text_runs;
 
 use std::{
     collections::BTreeMap,

@@ -36,7 +36,7 @@ use crate::{
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
     models::I3d,
     report::FigureTable,
-    torch::{DeviceName, device_name},
+    torch::{DeviceName, Readback, device_name, upload},
 };
 
 pub(super) use card::CARD_FILE;
@@ -522,8 +522,8 @@ struct Reconstructions {
 impl Reconstructions {
     /// One clip u8 `[1, 3, F, H, W]`.
     fn take(&mut self, generator: &Generator, clip: &Tensor) -> Result<()> {
-        let x = normalise(&clip.to_device(generator.space.device()));
-        let back = to_u8(&generator.space.reconstruct(&x)).to_device(Device::Cpu);
+        let x = normalise(&upload(clip, generator.space.device()));
+        let back = Readback::of(&to_u8(&generator.space.reconstruct(&x)))?.wait()?;
         self.psnr.push(psnr_db(clip, &back).double_value(&[0]));
         if self.pairs.len() < 2 * 4 {
             self.pairs.extend([clip.shallow_clone(), back]);

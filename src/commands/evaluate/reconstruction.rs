@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::measure::Bar;
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     generate::{AUTOENCODER_FILE, open_latent_space},
     metrics::{psnr_db, ssim},
     models::Lpips,
-    torch::{DeviceName, device_name},
+    torch::{DeviceName, Readback, device_name, upload},
 };
 
 /// Measure PSNR, SSIM and LPIPS of an autoencoder's reconstructions
@@ -132,12 +132,14 @@ impl Reconstruction {
         let mut pairs = Vec::new();
         for _ in 0..self.clips {
             let clip = clips.next()?.context("the draw has an end")?;
-            let x = normalise(&clip.to_device(device));
+            let x = normalise(&upload(&clip, device));
             // what is measured is what would be written: bytes
-            let back = to_u8(&space.reconstruct(&x)).to_device(Device::Cpu);
+            let made = to_u8(&space.reconstruct(&x));
+            let distance = Readback::of(&no_grad(|| frame_distances(&lpips, &x, &normalise(&made))))?;
+            let back = Readback::of(&made)?.wait()?;
             psnrs.push(psnr_db(&clip, &back).double_value(&[0]));
             ssims.push(ssim(&clip, &back).double_value(&[0]));
-            distances.push(no_grad(|| frame_distances(&lpips, &x, &normalise(&back.to_device(device)))));
+            distances.push(distance.wait()?.double_value(&[]));
             if pairs.len() < 8 {
                 pairs.extend([clip, back]);
             }
@@ -171,8 +173,8 @@ impl Reconstruction {
     }
 }
 
-/// Mean LPIPS of the frames of one clip `[1, 3, F, H, W]`, a few at a time.
-fn frame_distances(lpips: &Lpips, a: &Tensor, b: &Tensor) -> f64 {
+/// Mean LPIPS of the frames of one clip `[1, 3, F, H, W]`, a few at a time; a scalar on their device.
+fn frame_distances(lpips: &Lpips, a: &Tensor, b: &Tensor) -> Tensor {
     const AT_ONCE: i64 = 16;
     let frames = |x: &Tensor| x.permute([0, 2, 1, 3, 4]).flatten(0, 1); // [F, 3, H, W]
     let (a, b) = (frames(a), frames(b));
@@ -181,7 +183,7 @@ fn frame_distances(lpips: &Lpips, a: &Tensor, b: &Tensor) -> f64 {
         let some = AT_ONCE.min(count - first);
         lpips.distance(&a.narrow(0, first, some), &b.narrow(0, first, some))
     });
-    Tensor::cat(&rows.collect::<Vec<_>>(), 0).mean(Kind::Double).double_value(&[])
+    Tensor::cat(&rows.collect::<Vec<_>>(), 0).mean(Kind::Double)
 }
 
 impl Figures {

@@ -1,0 +1,145 @@
+//! The device itself: built from `simulated_gpu.cpp`, loaded in place of LibTorch's CUDA half, and asked what it counted.
+
+use std::{
+    env, fs,
+    io::Write,
+    ops::Sub,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use lvdm::nn::fnv1a64;
+use serde::Deserialize;
+
+use crate::common::{Said, lvdm_in};
+
+const SOURCE: &str = include_str!("simulated_gpu.cpp");
+
+/// What a process did, as `simulated_gpu.cpp` explains it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct Counts {
+    pub launches: i64,
+    pub up: i64,
+    pub blocking_up: i64,
+    pub down: i64,
+    pub blocking_down: i64,
+    pub reads: i64,
+    pub stalls: i64,
+    pub autotuned: i64,
+    pub tf32: i64,
+}
+
+impl Sub for Counts {
+    type Output = Counts;
+
+    fn sub(self, other: Counts) -> Counts {
+        Counts {
+            launches: self.launches - other.launches,
+            up: self.up - other.up,
+            blocking_up: self.blocking_up - other.blocking_up,
+            down: self.down - other.down,
+            blocking_down: self.blocking_down - other.blocking_down,
+            reads: self.reads - other.reads,
+            stalls: self.stalls - other.stalls,
+            autotuned: self.autotuned - other.autotuned,
+            tf32: self.tf32 - other.tf32,
+        }
+    }
+}
+
+impl Counts {
+    /// These are the counts of so many steps more: of none of them the host may have waited.
+    pub fn wait_for_nothing(self, what: &str, steps: i64) {
+        let Counts { launches, up, blocking_up, down, blocking_down, reads, stalls, .. } = self;
+        println!(
+            "{what}: {steps} steps more are {launches} kernels, {up} copies to the device ({blocking_up} blocking), {down} \
+             back ({blocking_down} blocking), {reads} values read, {stalls} stalls"
+        );
+        assert!(launches > 10 * steps, "{what}: {launches} kernels in {steps} steps: was it the GPU that made them?");
+        assert_eq!((blocking_up, blocking_down, reads), (0, 0, 0), "{what}: {self:?} in {steps} steps");
+    }
+}
+
+/// A folder with the device.
+pub struct Gpu {
+    folder: PathBuf,
+}
+
+impl Gpu {
+    /// None where there is no compiler for C++, which is said.
+    pub fn simulated() -> Option<&'static Gpu> {
+        static BUILT: OnceLock<Option<Gpu>> = OnceLock::new();
+        BUILT.get_or_init(build).as_ref()
+    }
+
+    /// `lvdm` in `folder`, with one such GPU.
+    pub fn command(&self, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = lvdm_in(folder, arguments);
+        command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", &self.folder).env("SIMULATED_GPUS", "1");
+        command
+    }
+
+    /// Runs a command to its end: what it said, and what each of its processes counted.
+    pub fn finish(&self, mut command: Command) -> (Said, Vec<Counts>) {
+        let counts = tempfile::NamedTempFile::new().unwrap();
+        let said: Said = command.env("SIMULATED_GPU_COUNTS", counts.path()).output().unwrap().into();
+        let text = fs::read_to_string(counts.path()).unwrap();
+        (said, text.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    /// Runs `lvdm` in one process and wants success.
+    pub fn succeed(&self, folder: &Path, arguments: &[&str]) -> (Said, Counts) {
+        let (said, counts) = self.finish(self.command(folder, arguments));
+        assert_eq!(said.status, 0, "lvdm {arguments:?}\n{}\n{}", said.out, said.err);
+        let [counts] = counts[..] else { panic!("lvdm {arguments:?}: {counts:?}") };
+        (said, counts)
+    }
+}
+
+/// Compiles the device into the target folder, once for each version of it and of LibTorch.
+fn build() -> Option<Gpu> {
+    let libtorch = PathBuf::from(env::var("LIBTORCH").expect("cargo sets LIBTORCH"));
+    let version =
+        ["version.py", "build-version"].map(|file| fs::read_to_string(libtorch.join(file)).unwrap_or_default());
+    let key = fnv1a64(&[SOURCE, libtorch.to_str().unwrap(), &version.concat()].concat());
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("simulated_gpu-{key:016x}"));
+    let library = folder.join("libtorch_cuda.so");
+    if library.exists() {
+        return Some(Gpu { folder });
+    }
+    let named = env::var("CXX").ok();
+    let runs = |name: &&str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let Some(compiler) = named.as_deref().into_iter().chain(["c++", "g++", "clang++"]).find(runs) else {
+        // past the harness, which hides what a test that passes says
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: the simulated GPU needs a compiler for C++ (none of CXX, c++, g++, clang++ runs)"
+        );
+        return None;
+    };
+    fs::create_dir_all(&folder).unwrap();
+    let source = folder.join("simulated_gpu.cpp");
+    fs::write(&source, SOURCE).unwrap();
+    let unfinished = tempfile::NamedTempFile::new_in(&folder).unwrap();
+    let include = |path: &str| format!("-I{}", libtorch.join(path).display());
+    let built = Command::new(compiler)
+        .args([
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            &include("include"),
+            &include("include/torch/csrc/api/include"),
+        ])
+        .arg(&source)
+        .arg("-o")
+        .arg(unfinished.path())
+        .arg(format!("-L{}", libtorch.join("lib").display()))
+        .args(["-ltorch_cpu", "-lc10"])
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
+    unfinished.persist(&library).unwrap();
+    Some(Gpu { folder })
+}

@@ -1,0 +1,115 @@
+//! Two GPUs and two ranks, whose gradients Gloo sums by way of the host.
+
+use std::{fs, path::Path};
+
+use lvdm::checkpoint::{self, Checkpoint};
+use serde_json::{Value, json};
+
+use crate::{
+    common::{Said, same_checkpoint, succeed_in},
+    device::{Counts, Gpu},
+    distance, workplace,
+};
+
+const TWO: [&str; 4] = ["--nproc", "2", "--backend", "gloo"];
+
+/// Runs `lvdm` on two GPUs and wants success; what each of its ranks counted, and not the launcher.
+fn on_two(gpu: &Gpu, at: &Path, arguments: &[&str]) -> (Said, Vec<Counts>) {
+    let mut command = gpu.command(at, arguments);
+    command.env("SIMULATED_GPUS", "2");
+    let (said, counts) = gpu.finish(command);
+    assert_eq!(said.status, 0, "lvdm {arguments:?}\n{}\n{}", said.out, said.err);
+    let ranks: Vec<Counts> = counts.into_iter().filter(|counts| counts.launches > 0).collect();
+    assert_eq!(ranks.len(), 2, "{arguments:?}: both GPUs work");
+    (said, ranks)
+}
+
+/// Two ranks on two GPUs train as two on the CPU do, and go on to the bit.
+#[test]
+fn two_gpus_train_as_two_ranks_of_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    for (task, more) in [("autoencoder", "loss.sync_batch_norm=true"), ("diffusion", "unet.recompute=true")] {
+        let file = format!("{task}.yaml");
+        let train = |which: &str, device: &str, steps: &str| -> Vec<String> {
+            let all = ["train", task, &file, more, "trainer.accumulate=2", device, steps, "--run", which];
+            all.iter().chain(&TWO).map(ToString::to_string).collect()
+        };
+        let run = |which: &str| format!("runs/{task}-{which}");
+        let last = |which: &str| checkpoint::path(&at.join(run(which)), 4);
+        let as_strs =
+            |list: &[String]| -> Vec<&'static str> { list.iter().map(|text| &*text.clone().leak()).collect() };
+        succeed_in(at, &as_strs(&train(&run("cpu"), "trainer.device=cpu", "trainer.steps=4")));
+        let on_gpus =
+            |which: &str, steps: &str| on_two(gpu, at, &as_strs(&train(&run(which), "trainer.device=cuda", steps))).1;
+        let (parts, whole) = (on_gpus("parts", "trainer.steps=2"), on_gpus("whole", "trainer.steps=4"));
+        // gradients are waited for, in pinned memory; nothing else is
+        let blocking =
+            |counts: &[Counts]| counts.iter().map(|c| c.blocking_up + c.blocking_down + c.reads).sum::<i64>();
+        assert_eq!(blocking(&whole), blocking(&parts), "{parts:?} {whole:?}");
+        let (cpu, gpus) = (Checkpoint::read(&last("cpu")).unwrap(), Checkpoint::read(&last("whole")).unwrap());
+        for part in ["model.", "ema.", "optimizer.model.exp_avg.", "optimizer.model.exp_avg_sq."] {
+            let difference = distance(&gpus, &cpu, part);
+            println!("{task} on two GPUs: {part}… differ by {difference:.1e}");
+            assert!(difference < 1e-4, "{task}, {part}: {difference:e}");
+        }
+        on_gpus("parts", "trainer.steps=4");
+        same_checkpoint(&last("parts"), &last("whole"));
+    }
+}
+
+/// The environment names the backend too; what it cannot name is said.
+#[test]
+fn the_environment_names_the_backend() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.device=cuda", "trainer.steps=1", "--nproc", "2"];
+    let with = |backend: &str| {
+        let mut command = gpu.command(at, &train);
+        command.env("SIMULATED_GPUS", "2").env("LVDM_BACKEND", backend);
+        gpu.finish(command).0
+    };
+    assert!(with("mpi").error(2).contains("'mpi'"));
+    let said = with("gloo");
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert!(said.out.contains("trained to step 1"), "{}", said.out);
+}
+
+/// Samples and figures are the same on one GPU and on two, to the last byte and digit.
+#[test]
+fn samples_and_figures_are_the_same_on_two_gpus() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(10);
+    let at = folder.path();
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/diffusion", "trainer.steps=1"]);
+    let sample =
+        ["sample", "runs/diffusion", "--videos", "3", "--batch", "1", "--steps", "2", "--device", "cuda", "--out"];
+    gpu.succeed(at, &[&sample[..], &["one.safetensors"]].concat());
+    on_two(gpu, at, &[&sample[..], &["two.safetensors", "--nproc", "2"]].concat());
+    assert!(fs::read(at.join("one.safetensors")).unwrap() == fs::read(at.join("two.safetensors")).unwrap());
+
+    let experiment = "\
+evaluation: {clips: 3}
+real: {dataset: {kind: packed, file: clips.safetensors}, frames: 10, resolution: 32}
+generated: {kind: run, run: runs/diffusion, sampler: {kind: ddim, steps: 2, eta: 0.0}, batch: 2}
+out: evaluation
+";
+    fs::write(at.join("evaluate.yaml"), experiment).unwrap();
+    let figures = || -> Value {
+        let report: Value = serde_json::from_slice(&fs::read(at.join("evaluation/figures.json")).unwrap()).unwrap();
+        let _ = fs::remove_dir_all(at.join("runs/features"));
+        json!([report["figures"], report["psnr_db"]])
+    };
+    gpu.succeed(at, &["evaluate", "evaluate.yaml", "--device", "cuda"]);
+    let one = figures();
+    assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
+    on_two(gpu, at, &["evaluate", "evaluate.yaml", "--device", "cuda", "--nproc", "2"]);
+    assert_eq!(one, figures());
+    succeed_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu"]);
+    let (gpu, cpu) = (one, figures());
+    let fvd = |figures: &Value| figures[0]["samples"]["fvd"].as_f64().unwrap();
+    println!("FVD {} on the GPU, {} on the CPU", fvd(&gpu), fvd(&cpu));
+    assert!((fvd(&gpu) - fvd(&cpu)).abs() < 1e-3 * fvd(&cpu), "{gpu} {cpu}");
+}

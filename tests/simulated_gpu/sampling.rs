@@ -1,0 +1,99 @@
+//! Sampling: the CPU's videos, and batches that cost no waiting; weights that go up in few transfers.
+
+use std::path::Path;
+
+use lvdm::data::VideoReader;
+
+use crate::{
+    common::{
+        succeed_in,
+        text_runs::{import, write_diffusers},
+    },
+    device::Gpu,
+    same_clips, workplace,
+};
+
+/// The videos of `sample` on both devices; on the GPU, twice as many cost no waiting beyond one stall a batch, for its videos.
+fn samples_as_on_the_cpu(gpu: &Gpu, at: &Path, name: &str, sample: &[&str]) {
+    let file = |device: &str| format!("{name}-{device}.safetensors");
+    let with = |videos: &'static str, device: &'static str, out: &str| -> Vec<String> {
+        let more = ["--videos", videos, "--batch", "2", "--device", device, "--out", out].map(String::from);
+        sample.iter().map(ToString::to_string).chain(more).collect()
+    };
+    let strings = |arguments: &[String]| -> Vec<&'static str> {
+        arguments.iter().map(|argument| &*argument.clone().leak()).collect()
+    };
+    let one = gpu.succeed(at, &strings(&with("2", "cuda", "one.safetensors"))).1;
+    let two = gpu.succeed(at, &strings(&with("4", "cuda", &file("cuda")))).1;
+    succeed_in(at, &strings(&with("4", "cpu", &file("cpu"))));
+    (two - one).wait_for_nothing(name, 2);
+    assert_eq!(two.stalls - one.stalls, 1, "{name}: a batch of samples waits for its videos once");
+    same_clips(name, &at.join(file("cuda")), &at.join(file("cpu")));
+    println!("{name}: all that goes up before the second batch are {} copies, {} blocking", one.up, one.blocking_up);
+    assert!(one.blocking_up == 0 && one.up < 20, "{name}: hundreds of weights go up in few transfers: {one:?}");
+}
+
+#[test]
+fn every_sampler_samples_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/diffusion", "trainer.steps=1"]);
+    for (name, sampler) in [
+        ("ddim", &["--sampler", "ddim", "--steps", "3", "--eta", "1"][..]),
+        ("ddpm", &["--sampler", "ddpm"]),
+        ("dpm-solver", &["--sampler", "dpm-solver", "--steps", "3"]),
+        ("unipc", &["--sampler", "unipc", "--steps", "4"]),
+    ] {
+        samples_as_on_the_cpu(gpu, at, name, &[&["sample", "runs/diffusion"], sampler].concat());
+    }
+}
+
+#[test]
+fn guided_text_samples_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    assert_eq!(import(at, "sd", "sd-run", &[]).status, 0);
+    let sample = ["sample", "sd-run", "--steps", "3", "--prompt", "a red cat", "--negative", "a dog"];
+    samples_as_on_the_cpu(gpu, at, "guided", &[&sample[..], &["--guidance", "3"]].concat());
+    samples_as_on_the_cpu(gpu, at, "unguided", &[&sample[..], &["--guidance", "1"]].concat());
+}
+
+/// Hierarchical long videos. They come as compressed files, so that the rounding of their bytes is seen through the codec.
+#[test]
+fn long_videos_are_sampled_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(8);
+    let at = folder.path();
+    let train = |run: &str, conditioning: &str| {
+        let one = ["train", "diffusion", "diffusion.yaml", "--run", run, "trainer.steps=1", conditioning];
+        succeed_in(at, &one);
+    };
+    train("runs/prediction", "conditioning={prediction: 0.8, prefixes: [1], perturbation: 3}");
+    train("runs/interpolation", "conditioning={interpolation: 0.9, perturbation: 3}");
+    let sample = |videos: &'static str, device: &'static str, out: &'static str| {
+        let long =
+            ["sample-long", "runs/prediction", "--interpolation", "runs/interpolation", "--frames", "24", "--gap", "2"];
+        let how =
+            ["--steps", "2", "--level", "2", "--batch", "1", "--videos", videos, "--device", device, "--out", out];
+        [&long[..], &how].concat()
+    };
+    let one = gpu.succeed(at, &sample("1", "cuda", "one")).1;
+    let two = gpu.succeed(at, &sample("2", "cuda", "gpu")).1;
+    (two - one).wait_for_nothing("long videos", 2);
+    succeed_in(at, &sample("2", "cpu", "cpu"));
+    for file in ["00000.mp4", "00001.mp4"] {
+        let video = |folder: &str| -> Vec<u8> {
+            let mut reader = VideoReader::open(&at.join(folder).join(file)).unwrap();
+            reader.read(0, 24, 1).unwrap().into_iter().flat_map(|frame| frame.pixels).collect()
+        };
+        let (gpu, cpu) = (video("gpu"), video("cpu"));
+        assert_eq!(gpu.len(), cpu.len());
+        let sum: u64 = gpu.iter().zip(&cpu).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        let difference = sum as f64 / gpu.len() as f64 / 255.0;
+        println!("{file}: {difference:.1e} of the range in the mean");
+        assert!(difference < 1e-3, "{file}: {difference:e}");
+    }
+}
