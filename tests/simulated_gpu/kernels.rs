@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use lvdm::checkpoint;
+
 use crate::{
-    common::{Said, succeed_in},
+    common::{Said, same_checkpoint, succeed_in},
     device::{Counts, Gpu},
     workplace,
 };
@@ -76,7 +78,6 @@ fn a_checkpoint_is_not_waited_for() {
     assert!(more.down > 100, "{more:?}");
     assert_eq!((more.blocking_down, more.blocking_up, more.reads), (0, 0, 0), "{more:?}");
     // and what comes is what was there
-    let file = |run: &str| fs::read(at.join(run).join("checkpoints/step-00000003.safetensors")).unwrap();
-    let (often, once) = (file("often"), file("once"));
-    assert_eq!(often.len(), once.len());
+    let file = |run: &str| checkpoint::path(&at.join(run), 3);
+    same_checkpoint(&file("often"), &file("once"));
 }
