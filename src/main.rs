@@ -1,5 +1,7 @@
 //! The command `lvdm`: verb → command.
 
+#![forbid(unsafe_code)]
+
 use std::{
     io::{self, Write},
     process::ExitCode,

@@ -84,7 +84,9 @@ impl Ranks {
     pub fn train_on(&self, device: Device, backend: Backend) -> Result<()> {
         let (Some(inner), Device::Cuda(index)) = (&self.inner, device) else { return Ok(()) };
         Self::call(inner, |group| match backend {
-            Backend::Nccl => group.add_gpu(&inner.store, inner.place.rank, index, inner.timeout),
+            Backend::Nccl => group
+                .add_gpu(&inner.store, inner.place.rank, index, inner.timeout)
+                .context("NCCL sums the gradients of several GPUs (--backend gloo does it without, and slowly)"),
             Backend::Gloo => {
                 group.sum_gpu_by_host();
                 Ok(())

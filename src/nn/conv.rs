@@ -34,8 +34,8 @@ pub fn channels_last(video: &Tensor) -> Tensor {
     video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
 }
 
-/// Whether 3D convolutions on this device want channels last in memory: where the processor was measured to be faster so, and
-/// on a GPU in half precision, whose kernels lie so (not measured).
+/// Whether 3D convolutions on this device want channels last in memory: where the processor was measured to be faster so,
+/// and on a GPU in half precision, whose kernels lie so (not measured).
 pub fn lies_channels_last(device: Device) -> bool {
     match device {
         Device::Cpu => shortcuts().channels_last_3d,

@@ -59,7 +59,7 @@ pub fn pack_latents(
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
-        let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        let mut encoded = vec![Readback::of(&full_precision(&moments))?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
