@@ -326,6 +326,17 @@ fn runs_cards_and_reconstructions() {
         said.out
     );
 
+    // how exactly the run computed is an option, and part of the figures
+    let rounded = ["--precision", "bf16", "--tf32", "--clips", "2", "--out", "rounded"];
+    let of_run = ["evaluate", "--real", "clips.safetensors", "--generated", "runs/diffusion"];
+    succeed_in(at, &[&of_run[..], &rounded].concat());
+    let rounded = json(&at.join("rounded/figures.json"));
+    assert_eq!((&rounded["generated"]["precision"], &rounded["generated"]["tf32"]), (&"bf16".into(), &true.into()));
+    let text = rounded["generated_text"].as_str().unwrap();
+    assert!(text.contains("bf16, float32 as TF32"), "{text}");
+    let line = run_in(at, &[&arguments[..], &["--resolution", "16", "--tf32"]].concat());
+    assert!(line.error(2).contains("measured in float32"), "{}", line.err);
+
     // its mp4 files are compressed, which is said
     #[cfg(feature = "video")]
     {

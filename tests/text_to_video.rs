@@ -2,39 +2,31 @@
 
 mod common;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use common::{
-    moving_clips, noise,
+    noise,
     pickle::write_checkpoint,
     relative_error, run_in, succeed_in,
     text_runs::{
         BESIDE, CAPTIONS, TABLE, Tensors, experiment, import, networks, write_diffusers, write_tensors, write_videos,
     },
-    wake,
 };
 use lvdm::{
     checkpoint::{self, Checkpoint},
-    data::{VideoReader, write_video},
+    data::VideoReader,
     diffusion::{Denoiser, Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
     exchange::NAMES_FILE,
     experiment::Trained,
     generate::{Generator, Given, open_text_encoder, weights},
-    models::{
-        AttentionKind, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, Recompute, UNet3d,
-        UNetCondition, UNetConfig, UNetPorts,
-    },
+    models::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
-    safetensors::{read_safetensors, write_safetensors_atomically},
+    safetensors::read_safetensors,
     torch::{Autocast, peak_host_memory},
-    weights::stable_diffusion::{Network, is_temporal},
+    weights::stable_diffusion::is_temporal,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 const CPU: Device = Device::Cpu;
