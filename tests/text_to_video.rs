@@ -404,7 +404,7 @@ fn memory_of_the_papers_setting() {
             );
             for (found, told) in [two, four].into_iter().zip(told[usize::from(recompute)][usize::from(half)]) {
                 let apart = f64::abs(found - told);
-                assert!(apart < 0.1 * told + 0.05, "recompute {recompute}, bf16 {half}: {found:.2} GB, not {told}");
+                assert!(apart < 0.2 * told + 0.05, "recompute {recompute}, bf16 {half}: {found:.2} GB, not {told}");
             }
         }
     }

@@ -13,7 +13,6 @@ use crate::{
     distributed::Ranks,
     experiment::{Mistake, Numerics},
     models::{LatentSpace, TextEncoder},
-    nn::full_precision,
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
     torch::{Readback, upload},
@@ -59,11 +58,11 @@ pub fn pack_latents(
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
-        let mut encoded = vec![Readback::of(&full_precision(&moments))?.wait()?];
+        let mut encoded = vec![Readback::of(&moments)?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            encoded.push(Readback::of(&full_precision(&text.encode(&captions)?))?.wait()?);
+            encoded.push(Readback::of(&text.encode(&captions)?)?.wait()?);
         }
         Ok(encoded)
     };

@@ -369,8 +369,8 @@ impl<T: Task> Trainer<T> {
     }
 
     /// While it lives, networks run at the training's precision: what is trained, and the frozen ones that batches and
-    /// pictures come out of. What is measured for a checkpoint stays in float32, since all that is built on the run
-    /// relies on it.
+    /// pictures come out of. What is measured for a checkpoint stays in float32 (TF32 where the training has it), since
+    /// all that is built on the run relies on it.
     fn autocast(&self) -> Autocast {
         Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16)
     }
