@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::Tensor;
 
-use super::{backend::part, check, free, pointers};
+use super::{backend::GpuPart, check, free, pointers};
 
 unsafe extern "C" {
     fn lvdm_store_open(
@@ -351,7 +351,7 @@ fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Du
     if let Err(error) = super::load_cuda() {
         bail!("NCCL needs LibTorch with CUDA: {error}");
     }
-    let path = part("liblvdm_nccl.so", option_env!("LVDM_NCCL")).context("several GPUs")?;
+    let path = GpuPart::NCCL.locate()?;
     let mut backend = std::ptr::null_mut();
     // SAFETY: the library is nccl.cpp, built with this program; its one function has this signature.
     unsafe {

@@ -9,8 +9,12 @@ use std::{
     sync::OnceLock,
 };
 
-use lvdm::nn::fnv1a64;
+use lvdm::{
+    nn::fnv1a64,
+    torch::{Readback, upload},
+};
 use serde::Deserialize;
+use tch::{Device, Kind, Tensor};
 
 use crate::common::{Said, lvdm_in};
 
@@ -142,4 +146,42 @@ fn build() -> Option<Gpu> {
     assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
     unfinished.persist(&library).unwrap();
     Some(Gpu { folder })
+}
+
+/// Not a test: a process that does to the device what a program must not, and what is counted.
+#[test]
+#[ignore = "started by the test below"]
+fn culprit() {
+    lvdm::torch::load_cuda().unwrap();
+    let gpu = Device::Cuda(0);
+    let x = Tensor::ones([4], (Kind::Float, gpu));
+    let address = x.data_ptr() as usize;
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let of = |line: &&str| {
+        let (from, to) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let number = |text| usize::from_str_radix(text, 16).unwrap();
+        (number(from)..number(to)).contains(&address)
+    };
+    let rights = maps.lines().find(of).unwrap().split(' ').nth(1).unwrap();
+    assert_eq!(rights, "---p", "the host may read what only the GPU may");
+    let mixed = x.f_add(&Tensor::ones([4], (Kind::Float, Device::Cpu))).unwrap_err();
+    assert!(mixed.to_string().contains("same device"), "{mixed}");
+    // two copies that block, one that does not, two values read, one wait for what has just begun
+    let y = (x + Tensor::ones([4], (Kind::Float, Device::Cpu)).to_device(gpu)).to_device(Device::Cpu);
+    assert_eq!(Vec::<f32>::try_from(&y).unwrap(), [2.0; 4]);
+    let z = upload(&y, gpu);
+    assert!(z.equal(&z) && z.sum(None).f_double_value(&[]).unwrap() == 8.0);
+    let _ = Readback::of(&z).unwrap().wait().unwrap();
+}
+
+/// What the other tests stand on.
+#[test]
+fn the_device_catches_and_counts() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let mut command = Command::new(env::current_exe().unwrap());
+    command.args(["device::culprit", "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", &gpu.folder);
+    let (said, counts) = gpu.finish(command);
+    assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    let [Counts { up, blocking_up, down, blocking_down, reads, stalls, .. }] = counts[..] else { panic!("{counts:?}") };
+    assert_eq!((up, blocking_up, down, blocking_down, reads, stalls), (2, 1, 2, 1, 2, 1), "{counts:?}");
 }

@@ -99,17 +99,26 @@ out: evaluation
     fs::write(at.join("evaluate.yaml"), experiment).unwrap();
     let figures = || -> Value {
         let report: Value = serde_json::from_slice(&fs::read(at.join("evaluation/figures.json")).unwrap()).unwrap();
-        let _ = fs::remove_dir_all(at.join("runs/features"));
         json!([report["figures"], report["psnr_db"]])
     };
+    let forget = || fs::remove_dir_all(at.join("runs/features")).unwrap();
     gpu.succeed(at, &["evaluate", "evaluate.yaml", "--device", "cuda"]);
     let one = figures();
     assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
-    on_two(gpu, at, &["evaluate", "evaluate.yaml", "--device", "cuda", "--nproc", "2"]);
+    forget();
+    let on_both = || on_two(gpu, at, &["evaluate", "evaluate.yaml", "--device", "cuda", "--nproc", "2"]).1;
+    let kernels = |counts: Vec<Counts>| counts.iter().map(|counts| counts.launches).sum::<i64>();
+    let first = kernels(on_both());
     assert_eq!(one, figures());
+    // features of real clips are kept for both GPUs
+    let again = kernels(on_both());
+    println!("evaluation on two GPUs: {first} kernels, {again} with the features of real clips");
+    assert_eq!(one, figures());
+    assert!(again < first * 2 / 3, "features of real clips were made again: {first} kernels, then {again}");
+    forget();
     succeed_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu"]);
-    let (gpu, cpu) = (one, figures());
+    let (of_gpu, of_cpu) = (one, figures());
     let fvd = |figures: &Value| figures[0]["samples"]["fvd"].as_f64().unwrap();
-    println!("FVD {} on the GPU, {} on the CPU", fvd(&gpu), fvd(&cpu));
-    assert!((fvd(&gpu) - fvd(&cpu)).abs() < 1e-3 * fvd(&cpu), "{gpu} {cpu}");
+    println!("FVD {} on the GPU, {} on the CPU", fvd(&of_gpu), fvd(&of_cpu));
+    assert!((fvd(&of_gpu) - fvd(&of_cpu)).abs() < 1e-3 * fvd(&of_cpu), "{of_gpu} {of_cpu}");
 }

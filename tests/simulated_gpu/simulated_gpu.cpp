@@ -40,6 +40,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <vector>
 
 namespace {
 
@@ -55,15 +56,40 @@ thread_local c10::DeviceIndex current = 0;
 
 // ---- memory -------------------------------------------------------------------------------------
 
-constexpr size_t PAGE = 4096;
-std::recursive_mutex &lock() {
-  static auto *m = new std::recursive_mutex;
+std::mutex &lock() {
+  static auto *m = new std::mutex;
   return *m;
 }
+
+// Every block has two addresses. Where the program's pointers lead nothing may be touched; the bytes lie elsewhere, as
+// far from there for all blocks, and the kernels of this file find them.
+constexpr size_t PAGE = 4096, ROOM = size_t(1) << 38;  // of addresses, not of memory
+struct Addresses {
+  char *shown, *real;
+  size_t next = 0;
+
+  static char *reserve() {
+    void *p = mmap(nullptr, ROOM, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    TORCH_CHECK(p != MAP_FAILED, "simulated GPU: there are no ", ROOM, " bytes of addresses");
+    return static_cast<char *>(p);
+  }
+  Addresses() : shown(reserve()), real(flag("SIMULATED_GPU_OPEN") ? shown : reserve()) {}
+};
+Addresses &addresses() {
+  static auto *a = new Addresses;
+  return *a;
+}
+
+// Where the host may find what a pointer of either side leads to.
+char *real(const void *p) {
+  auto &[shown, real, next] = addresses();
+  auto *c = const_cast<char *>(static_cast<const char *>(p));
+  return c >= shown && c < shown + ROOM ? real + (c - shown) : c;
+}
+
 struct Block {
   size_t bytes;
   c10::DeviceIndex device;
-  int open = 0;
 };
 std::map<char *, Block> &blocks() {
   static auto *b = new std::map<char *, Block>;
@@ -71,31 +97,19 @@ std::map<char *, Block> &blocks() {
 }
 int64_t used[16], peak[16];
 
-std::map<char *, Block>::iterator block_of(const void *p) {
-  auto it = blocks().upper_bound(const_cast<char *>(static_cast<const char *>(p)));
-  if (it == blocks().begin()) return blocks().end();
-  --it;
-  return p < it->first + it->second.bytes ? it : blocks().end();
-}
-
-// Blocks that are free again and small, by size: their pages need not be fetched anew.
-constexpr size_t SMALL = 1 << 20;
-std::map<size_t, std::vector<char *>> &spare() {
-  static auto *s = new std::map<size_t, std::vector<char *>>;
-  return *s;
-}
+// Blocks that are free again, by the power of two that holds them.
+std::vector<char *> spare[64];
+int size_class(size_t bytes) { return 64 - __builtin_clzll(bytes - 1); }
 
 void release(void *p) {
   if (p == nullptr) return;
   std::lock_guard guard(lock());
   auto it = blocks().find(static_cast<char *>(p));
   if (it == blocks().end()) return;
-  size_t bytes = it->second.bytes;
-  used[it->second.device] -= static_cast<int64_t>(bytes);
-  if (bytes <= SMALL)
-    spare()[bytes].push_back(it->first);
-  else
-    munmap(p, bytes);
+  auto [bytes, device] = it->second;
+  used[device] -= static_cast<int64_t>(bytes);
+  if (bytes > (1 << 20)) madvise(real(p), bytes, MADV_DONTNEED);
+  spare[size_class(bytes)].push_back(it->first);
   blocks().erase(it);
 }
 
@@ -105,16 +119,19 @@ struct DeviceMemory final : c10::DeviceAllocator {
     if (n == 0) return {nullptr, nullptr, &release, device};
     size_t bytes = (n + PAGE - 1) / PAGE * PAGE;
     std::lock_guard guard(lock());
-    void *p = nullptr;
-    if (auto &same = spare()[bytes]; !same.empty()) {
+    char *p;
+    if (auto &same = spare[size_class(bytes)]; !same.empty()) {
       p = same.back();
       same.pop_back();
     } else {
-      p = mmap(nullptr, bytes, flag("SIMULATED_GPU_OPEN") ? PROT_READ | PROT_WRITE : PROT_NONE,
-               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      auto &[shown, real, next] = addresses();
+      size_t whole = size_t(1) << size_class(bytes);
+      TORCH_CHECK(next + whole <= ROOM && mprotect(real + next, whole, PROT_READ | PROT_WRITE) == 0,
+                  "simulated GPU: out of memory: ", bytes, " bytes beside ", used[current]);
+      p = shown + next;
+      next += whole;
     }
-    TORCH_CHECK(p != MAP_FAILED, "simulated GPU: mmap of ", bytes, " failed with ", blocks().size(), " blocks");
-    blocks()[static_cast<char *>(p)] = {bytes, current};
+    blocks()[p] = {bytes, current};
     used[current] += static_cast<int64_t>(bytes);
     peak[current] = std::max(peak[current], used[current]);
     return {p, p, &release, device};
@@ -136,22 +153,7 @@ struct DeviceMemory final : c10::DeviceAllocator {
 };
 DeviceMemory device_memory;
 
-// The host may touch a tensor's device memory while one of these lives.
-struct Open {
-  std::lock_guard<std::recursive_mutex> guard;
-  std::map<char *, Block>::iterator it;
-  explicit Open(const void *p) : guard(lock()), it(block_of(p)) {
-    if (it != blocks().end() && it->second.open++ == 0) mprotect(it->first, it->second.bytes, PROT_READ | PROT_WRITE);
-  }
-  ~Open() {
-    if (it != blocks().end() && --it->second.open == 0 && !flag("SIMULATED_GPU_OPEN"))
-      mprotect(it->first, it->second.bytes, PROT_NONE);
-  }
-};
-void DeviceMemory::copy_data(void *to, const void *from, std::size_t n) const {
-  Open a(to), b(from);
-  default_copy_data(to, from, n);
-}
+void DeviceMemory::copy_data(void *to, const void *from, std::size_t n) const { default_copy_data(real(to), real(from), n); }
 
 std::map<const char *, size_t> &pinned() {
   static auto *m = new std::map<const char *, size_t>;
@@ -266,8 +268,8 @@ struct CUDAHooks final : CUDAHooksInterface {
   Allocator *getCUDADeviceAllocator() const override { return &device_memory; }
   Device getDeviceFromPtr(void *p) const override {
     std::lock_guard guard(lock());
-    auto it = block_of(p);
-    return {kCUDA, it == blocks().end() ? DeviceIndex(0) : it->second.device};
+    auto it = blocks().upper_bound(static_cast<char *>(p));
+    return {kCUDA, it == blocks().begin() ? DeviceIndex(0) : (--it)->second.device};
   }
   std::string showConfig() const override { return "a simulated GPU"; }
 };
@@ -332,7 +334,7 @@ struct AtEnd {
 
 at::Tensor host_view(const at::Tensor &t) {
   if (t.is_cpu()) return t;
-  auto *p = static_cast<char *>(const_cast<void *>(t.storage().data())) + t.storage_offset() * t.element_size();
+  auto *p = real(t.storage().data()) + t.storage_offset() * t.element_size();
   return at::from_blob(p, t.sizes(), t.strides(), t.options().device(at::kCPU));
 }
 
@@ -352,7 +354,6 @@ at::Tensor &move(at::Tensor &to, const at::Tensor &from, bool non_blocking) {
     counts.launches++;
   }
   if (to.is_cuda() && from.is_cuda() && flag("SIMULATED_GPU_LOG")) charge("aten::copy_", double(to.nbytes()) + from.numel() * from.element_size(), 0, at::kFloat);
-  Open a(to.storage().data()), b(from.storage().data());
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::NoGradGuard no_grad;
   auto target = host_view(to);
@@ -392,7 +393,7 @@ const at::Tensor &resize_(const at::Tensor &self, at::IntArrayRef size, std::opt
     auto old = storage.nbytes();
     c10::DeviceGuard guard(self.device());
     auto fresh = device_memory.allocate(bytes);
-    if (old > 0) { Open a(fresh.get()), b(storage.data()); std::memcpy(fresh.get(), storage.data(), old); }
+    if (old > 0) std::memcpy(real(fresh.get()), real(storage.data()), old);
     storage.set_data_ptr_noswap(std::move(fresh));
     storage.set_nbytes(bytes);
   }
@@ -422,7 +423,6 @@ at::Tensor &copy_(at::Tensor &self, const at::Tensor &src, bool non_blocking) {
 }
 at::Scalar local_scalar(const at::Tensor &self) {
   counts.reads++;
-  Open open(self.storage().data());
   return host_view(self).item();
 }
 
@@ -553,7 +553,6 @@ int64_t one_kernel(const at::Tensor &, const at::Tensor &, const at::Tensor &, c
 at::Tensor to_host(const at::Tensor &t) {
   if (!t.defined()) return t;
   auto copy = at::empty_strided(t.sizes(), t.strides(), t.options().device(at::kCPU));
-  Open open(t.storage().data());
   at::NoGradGuard no_grad;
   copy.copy_(host_view(t));
   return copy;
@@ -561,7 +560,6 @@ at::Tensor to_host(const at::Tensor &t) {
 at::Tensor to_gpu(const at::Tensor &t, c10::Device device) {
   if (!t.defined()) return t;
   auto copy = empty_strided(t.sizes(), t.strides(), t.scalar_type(), {}, device, {});
-  Open open(copy.storage().data());
   at::NoGradGuard no_grad;
   host_view(copy).copy_(t);
   return copy;
