@@ -235,7 +235,8 @@ fn a_cut_link_ends_both_ranks() {
         let folder = workplace();
         let at = folder.path();
         let port = free_port();
-        let training = train(at, 1_000_000, timeout);
+        let mut training = train(at, 1_000_000, timeout);
+        training.env("GLOO_SOCKET_IFNAME", "veth0");
         let ranks = [0, 1].map(|rank| start_rank(machines.on(rank, &training, None), rank, 2, "10.77.0.1", port));
         logs(at, 3);
         machines.cut();
@@ -324,7 +325,7 @@ fn two_nodes_of_torchrun_come_back_after_a_rank_is_killed() {
     let port = free_port();
     let node = |is_host: bool| {
         let rendezvous = format!(
-            "--nnodes 2 --max-restarts 2 --monitor-interval 0.1 --rdzv-backend c10d --rdzv-id lvdm --rdzv-endpoint \
+            "--nnodes 2 --max-restarts 1 --monitor-interval 0.1 --rdzv-backend c10d --rdzv-id lvdm --rdzv-endpoint \
              127.0.0.1:{port} --rdzv-conf is_host={is_host},join_timeout=60,last_call_timeout=1"
         );
         under_torchrun(&training, &rendezvous)

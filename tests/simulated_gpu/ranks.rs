@@ -6,7 +6,11 @@ use lvdm::checkpoint::{self, Checkpoint};
 use serde_json::{Value, json};
 
 use crate::{
-    common::{Said, same_checkpoint, succeed_in},
+    common::{
+        Said,
+        processes::{ends_within, said, start},
+        same_checkpoint, succeed_in,
+    },
     device::{Counts, Gpu},
     distance, workplace,
 };
@@ -121,4 +125,43 @@ out: evaluation
     let fvd = |figures: &Value| figures[0]["samples"]["fvd"].as_f64().unwrap();
     println!("FVD {} on the GPU, {} on the CPU", fvd(&of_gpu), fvd(&of_cpu));
     assert!((fvd(&of_gpu) - fvd(&of_cpu)).abs() < 1e-3 * fvd(&of_cpu), "{of_gpu} {of_cpu}");
+}
+
+/// One GPU is one rank's: two that come to the same one are refused, whoever started them, and so is one without a GPU
+/// among others with one. All of them say so, and none waits.
+#[test]
+fn ranks_have_a_gpu_each() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.device=auto", "--backend", "gloo"];
+    // what is shown to a rank: the GPU's number, and how many there are
+    let refused = |shown: [(&str, &str); 2], words: &str| {
+        let mut of = shown.into_iter();
+        let ranks = start(|| {
+            let (name, count) = of.next().unwrap();
+            let mut command = gpu.command(at, &train);
+            command.env("CUDA_VISIBLE_DEVICES", name).env("SIMULATED_GPUS", count);
+            command
+        });
+        for rank in ranks {
+            let (status, text) = ends_within(rank, 30);
+            assert!(status == 1 && text.contains(words), "{text}");
+        }
+    };
+    refused([("0", "1"), ("0", "1")], "ranks 0 and 1 are both on one GPU");
+    refused([("0", "1"), ("", "0")], "has none that LibTorch sees");
+    let two = gpu.finish(gpu.command(at, &[&train[..], &["--nproc", "2"]].concat())).0;
+    let error = two.error(1);
+    assert!(error.contains("rank 1 is number 1 on its machine") && error.contains("sees 1 GPUs"), "{error}");
+    // what `srun --gpus-per-task 1` gives: the first GPU of each rank, and different ones
+    let mut of = ["3", "5"].into_iter();
+    let ranks = start(|| {
+        let mut command = gpu.command(at, &[&train[..], &["trainer.steps=2", "--run", "runs/each"]].concat());
+        command.env("CUDA_VISIBLE_DEVICES", of.next().unwrap());
+        command
+    });
+    for said in ranks.map(said) {
+        assert_eq!(said.status, 0, "{}", said.err);
+    }
 }
