@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs what building and testing need and the machine lacks; `make setup` calls it.
 #
-#   apt packages    compilers, FFmpeg, OpenCV, and for two tests a browser and qemu
+#   apt packages    compilers, FFmpeg, OpenCV, and for three tests a browser, qemu and `ip`
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set. On a login
 #                   node, which has no GPU itself, `CUDA=1 make setup` takes the CUDA set
-#   .python/        TensorBoard's reader, safetensors and CLIP's vocabulary, for three tests
+#   .python/        TensorBoard's reader, safetensors, CLIP's vocabulary and what torchrun imports, for four tests
 #
 # What is there already is left alone, so a second call only looks.
 set -eu
@@ -13,7 +13,7 @@ cd "$(dirname "$0")"
 export PIP_ROOT_USER_ACTION=ignore
 TORCH=2.11.0
 PACKAGES="g++ pkg-config clang libclang-dev libavutil-dev libavcodec-dev libavformat-dev libavfilter-dev
-    libavdevice-dev libswscale-dev libswresample-dev libopencv-dev"
+    libavdevice-dev libswscale-dev libswresample-dev libopencv-dev iproute2"
 BROWSER=chromium-headless-shell
 
 say() { echo "setup: $*"; }
@@ -131,17 +131,18 @@ libtorch() {
 
 has_readers() {
     [ -e .python/clip/bpe_simple_vocab_16e6.txt.gz ] && PYTHONPATH=.python python3 -c '
-import numpy, safetensors
+import numpy, safetensors, sympy, typing_extensions
 from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
 }
 
 python_readers() {
     has_readers && return
-    say "TensorBoard's reader, safetensors and CLIP's vocabulary, for the tests"
+    say "TensorBoard's reader, safetensors, CLIP's vocabulary and what torchrun imports, for the tests"
     rm -rf .python
     python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .python --no-deps \
-        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors clip-anytorch==2.6.0 && has_readers ||
-        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors clip-anytorch==2.6.0"
+        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors clip-anytorch==2.6.0 \
+        typing_extensions sympy mpmath && has_readers ||
+        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors clip-anytorch==2.6.0 sympy typing_extensions"
 }
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"

@@ -269,14 +269,12 @@ def training(machine, found):
 
 def fvd(machine, found):
     """Samples of what was trained, measured twice: the second time features of real clips are kept, and figures equal."""
-    clips = ["evaluation.clips=8", "generated.sampler.steps=2", "real.frames=12", "real.resolution=16"] if machine.options.tiny else []
-    if machine.options.tiny:
-        clips += ["train=null"]
+    small = ["evaluation.clips=8", "generated.sampler.steps=2", "real.frames=12", "real.resolution=16"]
     for attempt in ("first", "second"):
         out, start = machine.work / f"evaluation-{attempt}", time.monotonic()
-        train = [] if machine.options.tiny else [f"train.dataset={machine.clips('train')}"]
         machine.must("evaluate", "experiments/demo/evaluate.yaml", "--device", "cuda", f"generated.run={machine.work}/diffusion",
-                     f"out={out}", f"real.dataset={machine.clips('test')}", *train, *clips)  # fmt: skip
+                     f"out={out}", f"real.dataset={machine.clips('test')}", "train=null",
+                     *(small if machine.options.tiny else []))  # fmt: skip
         figures = json.loads((out / "figures.json").read_text())
         samples = figures["figures"]["samples"]
         found[attempt] = {"seconds": time.monotonic() - start, "of": figures["generated_text"], "device": figures["device"],

@@ -39,7 +39,6 @@ pub struct EvaluateLong {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
-    /// Of all curves that are sampled
     #[command(flatten)]
     precision: PrecisionOptions,
     #[command(flatten)]

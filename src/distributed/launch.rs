@@ -84,7 +84,7 @@ fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Devi
     let gpus = Cuda::device_count().max(0) as usize;
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Auto if gpus == 0 => name.open(),
+        DeviceName::Auto if gpus == 0 => name.find(),
         DeviceName::Cuda(index) if index > 0 && place.size > 1 => {
             bail!("every rank has a GPU of its own: give the device `cuda` or `auto`, not cuda:{index}")
         }
@@ -95,7 +95,7 @@ fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Devi
         {
             Ok(Device::Cuda(0))
         }
-        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).open(),
+        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).find(),
         _ => {
             ensure!(
                 place.local_rank < gpus,

@@ -220,6 +220,8 @@ impl Ranks {
     /// Names the first tensor that differs, and the ranks that differ from rank 0. As [`Self::sum`].
     pub fn ensure_same(&self, when: &str, tensors: &[(String, Tensor)]) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
+        // before the hashes wait in the driver for whatever it still does
+        Self::call(inner, ProcessGroup::settle)?;
         let mut hashes = vec![tensors.len() as i64];
         hashes.extend(checksums(tensors.iter().map(|(_, tensor)| tensor))?);
         let counts = Self::call(inner, |group| group.gather(&Tensor::from_slice(&hashes[..1])))?;
@@ -345,8 +347,9 @@ impl Ranks {
                 Ok(value)
             }
             Err(error) if group.has_failed() => {
-                let culprit = watch.culprit();
+                // first, lest NCCL's watchdog end the process before it has said who is to blame
                 group.abort();
+                let culprit = watch.culprit();
                 Err(error.context(format!("{who}: {culprit}")))
             }
             Err(error) => {

@@ -81,7 +81,8 @@ impl GroupNorm {
     /// memory; on a GPU as the video lies.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
         let lies_last = x.device().is_cuda() && x.stride()[1] == 1;
-        if !lies_last && !(fuses(&full_precision(x)) && lies_channels_last(x.device())) {
+        let fused = fuses(&full_precision(x)) && lies_channels_last(x.device());
+        if !(lies_last || fused) {
             return self.forward(x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");

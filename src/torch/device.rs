@@ -50,9 +50,17 @@ impl DeviceName {
     /// # Errors
     /// Where a GPU is asked for that is not there, and where `auto` would be the CPU beside a GPU that cannot be used.
     pub fn open(self) -> Result<Device> {
-        let device = self.among(&Machine::here())?;
+        let device = self.find()?;
         say_device(device);
         Ok(device)
+    }
+
+    /// As [`Self::open`], without a word.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn find(self) -> Result<Device> {
+        self.among(&Machine::here())
     }
 
     /// The device of this name on such a machine.

@@ -23,7 +23,7 @@ pub fn be_deterministic() {
 }
 
 /// Whether [`be_deterministic`] was called.
-pub fn is_deterministic() -> bool {
+fn is_deterministic() -> bool {
     // SAFETY: reads a flag of LibTorch's context.
     unsafe { lvdm_is_deterministic() }
 }
@@ -65,12 +65,10 @@ pub struct Autotune {
 impl Autotune {
     /// Does nothing where [`be_deterministic`] was called.
     pub fn begin() -> Self {
-        // SAFETY: reads and sets flags of LibTorch's context.
-        unsafe {
-            let before = lvdm_autotunes();
-            lvdm_autotune(before || !lvdm_is_deterministic());
-            Autotune { before }
-        }
+        let before = Self::is_on();
+        // SAFETY: sets a flag of LibTorch's context.
+        unsafe { lvdm_autotune(before || !is_deterministic()) };
+        Autotune { before }
     }
 
     /// Whether cuDNN does so now.

@@ -31,7 +31,7 @@ pub use fused::{
     transposed_conv,
 };
 pub use graph::{cuda_graphs, replayed};
-pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic, is_deterministic};
+pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};

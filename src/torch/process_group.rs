@@ -42,6 +42,7 @@ unsafe extern "C" {
     fn lvdm_group_sum_by_host(group: *const c_void);
     fn lvdm_group_free(group: *mut c_void);
     fn lvdm_group_failed(group: *const c_void) -> bool;
+    fn lvdm_group_settle(group: *const c_void) -> *mut c_char;
     fn lvdm_group_abort(group: *const c_void) -> *mut c_char;
     fn lvdm_group_sum(group: *const c_void, tensor: *mut c_void) -> *mut c_char;
     fn lvdm_group_broadcast(group: *const c_void, tensor: *mut c_void, root: c_int) -> *mut c_char;
@@ -321,6 +322,15 @@ impl ProcessGroup {
                 .unwrap_or_else(|error| panic!("{error}"));
             Tensor::from_ptr(y.cast())
         }
+    }
+
+    /// Waits until the calls so far for tensors of a GPU, which are queued there, are answered.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn settle(&self) -> Result<()> {
+        // SAFETY: a live group.
+        check(unsafe { lvdm_group_settle(self.group.0) })
     }
 
     /// Whether a call, here or in a backward pass, was not answered.
