@@ -108,6 +108,25 @@ fn a_signal_to_the_demo_saves_what_is_trained() {
     }
 }
 
+/// A launcher would start several demos in one folder.
+#[test]
+fn the_demo_is_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    experiments(folder.path());
+    let mut command = lvdm_in(folder.path(), &["demo", "experiments/toy"]);
+    let said = Said::from(
+        command
+            .env("OMPI_COMM_WORLD_RANK", "1")
+            .env("OMPI_COMM_WORLD_SIZE", "2")
+            .env("OMPI_COMM_WORLD_LOCAL_RANK", "1")
+            .env("OMPI_COMM_WORLD_LOCAL_SIZE", "2")
+            .output()
+            .unwrap(),
+    );
+    assert!(said.error(2).contains("one process"), "{}", said.err);
+    assert!(!folder.path().join("data").exists() && !folder.path().join("runs").exists());
+}
+
 /// From nothing to figures, videos, pictures and logs, in less than two minutes; a second start trains nothing again.
 #[test]
 fn from_videos_to_figures() {

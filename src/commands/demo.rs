@@ -19,7 +19,7 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
     data::demo::{self, DemoConfig},
-    distributed::{OnSignal, Ranks, Stopped, catch_signals, stop_is_asked},
+    distributed::{OnSignal, Ranks, Stopped, catch_signals, rank, stop_is_asked},
     experiment::{
         self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics, TrainerConfig,
     },
@@ -77,8 +77,12 @@ struct Protocol {
 
 impl Demo {
     /// # Errors
-    /// Those of its stages.
+    /// Those of its stages; ranks, of which each would do the whole.
     pub fn run(self) -> Result<()> {
+        if rank().is_some() {
+            let text = "the demo is one process: start it without torchrun, srun or mpirun";
+            return Err(experiment::Mistake(text.into()).into());
+        }
         let _catching = catch_signals(OnSignal::Leave)?;
         let file = |name: &str| self.experiments.join(name);
         let device = [format!("trainer.device={}", self.device)];
