@@ -171,7 +171,7 @@ fn culprit() {
     assert_eq!(Vec::<f32>::try_from(&y).unwrap(), [2.0; 4]);
     let z = upload(&y, gpu);
     assert!(z.equal(&z) && z.sum(None).f_double_value(&[]).unwrap() == 8.0);
-    Readback::of(&z).unwrap().wait().unwrap();
+    let _ = Readback::of(&z).unwrap().wait().unwrap();
 }
 
 /// What the other tests stand on.
