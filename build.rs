@@ -35,10 +35,10 @@ fn main() {
         ),
     }
 
-    let sources = ["src/torch/core.cpp", "src/torch/fused.cpp", "src/torch/c10d.cpp"];
+    let sources = ["core", "fused", "composed", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
     let headers = ["guarded.h", "readback.h", "rows.h", "rows.cpp", "gloo/gloo/context.h"]
         .map(|file| format!("src/torch/{file}"));
-    for file in sources.into_iter().chain(headers.iter().map(String::as_str)) {
+    for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={file}");
     }
     let mut build = cc::Build::new();
@@ -60,9 +60,9 @@ fn main() {
         println!("cargo:rustc-link-lib=gomp");
     }
     inner_loops();
-    shared_object(&libtorch, "graph", &["cuda_runtime_api.h", "crt/host_defines.h"]);
+    shared_object(&libtorch, "graph", "CUDA graphs", &["cuda_runtime_api.h", "crt/host_defines.h"]);
     let needed = ["nccl.h", "cuda_runtime.h", "crt/host_config.h", "cusparse.h", "cublas_v2.h", "cusolverDn.h"];
-    shared_object(&libtorch, "nccl", &needed);
+    shared_object(&libtorch, "nccl", "several GPUs", &needed);
     println!("cargo:rustc-link-search=native={}", lib.display());
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
@@ -91,15 +91,27 @@ fn inner_loops() {
 }
 
 /// Compiles a part for GPUs into a shared object of its own, which is opened where a GPU is used, and says its place in
-/// `LVDM_NAME`. It is left out where the headers it needs are neither beside LibTorch nor in CUDA_HOME.
-fn shared_object(libtorch: &Path, name: &str, needed: &[&str]) {
+/// `LVDM_NAME`. It is left out where the headers it needs are neither beside LibTorch nor in CUDA_HOME: `LVDM_NO_NAME` then
+/// says why, and where LibTorch is one for GPUs, a warning does.
+fn shared_object(libtorch: &Path, name: &str, serves: &str, needed: &[&str]) {
     println!("cargo:rerun-if-env-changed=CUDA_HOME");
     println!("cargo:rerun-if-changed=src/torch/{name}.cpp");
+    let without = |why: &str| {
+        println!("cargo:rustc-env=LVDM_NO_{}={why}", name.to_uppercase());
+        if is_for_gpus(libtorch) {
+            println!("cargo:warning=built without {name}.cpp, which is needed for {serves}: {why}");
+        }
+    };
     let wheels = libtorch.parent().unwrap_or(libtorch).join("nvidia");
     let mut includes = vec![wheels.join("cu13/include"), wheels.join("nccl/include")];
     includes.extend(env::var("CUDA_HOME").map(|home| PathBuf::from(home).join("include")));
-    if !needed.iter().all(|header| includes.iter().any(|folder| folder.join(header).exists())) {
-        return;
+    let absent = |header: &&&str| !includes.iter().any(|folder| folder.join(header).exists());
+    if let Some(header) = needed.iter().find(absent) {
+        return without(&format!(
+            "{header} is neither in {} nor in CUDA_HOME/include; `CUDA=1 make setup` installs it, or set CUDA_HOME to a CUDA \
+             13 toolkit, and build again",
+            wheels.display()
+        ));
     }
     let object = PathBuf::from(env::var("OUT_DIR").unwrap_or_default()).join(format!("liblvdm_{name}.so"));
     let mut build = cc::Build::new();
@@ -118,7 +130,14 @@ fn shared_object(libtorch: &Path, name: &str, needed: &[&str]) {
         Ok(output) => String::from_utf8_lossy(&output.stderr).lines().find(|l| l.contains("error")).map(str::to_string),
         Err(error) => Some(error.to_string()),
     };
-    println!("cargo:warning=built without {name}.cpp: {}", failed.unwrap_or_default());
+    without(&failed.unwrap_or_default().replace('\n', " "));
+}
+
+/// Whether this LibTorch can use a GPU. The wheel for the CPU holds the CUDA half too, without the libraries it needs.
+fn is_for_gpus(libtorch: &Path) -> bool {
+    let bundled = fs::read_dir(libtorch.join("lib"))
+        .is_ok_and(|files| files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcudnn")));
+    bundled || libtorch.parent().is_some_and(|beside| beside.join("nvidia/cudnn").exists())
 }
 
 /// LibTorch's version: the wheel says it in `version.py`, the zip archive in `build-version`.

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Installs what building and testing need and the machine lacks; `make setup` calls it.
 #
-#   apt packages    compilers, FFmpeg, OpenCV, and for two tests a browser and qemu
-#   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set
-#   .python/        TensorBoard's reader, safetensors and CLIP's vocabulary, for three tests
+#   apt packages    compilers, FFmpeg, OpenCV, and for three tests a browser, qemu and `ip`
+#   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set. On a login
+#                   node, which has no GPU itself, `CUDA=1 make setup` takes the CUDA set
+#   .python/        TensorBoard's reader, safetensors, CLIP's vocabulary and what torchrun imports, for four tests
 #
 # What is there already is left alone, so a second call only looks.
 set -eu
@@ -12,7 +13,7 @@ cd "$(dirname "$0")"
 export PIP_ROOT_USER_ACTION=ignore
 TORCH=2.11.0
 PACKAGES="g++ pkg-config clang libclang-dev libavutil-dev libavcodec-dev libavformat-dev libavfilter-dev
-    libavdevice-dev libswscale-dev libswresample-dev libopencv-dev"
+    libavdevice-dev libswscale-dev libswresample-dev libopencv-dev iproute2"
 BROWSER=chromium-headless-shell
 
 say() { echo "setup: $*"; }
@@ -79,6 +80,13 @@ system_packages() {
 
 has_gpu() { [ -e /dev/nvidia0 ] || nvidia-smi >/dev/null 2>&1; }
 
+# CUDA=1 prepares for a GPU that another machine has, as on the login node of a cluster.
+case "${CUDA:-}" in
+"" | 1) ;;
+*) fail "CUDA is set to $CUDA; CUDA=1 installs LibTorch with CUDA on a machine without a GPU, and without it the machine decides" ;;
+esac
+wants_cuda() { [ "${CUDA:-}" = 1 ] || has_gpu; }
+
 # Wheels for one fixed Python (the libraries in them are the same for all), whatever runs here.
 pip_libtorch() {
     platforms="--platform manylinux2014_x86_64 --platform linux_x86_64"
@@ -93,17 +101,19 @@ libtorch() {
     if [ -n "${LIBTORCH:-}" ]; then
         [ -e "$LIBTORCH/lib/libtorch_cpu.so" ] ||
             fail "LIBTORCH is set to $LIBTORCH, where there is no lib/libtorch_cpu.so; correct it, or unset it to have LibTorch $TORCH downloaded"
+        [ "${CUDA:-}" != 1 ] || [ -d "$LIBTORCH/../nvidia/cudnn" ] || ls "$LIBTORCH"/lib/libcudnn* >/dev/null 2>&1 ||
+            fail "CUDA=1 asks for LibTorch with CUDA, and LIBTORCH is set to $LIBTORCH, which has no cuDNN; point it at a build with CUDA 13, or unset it to have one downloaded"
         return
     fi
     if grep -qs "'$TORCH[+']" .libtorch/torch/version.py && [ -e .libtorch/torch/lib/libtorch_cpu.so ]; then
-        if [ -d .libtorch/nvidia/cudnn ] || { ! has_gpu && [ -d .libtorch/nvidia/cu13/include/crt ]; }; then
+        if [ -d .libtorch/nvidia/cudnn ] || { ! wants_cuda && [ -d .libtorch/nvidia/cu13/include/crt ]; }; then
             return
         fi
     fi
     by_hand="check the network and the disk and run make setup again, or download LibTorch $TORCH yourself and set LIBTORCH to its folder"
     [ "$(uname -sm)" = "Linux x86_64" ] || fail "LibTorch is downloaded for Linux on x86-64 only; install LibTorch $TORCH by hand and set LIBTORCH to its folder"
     rm -rf .libtorch.partial
-    if has_gpu; then
+    if wants_cuda; then
         say "LibTorch $TORCH with CUDA (a download of about 2.5 GB, 4.6 GB on disk)"
         # the last two are headers with which the parts for GPUs are compiled
         pip_libtorch "torch==$TORCH" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 || fail "LibTorch could not be installed; $by_hand"
@@ -121,17 +131,18 @@ libtorch() {
 
 has_readers() {
     [ -e .python/clip/bpe_simple_vocab_16e6.txt.gz ] && PYTHONPATH=.python python3 -c '
-import numpy, safetensors
+import numpy, safetensors, sympy, typing_extensions
 from tensorboard.backend.event_processing import event_accumulator' 2>/dev/null
 }
 
 python_readers() {
     has_readers && return
-    say "TensorBoard's reader, safetensors and CLIP's vocabulary, for the tests"
+    say "TensorBoard's reader, safetensors, CLIP's vocabulary and what torchrun imports, for the tests"
     rm -rf .python
     python3 -m pip install --quiet --disable-pip-version-check --no-compile --target .python --no-deps \
-        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors clip-anytorch==2.6.0 && has_readers ||
-        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors clip-anytorch==2.6.0"
+        --only-binary=:all: tensorboard protobuf numpy absl-py safetensors clip-anytorch==2.6.0 \
+        typing_extensions sympy mpmath && has_readers ||
+        fail "they could not be installed; by hand: python3 -m pip install --target .python tensorboard safetensors clip-anytorch==2.6.0 sympy typing_extensions"
 }
 
 command -v python3 >/dev/null || fail "Python 3 is missing; install by hand, as root: apt-get install python3"

@@ -18,14 +18,14 @@ use crate::{
         SamplerConfig, UNetDenoiser, frame_conditioned, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, DiffusionSpace, Precision, Trained, TrainerConfig},
+    experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
         UNet3d, UNetCondition, UNetPorts,
     },
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
-    torch::{Autocast, Readback, upload},
+    torch::{FixedWeights, Readback, upload},
 };
 
 pub use long_video::{LongVideo, forget};
@@ -52,7 +52,7 @@ pub struct Generator {
     /// Of the training, at which the weights were stored; 0 in a training.
     pub step: i64,
     /// Of the networks when they sample and decode.
-    pub precision: Precision,
+    pub numerics: Numerics,
 }
 
 /// One clip to sample: its noise is a function of the seed and these two numbers alone.
@@ -124,7 +124,7 @@ impl Generator {
             halvings: 1 << (experiment.unet.multipliers.len() - 1),
             predict: experiment.objective.predict,
             step: 0,
-            precision: Precision::F32,
+            numerics: Numerics::default(),
         })
     }
 
@@ -218,7 +218,7 @@ impl Generator {
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let _precision = self.autocast();
+        let _numerics = self.numerics.begin(self.space.device());
         let [c, _, h, w] = self.latent;
         let draw = |purpose, frames, step: u64| {
             let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
@@ -260,13 +260,15 @@ impl Generator {
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
 
-    /// The networks sample and decode at this precision; float32 otherwise.
-    pub fn at(self, precision: Precision) -> Self {
-        Generator { precision, ..self }
+    /// The networks sample and decode so; in float32 otherwise.
+    pub fn at(self, numerics: Numerics) -> Self {
+        Generator { numerics, ..self }
     }
 
-    fn autocast(&self) -> Autocast {
-        Autocast::bfloat16(self.space.device(), self.precision == Precision::Bf16)
+    /// While the answer lives, what a GPU prepares for sampling is kept from one batch to the next: weights in half
+    /// precision, and graphs.
+    pub fn keep_prepared(&self) -> Option<FixedWeights> {
+        self.space.device().is_cuda().then(FixedWeights::new)
     }
 
     /// The network given an encoded text, or nothing.
@@ -301,7 +303,7 @@ impl Generator {
     /// # Errors
     /// Those of the device.
     pub fn decode(&self, z_0: &Tensor) -> Result<Tensor> {
-        let _precision = self.autocast();
+        let _numerics = self.numerics.begin(self.space.device());
         let clip = |i| Readback::of(&no_grad(|| to_u8(&self.space.decode(&z_0.narrow(0, i, 1)))));
         let clips: Vec<Readback> = (0..z_0.size()[0]).map(clip).collect::<Result<_>>()?;
         let clips: Vec<Tensor> = clips.iter().map(Readback::wait).collect::<Result<_>>()?;

@@ -32,6 +32,7 @@
 //! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
+#![deny(unsafe_code)]
 
 pub mod atomic_file;
 pub mod autoencoder_loss;
@@ -49,6 +50,7 @@ pub mod nn;
 pub mod random;
 pub mod report;
 pub mod safetensors;
+#[allow(unsafe_code)]
 pub mod torch;
 pub mod train;
 pub mod weights;

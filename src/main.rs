@@ -1,5 +1,7 @@
 //! The command `lvdm`: verb → command.
 
+#![forbid(unsafe_code)]
+
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -64,7 +66,6 @@ fn main() -> ExitCode {
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
-    torch::autotune();
     torch::locate_panics();
     match torch::caught(|| run(verb)) {
         Ok(()) => ExitCode::SUCCESS,

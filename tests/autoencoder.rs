@@ -288,6 +288,13 @@ fn kl() {
     let expected = 0.5 * (0.3f64.powi(2) + (-0.7f64).exp() - 1.0 + 0.7) * (4 * 2 * 4 * 4) as f64;
     assert!((terms.kl / expected - 1.0).abs() < 1e-5, "{} and {expected}", terms.kl);
     assert!((terms.total - terms.reconstruction - 0.01 * expected).abs() < 1e-3 * expected);
+    // of a posterior that comes in bfloat16 the sum, here over 256 values, is not rounded again
+    let half = |sample| noise(sample, &shape).to_kind(Kind::BFloat16);
+    let posterior = Posterior { mean: half(2), logvar: half(3) };
+    let exact =
+        Posterior { mean: posterior.mean.to_kind(Kind::Double), logvar: posterior.logvar.to_kind(Kind::Double) };
+    let (found, exact) = (posterior.kl(), exact.kl());
+    assert!(found.kind() == Kind::Float && relative_error(&found, &exact) < 1e-6, "{found:?}, {exact:?}");
     // sampling: mean + σ·noise
     let posterior = Posterior {
         mean: Tensor::full([1], 2.0, (Kind::Float, CPU)),

@@ -307,7 +307,8 @@ fn a_panic_keeps_its_place() {
     let text = fs::read_to_string(common::source(file)).unwrap();
     let code = text.lines().nth(number.parse::<usize>().unwrap() - 1).unwrap();
     assert!(file.starts_with("src/models/") && code.contains("noise"), "{place}: {code}");
-    assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    let others = said.err.lines().filter(|line| !line.starts_with("device: "));
+    assert_eq!(others.count(), 1, "{}", said.err);
 
     let said: Said = command().env("RUST_BACKTRACE", "1").output().unwrap().into();
     assert_eq!(said.status, 1);
@@ -350,4 +351,72 @@ fn the_binary_needs_no_environment() {
     let said: Said =
         lvdm_in(folder.path(), &["train", "autoencoder", "autoencoder.yaml"]).env_clear().output().unwrap().into();
     assert_eq!(said.status, 0, "{}", said.err);
+}
+
+/// On stderr, by the first rank, however often the device is opened.
+#[test]
+fn every_verb_that_computes_names_its_device_once() {
+    let folder = workplace();
+    let at = folder.path();
+    let pair = ["train", "autoencoder", "autoencoder.yaml", "trainer.steps=1", "--run", "pair", "--nproc", "2"];
+    for arguments in [
+        &["train", "autoencoder", "autoencoder.yaml"][..],
+        &[
+            "encode",
+            "runs/autoencoder",
+            "--videos",
+            "clips.safetensors",
+            "--out",
+            "latents.safetensors",
+            "--device",
+            "cpu",
+        ],
+        &["train", "diffusion", "diffusion.yaml"],
+        &["sample", "runs/diffusion", "--videos", "1", "--steps", "2", "--out", "a.npz", "--device", "cpu"],
+        &["verify", "nothing.safetensors"],
+        &["bench", "device=cpu", "unet=null", "autoencoder=null", "i3d=null", "loader=null"],
+        &pair,
+    ] {
+        let said = run_in(at, arguments);
+        let lines: Vec<&str> = said.err.lines().filter(|line| line.contains("device: cpu (")).collect();
+        assert_eq!(lines.len(), 1, "{arguments:?}\n{}\n{}", said.out, said.err);
+        assert!(!said.out.contains("device: cpu ("), "{}", said.out);
+    }
+}
+
+/// The driver's tool answers, and LibTorch's CUDA half does not load: the CPU is taken where it is asked for, or where
+/// the GPU is hidden, and never without a word.
+#[test]
+fn a_gpu_that_cannot_be_used_is_an_error_unless_the_cpu_is_asked_for() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = workplace();
+    let at = folder.path();
+    let tool = at.join("bin/nvidia-smi");
+    fs::create_dir(at.join("bin")).unwrap();
+    fs::write(&tool, "#!/bin/sh\nexit 0\n").unwrap();
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(at.join("bin/libtorch_cuda.so"), "no library").unwrap();
+    let run = |arguments: &[&str], hidden: bool| -> Said {
+        let mut command = lvdm_in(at, arguments);
+        let path = format!("{}:{}", at.join("bin").display(), std::env::var("PATH").unwrap());
+        command.env("PATH", path).env("LD_LIBRARY_PATH", at.join("bin"));
+        if !hidden {
+            command.env_remove("CUDA_VISIBLE_DEVICES");
+        }
+        command.output().unwrap().into()
+    };
+    let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.device=auto"];
+    let said = run(&train, false);
+    let line = said.error(1);
+    assert!(
+        ["cannot be used", "CUDA=1 make setup", "trainer.device=cpu"].iter().all(|word| line.contains(word)),
+        "{line}"
+    );
+    assert!(!at.join("runs").exists(), "something was trained");
+    let pair = run(&[&train[..], &["--nproc", "2"]].concat(), false);
+    assert!(pair.status != 0 && pair.err.contains("cannot be used"), "{}", pair.err);
+    for (device, hidden) in [("trainer.device=cpu", false), ("trainer.device=auto", true)] {
+        let said = run(&["train", "autoencoder", "autoencoder.yaml", device, "--run", device], hidden);
+        assert!(said.status == 0 && said.err.contains("device: cpu ("), "{}", said.err);
+    }
 }

@@ -326,6 +326,17 @@ fn runs_cards_and_reconstructions() {
         said.out
     );
 
+    // how exactly the run computed is an option, and part of the figures
+    let rounded = ["--precision", "bf16", "--tf32", "--clips", "2", "--out", "rounded"];
+    let of_run = ["evaluate", "--real", "clips.safetensors", "--generated", "runs/diffusion"];
+    succeed_in(at, &[&of_run[..], &rounded].concat());
+    let rounded = json(&at.join("rounded/figures.json"));
+    assert_eq!((&rounded["generated"]["precision"], &rounded["generated"]["tf32"]), (&"bf16".into(), &true.into()));
+    let text = rounded["generated_text"].as_str().unwrap();
+    assert!(text.contains("bf16, float32 as TF32"), "{text}");
+    let line = run_in(at, &[&arguments[..], &["--resolution", "16", "--tf32"]].concat());
+    assert!(line.error(2).contains("measured in float32"), "{}", line.err);
+
     // its mp4 files are compressed, which is said
     #[cfg(feature = "video")]
     {
@@ -334,8 +345,8 @@ fn runs_cards_and_reconstructions() {
         let said = succeed_in(at, &[&arguments[..], &["--out", "of-mp4"]].concat());
         let mp4 = samples(at, "of-mp4");
         println!("exact {run:?}, mp4 {mp4:?}");
-        // of a run that has learned nothing they are noise, which compression takes away
-        assert!(mp4[0] / run[0] > 1.05, "{mp4:?} {run:?}");
+        // by how much a figure moves is the encoder's matter; that it moves is why it is said
+        assert!((mp4[0] / run[0] - 1.0).abs() > 1e-3, "{mp4:?} {run:?}: nothing was lost, so what is warned of?");
         assert!(said.err.contains("compressed (mp4)") && said.err.contains("16 % higher"), "{}", said.err);
         // fewer samples leave none of more behind
         let arguments = ["evaluate", "--real", "clips.safetensors", "--generated", "runs/diffusion", "--clips", "2"];

@@ -382,3 +382,23 @@ fn make_runs_a_chain_on_several_gpus() {
         assert!(!said(&[]).contains("--nproc"));
     }
 }
+
+/// What a GPU would otherwise decide for whoever runs it. The demo's figures are of float32.
+#[test]
+fn every_experiment_states_how_exactly_it_computes() {
+    for Shipped { name, value, .. } in shipped() {
+        let of_demo = name.contains("/demo/");
+        let mut places = vec![value.get("trainer"), value.get("generated")];
+        places.extend(value.get("curves").and_then(Value::as_sequence).into_iter().flatten().map(|c| c.get("source")));
+        for place in places.into_iter().flatten() {
+            let precision = place.get("precision").and_then(Value::as_str);
+            let tf32 = place.get("tf32").and_then(Value::as_bool).unwrap_or(false);
+            match (of_demo, precision) {
+                (true, Some("f32")) => assert!(!tf32, "{name}"),
+                (false, Some("bf16")) => {}
+                (false, Some("f32")) => assert!(tf32, "{name}: float32 without TF32 is several times slower on a GPU"),
+                _ => panic!("{name}: precision is {precision:?}"),
+            }
+        }
+    }
+}

@@ -229,6 +229,7 @@ fn config(at: &Path) -> LongVideoConfig {
         sampler: SamplerConfig::Ddim { steps: 3, eta: 1.0 },
         batch: 6,
         precision: Precision::F32,
+        tf32: false,
     }
 }
 

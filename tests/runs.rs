@@ -168,6 +168,21 @@ fn ctrl_c_and_a_closed_terminal_save_and_leave() {
     }
 }
 
+/// When a terminal is closed nothing can be said on it any more, and all the same every step is saved.
+#[test]
+fn a_terminal_that_is_gone_does_not_keep_a_training_from_saving() {
+    let folder = workplace();
+    let at = folder.path();
+    let run = at.join("runs/diffusion");
+    let mut child = from_terminal(at, &LONG);
+    wait_for_lines(&run, 3);
+    drop((child.0.stdout.take(), child.0.stderr.take()));
+    signal_all(&child, "HUP");
+    wait_until("the end", || child.0.try_wait().unwrap().is_some());
+    assert_eq!(child.0.wait().unwrap().code(), Some(75));
+    assert_eq!(last_step(&run) as usize, lines(&run));
+}
+
 /// While a step takes long, the first Ctrl-C waits for it and the second does not.
 #[test]
 fn a_second_ctrl_c_ends_at_once() {

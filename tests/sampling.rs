@@ -116,7 +116,7 @@ fn ddim_takes_any_number_of_steps() {
 fn bfloat16_samples_are_near() {
     let sampler = SamplerConfig::Ddim { steps: 3, eta: 0.0 };
     let exact = latents(&generator(), &[0, 1], sampler, 7);
-    let rounded = latents(&generator().at(Precision::Bf16), &[0, 1], sampler, 7);
+    let rounded = latents(&generator().at(Precision::Bf16.into()), &[0, 1], sampler, 7);
     assert_eq!(rounded.kind(), tch::Kind::Float);
     let error = relative_error(&rounded, &exact);
     assert!(error > 1e-4 && error < 5e-2, "{error:e}");

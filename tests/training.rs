@@ -400,6 +400,16 @@ fn an_interrupted_run_equals_a_whole_one() {
     let encode = ["encode", "runs/autoencoder", "--videos", "clips", "--frames", "4", "--resolution", "32"];
     let latents = ["--clips", "7", "--out", "latents.safetensors", "--device", "cpu"];
     succeed_in(at, &[&encode[..], &latents].concat());
+    let rounded = ["--clips", "7", "--out", "rounded.safetensors", "--device", "cpu", "--precision", "bf16", "--tf32"];
+    succeed_in(at, &[&encode[..], &rounded].concat());
+    let [exact, rounded] = ["latents", "rounded"].map(|name| {
+        let (mut tensors, told) = lvdm::safetensors::read_safetensors(&at.join(format!("{name}.safetensors"))).unwrap();
+        (tensors.remove("moments").unwrap(), told.unwrap()["numerics"].clone())
+    });
+    assert_eq!(rounded.1, serde_json::json!({"precision": "bf16", "tf32": true}));
+    assert_eq!(exact.1, serde_json::json!({"precision": "f32", "tf32": false}));
+    let apart = (&rounded.0 - &exact.0).norm().double_value(&[]) / exact.0.norm().double_value(&[]);
+    assert!(rounded.0.kind() == tch::Kind::Float && apart > 0.0 && apart < 3e-2, "{:?}, {apart}", rounded.0.kind());
     interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
 }
 

@@ -1,77 +1,63 @@
 #!/usr/bin/env bash
-# Correctness and speed on a GPU machine that has PyTorch 2.11 with CUDA and nothing else of ours.
+# What needs a GPU, on a machine that has one, Python with PyTorch 2.11 and CUDA 13, and nothing else of ours.
 #
-#   experiments/bench/gpu.sh pack       on the machine that builds: fills .gpu/ (binary, parity cases, packed clips)
-#   experiments/bench/gpu.sh verify     there: every parity case on CUDA, float32, then bfloat16; sampling with CUDA graphs
-#   experiments/bench/gpu.sh train      there: the demo's two networks, on packed clips
-#   experiments/bench/gpu.sh bench      there: `lvdm bench` at the paper's sizes, bfloat16 and float32
-#   experiments/bench/gpu.sh evaluate   there: samples and their FVD and KVD
+#   experiments/bench/gpu.sh pack       on the machine that builds: fills .gpu/ (at most 64 MiB), which travels with the checkout
+#   experiments/bench/gpu.sh            there: everything, in at most nine minutes → .gpu/report.json, .gpu/report.md
+#   experiments/bench/gpu.sh rehearse   anywhere, with tiny sizes and target/release/lvdm: do all parts work? No measurement.
+#                                       SIMULATED_GPU=FOLDER puts a libtorch_cuda.so of that folder before LibTorch's
 #
-# .gpu/ travels with the checkout. LPIPS (59 MB) is needed by `train`, I3D (51 MB) by `evaluate` and by one case of
-# `verify`: put them into .gpu/ (LVDM_WEIGHTS is set to it); without LPIPS `train` leaves that loss out and says so.
+# gpu.py beside this has the parts, and how many seconds each of them is given. LPIPS (59 MB) does not fit into .gpu/; where
+# .gpu/vgg16.ckpt is not there, the autoencoder trains without that loss, and the page says so.
 set -eu
 cd "$(dirname "$0")/../.."
 OUT=.gpu
 
-if [ "$1" = pack ]; then
-    mkdir -p $OUT/cases
+# Videos of the demo, as tensors.
+pack_clips() { # PROGRAM FOLDER TRAIN TEST
+    "$1" data make-demo --out "$2/videos" --train "$3" --test "$4" --frames 16 --size 32
+    for split in train test; do
+        "$1" data pack --videos "$2/videos/$split" --frames 16 --resolution 32 --out "$2/$split.safetensors"
+    done
+    rm -r "$2/videos"
+}
+
+case ${1:-all} in
+pack)
+    rm -rf $OUT
+    mkdir -p $OUT/kit/cases
     cargo build --release --locked --no-default-features --target-dir target/gpu
-    cp target/gpu/release/lvdm $OUT/lvdm
-    strip $OUT/lvdm
-    # CUDA graphs and NCCL, where the headers were there to build them; they are looked for beside the binary
+    cp target/gpu/release/lvdm $OUT/kit/
+    strip $OUT/kit/lvdm
+    # CUDA graphs and NCCL, where the headers were there to build them; they are looked for beside the program
     for part in graph nccl; do
         newest=$(ls -t target/gpu/release/build/lvdm-*/out/liblvdm_$part.so 2>/dev/null | head -1)
-        [ -z "$newest" ] || cp "$newest" $OUT/
+        [ -z "$newest" ] || cp "$newest" $OUT/kit/
     done
-    cp tests/parity/*.safetensors $OUT/cases/
-    for split in train test; do
-        target/release/lvdm data pack --videos data/demo/$split --frames 24 --resolution 32 --out $OUT/$split.safetensors
-    done
-    du -sh $OUT
-    exit
-fi
-
-torch=$(python3 -c 'import torch; print(torch.__path__[0])')
-export LD_LIBRARY_PATH="$torch/lib:${LD_LIBRARY_PATH:-}" LVDM_WEIGHTS=$OUT
-packed() { echo "{kind: packed, file: $OUT/$1.safetensors}"; }
-
-case $1 in
-verify)
-    $OUT/lvdm doctor || true # weights may be missing
-    $OUT/lvdm verify --device cuda --dtype f32 $OUT/cases/*.safetensors || true
-    # the tiny networks of seven cases are beyond 2e-2 on the CPU too: README.md
-    $OUT/lvdm verify --device cuda --dtype bf16 $OUT/cases/*.safetensors || true
-    for dtype in f32 bf16; do
-        LVDM_CUDA_GRAPHS=1 $OUT/lvdm verify --device cuda --dtype $dtype $OUT/cases/sample_*.safetensors || true
-    done
+    cp tests/parity/*.safetensors $OUT/kit/cases/
+    pack_clips target/release/lvdm $OUT/kit 64 96
+    tar -C $OUT -czf $OUT/kit.tar.gz kit
+    rm -r $OUT/kit
+    cp "${LVDM_WEIGHTS:-weights}/i3d-kinetics-400.ckpt" $OUT/
+    size=$(du -sk $OUT | cut -f1)
+    echo "$OUT: $size KiB"
+    [ "$size" -le 65536 ] || { echo "that is more than 64 MiB" >&2; exit 1; }
     ;;
-train)
-    lpips=loss.perceptual_weight=0.05
-    [ -e $OUT/vgg16.ckpt ] || { lpips=loss.perceptual_weight=0; echo "without LPIPS: .gpu/vgg16.ckpt is not there"; }
-    time $OUT/lvdm train autoencoder experiments/demo/autoencoder.yaml trainer.device=cuda $lpips \
-        "data.dataset=$(packed train)"
-    time $OUT/lvdm train diffusion experiments/demo/diffusion.yaml trainer.device=cuda latents=null \
-        "data.dataset=$(packed train)"
-    time $OUT/lvdm train diffusion experiments/demo/diffusion.yaml trainer.device=cuda trainer.precision=bf16 \
-        latents=null --run runs/demo/diffusion_bf16 "data.dataset=$(packed train)"
+all)
+    if [ -e $OUT/kit.tar.gz ] && [ ! -e $OUT/kit ]; then
+        tar -C $OUT -xzf $OUT/kit.tar.gz
+    fi
+    exec python3 experiments/bench/gpu.py --program $OUT/kit/lvdm --kit $OUT/kit --weights $OUT --out $OUT
     ;;
-bench)
-    bench() { $OUT/lvdm bench experiments/bench/ucf101.yaml device=cuda loader=null "$@" --json; }
-    # i3d is left out, and says so, where .gpu/ has no weights
-    bench precision=bf16 autoencoder=null i3d=null unet.batch=16 unet.checkpoint=false 'unet.samplers=[]'
-    for batch in 1 8; do
-        bench precision=bf16 unet.batch=$batch unet.checkpoint=false i3d=null
-        LVDM_CUDA_GRAPHS=1 bench precision=bf16 unet.batch=$batch unet.checkpoint=false i3d=null
-    done
-    bench precision=bf16 autoencoder=null 'unet.samplers=[]'
-    bench precision=bf16 autoencoder=null i3d=null unet.network.recompute=true unet.checkpoint=false 'unet.samplers=[]'
-    bench precision=f32 'unet.samplers=[]'
-    bench precision=f32 tf32=true 'unet.samplers=[]' i3d=null
+rehearse)
+    kit=$(mktemp -d)
+    trap 'rm -rf "$kit"' EXIT
+    mkdir "$kit/cases"
+    cp tests/parity/{unet3d_factorized,sample_ddim_eta1,schedule_lvdm}.safetensors "$kit/cases/"
+    pack_clips target/release/lvdm "$kit" 8 8
+    python3 experiments/bench/gpu.py --tiny --program target/release/lvdm --kit "$kit" --weights "${LVDM_WEIGHTS:-weights}" --out $OUT/rehearsal
     ;;
-evaluate)
-    for run in diffusion diffusion_bf16; do
-        time $OUT/lvdm evaluate experiments/demo/evaluate.yaml --device cuda generated.run=runs/demo/$run \
-            out=runs/demo/evaluation_$run "real.dataset=$(packed test)" "train.dataset=$(packed train)"
-    done
+*)
+    sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
+    exit 2
     ;;
 esac

@@ -323,6 +323,7 @@ class Peer:
 
     def time(self, warmup, repeats):
         wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+        allow_tf32(self.precision)
         for _ in range(warmup):
             self.call()
         for _ in range(repeats):
@@ -332,6 +333,11 @@ class Peer:
                 self.call()
             wait()
             self.seconds.append((time.perf_counter() - start) / self.calls)
+
+
+def allow_tf32(precision):
+    """As in lvdm, only where it is asked for; PyTorch's own default rounds convolutions."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def kind(precision):
@@ -352,10 +358,12 @@ def only(network, **known):
 
 def unet_peers(bench, device, precision):
     n = only(bench["network"], channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
-             heads=None, recompute=False)  # fmt: skip
+             heads=None, attention="factorized", relative_position=True, adaptive_norm=True, norm_groups=32,
+             norm_per_frame=False, context_width=None, temporal=True, recompute=False)  # fmt: skip
     (c, f, h, w), batch = bench["latent"], bench.get("batch", 1)
-    unet = UNet(c, c, n["channels"], n["multipliers"], n["blocks_per_level"], n["attention_factors"], n["heads"], f)
-    optimizer = torch.optim.AdamW(unet.to(device).parameters(), lr=1e-5, weight_decay=0.01)
+    with torch.device(device):
+        unet = UNet(c, c, n["channels"], n["multipliers"], n["blocks_per_level"], n["attention_factors"], n["heads"], f)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, weight_decay=0.01)
     z, target = (torch.randn(batch, c, f, h, w, device=device) for _ in range(2))
     t = torch.full([batch], 500, device=device)
 
@@ -376,8 +384,10 @@ def unet_peers(bench, device, precision):
 
 
 def autoencoder_peers(bench, device, precision):
-    n = only(bench["network"], channels=None, factors=None, z_channels=None, latent_channels=None, norm_groups=32)
-    autoencoder = VideoAutoencoder(n["channels"], n["factors"], n["z_channels"], n["latent_channels"]).to(device)
+    n = only(bench["network"], channels=None, factors=None, z_channels=None, latent_channels=None, norm_groups=32,
+             padding="replicate")  # fmt: skip
+    with torch.device(device):
+        autoencoder = VideoAutoencoder(n["channels"], n["factors"], n["z_channels"], n["latent_channels"])
     batch, size = bench.get("batch", 1), [bench["frames"], bench["resolution"], bench["resolution"]]
     x = torch.randn(batch, 3, *size, device=device).clamp(-1, 1)
     z, noise = (torch.randn(batch, n["latent_channels"], *(s // f for s, f in zip(size, n["factors"])), device=device)
@@ -441,18 +451,27 @@ def convolutions(bench, device, precision):
             yield Peer(f"conv2d {images}x{c}x{h}x{w}", label, precision, call, 2 * images * h * w * 9 * c * c, calls=20)
 
 
+def read(file):
+    """What a file of experiments/bench says; as JSON where `lvdm bench --json` wrote it down."""
+    if file.suffix == ".json":
+        return json.loads(file.read_text())
+    import yaml
+
+    return yaml.safe_load(file.read_text())
+
+
 def peers_of(config, options):
     """The peers of one file of experiments/bench."""
     unet, autoencoder, device = config.get("unet"), config.get("autoencoder"), options.device
     text = unet and unet["network"].get("attention") == "text"
-    for precision in ["f32", "bf16"] if text or options.bf16 else ["f32"]:
+    for precision in options.precision or (["f32", "bf16"] if text else ["f32"]):
         if text:
             yield from diffusers_peers(unet, device, precision, not options.no_compile)
         elif unet:
             yield from unet_peers(unet, device, precision)
         if autoencoder:
             yield from autoencoder_peers(autoencoder, device, precision)
-        if unet:
+        if unet and not options.no_convolutions:
             yield from convolutions(unet, device, precision)
 
 
@@ -461,7 +480,8 @@ def lvdm(options, file, config, precision, overrides):
     left_out = [f"{key}=null" for key in ("i3d", "loader") if key in config]
     left_out += [f"unet.{key}={none}" for key, none in {"samplers": "[]", "checkpoint": "false"}.items()
                  if key in (config.get("unet") or {})]  # fmt: skip
-    command = [options.lvdm, "bench", file, f"device={options.device}", f"precision={precision}", *left_out, *overrides]
+    command = [options.lvdm, "bench", file, f"device={options.device}", *left_out, *overrides]
+    command += ["tf32=true"] if precision == "tf32" else [f"precision={precision}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return {line["name"]: line for line in map(json.loads, run.stdout.splitlines())}
@@ -493,7 +513,9 @@ def main():
     parser.add_argument("--check", type=Path, metavar="DIR", help="compare with the parity cases, and time nothing")
     parser.add_argument("--lvdm", metavar="PATH", help="the command to compare with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--bf16", action="store_true", help="research networks under bfloat16 autocast, too")
+    parser.add_argument("--precision", nargs="+", choices=["f32", "tf32", "bf16"],
+                        help="of the networks (default: f32; beside diffusers bf16, too); bf16 is autocast")
+    parser.add_argument("--no-convolutions", action="store_true", help="without the convolutions alone")
     parser.add_argument("--no-compile", action="store_true", help="without torch.compile")
     parser.add_argument("--rounds", type=int, default=3, help="how often the peers and lvdm take turns")
     parser.add_argument("--quick", action="store_true", help="two calls each: does it work? Not a measurement")
@@ -501,11 +523,9 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # as in lvdm; PyTorch's own default rounds convolutions
+    allow_tf32("f32")
     if options.check:
         return check(options.check)
-    import yaml
-
     load = os.getloadavg()[0]
     if load > 0.5:
         print(f"peers.py: something else runs here (load {load:.1f}): not a measurement", file=sys.stderr)
@@ -515,7 +535,7 @@ def main():
         print(f"{'':52}", *(f"{word:>9}" for word in ["peer", "least", "GFLOP/s", "lvdm", "least", "GFLOP/s"]),
               " ratio  least   work")  # fmt: skip
     for file in options.files or [path for path in beside if path.exists()]:
-        config = yaml.safe_load(file.read_text())
+        config = read(file)
         warmup, repeats = (1, 2) if options.quick else (config.get("warmup", 2), config.get("repeats", 7))
         peers, runs = list(peers_of(config, options)), {}
         for _ in range(1 if options.quick else options.rounds):

@@ -13,13 +13,15 @@ use self::timing::{Clock, Report};
 use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    data::{DataConfig, DatasetConfig, DemoConfig, Loader, demo, to_u8},
+    data::{DataConfig, DatasetConfig, DemoConfig, Loader, decode_workers, demo, to_u8},
     diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
     experiment::{Experiment, Precision, parse},
     models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
     nn::Parameters,
     random::{Purpose, normal},
-    torch::{Adam, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, device_name, upload},
+    torch::{
+        Adam, Autotune, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, device_name, upload,
+    },
     train::{Ema, Optimizer, Saver},
 };
 
@@ -30,7 +32,7 @@ pub struct Bench {
     file: Option<PathBuf>,
     /// key.path=value in place of what the file says
     overrides: Vec<String>,
-    /// One JSON object a line instead of a table
+    /// One JSON object a line instead of a table, first what is timed
     #[arg(long)]
     json: bool,
 }
@@ -189,7 +191,7 @@ impl Bench {
             title: title(device),
         };
         let clock = Clock { device, warmup: experiment.warmup, repeats: experiment.repeats };
-        report.head();
+        report.head(&experiment);
         let autoencoder = match &experiment.autoencoder {
             Some(bench) => Some(autoencoder(bench, &clock, &report)?),
             None => None,
@@ -257,6 +259,7 @@ fn unet(
     report.line("unet_forward", &timing, Some(flops), false, shape.clone());
 
     let mut optimizer = Optimizer::new(adamw(), &parameters);
+    let autotune = Autotune::begin(); // as in training
     let timing = clock.time(|| {
         optimizer.zero_grad()?;
         let _autocast = report.autocast();
@@ -265,6 +268,7 @@ fn unet(
         optimizer.step(&optimizer.gradients(), None)
     })?;
     let more = json!({"batch": batch, "recompute": network.recompute});
+    drop(autotune);
     report.line("unet_train_step", &timing, Some(3 * flops), false, more);
 
     if bench.checkpoint {
@@ -362,6 +366,7 @@ fn autoencoder(
     })?;
     report.line("decoder", &timing, Some(decoder), false, shape.clone());
     let posterior = noise(&[*batch, c, f, h, w], device);
+    let _autotune = Autotune::begin(); // as in training
     let timing = clock.time(|| {
         parameters.zero_grad();
         let _autocast = report.autocast();
@@ -408,7 +413,7 @@ fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
                 frame_stride: 1,
                 resolution: 64,
                 flip: false,
-                workers: crate::torch::cpus(),
+                workers: decode_workers(),
             }
         }
     };

@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     data::{
-        ClipSpec, DataConfig, DatasetConfig, Fit, demo,
+        ClipSpec, DataConfig, DatasetConfig, Fit, decode_workers, demo,
         index::{IndexEntry, read_index},
         pack_clips, pictures,
         prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
@@ -180,7 +180,7 @@ impl Clips {
         }
         dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
         let Clips { frames, frame_stride, resolution, .. } = *self;
-        Ok(DataConfig { dataset, frames, frame_stride, resolution, flip, workers: 2 })
+        Ok(DataConfig { dataset, frames, frame_stride, resolution, flip, workers: decode_workers() })
     }
 }
 

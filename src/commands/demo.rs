@@ -20,7 +20,9 @@ use crate::{
     checkpoint::Progress,
     data::demo::{self, DemoConfig},
     distributed::{OnSignal, Ranks, Stopped, catch_signals, stop_is_asked},
-    experiment::{self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, TrainerConfig},
+    experiment::{
+        self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics, TrainerConfig,
+    },
     generate::open_latent_space,
     torch::DeviceName,
     train::{logger::TENSORBOARD_FOLDER, pack_latents, progress},
@@ -104,8 +106,8 @@ impl Demo {
             stage_line("latents", latents);
             let space = open_latent_space(&autoencoder_run, self.device.open()?)?;
             let mut bar = progress::Progress::new("encode", data.latent_clips, 0);
-            let on_clip = &mut |done| bar.step(done, "");
-            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, latents, &alone, on_clip)?;
+            let (on_clip, numerics) = (&mut |done| bar.step(done, ""), Numerics::default());
+            pack_latents(&space, None, &ahead.data, data.latent_clips, ahead.seed, numerics, latents, &alone, on_clip)?;
             bar.finish();
         }
         seconds.insert("latents", stage.elapsed().as_secs_f64());

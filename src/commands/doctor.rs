@@ -1,13 +1,17 @@
 //! `lvdm doctor`: can this machine do the job?
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Result, bail};
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
 use crate::torch::{
-    Bfloat16, Processor, Vectors, attention_kernels, cpus, gpus, libtorch_version, load_cuda, processor, shortcuts,
-    waiting,
+    Bfloat16, GpuPart, Machine, Processor, Vectors, attention_kernels, cpus, gpus, libtorch_version, processor,
+    shortcuts, waiting,
 };
 use crate::weights::released::ALL;
 
@@ -73,6 +77,7 @@ fn examine() -> bool {
     }
     findings.extend(devices.into_iter().map(computation));
     findings.push(attention());
+    findings.extend([GpuPart::NCCL, GpuPart::GRAPHS].map(|part| gpu_part(part.serves, part.locate())));
     findings.push(ffmpeg());
     findings.push(opencv());
     findings.extend(weights());
@@ -135,29 +140,17 @@ fn cpu() -> Finding {
 }
 
 fn cuda() -> Finding {
-    let (outcome, detail) = judge_cuda(load_cuda(), Cuda::is_available(), Cuda::device_count(), nvidia_devices());
+    let (outcome, detail) = judge_cuda(&Machine::here());
     Finding::new(outcome, "CUDA", detail)
 }
 
-/// Whether the driver shows a GPU, whatever its number.
-fn nvidia_devices() -> bool {
-    let number = |name: &str| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok());
-    fs::read_dir("/dev").is_ok_and(|files| files.flatten().any(|file| file.file_name().to_str().is_some_and(number)))
-}
-
-fn judge_cuda(loaded: Result<(), &str>, available: bool, devices: i64, on_machine: bool) -> (Outcome, String) {
-    match (loaded, available, on_machine) {
-        (Ok(()), true, _) => (Outcome::Good, format!("linked, devices: {devices}")),
-        (Ok(()), false, true) => (
-            Outcome::Bad,
-            "linked, but LibTorch finds no usable device beside the GPU in /dev: check `nvidia-smi`, CUDA_VISIBLE_DEVICES and that the driver is one for CUDA 13".into(),
-        ),
-        (Ok(()), false, false) => (Outcome::Absent, "linked, but there is no NVIDIA GPU".into()),
-        (Err(reason), _, true) => (
-            Outcome::Bad,
-            format!("not linked, beside a GPU: {reason}; run `make setup` for the CUDA build of LibTorch, or point LIBTORCH at one and build again"),
-        ),
-        (Err(reason), _, false) => (Outcome::Absent, format!("not linked, and no NVIDIA GPU ({reason})")),
+fn judge_cuda(machine: &Machine) -> (Outcome, String) {
+    match (machine.obstacle(), &machine.loaded) {
+        (Some(why), _) => (Outcome::Bad, why),
+        (None, Ok(())) if machine.usable > 0 => (Outcome::Good, format!("linked, devices: {}", machine.usable)),
+        (None, _) if machine.has_gpu => (Outcome::Absent, "the GPU is hidden by CUDA_VISIBLE_DEVICES".into()),
+        (None, Ok(())) => (Outcome::Absent, "linked, but there is no NVIDIA GPU".into()),
+        (None, Err(reason)) => (Outcome::Absent, format!("not linked, and no NVIDIA GPU ({reason})")),
     }
 }
 
@@ -257,6 +250,14 @@ fn attention() -> Finding {
     Finding::new(Outcome::Good, "attention", format!("kernels allowed: {}", names.join(", ")))
 }
 
+/// A part that GPUs need: absent where the headers to build it were.
+fn gpu_part(serves: &str, located: Result<PathBuf>) -> Finding {
+    match located {
+        Ok(path) => Finding::new(Outcome::Good, serves, format!("built: {}", path.display())),
+        Err(error) => Finding::new(Outcome::Absent, serves, format!("not built: {error:#}")),
+    }
+}
+
 #[cfg(feature = "video")]
 fn ffmpeg() -> Finding {
     use video_rs::ffmpeg;
@@ -340,12 +341,19 @@ mod tests {
 
     #[test]
     fn a_gpu_without_cuda_is_a_failure_that_says_why() {
-        let (outcome, detail) = judge_cuda(Err("libcudnn.so.9: not found"), false, 0, true);
+        let machine = |loaded: Result<(), &str>, usable, has_gpu| Machine {
+            loaded: loaded.map_err(str::to_string),
+            usable,
+            has_gpu,
+            hidden: false,
+        };
+        let (outcome, detail) = judge_cuda(&machine(Err("libcudnn.so.9: not found"), 0, true));
         assert_eq!(outcome, Outcome::Bad);
         assert!(detail.contains("libcudnn.so.9") && detail.contains("make setup"), "{detail}");
-        assert_eq!(judge_cuda(Ok(()), false, 0, true).0, Outcome::Bad);
-        assert_eq!(judge_cuda(Ok(()), true, 2, true).0, Outcome::Good);
-        assert_eq!(judge_cuda(Err("not found"), false, 0, false).0, Outcome::Absent);
+        assert_eq!(judge_cuda(&machine(Ok(()), 0, true)).0, Outcome::Bad);
+        assert_eq!(judge_cuda(&machine(Ok(()), 2, true)).0, Outcome::Good);
+        assert_eq!(judge_cuda(&machine(Err("not found"), 0, false)).0, Outcome::Absent);
+        assert_eq!(judge_cuda(&Machine { hidden: true, ..machine(Ok(()), 0, true) }).0, Outcome::Absent);
     }
 
     #[test]

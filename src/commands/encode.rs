@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::Result;
 use tch::Device;
 
-use super::data::Clips;
+use super::{data::Clips, sample::PrecisionOptions};
 use crate::{
     data::DataConfig,
     distributed::{self, Launch, Ranks},
-    experiment::Mistake,
+    experiment::{Mistake, Numerics},
     generate::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
@@ -43,6 +43,8 @@ pub struct Encode {
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     #[command(flatten)]
+    precision: PrecisionOptions,
+    #[command(flatten)]
     launch: Launch,
 }
 
@@ -65,8 +67,9 @@ impl Encode {
             None => self.crops * data.videos()?.videos.len() as u64,
         };
         let mut bar = Progress::new("encode", count, 0).shown(ranks.is_first());
+        let numerics = self.precision.over(Numerics::default());
         let on_clip = &mut |done| bar.step(done, "");
-        pack_latents(&space, text.as_ref(), data, count, self.clips.seed, &self.out, ranks, on_clip)?;
+        pack_latents(&space, text.as_ref(), data, count, self.clips.seed, numerics, &self.out, ranks, on_clip)?;
         bar.finish();
         if ranks.is_first() {
             println!("{count} clips in {}", self.out.display());

@@ -11,7 +11,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
-use super::evaluate::{Bar, Real, RealClips, Shared, Yardsticks};
+use super::{
+    evaluate::{Bar, Real, RealClips, Shared, Yardsticks, piece},
+    sample::PrecisionOptions,
+};
 use crate::{
     atomic_file::write_atomically,
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
@@ -36,6 +39,8 @@ pub struct EvaluateLong {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
+    #[command(flatten)]
+    precision: PrecisionOptions,
     #[command(flatten)]
     launch: Launch,
 }
@@ -105,7 +110,18 @@ impl EvaluateLong {
     /// # Errors
     /// [`Mistake`] for what the user wrote; runs, data or weights that are not there; a full disk.
     pub fn run(self) -> Result<()> {
-        let experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
+        let mut experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
+        let sampled = experiment.curves.iter().any(|curve| matches!(curve.source, CurveSource::Sampled(_)));
+        if self.precision.are_given() && !sampled {
+            let text = "--precision and --tf32 are of runs that are sampled; videos from files are measured in float32";
+            return Err(Mistake(text.into()).into());
+        }
+        for curve in &mut experiment.curves {
+            if let CurveSource::Sampled(config) = &mut curve.source {
+                let asked = self.precision.over(config.numerics());
+                (config.precision, config.tf32) = (asked.precision, asked.tf32);
+            }
+        }
         distributed::run(&self.launch, self.device, |ranks, device| measure(&experiment, ranks, device))
     }
 }
@@ -172,6 +188,10 @@ struct Found {
 struct Reader<'a> {
     extractor: &'a I3d,
     window: i64,
+    /// Windows that go through the extractor at once.
+    at_once: usize,
+    /// Windows that have not: `[3, window, H, W]`.
+    waiting: Vec<Tensor>,
     /// `[3, f, H, W]`: frames that do not fill a window yet.
     pending: Option<Tensor>,
     last: Option<Tensor>,
@@ -182,10 +202,12 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(extractor: &'a I3d, window: i64) -> Self {
+    fn new(extractor: &'a I3d, window: i64, device: Device) -> Self {
         Reader {
             extractor,
             window,
+            at_once: if device.is_cuda() { piece(device, window) as usize } else { 1 },
+            waiting: Vec::new(),
             pending: None,
             last: None,
             features: Vec::new(),
@@ -209,16 +231,29 @@ impl<'a> Reader<'a> {
         while frames.size()[1] >= self.window {
             let window = frames.narrow(1, 0, self.window);
             self.firsts.push(window.narrow(1, 0, 1).copy());
-            self.features.push(self.extractor.features(&window.permute([1, 2, 3, 0]).unsqueeze(0))?);
+            self.waiting.push(window.copy());
+            if self.waiting.len() == self.at_once {
+                self.extract()?;
+            }
             frames = frames.narrow(1, self.window, frames.size()[1] - self.window);
         }
         self.pending = Some(frames.copy());
         Ok(())
     }
 
+    /// The windows that wait.
+    fn extract(&mut self) -> Result<()> {
+        let windows = Tensor::stack(&std::mem::take(&mut self.waiting), 0).permute([0, 2, 3, 4, 1]);
+        self.features.push(self.extractor.features(&windows)?);
+        Ok(())
+    }
+
     /// Features `[windows, D]`, and the mean differences of neighbouring frames, `[F − 1]`.
-    fn finish(self) -> (Tensor, Tensor) {
-        (Tensor::cat(&self.features, 0), Tensor::cat(&self.steps, 0))
+    fn finish(mut self) -> Result<(Tensor, Tensor)> {
+        if !self.waiting.is_empty() {
+            self.extract()?;
+        }
+        Ok((Tensor::cat(&self.features, 0), Tensor::cat(&self.steps, 0)))
     }
 }
 
@@ -243,6 +278,7 @@ impl Windows<'_> {
     fn sampled(&self, config: &LongVideoConfig) -> Result<Found> {
         let LongEvaluationExperiment { seed, videos, frames, real, .. } = self.experiment;
         let long = LongVideo::open(config, *frames, self.device)?;
+        let _prepared = long.keep_prepared();
         let settings = long.settings(*seed)?;
         let batches: Vec<Vec<u64>> = (0..*videos)
             .step_by(config.batch as usize)
@@ -292,7 +328,7 @@ impl Windows<'_> {
         let (mut features, mut steps) = (Vec::new(), Vec::new());
         for (i, &sample) in samples.iter().enumerate() {
             bar.step(end, &format!("measuring video {sample}"));
-            let mut reader = Reader::new(self.extractor, real.frames);
+            let mut reader = Reader::new(self.extractor, real.frames, self.device);
             let mut writer = None;
             let path = self.folder().join(format!("{sample:05}.mp4"));
             long.decode(&z.narrow(0, i as i64, 1), &mut |piece| {
@@ -306,7 +342,7 @@ impl Windows<'_> {
                 let strip = Tensor::stack(&[Tensor::cat(&reader.firsts, 1)], 0);
                 pictures::write_png(&path.with_extension("png"), &pictures::grid(&strip, 1)?)?;
             }
-            let (of_video, differences) = reader.finish();
+            let (of_video, differences) = reader.finish()?;
             features.push(of_video);
             steps.push(differences);
         }
@@ -329,7 +365,7 @@ impl Windows<'_> {
         let (features, steps) = self.share(*videos as usize, |i| {
             let entry = &entries[i];
             let mut source = entry.source.open()?;
-            let mut reader = Reader::new(self.extractor, real.frames);
+            let mut reader = Reader::new(self.extractor, real.frames, self.device);
             for window in 0..frames / real.frames {
                 let start = window * real.frames * spec.frame_stride;
                 let pictures = source
@@ -337,7 +373,7 @@ impl Windows<'_> {
                     .with_context(|| format!("{}: {frames} frames are measured", entry.name))?;
                 reader.take(&Tensor::from_slice(&spec.fit(&pictures)).reshape([3, real.frames, side, side]))?;
             }
-            let (of_video, differences) = reader.finish();
+            let (of_video, differences) = reader.finish()?;
             bar.step(i as u64 + 1, "");
             Ok((of_video.unsqueeze(0), differences.unsqueeze(0)))
         })?;

@@ -12,7 +12,7 @@ use crate::{
     data::{DataConfig, PackedWriter, numpy::NumpyWriter, write_video},
     diffusion::{SamplerConfig, Variance},
     distributed::{self, Launch, Ranks},
-    experiment::{Mistake, Precision},
+    experiment::{Mistake, Numerics, Precision},
     generate::{Generator, Given},
     torch::DeviceName,
     train::progress::Progress,
@@ -55,9 +55,8 @@ pub struct Sample {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
-    /// Of the networks: bf16 is faster on a GPU, and a little less exact
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: Precision,
+    #[command(flatten)]
+    precision: PrecisionOptions,
     #[command(flatten)]
     launch: Launch,
 }
@@ -123,6 +122,29 @@ pub struct SamplerOptions {
     /// Variance of DDPM
     #[arg(long, value_enum, default_value = "posterior")]
     variance: VarianceName,
+}
+
+/// How exactly networks compute, on the command line; what is not said stays as the experiment says, else float32.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct PrecisionOptions {
+    /// Of the networks: bf16 is faster on a GPU, and a little less exact [default: f32]
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+    /// On a GPU, what is computed in float32 is rounded to TF32: faster, and a little less exact [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    tf32: Option<bool>,
+}
+
+impl PrecisionOptions {
+    /// What is asked for, over what an experiment says.
+    pub fn over(&self, Numerics { precision, tf32 }: Numerics) -> Numerics {
+        Numerics { precision: self.precision.unwrap_or(precision), tf32: self.tf32.unwrap_or(tf32) }
+    }
+
+    /// Whether anything is asked for.
+    pub fn are_given(&self) -> bool {
+        self.precision.is_some() || self.tf32.is_some()
+    }
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -242,7 +264,7 @@ impl Sample {
     fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
         let (generator, experiment) = Generator::open(&self.run, device)?;
-        let mut generator = generator.at(self.precision);
+        let mut generator = generator.at(self.precision.over(Numerics::default()));
         self.text.check(&self.run, generator.text.is_some(), prompts)?;
         if self.frames.is_some() || self.height.is_some() || self.width.is_some() {
             let DataConfig { frames, resolution, .. } = experiment.data;
@@ -257,6 +279,7 @@ impl Sample {
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
+        let _prepared = generator.keep_prepared();
         let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
         let samples_of = |i: usize| (firsts[i]..(firsts[i] + self.batch).min(videos)).collect::<Vec<u64>>();
         let shown_in = |samples: &[u64]| -> Vec<String> {

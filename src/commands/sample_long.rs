@@ -8,13 +8,13 @@ use std::{
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::sample::SamplerOptions;
+use super::sample::{PrecisionOptions, SamplerOptions};
 use crate::{
     atomic_file::write_atomically,
     data::VideoWriter,
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
     distributed::{self, Launch, Ranks},
-    experiment::{LongVideoConfig, Mistake, Precision},
+    experiment::{LongVideoConfig, Mistake, Numerics},
     generate::{LongVideo, forget},
     torch::DeviceName,
     train::progress::Progress,
@@ -75,9 +75,8 @@ pub struct SampleLong {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
-    /// Of the networks: bf16 is faster on a GPU, and a little less exact
-    #[arg(long, value_enum, default_value = "f32")]
-    precision: Precision,
+    #[command(flatten)]
+    precision: PrecisionOptions,
     #[command(flatten)]
     launch: Launch,
 }
@@ -114,6 +113,7 @@ impl SampleLong {
             FormName::CfgOriginal => Guidance::CfgOriginal,
             FormName::Interpolate => Guidance::Interpolate,
         };
+        let Numerics { precision, tf32 } = self.precision.over(Numerics::default());
         let level = (!self.clean).then_some(self.level);
         let config = LongVideoConfig {
             prediction: self.prediction.clone(),
@@ -123,7 +123,8 @@ impl SampleLong {
             guidance: GuidanceConfig { weight: self.guidance, form, level },
             sampler: self.sampler.config(),
             batch: self.batch,
-            precision: self.precision,
+            precision,
+            tf32,
         };
         if let Some(out) = self.out.as_ref().filter(|_| !self.dry_run) {
             return distributed::run(&self.launch, self.device, |ranks, device| {
@@ -144,6 +145,7 @@ impl SampleLong {
         if there > 0 && ranks.is_first() {
             tracing::info!("{there} of {} videos are there already in {}", self.videos, out.display());
         }
+        let _prepared = long.keep_prepared();
         let clips = long.plan.steps.len() as u64;
         let mut bar = Progress::new("sample", self.videos * clips, 0).shown(ranks.is_first());
         for first in (0..self.videos).step_by(self.batch as usize).skip(ranks.rank()).step_by(ranks.size()) {

@@ -336,7 +336,7 @@ pub struct DataConfig {
     #[serde(default)]
     pub flip: bool,
     /// Threads that decode ahead of the training step.
-    #[serde(default = "default_workers")]
+    #[serde(default = "decode_workers")]
     pub workers: usize,
 }
 
@@ -344,8 +344,10 @@ fn default_stride() -> i64 {
     1
 }
 
-fn default_workers() -> usize {
-    2
+/// As many threads decode as this process has CPUs, where nothing else is said: a GPU waits for two. At most 16, since
+/// each holds clips in memory.
+pub fn decode_workers() -> usize {
+    crate::torch::cpus().min(16)
 }
 
 impl DataConfig {
@@ -453,7 +455,7 @@ mod tests {
     fn a_configuration_is_strict_and_has_defaults() {
         let text = "{dataset: {kind: folder, root: a/b}, frames: 16, resolution: 64}";
         let config: DataConfig = serde_yaml::from_str(text).unwrap();
-        assert_eq!((config.frame_stride, config.flip, config.workers), (1, false, 2));
+        assert_eq!((config.frame_stride, config.flip, config.workers), (1, false, decode_workers()));
         assert_eq!(config.dataset, DatasetConfig::Folder { root: "a/b".into() });
         let text = "{dataset: {kind: folder, rot: a/b}, frames: 16, resolution: 64}";
         assert!(serde_yaml::from_str::<DataConfig>(text).is_err());

@@ -316,6 +316,9 @@ fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
+/// A clip `[1, 3, F, H, W]` and what it shows, where the dataset says so.
+pub(super) type CaptionedClip = (Tensor, Option<String>);
+
 /// The first `count` samples of a seed, never mirrored, one by one: of different videos as long as
 /// there are enough, since a sample whose video cannot be used is passed over, not replaced.
 pub(super) struct FixedClips {
@@ -354,14 +357,14 @@ impl FixedClips {
 
     /// The clip of this rank's sample of the next round, `[1, 3, F, H, W]`, and its caption: none where its number is not
     /// below `end` or its video cannot be used.
-    pub fn sample(&mut self, end: u64) -> Result<Option<(Tensor, Option<String>)>> {
+    pub fn sample(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
         let mut batch = self.loader.next()?;
         let is_usable = batch.samples[0] < end && batch.skipped.is_empty();
         Ok(is_usable.then(|| (batch.clips, batch.captions.remove(0))))
     }
 
     /// The clip of the next usable sample with a number below `end`, and its caption.
-    pub fn next(&mut self, end: u64) -> Result<Option<(Tensor, Option<String>)>> {
+    pub fn next(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
         while self.position() < end {
             if let Some(found) = self.sample(end)? {
                 return Ok(Some(found));

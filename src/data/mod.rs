@@ -28,7 +28,7 @@ pub mod video_file;
 pub mod video_file;
 
 pub use clip::{ClipSpec, Filter, Fit, FrameSource, RgbFrame, normalise, to_u8};
-pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry};
+pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry, decode_workers};
 pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
 pub use pack::{PackedWriter, pack_clips};

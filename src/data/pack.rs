@@ -7,12 +7,12 @@ use std::{
 };
 
 use ::safetensors::tensor::{Dtype, TensorInfo};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use tch::Tensor;
 
 use super::{
     dataset::DataConfig,
-    loader::FixedClips,
+    loader::{CaptionedClip, FixedClips},
     packed::{CAPTIONS, CLIPS, PackedSpec},
 };
 use crate::{
@@ -64,30 +64,15 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         Some(count) => (count, u64::MAX),
         None => (fixed.videos(), fixed.videos()),
     };
-    // a round: each rank has a sample, of which rank 0 takes those that can be used, as many as are wanted
-    let mut next_round = |packed: u64| -> Result<Option<Vec<(Tensor, Option<String>)>>> {
-        if ranks.of_first(i64::from(packed < most))? == 0 || fixed.position() >= end {
-            return Ok(None);
-        }
-        let mine = match fixed.sample(end)? {
-            None => Vec::new(),
-            Some((clip, caption)) => [Some(clip), caption.map(|caption| Tensor::from_slice(caption.as_bytes()))]
-                .into_iter()
-                .flatten()
-                .collect(),
-        };
-        let clip = |found: Vec<Tensor>| -> Result<Option<(Tensor, Option<String>)>> {
-            let mut found = found.into_iter();
-            let Some(clip) = found.next() else { return Ok(None) };
-            let caption = found.next().map(|bytes| Ok::<_, anyhow::Error>(String::from_utf8(Vec::try_from(bytes)?)?));
-            Ok(Some((clip, caption.transpose()?)))
-        };
-        let usable = ranks.gather(&mine)?.into_iter().filter_map(|found| clip(found).transpose());
-        Ok(Some(usable.take((most - packed) as usize).collect::<Result<_>>()?))
+    // which clips can be used rank 0 alone knows
+    let is_over = |packed: u64, position: u64| -> Result<bool> {
+        Ok(position >= end || ranks.of_first(i64::from(packed >= most))? > 0)
     };
     let mut packed = 0;
     if !ranks.is_first() {
-        while next_round(0)?.is_some() {}
+        while !is_over(0, fixed.position())? {
+            round(&mut fixed, end, ranks)?;
+        }
         return Ok(ranks.of_first(0)? as u64);
     }
     write_atomically(out, |file| {
@@ -95,8 +80,8 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         let room = header(most, MOST_CAPTION_BYTES, 0)?;
         file.write_all(&room)?;
         let mut captions = Vec::new();
-        while let Some(clips) = next_round(packed)? {
-            for (clip, caption) in clips {
+        while !is_over(packed, fixed.position())? {
+            for (clip, caption) in round(&mut fixed, end, ranks)?.into_iter().take((most - packed) as usize) {
                 file.write_all(&bytes(&clip)?)?;
                 captions.extend(caption);
                 packed += 1;
@@ -112,6 +97,20 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         Ok(())
     })?;
     Ok(ranks.of_first(packed as i64)? as u64)
+}
+
+/// The next samples, one of each rank, as far as they can be used: on rank 0, where the others send theirs.
+fn round(fixed: &mut FixedClips, end: u64, ranks: &Ranks) -> Result<Vec<CaptionedClip>> {
+    let (clip, caption) = fixed.sample(end)?.unzip();
+    let caption = caption.flatten().map(|caption| Tensor::from_slice(caption.as_bytes()));
+    let mut usable = Vec::new();
+    for sent in ranks.gather(&clip.into_iter().chain(caption).collect::<Vec<_>>())? {
+        let mut sent = sent.into_iter();
+        let (clip, caption) = (sent.next(), sent.next());
+        let caption = caption.map(|bytes| Ok::<_, Error>(String::from_utf8(Vec::try_from(bytes)?)?)).transpose()?;
+        usable.extend(clip.map(|clip| (clip, caption)));
+    }
+    Ok(usable)
 }
 
 /// Generated clips that go into such a file as they come.

@@ -13,7 +13,7 @@ use super::{
     meeting::{self, FAILED_KEY, STOP_KEY},
     stop_is_asked,
 };
-use crate::torch::{DeviceName, Store, caught, cpus};
+use crate::torch::{DeviceName, Store, caught, cpus, say_device};
 
 /// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -70,6 +70,7 @@ pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device
             );
             let device = device_of(&place, device, true);
             let (ranks, device) = Ranks::join(place, device, timeout)?;
+            say_device(device);
             let result = caught(|| body(&ranks, device));
             ranks.end(result)
         }
@@ -83,7 +84,7 @@ fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Devi
     let gpus = Cuda::device_count().max(0) as usize;
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Auto if gpus == 0 => Ok(Device::Cpu),
+        DeviceName::Auto if gpus == 0 => name.find(),
         DeviceName::Cuda(index) if index > 0 && place.size > 1 => {
             bail!("every rank has a GPU of its own: give the device `cuda` or `auto`, not cuda:{index}")
         }
@@ -94,7 +95,7 @@ fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Devi
         {
             Ok(Device::Cuda(0))
         }
-        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).open(),
+        DeviceName::Cuda(index) if place.size == 1 => DeviceName::Cuda(index).find(),
         _ => {
             ensure!(
                 place.local_rank < gpus,

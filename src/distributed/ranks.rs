@@ -8,7 +8,7 @@ use super::{
     meeting::{self, Arrival, Meeting},
     watch::Watch,
 };
-use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
+use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store, checksums};
 
 /// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
 const BUCKET: i64 = 25 << 20;
@@ -214,16 +214,16 @@ impl Ranks {
         self.inner.as_ref().map(|inner| (inner.overlap.get().early, inner.overlap.get().all))
     }
 
-    /// Checks that all ranks hold the same tensors, by a hash of each.
+    /// Checks that all ranks hold the same tensors, by a checksum of each.
     ///
     /// # Errors
     /// Names the first tensor that differs, and the ranks that differ from rank 0. As [`Self::sum`].
     pub fn ensure_same(&self, when: &str, tensors: &[(String, Tensor)]) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
+        // before the hashes wait in the driver for whatever it still does
+        Self::call(inner, ProcessGroup::settle)?;
         let mut hashes = vec![tensors.len() as i64];
-        for (_, tensor) in tensors {
-            hashes.push(hash(tensor)?);
-        }
+        hashes.extend(checksums(tensors.iter().map(|(_, tensor)| tensor))?);
         let counts = Self::call(inner, |group| group.gather(&Tensor::from_slice(&hashes[..1])))?;
         let counts: Vec<i64> = counts.iter().map(|count| count.int64_value(&[0])).collect();
         ensure!(counts.iter().all(|&count| count == counts[0]), "{when}: the ranks hold {counts:?} tensors");
@@ -347,8 +347,9 @@ impl Ranks {
                 Ok(value)
             }
             Err(error) if group.has_failed() => {
-                let culprit = watch.culprit();
+                // first, lest NCCL's watchdog end the process before it has said who is to blame
                 group.abort();
+                let culprit = watch.culprit();
                 Err(error.context(format!("{who}: {culprit}")))
             }
             Err(error) => {
@@ -397,22 +398,6 @@ fn bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A hash of a tensor's values, in 64 bits.
-fn hash(tensor: &Tensor) -> Result<i64> {
-    let bytes = bytes(tensor)?;
-    // FNV-1a over words of eight bytes
-    let word = |chunk: &[u8]| {
-        let mut word = [0; 8];
-        word[..chunk.len()].copy_from_slice(chunk);
-        u64::from_le_bytes(word)
-    };
-    let mixed = bytes.chunks(8).fold(0xCBF2_9CE4_8422_2325u64, |hash, chunk| {
-        let mixed = (hash ^ word(chunk)).wrapping_mul(0x0000_0100_0000_01B3);
-        mixed ^ (mixed >> 29)
-    });
-    Ok(mixed as i64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -443,17 +428,5 @@ mod tests {
         }
         assert_eq!((came.len(), unpacked(&packed(&[]).unwrap()).unwrap().len()), (4, 0));
         assert!(unpacked(&[1, 2]).is_err() && packed(&[Tensor::from(true)]).is_err());
-    }
-
-    #[test]
-    fn a_hash_sees_every_bit() {
-        let base = Tensor::from_slice(&[1.0f32, 2.0, 3.0]);
-        let known = hash(&base).unwrap();
-        assert_eq!(hash(&base.copy()).unwrap(), known);
-        for i in 0..3 {
-            let other = base.copy();
-            let _ = other.get(i).g_add_scalar_(f64::from(f32::EPSILON) * 2.0);
-            assert_ne!(hash(&other).unwrap(), known);
-        }
     }
 }

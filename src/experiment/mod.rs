@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use evaluation::{EvaluationConfig, built_in_protocols, protocol};
 pub use file::{parse, read};
-pub use training::{Decay, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
+pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
@@ -322,6 +322,16 @@ pub struct LongVideoConfig {
     /// Of the networks when they sample and decode.
     #[serde(default)]
     pub precision: Precision,
+    /// On a GPU, what they compute in float32 is rounded to TF32.
+    #[serde(default)]
+    pub tf32: bool,
+}
+
+impl LongVideoConfig {
+    /// How exactly the networks compute.
+    pub fn numerics(&self) -> Numerics {
+        Numerics { precision: self.precision, tf32: self.tf32 }
+    }
 }
 
 /// What is measured against what: `lvdm evaluate FILE`.
@@ -467,6 +477,9 @@ pub enum Generated {
         /// Of the networks when they sample and decode.
         #[serde(default)]
         precision: Precision,
+        /// On a GPU, what they compute in float32 is rounded to TF32. The extractor never is.
+        #[serde(default)]
+        tf32: bool,
         /// How strongly a text-to-video run follows the captions of the real videos.
         #[serde(default = "text_guidance")]
         guidance: f64,

@@ -3,7 +3,9 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::torch::Adam;
+use tch::Device;
+
+use crate::torch::{Adam, Autocast, Tf32};
 
 /// Which optimizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +118,35 @@ impl Precision {
             Precision::F32 => "f32",
             Precision::Bf16 => "bf16",
         }
+    }
+}
+
+/// How exactly the networks compute when they sample, decode or encode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Numerics {
+    /// Of products and convolutions.
+    #[serde(default)]
+    pub precision: Precision,
+    /// On a GPU, those in float32 are rounded to TF32.
+    #[serde(default)]
+    pub tf32: bool,
+}
+
+impl Numerics {
+    /// While the answer lives, this thread's calls compute so.
+    pub fn begin(self, device: Device) -> (Autocast, Tf32) {
+        (Autocast::bfloat16(device, self.precision == Precision::Bf16), Tf32::begin(self.tf32))
+    }
+
+    /// For people.
+    pub fn words(self) -> String {
+        format!("{}{}", self.precision.key(), if self.tf32 { ", float32 as TF32" } else { "" })
+    }
+}
+
+impl From<Precision> for Numerics {
+    fn from(precision: Precision) -> Self {
+        Numerics { precision, tf32: false }
     }
 }
 

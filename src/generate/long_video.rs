@@ -19,7 +19,7 @@ use crate::{
     experiment::{LongVideoConfig, Mistake},
     models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::{Readback, upload},
+    torch::{FixedWeights, Readback, upload},
 };
 
 /// The networks of a long video, and its plan.
@@ -58,7 +58,7 @@ impl LongVideo {
     /// # Errors
     /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
-        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.precision)))
+        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.numerics())))
     }
 
     /// As [`Self::open`] without the networks' weights: a plan, by which nothing can be made.
@@ -141,10 +141,10 @@ impl LongVideo {
             Ok(file.map(|file| file.display().to_string()))
         };
         let interpolation = self.config.interpolation.as_deref().map(weights).transpose()?.flatten();
-        let LongVideoConfig { overlap, gap, guidance, sampler, precision, .. } = &self.config;
+        let LongVideoConfig { overlap, gap, guidance, sampler, precision, tf32, .. } = &self.config;
         Ok(json!({
             "prediction": weights(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
-            "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "frames": self.frames, "seed": seed,
+            "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "tf32": tf32, "frames": self.frames, "seed": seed,
         }))
     }
 
@@ -224,12 +224,17 @@ impl LongVideo {
     /// Those of `hand_on`.
     pub fn decode(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
         let mut left = self.frames;
-        let _precision = self.prediction.autocast();
+        let _numerics = self.prediction.numerics.begin(self.prediction.space.device());
         self.prediction.space.decode_long(z_0, &mut |piece| {
             let count = piece.size()[1].min(left);
             left -= count;
             if count > 0 { hand_on(&Readback::of(&to_u8(&piece.narrow(1, 0, count)))?.wait()?) } else { Ok(()) }
         })
+    }
+
+    /// As [`Generator::keep_prepared`], of both networks.
+    pub fn keep_prepared(&self) -> Option<FixedWeights> {
+        self.prediction.keep_prepared()
     }
 
     /// How its latents are cut for decoding.

@@ -5,7 +5,9 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, lies_channels_last};
+use crate::nn::{
+    Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, full_precision, lies_channels_last,
+};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -206,9 +208,10 @@ impl Posterior {
         &self.mean + (&self.logvar * 0.5).exp() * noise
     }
 
-    /// KL divergence from N(0, I), summed over a latent: `[B]`.
+    /// KL divergence from N(0, I), summed over a latent: `[B]`, never in half precision.
     pub fn kl(&self) -> Tensor {
-        let terms: Tensor = (self.mean.square() + self.logvar.exp() - 1.0 - &self.logvar) * 0.5;
+        let (mean, logvar) = (full_precision(&self.mean), full_precision(&self.logvar));
+        let terms: Tensor = (mean.square() + logvar.exp() - 1.0 - &logvar) * 0.5;
         terms.flatten(1, -1).sum_dim_intlist([-1i64].as_slice(), false, None)
     }
 }

@@ -246,7 +246,7 @@ impl ResBlock {
     /// x, and the time embedding `[B, 4·channels]`.
     fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
         let over = over(self.per_frame);
-        let h = self.in_conv.forward(&self.in_norm.of_frames(x, over, None, true));
+        let h = self.in_conv.rounded(&self.in_norm.of_frames(x, over, None, true));
         let time = self.time.forward_full(&embedding.silu()); // [B, ·]
         let h = if self.adaptive {
             let halves = time.chunk(2, 1);
@@ -255,10 +255,9 @@ impl ResBlock {
             let time = time.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
             self.out_norm.of_frames(&h.with(&h.x + time), over, None, true)
         };
-        let h = self.out_conv.forward(&h);
         match &self.skip {
-            Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &h,
-            None => x + &h,
+            Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &self.out_conv.forward(&h),
+            None => x + &self.out_conv.rounded(&h),
         }
     }
 }

@@ -1,7 +1,7 @@
 use tch::{Device, Tensor, no_grad};
 
 use super::{Frames, Init, Scope, norm::full_precision};
-use crate::torch::{fixed_cast, fixed_conv, fuses, is_deterministic, repeat_edges, shortcuts, transposed_conv};
+use crate::torch::{Autocast, composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, shortcuts, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -23,24 +23,10 @@ impl Padding {
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
             Padding::Replicate if fuses(x) && lies_channels_last(x.device()) => repeat_edges(x, pads),
-            // LibTorch's kernel has no deterministic backward pass on CUDA: there, by copies.
-            Padding::Replicate if x.device().is_cuda() && is_deterministic() => (0..3)
-                .fold(x.shallow_clone(), |x, axis| {
-                    repeat_axis(&x, axis as i64 + 2, front(stride[axis]), back(stride[axis]))
-                }),
+            Padding::Replicate if x.device().is_cuda() => composed_edges(x, pads),
             Padding::Replicate => x.replication_pad3d(pads),
         }
     }
-}
-
-fn repeat_axis(x: &Tensor, axis: i64, front: i64, back: i64) -> Tensor {
-    let edge = |at: i64, count: i64| {
-        let mut shape = x.size();
-        shape[axis as usize] = count;
-        x.narrow(axis, at, 1).expand(&shape, false)
-    };
-    let last = x.size()[axis as usize] - 1;
-    Tensor::cat(&[edge(0, front), x.shallow_clone(), edge(last, back)], axis)
 }
 
 /// The same values in memory order B, F, H, W, C.
@@ -48,9 +34,13 @@ pub fn channels_last(video: &Tensor) -> Tensor {
     video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
 }
 
-/// Whether 3D convolutions on this device want channels last in memory.
+/// Whether 3D convolutions on this device want channels last in memory: where the processor was measured to be faster so,
+/// and on a GPU in half precision, whose kernels lie so (not measured).
 pub fn lies_channels_last(device: Device) -> bool {
-    device == Device::Cpu && shortcuts().channels_last_3d
+    match device {
+        Device::Cpu => shortcuts().channels_last_3d,
+        device => Autocast::is_on(device),
+    }
 }
 
 /// Puts a kernel's channels last in memory, as convolution and gradient want it when activations lie so.
@@ -129,7 +119,6 @@ impl TransposedConv3d {
 }
 
 /// A space-only convolution of videos, 1×k×k in a checkpoint, run as a 2D convolution of all frames.
-/// In mixed precision its output is float32 again, so that a sum of residuals is not rounded at each block.
 pub struct SpatialConv {
     weight: Tensor,
     bias: Tensor,
@@ -153,14 +142,21 @@ impl SpatialConv {
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
-    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`
+    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what is added up over blocks is
+    /// not rounded at each.
     pub fn forward(&self, x: &Frames) -> Frames {
+        let y = self.rounded(x);
+        y.with(full_precision(&y.x))
+    }
+
+    /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.
+    pub fn rounded(&self, x: &Frames) -> Frames {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;
         let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {
             x.x.conv2d(&fixed_cast(&weight), Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1)
         });
-        x.with(full_precision(&y))
+        x.with(y)
     }
 }
 
@@ -228,6 +224,38 @@ mod tests {
             for (i, (found, wanted)) in run(tch::Kind::Float).iter().zip(&run(tch::Kind::Double)).enumerate() {
                 let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
                 assert!(difference < 1e-6, "stride {stride:?}, tensor {i}: {difference}");
+            }
+        }
+    }
+
+    /// A GPU's way, which any device can go, in float64 against LibTorch's own gradient; in half precision the sums are
+    /// rounded once, where LibTorch rounds each.
+    #[test]
+    fn edges_of_a_gpu_and_their_gradient() {
+        let shape = [2, 3, 4, 5, 6];
+        for (pads, other) in [([1, 1, 1, 1, 1, 1], [2, 1, 2, 1, 2, 1]), ([0, 0, 2, 1, 0, 3], [0; 6])] {
+            for pads in [pads, other] {
+                let run = |kind: tch::Kind, edges: &dyn Fn(&Tensor) -> Tensor| {
+                    let x = normal(1, Purpose::Evaluation, 0, 1, &shape).to_kind(kind).set_requires_grad(true);
+                    let y = edges(&x);
+                    let wanted = normal(1, Purpose::Evaluation, 0, 2, &y.size()).to_kind(tch::Kind::BFloat16);
+                    (&y * wanted.to_kind(kind)).sum(None).backward();
+                    [y, x.grad()].map(|t| t.to_kind(tch::Kind::Double))
+                };
+                let wanted = run(tch::Kind::Double, &|x| x.replication_pad3d(pads));
+                let lying: [&dyn Fn(&Tensor) -> Tensor; 2] = [&Tensor::shallow_clone, &channels_last];
+                for lying in lying {
+                    let found = run(tch::Kind::Double, &|x| composed_edges(&lying(x), pads));
+                    for (found, wanted) in found.iter().zip(&wanted) {
+                        assert!((found - wanted).abs().max().double_value(&[]) < 1e-12, "{pads:?}");
+                    }
+                }
+                let last = composed_edges(&channels_last(&normal(1, Purpose::Evaluation, 0, 1, &shape)), pads);
+                assert_eq!(last.stride()[1], 1, "channels are brought to the front");
+                let [_, half] = run(tch::Kind::BFloat16, &|x| composed_edges(x, pads));
+                let once = wanted[1].to_kind(tch::Kind::BFloat16).to_kind(tch::Kind::Double);
+                let steps = ((half - &once) / once.abs().clamp_min(1e-3)).abs().max().double_value(&[]);
+                assert!(steps < 0.0079, "{pads:?}: off by more than one step of bfloat16, {steps}");
             }
         }
     }

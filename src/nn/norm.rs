@@ -3,7 +3,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Frames, Init, Scope, conv::lies_channels_last};
 use crate::{
     distributed::Ranks,
-    torch::{fuses, group_norm},
+    torch::{composed_norm, fuses, group_norm},
 };
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
@@ -78,11 +78,12 @@ impl GroupNorm {
     }
 
     /// `[B, C, F, H, W]`, over F, H and W, then SiLU. In one pass where our kernel takes videos with channels last in
-    /// memory.
+    /// memory; on a GPU as the video lies.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
-        let x = full_precision(x);
-        if !(fuses(&x) && lies_channels_last(x.device())) {
-            return self.forward(&x).silu();
+        let lies_last = x.device().is_cuda() && x.stride()[1] == 1;
+        let fused = fuses(&full_precision(x)) && lies_channels_last(x.device());
+        if !(lies_last || fused) {
+            return self.forward(x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
         let places = x.permute([0, 2, 3, 4, 1]).reshape([b, f * h * w, 1, c]);
@@ -100,6 +101,9 @@ impl GroupNorm {
     /// where it is asked for. Elsewhere than in our own kernel as LibTorch's operations on memory as it lies: its group
     /// norm would bring the channels to the front on a GPU.
     fn pooled(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
+        if x.device().is_cuda() {
+            return composed_norm(x, scale, shift, self.groups, self.eps, silu);
+        }
         let x = full_precision(x);
         if fuses(&x) {
             return group_norm(&x, scale, shift, self.groups, self.eps, silu);
@@ -264,6 +268,29 @@ mod tests {
                     let difference = (&found - &wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
                     assert!(difference < 2e-6, "{over:?}, film {film}, SiLU {silu}, tensor {i}: {difference}");
                 }
+            }
+        }
+    }
+
+    /// A GPU's norm, which any device can compute, against LibTorch's operations and their own gradients, in float64.
+    #[test]
+    fn the_norm_of_a_gpu_and_its_gradients() {
+        for (shape, rows, silu) in [([2, 5, 3, 8], 2, true), ([3, 4, 1, 8], 1, true), ([2, 6, 2, 8], 1, false)] {
+            let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
+            let run = |norm: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor| {
+                let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
+                let (x, scale, shift) = (leaf(1, &shape), leaf(2, &[rows, 8]), leaf(3, &[rows, 8]));
+                let y = norm(&(&x * 2.0 + 3.0), &scale, &shift);
+                (&y * noise(4, &shape)).sum(None).backward();
+                [y.detach(), x.grad(), scale.grad(), shift.grad()]
+            };
+            let parameters = Parameters::new(Device::Cpu, 0);
+            let parts = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+            let wanted = run(&|x, scale, shift| parts.pooled(x, scale, shift, silu));
+            let found = run(&|x, scale, shift| composed_norm(x, scale, shift, 4, 1e-5, silu));
+            for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+                assert!(found.size() == wanted.size() && difference < 1e-12, "tensor {i}: {difference}");
             }
         }
     }

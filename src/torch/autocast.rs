@@ -41,6 +41,14 @@ impl Autocast {
     }
 }
 
+impl Autocast {
+    /// Whether this thread's calls on the device run in mixed precision.
+    pub fn is_on(device: Device) -> bool {
+        // SAFETY: reads a thread-local flag of LibTorch.
+        unsafe { lvdm_autocast_get(if device.is_cuda() { 1 } else { 0 }) }
+    }
+}
+
 impl Drop for Autocast {
     fn drop(&mut self) {
         // SAFETY: as above.

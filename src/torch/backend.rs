@@ -13,10 +13,6 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 unsafe extern "C" {
     fn lvdm_attention_kernels(flash: *mut bool, memory_efficient: *mut bool, math: *mut bool, cudnn: *mut bool);
-    fn lvdm_allow_tf32(allow: bool);
-    fn lvdm_deterministic();
-    fn lvdm_is_deterministic() -> bool;
-    fn lvdm_autotune();
 }
 
 /// Loads LibTorch's CUDA half, which the linker drops because nothing refers to it by name, and says
@@ -39,16 +35,46 @@ pub fn load_cuda() -> Result<(), &'static str> {
     loaded.as_ref().copied().map_err(String::as_str)
 }
 
-/// The place of a part that was built as a shared object of its own: beside the program, or where it was built.
-pub(super) fn part(name: &str, built: Option<&str>) -> Result<PathBuf> {
-    let beside = env::current_exe().ok().and_then(|path| Some(path.parent()?.join(name)));
-    let found = beside.into_iter().chain(built.map(PathBuf::from)).find(|path| path.exists());
-    found.with_context(|| {
-        format!(
-            "{name} is needed beside the program: this build was made where the headers that it needs are not (build \
-             beside LibTorch with CUDA, `make setup` on a machine with a GPU)"
-        )
-    })
+/// A part for GPUs that is built as a shared object of its own, where the headers it needs are.
+#[derive(Debug, Clone, Copy)]
+pub struct GpuPart {
+    /// Its file, which lies beside the program or where it was built.
+    pub file: &'static str,
+    /// What cannot be done without it.
+    pub serves: &'static str,
+    built: Option<&'static str>,
+    /// Why it was not built.
+    lacks: Option<&'static str>,
+}
+
+impl GpuPart {
+    /// Sums over several GPUs.
+    pub const NCCL: GpuPart = GpuPart {
+        file: "liblvdm_nccl.so",
+        serves: "several GPUs",
+        built: option_env!("LVDM_NCCL"),
+        lacks: option_env!("LVDM_NO_NCCL"),
+    };
+    /// What a function queues, launched as one.
+    pub const GRAPHS: GpuPart = GpuPart {
+        file: "liblvdm_graph.so",
+        serves: "CUDA graphs",
+        built: option_env!("LVDM_GRAPH"),
+        lacks: option_env!("LVDM_NO_GRAPH"),
+    };
+
+    /// Where it lies.
+    ///
+    /// # Errors
+    /// Why it is not there, and what to do.
+    pub fn locate(&self) -> Result<PathBuf> {
+        let beside = env::current_exe().ok().and_then(|path| Some(path.parent()?.join(self.file)));
+        let found = beside.into_iter().chain(self.built.map(PathBuf::from)).find(|path| path.exists());
+        found.with_context(|| {
+            let why = self.lacks.unwrap_or("it was left behind where the program was built");
+            format!("{}: {} is needed beside the program, and is not there: {why}", self.serves, self.file)
+        })
+    }
 }
 
 /// A GPU as the driver describes it.
@@ -129,29 +155,4 @@ pub fn attention_kernels() -> AttentionKernels {
         lvdm_attention_kernels(&mut kernels.flash, &mut kernels.memory_efficient, &mut kernels.math, &mut kernels.cudnn)
     };
     kernels
-}
-
-/// From now on cuDNN times its kernels at the first call of each shape and keeps the fastest.
-pub fn autotune() {
-    // SAFETY: sets a flag of LibTorch's context.
-    unsafe { lvdm_autotune() }
-}
-
-/// Whether float32 products on a GPU may be rounded to TF32 (LibTorch's default for convolutions alone).
-pub fn allow_tf32(allow: bool) {
-    // SAFETY: sets two flags of LibTorch's context.
-    unsafe { lvdm_allow_tf32(allow) }
-}
-
-/// From now on a GPU uses kernels only whose results repeat to the bit; an operation that has none is an error that
-/// names it. To be called before the GPU is used, and from one thread.
-pub fn be_deterministic() {
-    // SAFETY: sets flags of LibTorch's context and, before other threads run, a variable of the environment.
-    unsafe { lvdm_deterministic() }
-}
-
-/// Whether [`be_deterministic`] was called.
-pub fn is_deterministic() -> bool {
-    // SAFETY: reads a flag of LibTorch's context.
-    unsafe { lvdm_is_deterministic() }
 }

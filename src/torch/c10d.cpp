@@ -10,8 +10,10 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <atomic>
+#include <chrono>
 #include <mutex>
 #include <sstream>
+#include <thread>
 
 #include "guarded.h"
 #include "readback.h"
@@ -20,6 +22,7 @@ extern int FLAGS_caffe2_log_level;  // of libc10: what is below it is not printe
 
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Backend = c10::intrusive_ptr<c10d::Backend>;
+using Work = c10::intrusive_ptr<c10d::Work>;
 using Milliseconds = std::chrono::milliseconds;
 
 // ---- store ------------------------------------------------------------------------------------
@@ -76,7 +79,7 @@ namespace {
 struct Sum {
   at::Tensor tensor;
   std::optional<Readback> by_host;  // of a GPU's tensor that goes by way of the host
-  c10::intrusive_ptr<c10d::Work> work;
+  Work work;
 };
 
 struct Group {
@@ -84,7 +87,20 @@ struct Group {
   Backend device;        // none without a GPU
   bool by_host = false;  // tensors of a GPU are summed on the host
   int size;
+  Milliseconds timeout;
   std::atomic<bool> failed = false;  // a call was not answered
+
+  ~Group() {
+    if (!device) return;
+    // NCCL's threads end before what they use; where ranks are lost, what is under way never will
+    try {
+      if (failed)
+        device->abort();
+      else
+        device->shutdown();
+    } catch (const std::exception &) {  // nobody is left to be told
+    }
+  }
 
   c10d::Backend &of(const at::Tensor &tensor) const {
     if (!tensor.is_cuda()) return *host;
@@ -112,9 +128,46 @@ struct Group {
     return sum;
   }
 
+  // What is queued afterwards finds the result of a call. The host waits for it only where the tensor is its own: NCCL's
+  // `wait` orders streams, and neither waits nor tells of an error. `settle` does, later.
+  void wait(const Work &work, const at::Tensor &tensor) {
+    call([&] { work->wait(); });
+    if (!tensor.is_cuda()) return;
+    std::lock_guard lock(mutex);
+    queued.push_back(work);
+  }
+
+  // What has been queued so far is what `settle` will wait for.
+  void mark() {
+    std::lock_guard lock(mutex);
+    marked.insert(marked.end(), queued.begin(), queued.end());
+    queued.clear();
+  }
+
+  // Waits until the marked calls are answered. Called when a step's work is queued, for the calls before it, this keeps
+  // no GPU waiting, and no rank ever waits in the driver for a sum that does not come.
+  void settle() {
+    std::vector<Work> works;
+    {
+      std::lock_guard lock(mutex);
+      works.swap(marked);
+    }
+    call([&] {
+      auto last = std::chrono::steady_clock::now() + timeout;
+      for (auto &work : works) {
+        while (!work->isCompleted()) {
+          TORCH_CHECK(std::chrono::steady_clock::now() < last, "a sum over the GPUs has not come within ",
+                      timeout.count() / 1000, " s");
+          std::this_thread::sleep_for(std::chrono::microseconds(200));
+        }
+        if (auto error = work->exception()) std::rethrow_exception(error);
+      }
+    });
+  }
+
   // The tensor is the sum when this is over. By way of the host that is copied back without waiting for it.
   void wait(Sum &sum) {
-    if (!sum.by_host) return call([&] { sum.work->wait(); });
+    if (!sum.by_host) return wait(sum.work, sum.tensor);
     auto &host = sum.by_host->wait();
     auto work = start(host);
     call([&] { work->wait(); });
@@ -122,7 +175,10 @@ struct Group {
   }
 
  private:
-  c10::intrusive_ptr<c10d::Work> start(const at::Tensor &tensor) {
+  std::mutex mutex;  // sums within a backward pass are queued by its thread
+  std::vector<Work> queued, marked;
+
+  Work start(const at::Tensor &tensor) {
     std::vector<at::Tensor> list = {tensor};
     return call([&] { return of(tensor).allreduce(list); });
   }
@@ -161,6 +217,7 @@ extern "C" char *lvdm_group_open(const Store *store, int rank, int size, int64_t
     auto made = std::make_shared<Group>();
     made->host = std::move(gloo);
     made->size = size;
+    made->timeout = Milliseconds(timeout);
     *group = new SharedGroup(std::move(made));
   });
 }
@@ -199,7 +256,15 @@ extern "C" char *lvdm_group_broadcast(const SharedGroup *group, at::Tensor *tens
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> list = {*tensor};
-    (*group)->call([&] { (*group)->of(*tensor).broadcast(list, options)->wait(); });
+    (*group)->wait((*group)->call([&] { return (*group)->of(*tensor).broadcast(list, options); }), *tensor);
+  });
+}
+
+// Waits until a GPU's calls so far are answered.
+extern "C" char *lvdm_group_settle(const SharedGroup *group) {
+  return guarded([&] {
+    (*group)->mark();
+    (*group)->settle();
   });
 }
 
@@ -210,7 +275,7 @@ extern "C" char *lvdm_group_gather(const SharedGroup *group, at::Tensor *tensor,
     std::vector<std::vector<at::Tensor>> outputs(1);
     for (int rank = 0; rank < (*group)->size; rank++) outputs[0].push_back(*all[rank]);
     std::vector<at::Tensor> inputs = {*tensor};
-    (*group)->call([&] { (*group)->of(*tensor).allgather(outputs, inputs)->wait(); });
+    (*group)->wait((*group)->call([&] { return (*group)->of(*tensor).allgather(outputs, inputs); }), *tensor);
   });
 }
 
@@ -348,6 +413,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
   }
 
   void arm() {
+    group->mark();
     std::lock_guard lock(mutex);
     next = early = 0;
     failure = nullptr;
@@ -410,6 +476,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
       }
       bucket.sum.reset();
     }
+    group->settle();
     for (auto &bucket : buckets)
       for (size_t k = 0; k < bucket.members.size(); k++) {
         auto &gradient = parameters[bucket.members[k]].mutable_grad();

@@ -90,6 +90,19 @@ extern "C" char *lvdm_upload(const at::Tensor *x, int device, at::Tensor **y) {
   });
 }
 
+// *y <- so many bytes of pinned memory
+extern "C" char *lvdm_pinned(int64_t bytes, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true))); });
+}
+
+// Copies from a GPU into pinned memory without waiting for it.
+extern "C" char *lvdm_begin_copy(const at::Tensor *from, at::Tensor *to) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    to->copy_(*from, /*non_blocking=*/true);
+  });
+}
+
 // Starts the way of a tensor to the host, without waiting for what computes it.
 extern "C" char *lvdm_readback(const at::Tensor *values, Readback **readback) {
   return guarded([&] { *readback = new Readback(*values); });
@@ -305,7 +318,11 @@ extern "C" void lvdm_deterministic() {
 
 extern "C" bool lvdm_is_deterministic() { return at::globalContext().deterministicAlgorithms(); }
 
-extern "C" void lvdm_autotune() { at::globalContext().setBenchmarkCuDNN(true); }
+extern "C" bool lvdm_autotunes() { return at::globalContext().benchmarkCuDNN(); }
+
+extern "C" void lvdm_autotune(bool on) { at::globalContext().setBenchmarkCuDNN(on); }
+
+extern "C" bool lvdm_tf32_is_allowed() { return at::globalContext().allowTF32CuDNN(); }
 
 extern "C" void lvdm_allow_tf32(bool allow) {
   at::globalContext().setAllowTF32CuBLAS(allow);

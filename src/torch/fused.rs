@@ -63,7 +63,7 @@ fn checked(x: &Tensor, shape: &[i64]) -> Tensor {
     x.contiguous()
 }
 
-fn output(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Tensor {
+pub(super) fn output(call: impl FnOnce(*mut *mut c_void) -> *mut c_char) -> Tensor {
     let mut y = std::ptr::null_mut();
     check(call(&mut y)).unwrap_or_else(|error| panic!("{error}"));
     // SAFETY: without an error `y` is a tensor handed over to us.

@@ -2,6 +2,7 @@
 // LibTorch for the CPU must start without it.
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <map>
@@ -38,22 +39,34 @@ Studio &studio(int device) {
 }  // namespace
 
 // Records what `body` queues on a GPU. `body` returns nullptr, or an error's text that is freed here. After a recording
-// that failed LibTorch's allocator is not to be relied upon.
+// that failed everything is as before it: nothing was computed, and memory is handed out as ever.
 extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *), at::cuda::CUDAGraph **graph) {
   return guarded([&] {
     auto recorded = std::make_unique<at::cuda::CUDAGraph>();
     auto &[stream, pool] = studio(device);
     c10::cuda::CUDAStreamGuard guard(stream);
     c10::cuda::device_synchronize();
-    // other threads may go on meanwhile
-    recorded->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
-    std::unique_ptr<char, decltype(&free)> words(body(data), &free);
     try {
-      recorded->capture_end();
-    } catch (const c10::Error &) {
-      if (!words) throw;  // else the body's own words say more
+      // other threads may go on meanwhile
+      recorded->capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+      std::unique_ptr<char, decltype(&free)> words(body(data), &free);
+      try {
+        recorded->capture_end();
+      } catch (const c10::Error &) {
+        if (!words) throw;  // else the body's own words say more
+      }
+      TORCH_CHECK(!words, words.get());
+    } catch (...) {
+      // A recording that LibTorch did not end leaves its allocator asking the graph whose memory this is: that must stop,
+      // and the graph must stay where it lies.
+      try {
+        c10::cuda::CUDACachingAllocator::endAllocateToPool(static_cast<c10::DeviceIndex>(device), pool);
+      } catch (const c10::Error &) {
+        // it was ended
+      }
+      recorded.release();
+      throw;
     }
-    TORCH_CHECK(!words, words.get());
     *graph = recorded.release();
   });
 }

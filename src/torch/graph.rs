@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
-use super::{backend::part, caught::attempt, check, fused::weights_are_fixed, load_cuda};
+use super::{Autocast, Tf32, backend::GpuPart, caught::attempt, check, fused::weights_are_fixed, load_cuda};
 
 unsafe extern "C" {
     fn strdup(text: *const c_char) -> *mut c_char;
@@ -37,7 +37,7 @@ fn functions() -> Result<&'static Functions> {
         if let Err(error) = load_cuda() {
             bail!("CUDA graphs need LibTorch with CUDA: {error}");
         }
-        let path = part("liblvdm_graph.so", option_env!("LVDM_GRAPH")).context("CUDA graphs")?;
+        let path = GpuPart::GRAPHS.locate()?;
         // SAFETY: the library is graph.cpp, built with this program; its functions have these signatures.
         unsafe {
             let library = Library::open(Some(&path), RTLD_NOW)
@@ -98,9 +98,32 @@ impl Graph {
 /// A function's calls with inputs of one form.
 struct Recorded {
     of: usize,
-    form: Vec<(Vec<i64>, Kind)>,
-    /// After the second call: where its inputs and its output lie. The output goes before the memory it lies in.
-    graph: Option<(Vec<Tensor>, Tensor, Graph)>,
+    form: Form,
+    state: State,
+}
+
+/// What a graph was recorded for: shapes and types of the inputs, and how exactly products were computed.
+#[derive(Debug, PartialEq)]
+struct Form {
+    inputs: Vec<(Vec<i64>, Kind)>,
+    mixed: bool,
+    tf32: bool,
+}
+
+impl Form {
+    fn of(inputs: &[&Tensor], device: Device) -> Self {
+        let inputs = inputs.iter().map(|t| (t.size(), t.kind())).collect();
+        Form { inputs, mixed: Autocast::is_on(device), tf32: Tf32::is_on() }
+    }
+}
+
+enum State {
+    /// Called once, as an ordinary function.
+    Called,
+    /// Where the inputs and the output lie. The output goes before the memory it lies in.
+    Graph(Vec<Tensor>, Tensor, Graph),
+    /// It could not be recorded.
+    Refused,
 }
 
 thread_local! {
@@ -127,37 +150,60 @@ pub fn cuda_graphs() -> bool {
 
 /// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`](super::FixedWeights)),
 /// the second call with inputs of one form is recorded, and from then on launched as a whole. `of` tells functions
-/// apart. The first call is an ordinary one, so that whatever is prepared once is there when the graph is recorded.
+/// apart. The first call is an ordinary one, so that whatever is prepared once is there when the graph is recorded. Where it
+/// cannot be recorded, a warning says why, and all calls are ordinary ones.
 ///
 /// # Panics
-/// Where `body` does or LibTorch refuses, as ordinary `tch` calls do; where the graph cannot be recorded, after which the
-/// GPU is not to be used by this process.
+/// Where `body` does or LibTorch refuses, as ordinary `tch` calls do.
 pub fn replayed(of: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
     let own = || inputs.iter().map(|t| t.shallow_clone()).collect::<Vec<_>>();
     let Device::Cuda(device) = inputs[0].device() else { return body(&own()) };
     if !cuda_graphs() || !weights_are_fixed() {
         return body(&own());
     }
-    let form: Vec<_> = inputs.iter().map(|t| (t.size(), t.kind())).collect();
+    let form = Form::of(inputs, inputs[0].device());
     RECORDED.with_borrow_mut(|recorded| {
         let Some(known) = recorded.iter_mut().find(|known| known.of == of && known.form == form) else {
-            recorded.push(Recorded { of, form, graph: None });
+            recorded.push(Recorded { of, form, state: State::Called });
             return body(&own());
         };
-        let mut run = || -> Result<Tensor> {
-            if known.graph.is_none() {
-                let inputs: Vec<Tensor> = inputs.iter().map(|t| t.copy()).collect();
-                let mut output = None;
-                let graph = Graph::record(device, &mut || output = Some(body(&inputs)))?;
-                known.graph = Some((inputs, output.context("nothing was recorded")?, graph));
-            }
-            let (places, output, graph) = known.graph.as_mut().expect("recorded above");
-            for (place, input) in places.iter_mut().zip(inputs) {
-                place.copy_(input);
-            }
-            graph.replay()?;
-            Ok(output.copy())
-        };
-        run().unwrap_or_else(|error| panic!("{error:#}"))
+        if matches!(known.state, State::Called) {
+            let places: Vec<Tensor> = inputs.iter().map(|t| t.copy()).collect();
+            let mut output = None;
+            let graph = Graph::record(device, &mut || output = Some(body(&places)));
+            known.state = match graph.and_then(|graph| Ok((output.context("nothing was recorded")?, graph))) {
+                Ok((output, graph)) => State::Graph(places, output, graph),
+                Err(error) => {
+                    tracing::warn!("a CUDA graph could not be recorded, and calls are made one by one: {error:#}");
+                    State::Refused
+                }
+            };
+        }
+        let State::Graph(places, output, graph) = &mut known.state else { return body(&own()) };
+        for (place, input) in places.iter_mut().zip(inputs) {
+            place.copy_(input);
+        }
+        graph.replay().unwrap_or_else(|error| panic!("{error:#}"));
+        output.copy()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A graph of bf16 kernels is not launched for a float32 call.
+    #[test]
+    fn a_graph_is_known_by_the_precision_too() {
+        let x = Tensor::zeros([2, 3], (Kind::Float, Device::Cpu));
+        let form = || Form::of(&[&x], Device::Cpu);
+        let exact = form();
+        {
+            let _mixed = Autocast::bfloat16(Device::Cpu, true);
+            assert_ne!(form(), exact);
+        }
+        assert_eq!(form(), exact);
+        assert_ne!(Form { tf32: !Tf32::is_on(), ..form() }, exact);
+        assert_ne!(Form::of(&[&x.to_kind(Kind::Double)], Device::Cpu), exact);
+    }
 }

@@ -1,14 +1,17 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! Five C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
+//! Six C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `composed.cpp`, what GPUs have in their place; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
 //! opened on its own), one small safe Rust file a subject.
 
 mod autocast;
 mod backend;
 mod caught;
+mod checksum;
+mod composed;
 mod device;
 mod fused;
 mod graph;
+mod kernels;
 mod memory;
 mod multi_tensor;
 mod process_group;
@@ -18,24 +21,24 @@ mod threads;
 mod transfer;
 
 pub use autocast::{Autocast, backward};
-pub use backend::{
-    AttentionKernels, Gpu, allow_tf32, attention_kernels, autotune, be_deterministic, gpus, is_deterministic,
-    libtorch_version, load_cuda,
-};
+pub use backend::{AttentionKernels, Gpu, GpuPart, attention_kernels, gpus, libtorch_version, load_cuda};
 pub use caught::{caught, locate_panics};
-pub use device::{DeviceName, device_name};
+pub use checksum::checksums;
+pub use composed::{composed_edges, composed_norm};
+pub use device::{DeviceName, Machine, device_name, say_device};
 pub use fused::{
     FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
     transposed_conv,
 };
 pub use graph::{cuda_graphs, replayed};
+pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::recompute;
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
-pub use transfer::{Readback, upload, upload_all};
+pub use transfer::{PinnedMemory, Readback, upload, upload_all};
 
 use std::ffi::{CStr, c_char, c_void};
 

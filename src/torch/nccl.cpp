@@ -10,8 +10,9 @@ extern "C" char *lvdm_nccl_open(const c10::intrusive_ptr<c10d::Store> *store, in
   return guarded([&] {
     c10::cuda::set_device(static_cast<c10::DeviceIndex>(device));
     auto options = c10d::ProcessGroupNCCL::Options::create();
-    // behind the limit of the exchange on the host, whose error names the rank
-    options->timeout = std::chrono::milliseconds(timeout) + std::chrono::minutes(1);
+    // far behind the limits of the exchange on the host and of `Group::settle`, whose errors name a rank: at this one
+    // NCCL's watchdog ends the process
+    options->timeout = 2 * std::chrono::milliseconds(timeout) + std::chrono::minutes(10);
     auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(
         c10::make_intrusive<c10d::PrefixStore>("nccl", *store), rank, size, options);
     at::Device gpu(at::kCUDA, static_cast<c10::DeviceIndex>(device));

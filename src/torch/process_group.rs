@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::Tensor;
 
-use super::{backend::part, check, free, pointers};
+use super::{backend::GpuPart, check, free, pointers};
 
 unsafe extern "C" {
     fn lvdm_store_open(
@@ -42,6 +42,7 @@ unsafe extern "C" {
     fn lvdm_group_sum_by_host(group: *const c_void);
     fn lvdm_group_free(group: *mut c_void);
     fn lvdm_group_failed(group: *const c_void) -> bool;
+    fn lvdm_group_settle(group: *const c_void) -> *mut c_char;
     fn lvdm_group_abort(group: *const c_void) -> *mut c_char;
     fn lvdm_group_sum(group: *const c_void, tensor: *mut c_void) -> *mut c_char;
     fn lvdm_group_broadcast(group: *const c_void, tensor: *mut c_void, root: c_int) -> *mut c_char;
@@ -323,6 +324,15 @@ impl ProcessGroup {
         }
     }
 
+    /// Waits until the calls so far for tensors of a GPU, which are queued there, are answered.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn settle(&self) -> Result<()> {
+        // SAFETY: a live group.
+        check(unsafe { lvdm_group_settle(self.group.0) })
+    }
+
     /// Whether a call, here or in a backward pass, was not answered.
     pub fn has_failed(&self) -> bool {
         // SAFETY: a live group.
@@ -341,7 +351,7 @@ fn open_nccl(store: &Store, rank: usize, size: usize, device: usize, timeout: Du
     if let Err(error) = super::load_cuda() {
         bail!("NCCL needs LibTorch with CUDA: {error}");
     }
-    let path = part("liblvdm_nccl.so", option_env!("LVDM_NCCL")).context("several GPUs")?;
+    let path = GpuPart::NCCL.locate()?;
     let mut backend = std::ptr::null_mut();
     // SAFETY: the library is nccl.cpp, built with this program; its one function has this signature.
     unsafe {

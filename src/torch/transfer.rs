@@ -9,6 +9,8 @@ use super::check;
 
 unsafe extern "C" {
     fn lvdm_upload(x: *const c_void, device: c_int, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_pinned(bytes: i64, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_begin_copy(from: *const c_void, to: *mut c_void) -> *mut c_char;
     fn lvdm_readback(values: *const c_void, readback: *mut *mut c_void) -> *mut c_char;
     fn lvdm_readback_wait(readback: *const c_void, values: *mut *mut c_void) -> *mut c_char;
     fn lvdm_readback_free(readback: *mut c_void);
@@ -113,6 +115,64 @@ impl Readback {
             check(lvdm_readback_wait(self.0, &mut values))?;
             Ok(Tensor::from_ptr(values.cast()))
         }
+    }
+}
+
+// SAFETY: an event of the device may be waited for, and a tensor let go, by any thread.
+unsafe impl Send for Readback {}
+
+/// Pinned memory, in which tensors of a GPU are copied again and again.
+#[derive(Default)]
+pub struct PinnedMemory {
+    blocks: Vec<Tensor>,
+}
+
+/// Tensors go into blocks of so many bytes: LibTorch pins a power of two in any case.
+const BLOCK: usize = 256 << 20;
+/// Each begins at a multiple of so many bytes.
+const BEGIN: usize = 64;
+
+impl PinnedMemory {
+    /// Copies of a GPU's tensors in this memory, in the place of those that were there before. They come on their own: the
+    /// answer says when they are there, and steps that are queued from now on do not change them.
+    ///
+    /// # Errors
+    /// LibTorch's own; too little memory.
+    pub fn hold(&mut self, tensors: &[&Tensor]) -> Result<(Vec<Tensor>, Readback)> {
+        let bytes = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()).next_multiple_of(BEGIN);
+        let (mut sizes, mut places) = (Vec::<usize>::new(), Vec::new());
+        for tensor in tensors {
+            match sizes.last_mut().filter(|size| **size + bytes(tensor) <= BLOCK) {
+                Some(size) => *size += bytes(tensor),
+                None => sizes.push(bytes(tensor)),
+            }
+            places.push((sizes.len() - 1, sizes[sizes.len() - 1] - bytes(tensor)));
+        }
+        for (i, size) in sizes.iter().enumerate() {
+            if self.blocks.get(i).is_some_and(|block| block.numel() >= *size) {
+                continue;
+            }
+            let mut block = std::ptr::null_mut();
+            // SAFETY: a number; `block` receives an owned tensor where there is no error.
+            let block = unsafe {
+                check(lvdm_pinned(*size as i64, &mut block))?;
+                Tensor::from_ptr(block.cast())
+            };
+            if i < self.blocks.len() { self.blocks[i] = block } else { self.blocks.push(block) }
+        }
+        let mut copies = Vec::new();
+        for (tensor, (block, first)) in tensors.iter().zip(places) {
+            let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+            let part = self.blocks[block].f_narrow(0, first as i64, length as i64)?;
+            let copy = part.f_view_dtype(tensor.kind())?.f_view(tensor.size().as_slice())?;
+            // SAFETY: live tensors of one shape and kind.
+            check(unsafe { lvdm_begin_copy(tensor.as_ptr().cast(), copy.as_ptr().cast_mut().cast()) })?;
+            copies.push(copy);
+        }
+        // what comes after them in the device's order comes when they are there
+        let device = tensors.first().map_or(Device::Cpu, |t| t.device());
+        let last = Readback::of(&Tensor::f_zeros([1i64], (Kind::Uint8, device))?)?;
+        Ok((copies, last))
     }
 }
 

@@ -64,7 +64,7 @@ impl DiffusionTask {
             }
         };
         let parameters = Parameters::new(device, seed);
-        let generator = Generator::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision);
+        let generator = Generator::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision.into());
         if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
             let mut weights = starting_weights(run, experiment, generator.latent)?;
             weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));

@@ -11,8 +11,9 @@ use super::Batch;
 use crate::{
     data::{DataConfig, Loader, normalise},
     distributed::Ranks,
-    experiment::Mistake,
+    experiment::{Mistake, Numerics},
     models::{LatentSpace, TextEncoder},
+    nn::full_precision,
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
     torch::{Readback, upload},
@@ -24,6 +25,9 @@ struct Origin {
     data: DataConfig,
     scale: f64,
     shift: f64,
+    /// How exactly the encoders computed.
+    #[serde(default)]
+    numerics: Numerics,
 }
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
@@ -40,22 +44,26 @@ pub fn pack_latents(
     data: &DataConfig,
     count: u64,
     seed: u64,
+    numerics: Numerics,
     out: &Path,
     ranks: &Ranks,
     on_clip: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let batch = 8.min(count.max(1));
     let mut loader = Loader::of_rank(data, batch as i64, seed, 0, ranks.rank(), ranks.size())?;
+    // by which the text encoder is known again: exact in any case
+    let empty = text.map(|text| text.empty()).transpose()?;
+    let _numerics = numerics.begin(space.device());
     // the same passes of the networks on any number of ranks, so that the latents are the same to the bit
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
-        let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        let mut encoded = vec![Readback::of(&full_precision(&moments))?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
-            encoded.push(Readback::of(&text.encode(&captions)?)?.wait()?);
+            encoded.push(Readback::of(&full_precision(&text.encode(&captions)?))?.wait()?);
         }
         Ok(encoded)
     };
@@ -71,11 +79,11 @@ pub fn pack_latents(
     if !ranks.is_first() {
         return Ok(());
     }
-    let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift };
+    let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift, numerics };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
-    if let Some(text) = text {
+    if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
-        tensors.push(("context_empty", text.empty()?));
+        tensors.push(("context_empty", empty));
     }
     write_safetensors_atomically(out, &tensors, &serde_json::to_value(origin)?)
 }

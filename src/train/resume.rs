@@ -36,8 +36,8 @@ pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Chec
 const FREE: [&str; 7] =
     ["optimizer", "trainer", "sampler", "data.workers", "text.prompts", "text.guidance", "start_from"];
 
-/// What else may differ from an imported checkpoint, which was not trained here.
-const FREE_AFTER_IMPORT: [&str; 3] = ["seed", "data", "latents"];
+/// What else may differ from an imported checkpoint: of how it was trained it says nothing.
+const FREE_AFTER_IMPORT: [&str; 5] = ["seed", "data", "latents", "loss", "trained"];
 
 /// One setting that is not what the checkpoint was trained with.
 #[derive(Debug, PartialEq, Eq)]

@@ -10,16 +10,17 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::{
     checkpoint::{self, Checkpoint},
-    torch::caught,
+    torch::{PinnedMemory, Readback, caught},
 };
 
-/// Writes checkpoints in the background: training waits for the copy to host memory, and for the one before where
-/// that is not yet on the disk.
+/// Writes checkpoints in the background. Training waits for the one before where that is not yet on the disk, and on the CPU
+/// for the copy; a GPU's tensors come on their own, into pinned memory that is used again.
 ///
 /// A checkpoint that cannot be written is told, and training goes on: the ones before stay, and the next is a new
 /// try. Dropping the saver waits for what is under way.
 pub struct Saver {
-    work: Option<SyncSender<(Checkpoint, PathBuf)>>,
+    work: Option<SyncSender<(Checkpoint, Option<Readback>, PathBuf)>>,
+    pinned: PinnedMemory,
     done: Receiver<Result<()>>,
     thread: Option<JoinHandle<()>>,
     under_way: bool,
@@ -36,20 +37,30 @@ impl Saver {
     /// No thread to be had.
     pub fn new(run: &Path, keep: usize) -> Result<Self> {
         let run = run.to_path_buf();
-        let (work, given) = sync_channel::<(Checkpoint, PathBuf)>(1);
+        let (work, given) = sync_channel::<(Checkpoint, Option<Readback>, PathBuf)>(1);
         let (told, done) = sync_channel(1);
         let write = move || {
             checkpoint::sweep(&run);
-            for (checkpoint, path) in given {
-                let written = caught(|| checkpoint.write(&path).and_then(|()| checkpoint::prune(&run, keep)));
-                let written = written.with_context(|| format!("writing the checkpoint {}", path.display()));
+            for (checkpoint, arrived, path) in given {
+                let there = || arrived.map_or(Ok(()), |arrived: Readback| arrived.wait().map(drop));
+                let write =
+                    || there().and_then(|()| checkpoint.write(&path)).and_then(|()| checkpoint::prune(&run, keep));
+                let written = caught(write).with_context(|| format!("writing the checkpoint {}", path.display()));
                 if told.send(written).is_err() {
                     break;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(write)?;
-        Ok(Saver { work: Some(work), done, thread: Some(thread), under_way: false, failure: None, waited: 0.0 })
+        Ok(Saver {
+            work: Some(work),
+            pinned: PinnedMemory::default(),
+            done,
+            thread: Some(thread),
+            under_way: false,
+            failure: None,
+            waited: 0.0,
+        })
     }
 
     /// Takes a copy of the checkpoint's tensors and sees to it that they reach the disk.
@@ -59,14 +70,34 @@ impl Saver {
     pub fn save(&mut self, mut checkpoint: Checkpoint, path: PathBuf) -> Result<()> {
         let start = Instant::now();
         self.wait();
-        for tensor in checkpoint.tensors.values_mut() {
-            *tensor = on_host(tensor);
-        }
+        let arrived = self.copy(&mut checkpoint)?;
         let work = self.work.as_ref().expect("it lives as long as the saver");
-        work.send((checkpoint, path)).map_err(|_| anyhow!("the thread that writes checkpoints died"))?;
+        work.send((checkpoint, arrived, path)).map_err(|_| anyhow!("the thread that writes checkpoints died"))?;
         self.under_way = true;
         self.waited += start.elapsed().as_secs_f64();
         Ok(())
+    }
+
+    /// Puts copies in the place of the tensors, and says when those of a GPU are there.
+    fn copy(&mut self, checkpoint: &mut Checkpoint) -> Result<Option<Readback>> {
+        no_grad(|| {
+            let mut of_gpu = Vec::new();
+            for tensor in checkpoint.tensors.values_mut() {
+                *tensor = tensor.detach();
+                if tensor.device() == Device::Cpu {
+                    *tensor = tensor.copy();
+                } else {
+                    of_gpu.push(tensor);
+                }
+            }
+            if of_gpu.is_empty() {
+                return Ok(None);
+            }
+            let tensors: Vec<&Tensor> = of_gpu.iter().map(|tensor| &**tensor).collect();
+            let (copies, arrived) = self.pinned.hold(&tensors).context("copying a checkpoint to the host")?;
+            of_gpu.into_iter().zip(copies).for_each(|(tensor, copy)| *tensor = copy);
+            Ok(Some(arrived))
+        })
     }
 
     /// Waits for the checkpoint under way.
@@ -102,14 +133,6 @@ impl Drop for Saver {
             let _ = thread.join();
         }
     }
-}
-
-/// A copy that later steps do not touch.
-fn on_host(tensor: &Tensor) -> Tensor {
-    no_grad(|| {
-        let tensor = tensor.detach();
-        if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }
-    })
 }
 
 #[cfg(test)]

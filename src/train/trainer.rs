@@ -18,7 +18,7 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, GradientBuckets, Readback, clip_global_norm, memory_so_far},
+    torch::{Autocast, Autotune, GradientBuckets, Readback, clip_global_norm, memory_so_far},
 };
 
 /// What a step is made of.
@@ -242,6 +242,7 @@ impl<T: Task> Trainer<T> {
             return Ok(self.progress);
         }
         let _catching = catch_signals(OnSignal::Save)?;
+        let _autotune = Autotune::begin();
         let mut record = if self.ranks.is_first() { Some(self.record()?) } else { None };
         let resumed = self.progress.step;
         self.ensure_same()?;

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
+mod kernels;
 mod measuring;
 mod parity;
 mod ranks;

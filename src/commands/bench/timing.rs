@@ -6,6 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tch::{Cuda, Device};
 
+use super::BenchExperiment;
 use crate::{
     experiment::Precision,
     torch::{Autocast, peak_memory},
@@ -90,8 +91,9 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn head(&self) {
+    pub(super) fn head(&self, experiment: &BenchExperiment) {
         if self.json {
+            println!("{}", json!({"name": "experiment", "experiment": experiment}));
             return;
         }
         let precision = if self.precision == Precision::Bf16 { "bf16" } else { "f32" };

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter},
+    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     metrics::ProtocolConfig,
@@ -81,6 +81,7 @@ fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, dev
         Generated::Run { batch, .. } => (Sampled::open(generated, real, *seed, device)?.expect("a run"), *batch),
     };
     let [_, frames, side, _] = sampled.generator.clip_size();
+    let _prepared = sampled.generator.keep_prepared();
     let write = |name: &str, make: &dyn Fn(&[u64]) -> Result<Tensor>| -> Result<DataConfig> {
         let file = out.join(format!("{name}.safetensors"));
         let mut writer = PackedWriter::create(&file, count, frames, side, *seed)?;
@@ -93,7 +94,7 @@ fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, dev
         bar.finish();
         writer.finish()?;
         let dataset = DatasetConfig::Packed { file };
-        Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: 2 })
+        Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: decode_workers() })
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;
     let gaussian = write("gaussian", &|samples| sampled.gaussian_videos(samples))?;

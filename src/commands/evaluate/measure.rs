@@ -18,8 +18,11 @@ use crate::{
     train::progress::Progress,
 };
 
-/// Clips that go through the extractor at once, however they arrive.
-const PIECE: i64 = 4;
+/// How many clips of so many frames go through the extractor at once, however they arrive: enough to fill a GPU, and no
+/// more frames than its memory surely holds.
+pub fn piece(device: Device, frames: i64) -> i64 {
+    if device.is_cuda() { (512 / frames.max(1)).clamp(1, 32) } else { 4 }
+}
 
 /// An extractor whose work ranks share: all see the clips, and each piece goes through on one of them.
 #[derive(Clone, Copy)]
@@ -59,9 +62,10 @@ impl<'a> Extraction<'a> {
             None => clips.shallow_clone(),
             Some(pending) => Tensor::cat(&[&pending, clips], 0),
         };
-        while clips.size()[0] >= PIECE {
-            self.extract(&clips.narrow(0, 0, PIECE))?;
-            clips = clips.narrow(0, PIECE, clips.size()[0] - PIECE);
+        let piece = piece(self.extractor.device, clips.size()[2]);
+        while clips.size()[0] >= piece {
+            self.extract(&clips.narrow(0, 0, piece))?;
+            clips = clips.narrow(0, piece, clips.size()[0] - piece);
         }
         // a copy: a view would keep all that arrived
         self.pending = (clips.size()[0] > 0).then(|| clips.copy());
@@ -468,9 +472,17 @@ mod tests {
         }
 
         fn features(&self, videos: &Tensor) -> Result<Tensor> {
-            assert!(videos.size()[0] <= PIECE);
+            assert!(videos.size()[0] <= piece(Device::Cpu, 2));
             Ok(videos.select(1, 0).select(1, 0).select(1, 0).narrow(1, 0, 1).to_kind(Kind::Float))
         }
+    }
+
+    /// A GPU takes more clips at once than the CPU, and not more frames than its memory holds.
+    #[test]
+    fn pieces_fit_the_device() {
+        let gpu = Device::Cuda(0);
+        assert_eq!([piece(Device::Cpu, 16), piece(Device::Cpu, 128)], [4, 4]);
+        assert_eq!([piece(gpu, 4), piece(gpu, 16), piece(gpu, 128), piece(gpu, 1024)], [32, 32, 4, 1]);
     }
 
     #[test]

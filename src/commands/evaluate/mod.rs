@@ -21,13 +21,16 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
+use super::sample::PrecisionOptions;
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, normalise, pictures, to_u8, write_video},
+    data::{
+        ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers, normalise, pictures, to_u8, write_video,
+    },
     distributed::{self, Launch, Ranks, rank},
     experiment::{
-        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Precision,
-        built_in_protocols, protocol, read,
+        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Numerics,
+        Precision, built_in_protocols, protocol, read,
     },
     generate::Generator,
     metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
@@ -38,7 +41,7 @@ use crate::{
 
 pub(super) use card::CARD_FILE;
 use card::card;
-pub use measure::{Bar, Real, RealClips, Shared, Yardsticks};
+pub use measure::{Bar, Real, RealClips, Shared, Yardsticks, piece};
 use measure::{Extraction, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
 pub(super) use reconstruction::{FIGURES_FILE as RECONSTRUCTION_FILE, Figures as ReconstructionFigures};
@@ -99,6 +102,8 @@ pub struct Evaluate {
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     #[command(flatten)]
+    precision: PrecisionOptions,
+    #[command(flatten)]
     launch: Launch,
 }
 
@@ -123,7 +128,8 @@ impl Evaluate {
                         one protocol (--protocol), which is shared among them";
             return Err(Mistake(text.into()).into());
         }
-        let experiment = self.experiment()?;
+        let mut experiment = self.experiment()?;
+        self.compute_so(&mut experiment.generated)?;
         if self.card {
             card(&experiment, self.device.open()?)?.print();
             println!("figures: {}", experiment.out.join(CARD_FILE).display());
@@ -137,6 +143,23 @@ impl Evaluate {
             }
             Ok(())
         })
+    }
+
+    /// The precision that options ask for, in place of the experiment's.
+    fn compute_so(&self, generated: &mut Generated) -> Result<()> {
+        match generated {
+            Generated::Run { precision, tf32, .. } => {
+                let asked = self.precision.over(Numerics { precision: *precision, tf32: *tf32 });
+                (*precision, *tf32) = (asked.precision, asked.tf32);
+            }
+            Generated::Clips { .. } if self.precision.are_given() => {
+                let text =
+                    "--precision and --tf32 are of a run that is sampled; clips from files are measured in float32";
+                return Err(Mistake(text.into()).into());
+            }
+            Generated::Clips { .. } => {}
+        }
+        Ok(())
     }
 
     fn experiment(&self) -> Result<EvaluationExperiment> {
@@ -170,7 +193,7 @@ impl Evaluate {
                 frame_stride,
                 resolution: self.resolution.unwrap_or(resolution),
                 flip: false,
-                workers: 2,
+                workers: decode_workers(),
             })
         };
         let mut real = data(real, stride)?;
@@ -183,7 +206,8 @@ impl Evaluate {
                     run: generated.into(),
                     sampler: run.sampler,
                     batch: 16,
-                    precision: Precision::F32,
+                    precision: Precision::default(),
+                    tf32: false,
                     guidance: 7.5,
                 },
                 i64::MAX,
@@ -341,6 +365,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
             return Err(Mistake(text).into());
         }
     }
+    let _prepared = sampled.as_ref().map(|sampled| sampled.generator.keep_prepared());
     if ranks.is_first() {
         notes::of_inputs(real, generated)?;
         notes::of_protocol(config, &real_clips, generated, sampled.as_ref())?;

@@ -10,7 +10,7 @@ use super::measure::Bar;
 use crate::{
     atomic_file::write_atomically,
     checkpoint,
-    data::{ClipStream, DataConfig, DatasetConfig, Draw, Fit, normalise, pictures, to_u8},
+    data::{ClipStream, DataConfig, DatasetConfig, Draw, Fit, decode_workers, normalise, pictures, to_u8},
     distributed::Ranks,
     experiment::Mistake,
     generate::{AUTOENCODER_FILE, open_latent_space},
@@ -114,7 +114,7 @@ impl Reconstruction {
             frame_stride: self.frame_stride.unwrap_or(trained.frame_stride),
             resolution: self.resolution.unwrap_or(trained.resolution),
             flip: false,
-            workers: 2,
+            workers: decode_workers(),
             dataset,
         };
         let device = self.device.open()?;

@@ -9,7 +9,7 @@ use super::measure::RealClips;
 use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
-    experiment::{Generated, sampler_line},
+    experiment::{Generated, Numerics, sampler_line},
     generate::{Generator, Given},
 };
 
@@ -32,9 +32,10 @@ impl Sampled {
     /// # Errors
     /// Damaged or foreign weights; real videos without captions.
     pub fn open(generated: &Generated, real: &RealClips, seed: u64, device: Device) -> Result<Option<Self>> {
-        let Generated::Run { run, sampler, precision, guidance, .. } = generated else { return Ok(None) };
+        let Generated::Run { run, sampler, precision, tf32, guidance, .. } = generated else { return Ok(None) };
         let (generator, trained) = Generator::open(run, device)?;
-        let (generator, trained_on) = (generator.at(*precision), trained.data.dataset);
+        let (generator, trained_on) =
+            (generator.at(Numerics { precision: *precision, tf32: *tf32 }), trained.data.dataset);
         let captions = if generator.text.is_some() { real.captions()? } else { Vec::new() };
         Ok(Some(Sampled {
             generator,
@@ -50,9 +51,9 @@ impl Sampled {
     /// What is sampled and how, in a line.
     pub fn line(&self) -> String {
         let told = if self.captions.is_empty() { String::new() } else { format!(", guidance {}", self.guidance) };
-        let precision = self.generator.precision.key();
+        let numerics = self.generator.numerics.words();
         format!(
-            "weights of {}, step {}, {}, {precision}{told}",
+            "weights of {}, step {}, {}, {numerics}{told}",
             self.run.display(),
             self.generator.step,
             sampler_line(&self.sampler)
