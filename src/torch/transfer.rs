@@ -35,8 +35,8 @@ const PIECE: usize = 256 << 20;
 /// Each begins at a multiple of so many bytes, as tensors of a GPU do that have memory of their own.
 const ALIGNMENT: usize = 512;
 
-/// Tensors on this device. To a GPU those of one kind go in few transfers, each of many tensors, which lie there without
-/// gaps and share their memory.
+/// Tensors on this device. To a GPU those of one kind go in few transfers, each of many tensors, which share one piece of
+/// memory there; their order in memory stays.
 ///
 /// # Panics
 /// Where LibTorch refuses, as ordinary `tch` calls do.
