@@ -106,7 +106,7 @@ out: evaluation
         json!([report["figures"], report["psnr_db"]])
     };
     let forget = || fs::remove_dir_all(at.join("runs/features")).unwrap();
-    gpu.succeed(at, &["evaluate", "evaluate.yaml", "--device", "cuda"]);
+    let three = gpu.succeed(at, &["evaluate", "evaluate.yaml", "--device", "cuda"]).1;
     let one = figures();
     assert!(one[0]["samples"]["fvd"].as_f64().unwrap() > 0.0);
     forget();
@@ -119,6 +119,9 @@ out: evaluation
     println!("evaluation on two GPUs: {first} kernels, {again} with the features of real clips");
     assert_eq!(one, figures());
     assert!(first - again > 3 * 50, "features of 3 real clips were made again: {first} kernels, then {again}");
+    forget();
+    let four = gpu.succeed(at, &["evaluate", "evaluate.yaml", "--device", "cuda", "evaluation.clips=4"]).1;
+    (four - three).wait_for_nothing("evaluate, a clip of each set", 1);
     forget();
     succeed_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu"]);
     let (of_gpu, of_cpu) = (one, figures());
