@@ -35,14 +35,22 @@ const PIECE: usize = 256 << 20;
 /// Each begins at a multiple of so many bytes, as tensors of a GPU do that have memory of their own.
 const ALIGNMENT: usize = 512;
 
-/// Tensors on this device. To a GPU those of one kind go in few transfers, each of many tensors, which lie there without
-/// gaps and share their memory.
+/// Tensors of one kind that go up together.
+struct Piece {
+    kind: Kind,
+    length: usize,
+    /// Their numbers, and where each begins.
+    members: Vec<(usize, usize)>,
+}
+
+/// Tensors on this device. To a GPU those of one kind go in few transfers, each of many tensors, which share one piece of
+/// memory there; their order in memory stays.
 ///
 /// # Panics
 /// Where LibTorch refuses, as ordinary `tch` calls do.
 pub fn upload_all(tensors: &[Tensor], device: Device) -> Vec<Tensor> {
     let mut placed: Vec<Option<Tensor>> = tensors.iter().map(|_| None).collect();
-    let mut pieces: Vec<(Kind, usize, Vec<(usize, usize)>)> = Vec::new();
+    let mut pieces: Vec<Piece> = Vec::new();
     for (i, tensor) in tensors.iter().enumerate() {
         if tensor.device() != Device::Cpu || !matches!(device, Device::Cuda(_)) {
             placed[i] = Some(tensor.to_device(device));
@@ -50,17 +58,17 @@ pub fn upload_all(tensors: &[Tensor], device: Device) -> Vec<Tensor> {
         }
         let size = tensor.kind().elt_size_in_bytes();
         let length = (tensor.numel() * size).next_multiple_of(ALIGNMENT) / size;
-        let fits = |(kind, held, _): &&mut (Kind, usize, _)| *kind == tensor.kind() && (held + length) * size <= PIECE;
+        let fits = |piece: &&mut Piece| piece.kind == tensor.kind() && (piece.length + length) * size <= PIECE;
         match pieces.iter_mut().rev().find(fits) {
-            Some((_, held, members)) => {
-                members.push((i, *held));
-                *held += length;
+            Some(piece) => {
+                piece.members.push((i, piece.length));
+                piece.length += length;
             }
-            None => pieces.push((tensor.kind(), length, vec![(i, 0)])),
+            None => pieces.push(Piece { kind: tensor.kind(), length, members: vec![(i, 0)] }),
         }
     }
     no_grad(|| {
-        for (kind, length, members) in pieces {
+        for Piece { kind, length, members } in pieces {
             let host = Tensor::zeros([length as i64], (kind, Device::Cpu));
             let part = |all: &Tensor, (i, first): (usize, usize)| {
                 let (size, stride) = (tensors[i].size(), strides(&tensors[i]));

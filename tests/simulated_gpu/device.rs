@@ -11,7 +11,7 @@ use std::{
 
 use lvdm::{
     nn::fnv1a64,
-    torch::{Readback, upload},
+    torch::{Readback, upload, upload_all},
 };
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
@@ -166,12 +166,25 @@ fn culprit() {
     assert_eq!(rights, "---p", "the host may read what only the GPU may");
     let mixed = x.f_add(&Tensor::ones([4], (Kind::Float, Device::Cpu))).unwrap_err();
     assert!(mixed.to_string().contains("same device"), "{mixed}");
-    // two copies that block, one that does not, two values read, one wait for what has just begun
+    // two copies that block, two that do not, two values read, one wait for what has just begun
     let y = (x + Tensor::ones([4], (Kind::Float, Device::Cpu)).to_device(gpu)).to_device(Device::Cpu);
     assert_eq!(Vec::<f32>::try_from(&y).unwrap(), [2.0; 4]);
     let z = upload(&y, gpu);
     assert!(z.equal(&z) && z.sum(None).f_double_value(&[]).unwrap() == 8.0);
     let _ = Readback::of(&z).unwrap().wait().unwrap();
+    // two transfers for four tensors of two kinds, whose order in memory stays
+    let float = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu));
+    let own = [
+        float(6).reshape([2, 3]).tr(),
+        Tensor::from(1.5f32),
+        Tensor::from_slice(&[1.0, 2.0]),
+        float(9).slice(0, 1, 9, 3),
+    ];
+    let there = upload_all(&own, gpu);
+    for (own, there) in own.iter().zip(&there) {
+        assert!(own.equal(&there.to_device(Device::Cpu)), "{own:?} {there:?}");
+    }
+    assert_eq!((there[0].stride(), there[3].stride()), (vec![1, 3], vec![1]));
 }
 
 /// What the other tests stand on.
@@ -183,5 +196,5 @@ fn the_device_catches_and_counts() {
     let (said, counts) = gpu.finish(command);
     assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     let [Counts { up, blocking_up, down, blocking_down, reads, stalls, .. }] = counts[..] else { panic!("{counts:?}") };
-    assert_eq!((up, blocking_up, down, blocking_down, reads, stalls), (2, 1, 2, 1, 2, 1), "{counts:?}");
+    assert_eq!((up, blocking_up, down, blocking_down, reads, stalls), (4, 1, 6, 5, 2, 1), "{counts:?}");
 }

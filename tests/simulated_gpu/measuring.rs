@@ -75,7 +75,7 @@ fn reconstructions_are_the_cpus() {
     }
 }
 
-/// Everything that can be timed runs, in float32 and bf16; and a smaller part of it that is asked of doctor.
+/// Everything that can be timed runs, in float32 and bf16, and `lvdm doctor` sees the device.
 #[test]
 fn everything_can_be_timed() {
     let Some(gpu) = Gpu::simulated() else { return };
