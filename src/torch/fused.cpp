@@ -424,10 +424,11 @@ extern "C" char *lvdm_transposed_conv(const at::Tensor *x, const at::Tensor *wei
   });
 }
 
-// While `begin` calls outnumber the others, this thread's weights stay as they are.
-extern "C" void lvdm_fixed_weights(bool begin) {
+// While `begin` calls outnumber the others, this thread's weights stay as they are: whether they do from now on.
+extern "C" bool lvdm_fixed_weights(bool begin) {
   fixed_weights.depth += begin ? 1 : -1;
   if (fixed_weights.depth == 0) fixed_weights.laid.clear();
+  return fixed_weights.depth > 0;
 }
 
 extern "C" bool lvdm_weights_are_fixed() { return weights_are_fixed(); }

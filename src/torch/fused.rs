@@ -38,7 +38,7 @@ unsafe extern "C" {
         y: *mut *mut c_void,
     ) -> *mut c_char;
     fn lvdm_repeat_edges(x: *const c_void, pads: *const i64, y: *mut *mut c_void) -> *mut c_char;
-    fn lvdm_fixed_weights(begin: bool);
+    fn lvdm_fixed_weights(begin: bool) -> bool;
     fn lvdm_weights_are_fixed() -> bool;
     fn lvdm_fixed_cast(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_fixed_conv(
@@ -163,8 +163,7 @@ impl FixedWeights {
 impl Drop for FixedWeights {
     fn drop(&mut self) {
         // SAFETY: as above; forgets the kernels at the end of the outermost.
-        unsafe { lvdm_fixed_weights(false) }
-        if !weights_are_fixed() {
+        if !unsafe { lvdm_fixed_weights(false) } {
             forget_graphs();
         }
     }
