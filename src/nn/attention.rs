@@ -10,13 +10,32 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
         let scores = q.matmul(&k.transpose(2, 3)) * (q.size()[3] as f64).powf(-0.5);
         return join_heads(&softmax(&scores).matmul(&v));
     }
-    join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, false, None, false))
+    join_heads(&attend(&q, &k, &v, false, at_once(&q)))
 }
 
 /// As [`attention`] over one sequence, `[N, T, C]` each, in which a token sees none that comes after it.
 pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
     let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
-    join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, None::<Tensor>, 0.0, true, None, false))
+    join_heads(&attend(&q, &k, &v, true, at_once(&q)))
+}
+
+/// How many sequences go through LibTorch's attention in one call: on a GPU they lie on an axis of the kernel's grid that has
+/// 65,535 places (pytorch/pytorch#142228), and attention over frames has a sequence for each place of each clip.
+fn at_once(q: &Tensor) -> i64 {
+    if q.device().is_cuda() { 65_535 } else { i64::MAX }
+}
+
+/// Attention of `[N, heads, T, d]` and `[N, heads, S, d]`, at most so many of N at once.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool, at_once: i64) -> Tensor {
+    let sequences = q.size()[0];
+    if sequences <= at_once {
+        return Tensor::scaled_dot_product_attention(q, k, v, None::<Tensor>, 0.0, causal, None, false);
+    }
+    let pieces = (0..sequences).step_by(at_once as usize).map(|first| {
+        let [q, k, v] = [q, k, v].map(|x| x.narrow(0, first, at_once.min(sequences - first)));
+        attend(&q, &k, &v, causal, at_once)
+    });
+    Tensor::cat(&pieces.collect::<Vec<_>>(), 0)
 }
 
 /// Attention weights are rounded to float32, whatever the precision around them: in float64 the
@@ -146,6 +165,18 @@ mod tests {
         nn::Parameters,
         random::{Purpose, normal},
     };
+
+    #[test]
+    fn more_sequences_than_a_gpu_takes_at_once_go_in_pieces() {
+        let [q, k, v] = [0, 1, 2].map(|step| normal(2, Purpose::Evaluation, 0, step, &[7, 2, 4, 8]));
+        for causal in [false, true] {
+            let whole = attend(&q, &k, &v, causal, i64::MAX);
+            for at_once in [7, 3, 1] {
+                let difference = (attend(&q, &k, &v, causal, at_once) - &whole).abs().max().double_value(&[]);
+                assert!(difference < 1e-6, "{at_once} at once: {difference}");
+            }
+        }
+    }
 
     /// The kernel against the explicit products in float64, forward and backward, also for clips that are longer
     /// than the tables.
