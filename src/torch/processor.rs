@@ -29,9 +29,9 @@ pub enum Vectors {
 pub enum Bfloat16 {
     /// By instructions for it (AVX512-BF16 or AMX).
     Native,
-    /// oneDNN converts to float32 and back: slower than float32.
+    /// oneDNN computes in float32 and converts what goes in and comes out.
     Emulated,
-    /// oneDNN has no kernels for it on this processor, and LibTorch's own are several times slower than float32.
+    /// oneDNN has no kernels for it on this processor; LibTorch's own are used.
     Slow,
 }
 

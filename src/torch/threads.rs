@@ -8,7 +8,7 @@ const NUMBER: &str = "OMP_NUM_THREADS";
 const POLICY: &str = "OMP_WAIT_POLICY";
 /// How often a thread that waits looks before it sleeps; what it says stays.
 const LOOKS: &str = "GOMP_SPINCOUNT";
-/// Beside two busy loops on two cores a training step takes 2.4 times what it takes alone with so many looks, 3.9 times
+/// Beside two busy loops on two cores a training step takes 2.4 times what it takes alone with so many looks, 3.8 times
 /// with GNU OpenMP's own number, some 300,000; alone the two differ by what one measurement differs from the next. Sleeping
 /// at once costs more than a third alone. (experiments/bench/README.md)
 const FEW: &str = "5000";
