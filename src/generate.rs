@@ -23,7 +23,7 @@ use crate::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
         UNet3d, UNetCondition, UNetPorts,
     },
-    nn::Parameters,
+    nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
     torch::{FixedWeights, Readback, upload},
 };
@@ -133,10 +133,10 @@ impl Generator {
     /// # Errors
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
-        let parameters = Parameters::new(device, 0);
-        let (mut generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        let parameters = Parameters::unfilled(device);
+        let (mut generator, experiment, path, mut found) = Self::declared(run, checkpoint::open_averaged, &parameters)?;
         generator.step = found.progress.step;
-        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
+        parameters.fill(weights(&mut found)?).with_context(|| path.display().to_string())?;
         parameters.freeze();
         Ok((generator, experiment))
     }
@@ -354,10 +354,10 @@ pub fn starting_weights(
     experiment: &DiffusionExperiment,
     latent: [i64; 4],
 ) -> Result<BTreeMap<String, Tensor>> {
-    let (path, found) = checkpoint::open(run)?;
-    let found = found.expect("diffusion", &path)?;
+    let (path, found) = checkpoint::open_averaged(run)?;
+    let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
-    let mut weights = weights(&found)?;
+    let mut weights = weights(&mut found)?;
     ports(experiment, latent).adopt(&mut weights, &experiment.unet);
     Ok(weights)
 }
@@ -388,27 +388,37 @@ pub fn last_and_averaged(checkpoint: &Checkpoint) -> Result<[BTreeMap<String, Te
         averaged = checkpoint.part("model");
         averaged.extend(average);
     }
-    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
-    if let Some(adapter) = trained.and_then(Trained::adapter) {
+    if let Some(adapter) = adapter(checkpoint)? {
         adapter.merge(&mut last)?;
         adapter.merge(&mut averaged)?;
     }
     Ok([last, averaged])
 }
 
-/// The averaged weights where there are any, else the last ones.
+/// The adapters that a checkpoint's training moves, if it does.
+fn adapter(checkpoint: &Checkpoint) -> Result<Option<Adapter>> {
+    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
+    Ok(trained.and_then(Trained::adapter))
+}
+
+/// The averaged weights where there are any, else the last ones; they are taken out of the checkpoint, and adapters are
+/// merged.
 ///
 /// # Errors
 /// As [`last_and_averaged`].
-pub fn weights(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Tensor>> {
-    let [last, averaged] = last_and_averaged(checkpoint)?;
-    Ok(if averaged.is_empty() { last } else { averaged })
+pub fn weights(checkpoint: &mut Checkpoint) -> Result<BTreeMap<String, Tensor>> {
+    let mut weights = checkpoint.take_part("model");
+    weights.extend(checkpoint.take_part("ema"));
+    if let Some(adapter) = adapter(checkpoint)? {
+        adapter.merge(&mut weights)?;
+    }
+    Ok(weights)
 }
 
 /// The checkpoint that a path names: a file, what a run carries under this name, or the run's own.
 fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpoint)> {
     let inside = path.join(carried);
-    let (path, found) = checkpoint::open(if inside.is_file() { &inside } else { path })?;
+    let (path, found) = checkpoint::open_averaged(if inside.is_file() { &inside } else { path })?;
     let found = found.expect(task, &path)?;
     Ok((path, found))
 }
@@ -418,10 +428,10 @@ fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpo
 /// # Errors
 /// A folder that carries none; damaged or foreign weights; no tokenizer.
 pub fn open_text_encoder(run: &Path, device: Device) -> Result<TextEncoder> {
-    let (path, found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
+    let (path, mut found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
     let config: TextEncoderConfig = serde_json::from_value(found.experiment.clone())
         .with_context(|| format!("the settings stored in {}", path.display()))?;
-    TextEncoder::new(&config, &found.part("model"), device).with_context(|| path.display().to_string())
+    TextEncoder::new(&config, found.take_part("model"), device).with_context(|| path.display().to_string())
 }
 
 /// Copies a text encoder into a diffusion run.
@@ -449,8 +459,8 @@ pub fn space_of(experiment: &DiffusionExperiment, run: &Path, device: Device) ->
 /// # Errors
 /// A folder that is not such a run; damaged or foreign weights.
 pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
-    latent_space(&found, device).with_context(|| path.display().to_string())
+    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    latent_space(&mut found, device).with_context(|| path.display().to_string())
 }
 
 /// As [`open_latent_space`], for latents on which another training builds: of an autoencoder whose training has not
@@ -459,16 +469,16 @@ pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
 /// # Errors
 /// As [`open_latent_space`].
 pub fn latent_space_to_build_on(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
     warn_if_unfinished("autoencoder", run, &found);
-    latent_space(&found, device).with_context(|| path.display().to_string())
+    latent_space(&mut found, device).with_context(|| path.display().to_string())
 }
 
-/// The latent space of a checkpoint.
+/// The latent space of a checkpoint, out of which its weights are taken.
 ///
 /// # Errors
 /// Damaged settings; weights of another architecture.
-pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpace> {
+pub fn latent_space(checkpoint: &mut Checkpoint, device: Device) -> Result<LatentSpace> {
     let autoencoder: LatentSpaceConfig =
         serde_json::from_value(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
     let measured = checkpoint.part("latent");
@@ -483,7 +493,7 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
             frames / video.factors[0]
         }
     };
-    LatentSpace::new(&autoencoder, &weights(checkpoint)?, moments, clip, device)
+    LatentSpace::new(&autoencoder, weights(checkpoint)?, moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run. Of one whose training has not come to its end it
@@ -519,7 +529,7 @@ pub fn warn_of_another_autoencoder(autoencoder: &Path, run: &Path) {
 /// What sampling needs of an autoencoder: its averaged weights and the measured scale and shift.
 fn carried(autoencoder: &Path) -> Result<Checkpoint> {
     let (_, mut found) = open_part(autoencoder, AUTOENCODER_FILE, "autoencoder")?;
-    let weights = weights(&found)?;
+    let weights = weights(&mut found)?;
     found.tensors.retain(|name, _| name.starts_with("latent."));
     found.tensors.extend(weights.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)));
     Ok(found)

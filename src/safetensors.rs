@@ -131,6 +131,15 @@ pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
     Ok(Header::read(&mut file, path)?.metadata)
 }
 
+/// The names of a file's tensors, which are not looked at.
+///
+/// # Errors
+/// As [`read_metadata`].
+pub fn read_names(path: &Path) -> Result<HashSet<String>> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Header::read(&mut file, path)?.tensors.offset_keys().into_iter().collect())
+}
+
 /// As [`read_safetensors`], those tensors alone whose names are wanted; and whether the file carries a digest, and so
 /// is known to be whole.
 ///

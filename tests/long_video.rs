@@ -114,8 +114,8 @@ fn seams_do_not_show() {
     let (config, _, parameters) = autoencoder(8);
     let weights = parameters.named().into_iter().collect();
     let clip = 4;
-    let space = LatentSpace::new(&config.clone().into(), &weights, LatentMoments { scale: 2.0, shift: 0.5 }, clip, CPU)
-        .unwrap();
+    let space =
+        LatentSpace::new(&config.clone().into(), weights, LatentMoments { scale: 2.0, shift: 0.5 }, clip, CPU).unwrap();
     let z = drifting(64);
     let mut pieces = Vec::new();
     space

@@ -9,14 +9,15 @@ use common::{
     pickle::write_checkpoint,
     relative_error, run_in, succeed_in,
     text_runs::{
-        BESIDE, CAPTIONS, TABLE, Tensors, experiment, import, networks, write_diffusers, write_tensors, write_videos,
+        BESIDE, CAPTIONS, TABLE, Tensors, experiment, import, networks, write_diffusers, write_diffusers_of,
+        write_tensors, write_videos,
     },
 };
 use lvdm::{
     checkpoint::{self, Checkpoint},
     data::VideoReader,
     diffusion::{Denoiser, Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
-    exchange::NAMES_FILE,
+    exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
     experiment::Trained,
     generate::{Generator, Given, open_text_encoder, weights},
     models::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
@@ -217,8 +218,8 @@ fn from_images_to_videos() {
 
     // adapters are merged where a run is used: the network with them computes the same as the one without
     let run = at.join("runs/adapters");
+    let merged = weights(&mut checkpoint::open_averaged(&run).unwrap().1).unwrap();
     let (_, found) = checkpoint::open(&run).unwrap();
-    let merged = weights(&found).unwrap();
     assert_eq!(merged.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>());
     let changed: Vec<&String> =
         merged.iter().filter(|(name, t)| !t.equal(&start[*name])).map(|(name, _)| name).collect();
@@ -346,6 +347,60 @@ fn latents_and_texts_are_kept() {
     // a run keeps the encoder that it started with
     let file = experiment(at, "kept-3", BESIDE, "latents: latents.safetensors\n");
     assert!(run_in(at, &["train", "diffusion", &file]).error(2).contains("another text encoder"));
+}
+
+/// Importing and sampling hold the weights once: not the file's beside the network's, nor random ones before those of the
+/// file, nor a second copy in another order. Half precision in the file does not change that, nor do averages and adapters
+/// in a checkpoint.
+#[test]
+fn weights_are_held_once_by_import_and_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers_of(&at.join("sd"), 5);
+    let file = at.join("sd/unet/diffusion_pytorch_model.safetensors");
+    let halves: Tensors =
+        read_safetensors(&file).unwrap().0.into_iter().map(|(name, t)| (name, t.to_kind(Kind::Half))).collect();
+    write_tensors(&file, &halves);
+    drop(halves);
+    let told = StableDiffusionTold { frames: 4, resolution: 16, ..StableDiffusionTold::default() };
+    let run = at.join("run");
+    let (imported, peak) = peak_host_memory(|| import_stable_diffusion(&at.join("sd"), &told, &run).unwrap());
+    let weights = 4 * imported.iter().map(|network| network.part.parameters).sum::<i64>();
+    assert!(weights > 60_000_000, "{weights} bytes are too few to tell");
+    println!("import: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "import holds {peak} bytes for weights of {weights}");
+
+    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    drop(opened);
+    println!("opened: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
+
+    // a checkpoint of training: weights, averages and adapters
+    let path = checkpoint::list(&run).unwrap().pop().unwrap();
+    let mut found = Checkpoint::read(&path).unwrap();
+    let rank = 4;
+    let maps: Vec<(String, Vec<i64>)> = found
+        .tensors
+        .iter()
+        .filter(|(name, _)| name.contains(".to_") && name.ends_with(".weight"))
+        .map(|(name, tensor)| (name.trim_end_matches("weight").to_string(), tensor.size()))
+        .collect();
+    assert!(maps.len() > 20);
+    for (place, size) in maps {
+        for (name, shape) in [("adapter_down", [rank, size[1]]), ("adapter_up", [size[0], rank])] {
+            found.tensors.insert(format!("{place}{name}"), noise(7, &shape) * 0.01);
+        }
+    }
+    found.experiment["trained"] = serde_json::json!({"kind": "adapters", "rank": rank, "alpha": 4.0});
+    let averages: Vec<_> =
+        found.tensors.iter().map(|(name, tensor)| (name.replacen("model.", "ema.", 1), tensor * 1.0)).collect();
+    found.tensors.extend(averages);
+    found.write(&path).unwrap();
+    drop(found);
+    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    drop(opened);
+    println!("averages and adapters: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
 }
 
 /// A dropped caption is the empty prompt: with all dropped, what the captions say makes no difference; with none, it does.

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// What the user says of a Stable Diffusion.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct StableDiffusionTold {
     /// Frames of the clips that it is to make
     #[arg(long, default_value_t = 16)]
@@ -114,8 +114,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
 
     let mut imported = Vec::new();
     let mut take =
-        |part: &'static str, network: Network, parameters: &Parameters, tensors: &Tensors| -> Result<Tensors> {
-            let names = network.import(tensors, parameters).context(part)?;
+        |part: &'static str, network: Network, parameters: &Parameters, tensors: Tensors| -> Result<Tensors> {
+            let names = network.import_all(tensors, parameters).context(part)?;
             let own = parameters.named();
             imported.push(ImportedNetwork {
                 part: Part { name: part, tensors: own.len(), parameters: parameters.count() },
@@ -123,25 +123,24 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             });
             Ok(with_prefix("model", own.into_iter().collect()).collect())
         };
-    let declared = || Parameters::new(Device::Cpu, 0);
+    let declared = || Parameters::unfilled(Device::Cpu);
     let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
     let parameters = declared();
     UNet3d::new(&parameters.root(), &unet, &ports);
     let network = Network::UNet { blocks_per_level: unet.blocks_per_level as usize };
-    let model = take("U-Net", network, &parameters, &tensors)?;
-    drop(tensors);
+    let model = take("U-Net", network, &parameters, tensors)?;
 
     let parameters = declared();
     ImageAutoencoder::new(&parameters.root(), &autoencoder.0);
     let network = Network::Autoencoder { levels: autoencoder.0.widths.len() };
-    let mut frames = take("image autoencoder", network, &parameters, &autoencoder.1)?;
+    let mut frames = take("image autoencoder", network, &parameters, autoencoder.1)?;
     frames.extend(latent_tensors(scale, LatentMoments::STABLE_DIFFUSION.shift));
 
     let parameters = declared();
     ClipText::new(&parameters.root(), &text.0);
-    let texts = take("text encoder", Network::TextEncoder, &parameters, &text.1)?;
+    let texts = take("text encoder", Network::TextEncoder, &parameters, text.1)?;
     let text = TextEncoderConfig { text_encoder: text.0, tokenizer: Some(found.tokenizer) };
-    TextEncoder::new(&text, &parameters.named().into_iter().collect(), Device::Cpu)?;
+    TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
 
     let mut experiment: DiffusionExperiment = serde_json::from_value(json!({
         "data": {

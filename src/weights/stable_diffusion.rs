@@ -161,13 +161,23 @@ impl Network {
     /// # Errors
     /// Names what is missing, what has another shape and what nobody knows; then nothing is loaded.
     pub fn import(self, tensors: &BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
+        let shared = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        self.import_all(shared, parameters)
+    }
+
+    /// As [`Self::import`], of tensors that nobody else holds: into a set that is unfilled they go one by one, and are held
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Self::import`].
+    pub fn import_all(self, tensors: BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
         let mut import = Import { loaded: Vec::new(), new: Vec::new(), ignored: Vec::new() };
         let mut values = BTreeMap::new();
         let mut wrong = Vec::new();
         for (name, own) in parameters.named() {
             let sources = self.sources(&name);
             if sources.is_empty() {
-                values.insert(name.clone(), own.shallow_clone());
+                values.extend(parameters.value(&name).map(|value| (name.clone(), value)));
                 import.new.push(name);
                 continue;
             }
@@ -198,7 +208,8 @@ impl Network {
             wrong.truncate(3);
             bail!("these weights are not this network's: {}{more}", wrong.join("; "));
         }
-        parameters.load(&values)?;
+        drop(tensors);
+        parameters.fill(values)?;
         Ok(import)
     }
 }
