@@ -15,10 +15,12 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 mod declared;
+mod diffusers;
 mod export;
 mod import;
 mod stable_diffusion;
 
+pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
 pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};

@@ -132,7 +132,7 @@ fn export_text_encoder(export: &mut Export, path: &Path) -> Result<(Part, TextEn
     Ok((network.report(), known))
 }
 
-fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
+pub(super) fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
     let measured = autoencoder.part("latent");
     let value = |name: &str| {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{AttentionKind, ClipTextConfig, ImageAutoencoderConfig, TextActivation, UNetConfig};
+use super::{AttentionKind, ClipTextConfig, ImageAutoencoderConfig, TextActivation, UNetConfig, UNetPorts};
 
 /// `unet/config.json` (UNet2DConditionModel): the video network made from it, and its input and output channels.
 ///
@@ -133,6 +133,80 @@ pub fn text_encoder(config: &Value) -> Result<ClipTextConfig> {
     keys.only("layer_norm_eps", &[json!(1e-5)])?;
     config.validate()?;
     Ok(config)
+}
+
+/// The inverse of [`unet`], for latents of so many pixels a side; layers over frames have no words there.
+pub fn unet_in_diffusers(config: &UNetConfig, ports: &UNetPorts, side: i64) -> Value {
+    let levels = 0..config.multipliers.len();
+    let block = |level: usize, way: &str| match config.attention_factors.contains(&(1 << level)) {
+        true => format!("CrossAttn{way}Block2D"),
+        false => format!("{way}Block2D"),
+    };
+    json!({
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": side,
+        "in_channels": ports.inputs,
+        "out_channels": ports.outputs,
+        "block_out_channels": config.multipliers.iter().map(|m| m * config.channels).collect::<Vec<_>>(),
+        "layers_per_block": config.blocks_per_level,
+        "down_block_types": levels.clone().map(|level| block(level, "Down")).collect::<Vec<_>>(),
+        "up_block_types": levels.rev().map(|level| block(level, "Up")).collect::<Vec<_>>(),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        // diffusers' name for the number of heads
+        "attention_head_dim": config.heads,
+        "cross_attention_dim": config.context_width,
+        "resnet_time_scale_shift": if config.adaptive_norm { "scale_shift" } else { "default" },
+        "norm_num_groups": config.norm_groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "use_linear_projection": false,
+        "flip_sin_to_cos": true,
+        "freq_shift": 0,
+        "center_input_sample": false,
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+    })
+}
+
+/// The inverse of [`autoencoder`], with the factor of its latents, for pictures of so many pixels a side.
+pub fn autoencoder_in_diffusers(config: &ImageAutoencoderConfig, scale: f64, side: i64) -> Value {
+    let levels = config.widths.len();
+    json!({
+        "_class_name": "AutoencoderKL",
+        "sample_size": side,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.blocks_per_level,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.attention,
+        "down_block_types": vec!["DownEncoderBlock2D"; levels],
+        "up_block_types": vec!["UpDecoderBlock2D"; levels],
+        "act_fn": "silu",
+        "scaling_factor": scale,
+    })
+}
+
+/// The inverse of [`text_encoder`].
+pub fn text_encoder_in_diffusers(config: &ClipTextConfig) -> Value {
+    json!({
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.positions,
+        "hidden_size": config.width,
+        "projection_dim": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "hidden_act": match config.activation {
+            TextActivation::QuickGelu => "quick_gelu",
+            TextActivation::Gelu => "gelu",
+        },
+        "layer_norm_eps": 1e-5,
+        "torch_dtype": "float32",
+    })
 }
 
 /// Which levels have attention, out of their blocks' types.
