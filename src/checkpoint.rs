@@ -15,7 +15,7 @@ use tch::Tensor;
 
 pub use lock::RunLock;
 
-use crate::safetensors::{read_checked, read_metadata, read_names, write_safetensors_atomically};
+use crate::safetensors::{read_checked, read_metadata, read_shapes, write_safetensors_atomically};
 
 /// What a checkpoint says besides its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -107,9 +107,9 @@ impl Checkpoint {
     /// # Errors
     /// The same.
     pub fn read_averaged(path: &Path) -> Result<Self> {
-        let names = read_names(path)?;
+        let shapes = read_shapes(path)?;
         let averaged =
-            |name: &str| name.strip_prefix("model.").is_some_and(|name| names.contains(&format!("ema.{name}")));
+            |name: &str| name.strip_prefix("model.").is_some_and(|name| shapes.contains_key(&format!("ema.{name}")));
         let training = |name: &str| name.starts_with("optimizer.") || name.starts_with("discriminator.");
         Self::read_some(path, &|name| !training(name) && !averaged(name))
     }

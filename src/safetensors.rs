@@ -17,7 +17,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::atomic_file::write_atomically;
+use crate::{atomic_file::write_atomically, file_format::FileFormat};
 
 mod rows;
 
@@ -161,13 +161,27 @@ pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
     Ok(Header::read(&mut file, path)?.metadata)
 }
 
-/// The names of a file's tensors, which are not looked at.
+/// The notes in a file's header, this program's among them.
 ///
 /// # Errors
 /// As [`read_metadata`].
-pub fn read_names(path: &Path) -> Result<HashSet<String>> {
+pub fn read_notes(path: &Path) -> Result<HashMap<String, String>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    Ok(Header::read(&mut file, path)?.tensors.offset_keys().into_iter().collect())
+    Ok(Header::read(&mut file, path)?.tensors.metadata().clone().unwrap_or_default())
+}
+
+/// Names and shapes of the tensors, which are not looked at.
+///
+/// # Errors
+/// As [`read_metadata`].
+pub fn read_shapes(path: &Path) -> Result<BTreeMap<String, Vec<i64>>> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let tensors = Header::read(&mut file, path)?.tensors;
+    let shape = |name: String| {
+        let shape = tensors.info(&name).map(|info| info.shape.iter().map(|&n| n as i64).collect());
+        (name, shape.unwrap_or_default())
+    };
+    Ok(tensors.offset_keys().into_iter().map(shape).collect())
 }
 
 /// As [`read_safetensors`], those tensors alone whose names are wanted; and whether the file carries a digest, and so
@@ -235,6 +249,10 @@ impl Header {
     pub fn read(file: &mut File, path: &Path) -> Result<Self> {
         let name = path.display();
         let length = file.metadata()?.len();
+        match FileFormat::read(path)? {
+            FileFormat::Safetensors | FileFormat::Unknown => {}
+            format => bail!("{name} is not a safetensors file but {format}"),
+        }
         let mut size = [0; 8];
         file.read_exact(&mut size).with_context(|| {
             format!("{name} is not a safetensors file: it has {length} bytes, fewer than the 8 of a header's size")
@@ -306,6 +324,10 @@ fn dtype(kind: Kind) -> Result<Dtype> {
 fn kind(dtype: Dtype) -> Result<Kind> {
     match TYPES.iter().find(|(_, known)| *known == dtype) {
         Some((kind, _)) => Ok(*kind),
+        None if dtype.bitsize() <= 8 => bail!(
+            "type {dtype:?} is not read: weights of eight bits or fewer (fp8) have lost too much to be trained further; \
+             take the file in half precision (F16 or BF16)"
+        ),
         None => bail!("type {dtype:?} is not read; known are {:?}", TYPES.map(|(_, dtype)| dtype)),
     }
 }

@@ -271,8 +271,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ));
     };
     let tokenizer = tokenizer(files)?;
-    let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
-    let tensors = if is_safetensors { read_safetensors(path)?.0 } else { read_state_dict(path)? };
+    let tensors = read_state_dict(path)?;
     let context = || path.display().to_string();
     let [unet, autoencoder, text_encoder] = split(tensors);
     for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {

@@ -3,14 +3,13 @@
 //! Inside a network the released names are ours. Foreign are the prefixes, the names of averaged weights
 //! (all dots removed) and what a checkpoint holds besides networks.
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value as Json;
 use tch::{Kind, Tensor};
 
-use super::{pickle::Value, read_torch};
-use crate::safetensors::read_safetensors;
+use super::{WeightsFile, pickle::Value};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -120,20 +119,10 @@ impl LvdmCheckpoint {
     /// # Errors
     /// A file that is neither, truncated or damaged; names that are not known.
     pub fn read(path: &Path) -> Result<Self> {
-        let mut start = [0; 9];
-        let read = File::open(path)
-            .and_then(|file| file.take(9).read(&mut start))
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        // the header of a safetensors file is JSON, after the eight bytes of its length
-        let found = if read == 9 && start[8] == b'{' && !start.starts_with(b"PK") {
-            let (tensors, exported) = read_safetensors(path)?;
-            Self { exported, ..Self::sort(tensors)? }
-        } else {
-            let file = read_torch(path)?;
-            let sorted = Self::sort(file.tensors);
-            sorted.and_then(|found| found.with_beside(&file.beside)).with_context(|| path.display().to_string())?
-        };
-        Ok(found)
+        let file = WeightsFile::open(path)?;
+        let (exported, beside) = (file.metadata()?, file.beside().to_vec());
+        let sorted = Self::sort(file.read()?).and_then(|found| found.with_beside(&beside));
+        Ok(Self { exported, ..sorted.with_context(|| path.display().to_string())? })
     }
 
     /// Gives each tensor to its part.
