@@ -39,6 +39,17 @@ enum To {
         #[arg(long)]
         out: PathBuf,
     },
+    /// The adapters that a run has trained, on their own: a folder of PEFT
+    ///
+    /// adapter_model.safetensors and adapter_config.json, with the places spelled as in diffusers. `lvdm import lora`
+    /// reads the folder too.
+    Lora {
+        /// Run folder of a training with `trained: {kind: adapters, …}`, or one of its checkpoints
+        run: PathBuf,
+        /// Folder to make
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 impl Export {
@@ -53,6 +64,10 @@ impl Export {
             (Some(To::StableDiffusion { run, out }), ..) => {
                 there(&run)?;
                 (exchange::export_stable_diffusion(&run, &out)?, out)
+            }
+            (Some(To::Lora { run, out }), ..) => {
+                there(&run)?;
+                (exchange::export_lora(&run, &out)?, out)
             }
             (None, Some(run), Some(out)) => {
                 there(&run)?;

@@ -2,6 +2,7 @@
 
 mod file;
 mod kind;
+pub mod lora;
 pub mod lvdm_checkpoint;
 pub mod numpy;
 pub mod pickle;

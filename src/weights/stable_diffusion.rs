@@ -108,8 +108,16 @@ impl Network {
     /// What diffusers (for the text encoder, transformers 5) calls one of our parameters;
     /// none if the image model does not have it.
     pub fn diffusers_name(self, name: &str) -> Option<String> {
+        if is_temporal(name) { None } else { self.spelled(name) }
+    }
+
+    /// As [`Self::diffusers_name`], of a module (`….attn1.to_q`); layers over frames are spelled as if diffusers had them.
+    pub fn module_in_diffusers(self, place: &str) -> Option<String> {
+        Some(self.spelled(&format!("{place}.weight"))?.strip_suffix(".weight")?.to_string())
+    }
+
+    fn spelled(self, name: &str) -> Option<String> {
         match self {
-            _ if is_temporal(name) => None,
             Network::UNet { blocks_per_level } => unet_name(name, blocks_per_level),
             Network::Autoencoder { levels } => autoencoder_name(name, levels),
             Network::TextEncoder => Some(name.to_string()),
