@@ -1,5 +1,6 @@
 //! From a trained run to videos: noise → sampler × denoiser → z_0 → decoder → u8.
 
+mod first_frame;
 mod long_video;
 
 use std::{
@@ -14,14 +15,14 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress},
     data::to_u8,
     diffusion::{
-        Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
-        SamplerConfig, UNetDenoiser, frame_conditioned, sample,
+        FrameConditioning, GivenLatents, GivenTexts, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig,
+        conditioned, sample,
     },
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
-        UNet3d, UNetCondition, UNetPorts,
+        UNet3d, UNetPorts,
     },
     nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
@@ -55,35 +56,44 @@ pub struct Generator {
     pub numerics: Numerics,
 }
 
-/// One clip to sample: its noise is a function of the seed and these two numbers alone.
+/// One clip to sample: its noise is a function of these numbers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipId {
+    /// Of all noise.
+    pub seed: u64,
     /// The video's number.
     pub sample: u64,
     /// The clip's number in a video of several.
     pub clip: u64,
 }
 
-/// What the clips of a batch are given.
-pub enum Given<'a> {
+/// What the clips of a batch are given; by default nothing.
+#[derive(Default)]
+pub struct Given<'a> {
     /// To a network with a mask channel.
-    Frames {
-        /// Their places in the clip, the same in all clips.
-        indices: &'a [i64],
-        /// Normalised latents `[N, C, k, h, w]`.
-        frames: &'a Tensor,
-        /// Weight, form and noise level.
-        guidance: GuidanceConfig,
-    },
-    /// To a network with a text encoder.
-    Text {
-        /// One a clip.
-        prompts: &'a [String],
-        /// What guidance leads away from.
-        negative: &'a str,
-        /// w in ε_u + w (ε_c − ε_u).
-        guidance: f64,
-    },
+    pub frames: Option<FramesOfClip<'a>>,
+    /// To a network with a text encoder; without a text it sees the empty prompt.
+    pub text: Option<TextPrompts<'a>>,
+}
+
+/// Frames that clips are made to fit.
+pub struct FramesOfClip<'a> {
+    /// Their places in the clip, the same in all clips.
+    pub indices: &'a [i64],
+    /// Normalised latents `[N, C, k, h, w]`.
+    pub frames: &'a Tensor,
+    /// Weight, form and noise level; given a text too, guidance is the text's, and weight and form are not read.
+    pub guidance: GuidanceConfig,
+}
+
+/// What clips are to show.
+pub struct TextPrompts<'a> {
+    /// One a clip.
+    pub prompts: &'a [String],
+    /// What guidance leads away from.
+    pub negative: &'a str,
+    /// w in ε_u + w (ε_c − ε_u).
+    pub guidance: f64,
 }
 
 impl Generator {
@@ -194,13 +204,13 @@ impl Generator {
     pub fn latents(
         &self,
         samples: &[u64],
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { sample, clip: 0 }).collect();
-        self.clips(&clips, self.latent[1], given, sampler, seed, on_step)
+        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { seed, sample, clip: 0 }).collect();
+        self.clips(&clips, self.latent[1], given, sampler, on_step)
     }
 
     /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`. A network with a mask channel can be given frames;
@@ -213,49 +223,26 @@ impl Generator {
         &self,
         clips: &[ClipId],
         frames: i64,
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
-        seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
         let _numerics = self.numerics.begin(self.space.device());
         let [c, _, h, w] = self.latent;
         let draw = |purpose, frames, step: u64| {
-            let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
+            let one = |id: &ClipId| normal(id.seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
             upload(&Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0), self.space.device())
         };
         let start = draw(Purpose::SampleStart, frames, 0);
-        let denoiser: Box<dyn Denoiser> = match given {
-            None if self.conditioning.is_some() => {
-                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, None)?
-            }
-            None => {
-                let empty = vec![""; clips.len()];
-                Box::new(self.told(self.text.as_ref().map(|text| text.encode(&empty)).transpose()?))
-            }
-            Some(Given::Frames { indices, frames, guidance }) => {
-                ensure!(self.conditioning.is_some(), "this network has no mask channel: it cannot be given frames");
-                let noise = draw(Purpose::Perturbation, indices.len() as i64, 0);
-                let given = GivenLatents { indices, frames, noise: &noise, guidance: *guidance };
-                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, Some(&given))?
-            }
-            Some(Given::Text { prompts, negative, guidance }) => {
-                let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
-                ensure!(prompts.len() == clips.len(), "{} prompts for {} clips", prompts.len(), clips.len());
-                let conditional = self.told(Some(text.encode(prompts)?));
-                if *guidance == 1.0 {
-                    Box::new(conditional)
-                } else {
-                    Box::new(Guided {
-                        conditional,
-                        unconditional: self.told(Some(text.encode(&vec![*negative; clips.len()])?)),
-                        weight: *guidance,
-                        form: Guidance::Interpolate,
-                        schedule: &self.schedule,
-                    })
-                }
-            }
-        };
+        let texts = self.texts(given.text.as_ref(), clips.len())?;
+        let noise = given.frames.as_ref().map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
+        let latents = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
+            let FramesOfClip { indices, frames, guidance } = *given;
+            GivenLatents { indices, frames, noise, guidance }
+        });
+        let has_mask = self.conditioning.is_some();
+        let (latents, texts) = (latents.as_ref(), texts.as_ref());
+        let denoiser = conditioned(&self.unet, &self.schedule, self.predict, has_mask, &start, latents, texts)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
@@ -271,15 +258,20 @@ impl Generator {
         self.space.device().is_cuda().then(FixedWeights::new)
     }
 
-    /// The network given an encoded text, or nothing.
-    fn told(&self, context: Option<Tensor>) -> UNetDenoiser<'_> {
-        UNetDenoiser {
-            unet: &self.unet,
-            schedule: &self.schedule,
-            predict: self.predict,
-            mask: None,
-            given: UNetCondition { level: None, context },
-        }
+    /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
+    fn texts(&self, told: Option<&TextPrompts>, clips: usize) -> Result<Option<GivenTexts>> {
+        let Some(told) = told else {
+            let empty = vec![""; clips];
+            let contexts = self.text.as_ref().map(|text| text.encode(&empty)).transpose()?;
+            return Ok(contexts.map(|contexts| GivenTexts { contexts, guidance: None }));
+        };
+        let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
+        ensure!(told.prompts.len() == clips, "{} prompts for {clips} clips", told.prompts.len());
+        let guidance = match told.guidance {
+            1.0 => None,
+            weight => Some((text.encode(&vec![told.negative; clips])?, weight)),
+        };
+        Ok(Some(GivenTexts { contexts: text.encode(told.prompts)?, guidance }))
     }
 
     /// The numbered samples as u8 `[N, 3, F, H, W]` on the host.
@@ -289,7 +281,7 @@ impl Generator {
     pub fn videos(
         &self,
         samples: &[u64],
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),

@@ -2,6 +2,7 @@
 //! and the text encoder travel with it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -11,13 +12,13 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, tokenizer, with_prefix,
-    write_run,
+    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, part_weights, read_json,
+    scheduler::scheduler, tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
-    diffusion::{NoiseSchedule, ScheduleConfig, ScheduleKind},
+    diffusion::ScheduleConfig,
     experiment::{DiffusionExperiment, TextConditioning},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
@@ -25,11 +26,10 @@ use crate::{
         TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, stable_diffusion as settings,
     },
     nn::Parameters,
-    safetensors::read_safetensors,
     weights::{
+        WeightsFile, WeightsKind,
         lvdm_checkpoint::Tensors,
-        read_state_dict,
-        stable_diffusion::{Import, Network, split},
+        stable_diffusion::{Import, Network, has_average, split, take_average},
     },
 };
 
@@ -54,6 +54,15 @@ pub struct StableDiffusionTold {
     /// Of one original file: attention heads of the text encoder [default: as many as are 64 wide]
     #[arg(long)]
     pub text_heads: Option<i64>,
+    /// Of a folder: the variant of the weights to take where a part has it, such as non_ema or fp16
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Of one original file: take the averaged weights of the U-Net (`model_ema.*`), not the raw ones
+    #[arg(long)]
+    pub ema: bool,
+    /// Leave out tensors whose names begin so (may be given several times)
+    #[arg(long, value_name = "PREFIX")]
+    pub ignore: Vec<String>,
 }
 
 /// A network that was imported, and what became of the names.
@@ -84,7 +93,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         return mistake(format!("there is no {}", path.display()));
     }
     let _lock = new_run(run)?;
-    let found = if path.is_dir() { folder(path, told)? } else { file(path, told)? };
+    let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);
     ensure!(
@@ -116,12 +125,13 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     let mut take =
         |part: &'static str, network: Network, parameters: &Parameters, tensors: Tensors| -> Result<Tensors> {
             let names = network.import_all(tensors, parameters).context(part)?;
-            let own = parameters.named();
+            let own: Tensors = parameters.named().into_iter().collect();
+            warn_of_infinities(part, &own);
             imported.push(ImportedNetwork {
                 part: Part { name: part, tensors: own.len(), parameters: parameters.count() },
                 names,
             });
-            Ok(with_prefix("model", own.into_iter().collect()).collect())
+            Ok(with_prefix("model", own).collect())
         };
     let declared = || Parameters::unfilled(Device::Cpu);
     let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
@@ -140,7 +150,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     ClipText::new(&parameters.root(), &text.0);
     let texts = take("text encoder", Network::TextEncoder, &parameters, text.1)?;
     let text = TextEncoderConfig { text_encoder: text.0, tokenizer: Some(found.tokenizer) };
-    TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
+    let encoder = TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
+    warn_of_unused_rows(&encoder);
 
     let mut experiment: DiffusionExperiment = serde_json::from_value(json!({
         "data": {
@@ -176,6 +187,56 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
 /// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
 pub const NAMES_FILE: &str = "imported.json";
 
+/// The folder of diffusers that a path means: itself, or the one snapshot of a hub's cache.
+///
+/// # Errors
+/// [`crate::experiment::Mistake`]: several snapshots; a folder of something else, named.
+fn pipeline_folder(path: &Path) -> Result<PathBuf> {
+    let name = path.display();
+    let snapshots = path.join("snapshots");
+    if !snapshots.is_dir() {
+        let kind = WeightsKind::of_folder(path)?;
+        supported(&kind, path).or_else(|error| {
+            // a part of a pipeline that lies beside the others
+            match path.canonicalize()?.parent() {
+                Some(whole) if whole.join("model_index.json").is_file() || whole.join("unet/config.json").is_file() => {
+                    mistake(format!("{error:#}. It is a part of {}: give that folder", whole.display()))
+                }
+                _ => Err(error),
+            }
+        })?;
+        return Ok(path.to_path_buf());
+    }
+    let mut found: Vec<PathBuf> = fs::read_dir(&snapshots)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    found.retain(|snapshot| snapshot.is_dir());
+    found.sort();
+    match found.as_slice() {
+        [] => mistake(format!("{name} is a hub's cache without a snapshot: nothing was downloaded")),
+        [one] => {
+            tracing::info!("{name} is a hub's cache: its snapshot {} is taken", one.display());
+            pipeline_folder(one)
+        }
+        several => {
+            let main = fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+            let shown = |snapshot: &PathBuf| {
+                let newest = !main.is_empty() && snapshot.ends_with(main.trim());
+                format!("{}{}", snapshot.display(), if newest { " (main)" } else { "" })
+            };
+            let several: Vec<String> = several.iter().map(shown).collect();
+            mistake(format!("{name} is a hub's cache with several snapshots; give one: {}", several.join(", ")))
+        }
+    }
+}
+
+/// # Errors
+/// What it is, where that is known and no Stable Diffusion 1.x.
+fn supported(kind: &WeightsKind, path: &Path) -> Result<()> {
+    if matches!(kind, WeightsKind::StableDiffusion1(_) | WeightsKind::Unknown) {
+        return Ok(());
+    }
+    bail!("{} is {kind}; a Stable Diffusion 1.x is wanted, a folder of diffusers or one original file", path.display())
+}
+
 /// A folder of diffusers.
 fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     for (option, given) in [
@@ -187,16 +248,33 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
             return mistake(format!("{option}: the config.json files of {} tell it", path.display()));
         }
     }
-    let part = |name: &str| -> Result<(Value, Tensors)> {
+    if told.ema {
+        return mistake("--ema is for one original file; of a folder, --variant names the weights to take".to_string());
+    }
+    if let Some(variant) = &told.variant {
+        part_weights::check_variant(path, &["unet", "vae", "text_encoder"], variant)?;
+    }
+    let mut unmet: BTreeSet<&String> = told.ignore.iter().collect();
+    let mut part = |name: &str| -> Result<(Value, Tensors)> {
         let folder = path.join(name);
         let config = folder.join("config.json");
         if !config.is_file() {
             return mistake(format!(
-                "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json",
-                path.display()
+                "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json{}",
+                path.display(),
+                what_lies_there(path)
             ));
         }
-        Ok((read_json(&config)?, weights(&folder)?))
+        let mut tensors = part_weights::read(&folder, told.variant.as_deref())?;
+        for prefix in &told.ignore {
+            let before = tensors.len();
+            tensors.retain(|name, _| !name.starts_with(prefix));
+            if tensors.len() < before {
+                unmet.remove(prefix);
+                tracing::info!("{name}: {} names that begin with `{prefix}` are ignored", before - tensors.len());
+            }
+        }
+        Ok((read_json(&config)?, tensors))
     };
     let (config, tensors) = part("unet")?;
     let unet = settings::unet(&config).context("unet/config.json")?;
@@ -213,6 +291,9 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let autoencoder = settings::autoencoder(&config).context("vae/config.json")?;
     let (config, texts) = part("text_encoder")?;
     let text_encoder = settings::text_encoder(&config).context("text_encoder/config.json")?;
+    if let Some(prefix) = unmet.first() {
+        return mistake(format!("--ignore {prefix}: no tensor in {} is called so", path.display()));
+    }
     let files = told.tokenizer.clone().unwrap_or_else(|| path.join("tokenizer"));
     Ok(Found {
         unet: (unet.0, unet.1, tensors),
@@ -224,46 +305,27 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     })
 }
 
-/// The weights of a part, in single or half precision.
-fn weights(folder: &Path) -> Result<Tensors> {
-    let names = ["diffusion_pytorch_model", "model"]
-        .map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
-    match names.as_flattened().iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
-        Some(file) => Ok(read_safetensors(&file)?.0),
-        None => bail!("{} holds no weights; sought were {}", folder.display(), names.as_flattened().join(", ")),
-    }
-}
-
-/// The noise schedule of the training; that of Stable Diffusion 1.x where the folder says nothing.
-fn scheduler(path: &Path) -> Result<ScheduleConfig> {
-    let mut schedule = schedule(None, true)?;
-    if !path.exists() {
-        return Ok(schedule);
-    }
-    let config = read_json(path)?;
-    let context = || path.display().to_string();
-    let number = |key: &str, default: f64| match &config[key] {
-        Value::Null => Ok(default),
-        value => value.as_f64().with_context(|| format!("{}: {key} = {value}", context())),
+/// Single files in a folder that is none of diffusers: one of them may be what is meant.
+fn what_lies_there(folder: &Path) -> String {
+    let is_weights = |path: &PathBuf| {
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        ["safetensors", "ckpt", "pt", "pth", "bin"].contains(&ending.as_str())
     };
-    match config["prediction_type"].as_str() {
-        None | Some("epsilon") => {}
-        Some(other) => bail!("{}: prediction_type = {other}; only epsilon is supported", context()),
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    match entries.filter(is_weights).min() {
+        Some(file) => format!(" (if {} is meant, give that file)", file.display()),
+        None => String::new(),
     }
-    schedule.kind = match config["beta_schedule"].as_str() {
-        None | Some("scaled_linear") => ScheduleKind::ScaledLinear,
-        Some("linear") => ScheduleKind::Linear,
-        Some(other) => bail!("{}: beta_schedule = {other}; linear and scaled_linear are known", context()),
-    };
-    schedule.steps = number("num_train_timesteps", schedule.steps as f64)? as i64;
-    schedule.beta_start = number("beta_start", schedule.beta_start)?;
-    schedule.beta_end = number("beta_end", schedule.beta_end)?;
-    NoiseSchedule::new(&schedule).with_context(context)?;
-    Ok(schedule)
 }
 
 /// One original file.
 fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
+    if told.variant.is_some() {
+        return mistake("--variant is for a folder of diffusers, whose weights have several files".to_string());
+    }
+    let mut opened = WeightsFile::open(path)?;
+    opened.ignore(&told.ignore)?;
+    supported(&WeightsKind::of_shapes(opened.shapes()), path)?;
     let Some(files) = &told.tokenizer else {
         return mistake(format!(
             "{}: such a file has no tokenizer; give --tokenizer FOLDER, with vocab.json and merges.txt",
@@ -271,9 +333,16 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ));
     };
     let tokenizer = tokenizer(files)?;
-    let tensors = read_state_dict(path)?;
     let context = || path.display().to_string();
-    let [unet, autoencoder, text_encoder] = split(tensors);
+    let [mut unet, autoencoder, text_encoder] = split(opened.read()?);
+    if told.ema {
+        match take_average(&mut unet).with_context(context)? {
+            0 => return mistake(format!("--ema: {} holds no averaged weights (`model_ema.*`)", path.display())),
+            count => tracing::info!("{count} tensors of the U-Net are the averaged ones (EMA)"),
+        }
+    } else if has_average(&unet) {
+        tracing::info!("the file also holds averaged weights (EMA): the raw ones are taken; --ema takes the averages");
+    }
     for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {
         ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
     }
@@ -309,9 +378,4 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         schedule,
         tokenizer,
     })
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }

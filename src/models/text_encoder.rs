@@ -51,6 +51,11 @@ impl TextEncoder {
         self.config.width
     }
 
+    /// Rows of the encoder, and tokens of the tokenizer.
+    pub fn vocabulary(&self) -> [i64; 2] {
+        [self.config.vocabulary, self.tokenizer.vocabulary()]
+    }
+
     /// Prompts → `[N, positions, width]`, never in half precision. Those that are longer than the encoder are cut, with a warning.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
 use super::file::WeightsFile;
@@ -94,7 +94,9 @@ impl fmt::Display for WeightsKind {
             Kind::TextualInversion => "a textual inversion: vectors (embeddings) of new words, without a network",
             Kind::ControlNet => "a ControlNet, which steers a Stable Diffusion by pictures, without the U-Net itself",
             Kind::MotionModule => "a motion module of AnimateDiff: layers over frames, without the image network",
-            Kind::Video => "a video network",
+            Kind::Video => {
+                "a video network already: `lvdm import lvdm` reads checkpoints of LVDM, and a run needs no import"
+            }
             Kind::OtherPipeline(class) => return write!(f, "a {class} of diffusers"),
             Kind::Unknown => "nothing that is known here",
         })
@@ -125,6 +127,9 @@ impl WeightsKind {
         };
         if json("adapter_config.json")?.is_some() {
             return Ok(WeightsKind::Lora(Layout::Peft));
+        }
+        if path.join("experiment.yaml").is_file() && path.join("checkpoints").is_dir() {
+            return Ok(WeightsKind::Video);
         }
         let has = |name: &str| ["safetensors", "bin"].iter().any(|end| path.join(format!("{name}.{end}")).is_file());
         if has("pytorch_lora_weights") {
@@ -230,13 +235,6 @@ impl WeightsKind {
             return WeightsKind::TextualInversion;
         }
         WeightsKind::Unknown
-    }
-
-    /// # Errors
-    /// What it is, where it is known and neither of these.
-    pub fn ensure_one_of(&self, wanted: &[WeightsKind]) -> Result<()> {
-        ensure!(*self == WeightsKind::Unknown || wanted.contains(self), "this is {self}");
-        Ok(())
     }
 }
 
