@@ -439,6 +439,15 @@ fn folders_of_weights_are_read_as_they_are_found() {
     assert!(import(at, "sd", "x", &[]).error(1).contains("lies in no file of this folder"));
     fs::remove_file(file(".safetensors.index.json")).unwrap();
 
+    // a LoRA beside the weights
+    let unfused: Tensors = whole
+        .iter()
+        .map(|(name, tensor)| (name.replace(".to_q.", ".to_q.base_layer."), tensor.shallow_clone()))
+        .collect();
+    write_tensors(&file(".safetensors"), &unfused);
+    assert!(import(at, "sd", "x", &[]).error(1).contains("pipe.fuse_lora()"));
+    fs::remove_file(file(".safetensors")).unwrap();
+
     // what is not read is named
     fs::write(unet.join("diffusion_flax_model.msgpack"), "x").unwrap();
     assert!(import(at, "sd", "x", &[]).error(1).contains("diffusion_flax_model.msgpack is of Flax"));
@@ -537,8 +546,30 @@ fn an_original_file_is_read_as_tools_leave_it() {
     write_tensors(&at.join("more"), &more);
     assert!(import(at, "more", "x", &TOLD).error(1).contains("`embedding_manager.words` is unknown"));
     same(&run(&more, "less", &["--ignore", "embedding_manager."]).0, &plain);
-    let line = import(at, "more", "x", &[&TOLD[..], &["--ignore", "nothing."]].concat()).error(1).to_string();
+    let line = import(at, "more", "x", &[&TOLD[..], &["--ignore", "nothing."]].concat()).error(2).to_string();
     assert!(line.contains("--ignore nothing."), "{line}");
+
+    // half an autoencoder
+    let half: Tensors = tensors
+        .iter()
+        .filter(|(name, _)| !name.contains("first_stage_model.encoder."))
+        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+        .collect();
+    write_tensors(&at.join("half"), &half);
+    assert!(import(at, "half", "x", &TOLD).error(1).contains("the encoder is missing"));
+
+    // eight bits: refused by their type
+    let header = json!({"model.diffusion_model.out.2.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
+        "first_stage_model.encoder.conv_in.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [4, 8]}});
+    let header = header.to_string();
+    fs::write(at.join("fp8"), [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat()).unwrap();
+    let line = import(at, "fp8", "x", &TOLD).error(1).to_string();
+    assert!(line.contains("F8_E4M3") && line.contains("half precision"), "{line}");
+
+    // words that no tokenizer writes
+    let table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let rows = format!("the text encoder has {} rows, the tokenizer 520 tokens", tensors[table].size()[0]);
+    assert!(said.err.contains(&rows), "{}", said.err);
 
     // NaN: imported, with a warning
     more.remove("embedding_manager.words");
@@ -611,6 +642,14 @@ fn checkpoints_of_other_trainings_are_imported() {
     write_zip(&at.join("deepspeed.pt"), &borrowed);
     imported("deepspeed.pt", "names are read without `_forward_module`");
     assert_eq!(checkpoint::open(&at.join("run-deepspeed.pt")).unwrap().1.progress.step, 60);
+
+    // and the folder that they lie in
+    fs::create_dir_all(at.join("last.ckpt/checkpoint")).unwrap();
+    fs::rename(at.join("deepspeed.pt"), at.join("last.ckpt/checkpoint/mp_rank_00_model_states.pt")).unwrap();
+    fs::write(at.join("last.ckpt/latest"), "checkpoint").unwrap();
+    imported("last.ckpt", "a folder of DeepSpeed");
+    fs::create_dir(at.join("nothing")).unwrap();
+    assert!(lvdm("nothing", "x", &[]).error(2).contains("is a folder"));
 
     // an entry and a tensor of nobody
     let mut more = renamed(&str::to_string);

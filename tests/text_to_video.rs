@@ -307,6 +307,9 @@ fn latents_and_texts_are_kept() {
     let latents = ["--device", "cpu", "--clips", "5", "--out", "latents.safetensors"];
     let said = encode(&[&["--table", "table.csv", "--text", "sd-run"], &latents[..]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
+    // as many clips as videos, which are listed twice: what is left out is said once
+    let all = encode(&["--table", "table.csv", "--text", "sd-run", "--device", "cpu", "--out", "all.safetensors"]);
+    assert_eq!((all.status, all.err.matches("are not there").count()), (0, 1), "{}", all.err);
     let (tensors, _) = read_safetensors(&at.join("latents.safetensors")).unwrap();
     assert_eq!((tensors["moments"].size(), tensors["context"].size()), (vec![5, 8, 4, 8, 8], vec![5, 12, 24]));
     let texts = open_text_encoder(&at.join("sd-run"), CPU).unwrap();
