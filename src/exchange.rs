@@ -34,8 +34,11 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress, RunLock},
     diffusion::FrameConditioning,
     experiment::{DiffusionExperiment, Mistake},
-    models::{LatentSpaceConfig, TextEncoder, TextEncoderConfig, TokenizerFiles},
-    weights::lvdm_checkpoint::{Ignored, Tensors},
+    models::{LatentSpaceConfig, TextEncoderConfig, TokenizerFiles},
+    weights::{
+        WeightsFile,
+        lvdm_checkpoint::{Ignored, Tensors},
+    },
 };
 
 /// # Errors
@@ -222,14 +225,23 @@ fn warn_of_infinities(part: &str, tensors: &Tensors) {
 }
 
 /// Rows of the text encoder that no token stands for: words that were learned and whose tokenizer is not this one.
-fn warn_of_unused_rows(encoder: &TextEncoder) {
-    let [rows, tokens] = encoder.vocabulary();
+fn warn_of_unused_rows(rows: i64, tokens: i64) {
     if rows > tokens {
         tracing::warn!(
             "the text encoder has {rows} rows, the tokenizer {tokens} tokens: words that were added to it (of a textual \
              inversion) cannot be written; their tokenizer has an added_tokens.json"
         );
     }
+}
+
+/// A file of weights, without what is told to be left out.
+///
+/// # Errors
+/// As [`WeightsFile::open`]; [`Mistake`]: there is nothing of what is to be left out.
+fn open_weights(path: &Path, ignore: &[String]) -> Result<WeightsFile> {
+    let mut file = WeightsFile::open(path)?;
+    file.ignore(ignore).map_err(|error| Mistake(format!("--ignore {error:#}")))?;
+    Ok(file)
 }
 
 fn read_json(path: &Path) -> Result<Value> {

@@ -117,7 +117,7 @@ impl fmt::Display for FileFormat {
         f.write_str(match self {
             Empty => "an empty file: its download or its writing failed",
             Safetensors => "a safetensors file",
-            Zip => "a zip file",
+            Zip => "a zip file, as checkpoints of PyTorch are",
             LegacyTorch => "a checkpoint of PyTorch before 1.6",
             Pickle => "a pickle of Python, not a file of torch.save",
             LfsPointer => {

@@ -9,8 +9,8 @@ use common::{
     pickle::write_checkpoint,
     relative_error, run_in, succeed_in,
     text_runs::{
-        BESIDE, CAPTIONS, TABLE, Tensors, experiment, import, networks, write_diffusers, write_diffusers_of,
-        write_tensors, write_videos,
+        BESIDE, CAPTIONS, TABLE, TOLD, Tensors, experiment, import, networks, original, write_diffusers,
+        write_diffusers_of, write_tensors, write_videos,
     },
 };
 use lvdm::{
@@ -133,15 +133,7 @@ fn every_layout_becomes_the_same_run() {
     frames_are_images(&at.join("run"));
 
     // one original file: images' kernels under our names, amid what else lies there
-    let mut original = Tensors::new();
-    for (network, parameters, place) in networks() {
-        for (name, tensor) in parameters.named() {
-            if network.diffusers_name(&name).is_some() {
-                let tensor = if tensor.dim() == 5 { tensor.squeeze_dim(2) } else { tensor };
-                original.insert(format!("{place}{name}"), tensor.detach());
-            }
-        }
-    }
+    let mut original = original();
     original.insert("cond_stage_model.transformer.text_model.embeddings.position_ids".into(), Tensor::from(1i64));
     original.insert("model_ema.decay".into(), Tensor::from(0.9999f32));
     original.insert("betas".into(), Tensor::from_slice(&generator.schedule.beta).to_kind(Kind::Float));
@@ -149,10 +141,9 @@ fn every_layout_becomes_the_same_run() {
     original.insert("scale_factor".into(), Tensor::from(0.3f32));
     write_tensors(&at.join("sd.safetensors"), &original);
     write_checkpoint(&at.join("sd.ckpt"), &original, &|_| {});
-    let told = ["--tokenizer", "sd/tokenizer", "--heads", "2", "--norm-groups", "16", "--text-heads", "2"];
     for file in ["sd.safetensors", "sd.ckpt"] {
         let run = at.join(file).with_extension("").with_file_name(format!("run-{file}"));
-        let said = import(at, file, run.to_str().unwrap(), &told);
+        let said = import(at, file, run.to_str().unwrap(), &TOLD);
         assert_eq!(said.status, 0, "{}", said.err);
         let found = model_of(&run);
         assert_eq!(found.keys().collect::<Vec<_>>(), model.keys().collect::<Vec<_>>());
@@ -174,7 +165,7 @@ fn every_layout_becomes_the_same_run() {
     assert!(import(at, "sd.ckpt", "x", &["--tokenizer", "sd"]).error(2).contains("vocab.json"));
     original.insert("model.diffusion_model.more.weight".into(), Tensor::from(1.0f32));
     write_tensors(&at.join("sd.safetensors"), &original);
-    assert!(import(at, "sd.safetensors", "x", &told).error(1).contains("more.weight` is unknown"));
+    assert!(import(at, "sd.safetensors", "x", &TOLD).error(1).contains("more.weight` is unknown"));
     fs::remove_file(at.join("sd/vae/diffusion_pytorch_model.fp16.safetensors")).unwrap();
     assert!(import(at, "sd", "x", &[]).error(1).contains("sought were diffusion_pytorch_model.safetensors"));
     fs::remove_dir_all(at.join("sd/vae")).unwrap();
@@ -443,6 +434,9 @@ fn latents_and_texts_are_kept() {
     let latents = ["--device", "cpu", "--clips", "5", "--out", "latents.safetensors"];
     let said = encode(&[&["--table", "table.csv", "--text", "sd-run"], &latents[..]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
+    // as many clips as videos, which are listed twice: what is left out is said once
+    let all = encode(&["--table", "table.csv", "--text", "sd-run", "--device", "cpu", "--out", "all.safetensors"]);
+    assert_eq!((all.status, all.err.matches("are not there").count()), (0, 1), "{}", all.err);
     let (tensors, _) = read_safetensors(&at.join("latents.safetensors")).unwrap();
     assert_eq!((tensors["moments"].size(), tensors["context"].size()), (vec![5, 8, 4, 8, 8], vec![5, 12, 24]));
     let texts = open_text_encoder(&at.join("sd-run"), CPU).unwrap();

@@ -1,6 +1,6 @@
 //! A released checkpoint → a run.
 
-use std::path::Path;
+use std::{borrow::Cow, fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 
 use super::{
     Carried, ConditioningKind, Exported, Imported, LatentPreset, Part, Told, carried_checkpoint, declared::Declared,
-    latent_tensors, mistake, new_run, tokenizer, with_prefix, write_run,
+    latent_tensors, mistake, new_run, open_weights, tokenizer, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     checkpoint::Progress,
@@ -18,7 +18,7 @@ use crate::{
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig,
-        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig,
+        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig, Tokenizer,
     },
     weights::lvdm_checkpoint::{
         AVERAGED_UNET, DISCRIMINATOR, FIRST_STAGE, Ignored, LvdmCheckpoint, TEXT_ENCODER, Tensors, UNET,
@@ -54,16 +54,14 @@ const CLIP_FRAMES: i64 = 16;
 /// [`Mistake`] where something must be told, or does not fit the file; else a file that is damaged, or holds
 /// anything that is unknown, or lacks anything.
 pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
-    if !file.is_file() {
-        return mistake(format!("there is no checkpoint {}", file.display()));
-    }
+    let file = &*checkpoint_file(file)?;
     let _lock = new_run(run)?;
     for (option, value) in told.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));
         }
     }
-    let mut found = LvdmCheckpoint::read(file, &told.ignore)?;
+    let mut found = LvdmCheckpoint::read(open_weights(file, &told.ignore)?)?;
     let exported: Option<Exported> = match found.exported.take() {
         None => None,
         Some(value) => Some(serde_json::from_value(value).with_context(|| {
@@ -76,6 +74,25 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
         import.autoencoder(found).with_context(context)
     } else {
         import.diffusion(found).with_context(context)
+    }
+}
+
+/// The file that a path means: itself, or the weights in a folder that DeepSpeed wrote.
+fn checkpoint_file(path: &Path) -> Result<Cow<'_, Path>> {
+    if path.is_file() {
+        return Ok(path.into());
+    }
+    const STATES: [&str; 2] = ["mp_rank_00_model_states.pt", "checkpoint/mp_rank_00_model_states.pt"];
+    let latest = fs::read_to_string(path.join("latest")).unwrap_or_default();
+    let folders = [path.to_path_buf(), path.join(latest.trim())];
+    let states = folders.iter().flat_map(|folder| STATES.map(|name| folder.join(name)));
+    match states.into_iter().find(|file| file.is_file()) {
+        Some(file) => {
+            tracing::info!("{} is a folder of DeepSpeed: {} is read", path.display(), file.display());
+            Ok(file.into())
+        }
+        None if path.is_dir() => mistake(format!("{} is a folder, not a checkpoint", path.display())),
+        None => mistake(format!("there is no checkpoint {}", path.display())),
     }
 }
 
@@ -351,8 +368,9 @@ impl Import<'_> {
             let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
             parts.push(encoder.report());
             let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
-            if tokenizer.is_none() {
-                tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions");
+            match &tokenizer {
+                None => tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions"),
+                Some(files) => warn_of_unused_rows(config.vocabulary, Tokenizer::new(files)?.vocabulary()),
             }
             let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
             files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));

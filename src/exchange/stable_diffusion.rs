@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, part_weights, read_json,
-    scheduler::scheduler, tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
+    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, open_weights, part_weights,
+    read_json, scheduler::scheduler, tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     atomic_file::write_atomically,
@@ -27,7 +27,7 @@ use crate::{
     },
     nn::Parameters,
     weights::{
-        WeightsFile, WeightsKind,
+        WeightsKind,
         lvdm_checkpoint::Tensors,
         stable_diffusion::{Import, Network, has_average, split, take_average},
     },
@@ -99,7 +99,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     ensure!(
         inputs == autoencoder.0.latent_channels && outputs == inputs,
         "the U-Net maps {inputs} channels to {outputs}, latents have {}: only a network from latents to latents becomes \
-         a video network (not one for inpainting)",
+         a video network",
         autoencoder.0.latent_channels
     );
     ensure!(
@@ -151,7 +151,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     let texts = take("text encoder", Network::TextEncoder, &parameters, text.1)?;
     let text = TextEncoderConfig { text_encoder: text.0, tokenizer: Some(found.tokenizer) };
     let encoder = TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
-    warn_of_unused_rows(&encoder);
+    let [rows, tokens] = encoder.vocabulary();
+    warn_of_unused_rows(rows, tokens);
 
     let mut experiment: DiffusionExperiment = serde_json::from_value(json!({
         "data": {
@@ -266,6 +267,8 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
             ));
         }
         let mut tensors = part_weights::read(&folder, told.variant.as_deref())?;
+        let unfused = tensors.keys().any(|name| name.contains(".base_layer."));
+        ensure!(!unfused, "{} is {}", folder.display(), WeightsKind::UnfusedLora);
         for prefix in &told.ignore {
             let before = tensors.len();
             tensors.retain(|name, _| !name.starts_with(prefix));
@@ -323,9 +326,14 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     if told.variant.is_some() {
         return mistake("--variant is for a folder of diffusers, whose weights have several files".to_string());
     }
-    let mut opened = WeightsFile::open(path)?;
-    opened.ignore(&told.ignore)?;
-    supported(&WeightsKind::of_shapes(opened.shapes()), path)?;
+    let opened = open_weights(path, &told.ignore)?;
+    let kind = WeightsKind::of_shapes(opened.shapes());
+    supported(&kind, path)?;
+    if kind == WeightsKind::Unknown {
+        let names: Vec<String> = opened.shapes().keys().take(3).map(|name| format!("`{name}`")).collect();
+        let (count, names) = (opened.shapes().len(), names.join(", "));
+        bail!("{} is no Stable Diffusion: its {count} tensors are called {names} …", path.display());
+    }
     let Some(files) = &told.tokenizer else {
         return mistake(format!(
             "{}: such a file has no tokenizer; give --tokenizer FOLDER, with vocab.json and merges.txt",
@@ -346,6 +354,11 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {
         ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
     }
+    ensure!(
+        autoencoder.keys().any(|name| name.contains(".encoder.")),
+        "{} holds the decoder of its image autoencoder alone: the encoder is missing",
+        path.display()
+    );
     let shapes = |network: Network, tensors: &Tensors| Shapes::from(&network.own(tensors));
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;

@@ -249,7 +249,9 @@ impl Keys {
             Value::Array(values) => {
                 let one = values.first().and_then(Value::as_i64);
                 let one = one.filter(|_| values.len() == levels && values.iter().all(|value| *value == values[0]));
-                one.with_context(|| format!("{key} = {values:?}: the {levels} levels must have the same number"))
+                one.with_context(|| {
+                    format!("{key} = {}: the {levels} levels must have the same number", Value::Array(values))
+                })
             }
             value => value.as_i64().with_context(|| format!("{key} = {value} is not a whole number")),
         }

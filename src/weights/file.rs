@@ -70,6 +70,11 @@ impl WeightsFile {
         Ok(file)
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Names and shapes.
     pub fn shapes(&self) -> &TensorShapes {
         &self.shapes
@@ -110,7 +115,7 @@ impl WeightsFile {
                 file.beside.retain(|(name, _)| !name.starts_with(prefix));
                 count += before - file.beside.len();
             }
-            ensure!(count > 0, "--ignore {prefix}: nothing in {} is called so", self.path.display());
+            ensure!(count > 0, "{prefix}: nothing in {} is called so", self.path.display());
             tracing::info!("{count} names that begin with `{prefix}` are ignored");
         }
         Ok(())

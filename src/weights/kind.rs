@@ -226,12 +226,14 @@ impl WeightsKind {
         if any("token_embedding.weight") || any("transformer.resblocks.") {
             return WeightsKind::TextEncoder;
         }
-        // `emb_params`, `clip_l`, or the word itself, each with vectors as wide as a text encoder
+        // vectors as wide as a text encoder, under names of their own or called as the word itself
+        const WIDTHS: [i64; 4] = [768, 1024, 1280, 4096];
         let vectors = |(name, shape): (&String, &Vec<i64>)| {
-            let word = !name.contains('.') || name.starts_with('<');
-            word && matches!(shape.len(), 1 | 2) && shape.last().is_some_and(|&width| width >= 16)
+            let known = matches!(name.as_str(), "emb_params" | "clip_l" | "clip_g") || name.starts_with('<');
+            let word = shapes.len() == 1 && !name.contains('.') && WIDTHS.contains(shape.last().unwrap_or(&0));
+            (known || word) && matches!(shape.len(), 1 | 2)
         };
-        if (1..=4).contains(&shapes.len()) && shapes.iter().all(vectors) {
+        if !shapes.is_empty() && shapes.iter().all(vectors) {
             return WeightsKind::TextualInversion;
         }
         WeightsKind::Unknown

@@ -3,7 +3,7 @@
 //! Inside a network the released names are ours. Foreign are the prefixes, the names of averaged weights
 //! (all dots removed) and what a checkpoint holds besides networks.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value as Json;
@@ -142,13 +142,12 @@ pub struct LvdmCheckpoint {
 }
 
 impl LvdmCheckpoint {
-    /// Reads a PyTorch checkpoint, or a safetensors file with the same names; what begins as one of `ignore` is left out.
+    /// Reads a PyTorch checkpoint, or a safetensors file with the same names.
     ///
     /// # Errors
-    /// A file that is neither, truncated or damaged; names that are not known.
-    pub fn read(path: &Path, ignore: &[String]) -> Result<Self> {
-        let mut file = WeightsFile::open(path)?;
-        file.ignore(ignore)?;
+    /// A file that is something else, truncated or damaged; names that are not known.
+    pub fn read(file: WeightsFile) -> Result<Self> {
+        let path = file.path().to_path_buf();
         let kind = WeightsKind::of_shapes(file.shapes());
         ensure!(may_be_lvdm(&kind), "{} is {kind}; a checkpoint of LVDM is wanted", path.display());
         let (exported, beside) = (file.metadata()?, file.beside().to_vec());

@@ -134,6 +134,23 @@ pub fn write_diffusers_of(folder: &Path, times: i64) {
     fs::write(folder.join("scheduler/scheduler_config.json"), scheduler.to_string()).unwrap();
 }
 
+/// The three networks as one original file has them: images' kernels under our names, each network at its place.
+pub fn original() -> Tensors {
+    let mut original = Tensors::new();
+    for (network, parameters, place) in networks() {
+        for (name, tensor) in parameters.named() {
+            if network.diffusers_name(&name).is_some() {
+                let tensor = if tensor.dim() == 5 { tensor.squeeze_dim(2) } else { tensor };
+                original.insert(format!("{place}{name}"), tensor.detach());
+            }
+        }
+    }
+    original
+}
+
+/// What an original file of these networks does not tell.
+pub const TOLD: [&str; 8] = ["--tokenizer", "sd/tokenizer", "--heads", "2", "--norm-groups", "16", "--text-heads", "2"];
+
 pub const SIZE: [&str; 4] = ["--frames", "4", "--resolution", "16"];
 
 pub fn import(at: &Path, path: &str, run: &str, more: &[&str]) -> Said {
