@@ -20,6 +20,7 @@ mod export;
 mod import;
 mod lora;
 mod part_weights;
+mod replacement;
 mod scheduler;
 mod stable_diffusion;
 
@@ -27,6 +28,7 @@ pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
 pub use lora::{export_lora, import_lora};
+pub use replacement::Replacements;
 pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
 
 use crate::{

@@ -8,7 +8,9 @@ use common::{
     largest_difference, noise,
     pickle::write_checkpoint,
     relative_error, run_in, source, succeed_in,
-    text_runs::{TABLE, Tensors, experiment, import, write_diffusers, write_tensors, write_videos},
+    text_runs::{
+        TABLE, TOLD, Tensors, experiment, import, networks, original, write_diffusers, write_tensors, write_videos,
+    },
 };
 use lvdm::{
     checkpoint,
@@ -418,4 +420,78 @@ fn peft_and_diffusers_merge_a_lora_alike() {
     }
     let said = run_python(again(), script, &["compare".as_ref(), at]);
     assert_eq!(said.matches("alike").count(), 3, "{said}");
+}
+
+/// U-Net, image autoencoder and text encoder of other files and folders over a base, which need not have them all.
+#[test]
+fn networks_come_from_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    write_diffusers(&at.join("other"));
+    for (part, file, _) in PARTS {
+        let path = at.join("other").join(part).join(file);
+        let larger = tensors(&path).into_iter().map(|(name, t)| match t.is_floating_point() {
+            true => (name, t * 1.25),
+            false => (name, t),
+        });
+        write_tensors(&path, &larger.collect());
+    }
+    let mut vae = json(&at.join("other/vae/config.json"));
+    vae["scaling_factor"] = 0.5.into();
+    fs::write(at.join("other/vae/config.json"), vae.to_string()).unwrap();
+    // a file of the autoencoder alone in the original names, and a whole original file without an autoencoder
+    let [_, (_, image, _), _] = networks();
+    let alone: Tensors = image.named().into_iter().map(|(name, t)| (name, t.detach() * 1.25)).collect();
+    write_tensors(&at.join("vae.safetensors"), &alone);
+    let mut bare = original();
+    bare.retain(|name, _| !name.starts_with("first_stage_model."));
+    write_tensors(&at.join("bare.safetensors"), &bare);
+
+    assert_eq!(import(at, "sd", "sd-run", &[]).status, 0);
+    assert_eq!(import(at, "other", "other-run", &[]).status, 0);
+    let of = |run: &str| {
+        ["", "autoencoder.safetensors", "text_encoder.safetensors"].map(|file| model_of(&at.join(run).join(file)))
+    };
+    let (own, others) = (of("sd-run"), of("other-run"));
+    let same = |a: &Tensors, b: &Tensors| {
+        assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+        a.iter().all(|(name, tensor)| tensor.equal(&b[name]))
+    };
+    let bare = [&["--vae", "vae.safetensors"][..], &TOLD[..]].concat();
+    for (i, (base, more, replaced)) in [
+        ("sd", vec!["--vae", "other/vae"], [false, true, false]),
+        ("sd", vec!["--vae", "other"], [false, true, false]),
+        ("sd", vec!["--vae", "vae.safetensors"], [false, true, false]),
+        ("sd", vec!["--vae", "other/vae/diffusion_pytorch_model.fp16.safetensors"], [false, true, false]),
+        ("sd", vec!["--unet", "other/unet"], [true, false, false]),
+        ("sd", vec!["--unet", "other/unet/diffusion_pytorch_model.safetensors"], [true, false, false]),
+        ("sd", vec!["--text-encoder", "other/text_encoder"], [false, false, true]),
+        ("sd", vec!["--unet", "other", "--text-encoder", "other"], [true, false, true]),
+        ("bare.safetensors", bare, [false, true, false]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = format!("run-{i}");
+        let said = import(at, base, &run, &more);
+        assert_eq!(said.status, 0, "{more:?}: {}", said.err);
+        for (part, found) in of(&run).iter().enumerate() {
+            let wanted = if replaced[part] { &others[part] } else { &own[part] };
+            assert!(same(found, wanted), "{more:?}: part {part}");
+        }
+    }
+    let scale = |run: &str| lvdm::generate::open_latent_space(&at.join(run), CPU).unwrap().moments.scale;
+    assert_eq!([scale("run-0"), scale("run-2"), scale("run-4")], [0.5, 0.3, 0.3]);
+
+    let refused = |base: &str, more: &[&str], status: i32, word: &str| {
+        let said = import(at, base, "x", more);
+        assert!(said.error(status).contains(word), "{}", said.err);
+        assert!(!at.join("x").exists());
+    };
+    refused("sd", &["--vae", "other/unet"], 1, "not the image autoencoder");
+    refused("sd", &["--unet", "vae.safetensors"], 1, "not the U-Net");
+    refused("sd", &["--vae", "none"], 2, "there is no none");
+    refused("sd", &["--vae", "sd/tokenizer"], 2, "config.json");
+    refused("bare.safetensors", &TOLD, 1, "--vae");
 }

@@ -12,8 +12,12 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, open_weights, part_weights,
-    read_json, scheduler::scheduler, tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
+    Carried, Part, carried_checkpoint,
+    import::schedule,
+    latent_tensors, mistake, new_run, open_weights, part_weights, read_json,
+    replacement::{Replacement, Replacements},
+    scheduler::scheduler,
+    tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     atomic_file::write_atomically,
@@ -27,7 +31,7 @@ use crate::{
     },
     nn::Parameters,
     weights::{
-        WeightsKind,
+        Layout, WeightsKind,
         lvdm_checkpoint::Tensors,
         stable_diffusion::{Import, Network, has_average, split, take_average},
     },
@@ -63,6 +67,9 @@ pub struct StableDiffusionTold {
     /// Leave out tensors whose names begin so (may be given several times)
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
+    /// Networks that come from elsewhere.
+    #[command(flatten)]
+    pub replaced: Replacements,
 }
 
 /// A network that was imported, and what became of the names.
@@ -94,6 +101,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     }
     let _lock = new_run(run)?;
     let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
+    let found = replace(found, told)?;
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);
     ensure!(
@@ -185,6 +193,62 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     Ok(imported)
 }
 
+/// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
+/// the base.
+fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
+    let variant = told.variant.as_deref();
+    if let Some(path) = &told.replaced.unet {
+        let blocks_per_level = found.unet.0.blocks_per_level as usize;
+        let new = Replacement::read("--unet", path, Network::UNet { blocks_per_level }, variant)?;
+        if let Some(config) = &new.config {
+            (found.unet.0, found.unet.1) = settings::unet(config).context("--unet: config.json")?;
+        }
+        found.unet.2 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.vae {
+        let network = Network::Autoencoder { levels: found.autoencoder.0.widths.len() };
+        let new = Replacement::read("--vae", path, network, variant)?;
+        let inferred = ImageAutoencoderConfig::from_shapes(&Shapes::from(&new.under_our_names(network)));
+        match (&new.config, inferred) {
+            (Some(config), _) => {
+                found.autoencoder.0 = settings::autoencoder(config).context("--vae: config.json")?;
+                found.scale = latent_scale(config).context("--vae: config.json")?;
+            }
+            (None, Ok(image)) => {
+                found.autoencoder.0 = ImageAutoencoderConfig { norm_groups: found.autoencoder.0.norm_groups, ..image };
+            }
+            (None, Err(_)) => {}
+        }
+        found.autoencoder.1 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.text_encoder {
+        let new = Replacement::read("--text-encoder", path, Network::TextEncoder, variant)?;
+        let tensors = Shapes::from(&new.under_our_names(Network::TextEncoder));
+        match (&new.config, ClipTextConfig::from_shapes(&tensors, told.text_heads)) {
+            (Some(config), _) => {
+                found.text_encoder.0 = settings::text_encoder(config).context("--text-encoder: config.json")?;
+            }
+            (None, Ok(clip)) => {
+                found.text_encoder.0 = ClipTextConfig { activation: found.text_encoder.0.activation, ..clip };
+            }
+            (None, Err(_)) => {}
+        }
+        found.text_encoder.1 = new.tensors;
+    }
+    Ok(found)
+}
+
+/// The factor of an autoencoder's latents, by its configuration file.
+fn latent_scale(config: &Value) -> Result<f64> {
+    for key in ["shift_factor", "latents_mean", "latents_std"] {
+        ensure!(config[key].is_null(), "{key} = {} is not supported", config[key]);
+    }
+    match &config["scaling_factor"] {
+        Value::Null => Ok(LatentMoments::STABLE_DIFFUSION.scale),
+        scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("scaling_factor = {scale}")),
+    }
+}
+
 /// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
 pub const NAMES_FILE: &str = "imported.json";
 
@@ -259,6 +323,15 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let mut part = |name: &str| -> Result<(Value, Tensors)> {
         let folder = path.join(name);
         let config = folder.join("config.json");
+        let replaced = match name {
+            "vae" => told.replaced.vae.is_some(),
+            "text_encoder" => told.replaced.text_encoder.is_some(),
+            _ => false,
+        };
+        if replaced {
+            let config = if config.is_file() { read_json(&config)? } else { json!({}) };
+            return Ok((config, Tensors::new()));
+        }
         if !config.is_file() {
             return mistake(format!(
                 "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json{}",
@@ -282,15 +355,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let (config, tensors) = part("unet")?;
     let unet = settings::unet(&config).context("unet/config.json")?;
     let (config, frames) = part("vae")?;
-    let scale = match &config["scaling_factor"] {
-        Value::Null => LatentMoments::STABLE_DIFFUSION.scale,
-        scale => {
-            scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("vae: scaling_factor = {scale}"))?
-        }
-    };
-    for key in ["shift_factor", "latents_mean", "latents_std"] {
-        ensure!(config[key].is_null(), "vae/config.json: {key} = {} is not supported", config[key]);
-    }
+    let scale = latent_scale(&config).context("vae/config.json")?;
     let autoencoder = settings::autoencoder(&config).context("vae/config.json")?;
     let (config, texts) = part("text_encoder")?;
     let text_encoder = settings::text_encoder(&config).context("text_encoder/config.json")?;
@@ -328,7 +393,10 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     }
     let opened = open_weights(path, &told.ignore)?;
     let kind = WeightsKind::of_shapes(opened.shapes());
-    supported(&kind, path)?;
+    let whole = told.replaced.vae.is_none() || told.replaced.text_encoder.is_none();
+    if whole || !matches!(kind, WeightsKind::UNet(Layout::Original)) {
+        supported(&kind, path)?;
+    }
     if kind == WeightsKind::Unknown {
         let names: Vec<String> = opened.shapes().keys().take(3).map(|name| format!("`{name}`")).collect();
         let (count, names) = (opened.shapes().len(), names.join(", "));
@@ -351,11 +419,16 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     } else if has_average(&unet) {
         tracing::info!("the file also holds averaged weights (EMA): the raw ones are taken; --ema takes the averages");
     }
-    for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {
-        ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
+    let Replacements { vae, text_encoder: text, .. } = &told.replaced;
+    for (part, name, replaced, hint) in [
+        (&unet, "U-Net", false, ""),
+        (&autoencoder, "image autoencoder", vae.is_some(), ": give one with --vae"),
+        (&text_encoder, "text encoder", text.is_some(), ": give one with --text-encoder"),
+    ] {
+        ensure!(replaced || !part.is_empty(), "{} holds no {name} of a Stable Diffusion{hint}", path.display());
     }
     ensure!(
-        autoencoder.keys().any(|name| name.contains(".encoder.")),
+        vae.is_some() || autoencoder.keys().any(|name| name.contains(".encoder.")),
         "{} holds the decoder of its image autoencoder alone: the encoder is missing",
         path.display()
     );
@@ -371,11 +444,19 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         relative_position: true,
         ..inferred.config
     };
-    let image = ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder));
-    let image = ImageAutoencoderConfig { norm_groups, ..image.with_context(context)? };
-    let clip = ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads);
-    let clip = clip.with_context(context)?;
-    for checked in [unet_config.validate(), image.validate(), clip.validate()] {
+    let image = match vae {
+        Some(_) => ImageAutoencoderConfig::default(),
+        None => ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder))
+            .with_context(context)?,
+    };
+    let image = ImageAutoencoderConfig { norm_groups, ..image };
+    let clip = match text {
+        Some(_) => ClipTextConfig::default(),
+        None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
+            .with_context(context)?,
+    };
+    let image_fits = if vae.is_some() { Ok(()) } else { image.validate() };
+    for checked in [unet_config.validate(), image_fits, clip.validate()] {
         if let Err(error) = checked {
             return mistake(format!("--heads, --norm-groups or --text-heads do not fit the file: {error:#}"));
         }
