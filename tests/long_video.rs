@@ -7,7 +7,9 @@ use std::{fs, path::Path};
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
     data::VideoReader,
-    diffusion::{FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{
+        Condition, FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig,
+    },
     experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
     models::{
@@ -423,7 +425,9 @@ fn a_masked_loss_leaves_given_frames_out() {
             noise: put.shallow_clone(),
             masked_loss,
         };
-        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &Some(given).into()).double_value(&[])
+        Objective::default()
+            .loss(&network, &schedule, &z_0, &t, &fresh, &Condition { frames: Some(given), text: None })
+            .double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);

@@ -21,7 +21,7 @@ enum From {
     /// Networks and their settings come from the names and shapes in the file, whose pickle is read as data:
     /// nothing in it is executed. What the file does not tell is asked for. Anything missing or unknown is an error.
     Lvdm(Lvdm),
-    /// A Stable Diffusion 1.x, to be made a text-to-video network
+    /// A Stable Diffusion 1.x or 2.x, to be made a text-to-video network
     ///
     /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/ with safetensors) or one original file
     /// (.ckpt or .safetensors). Kernels gain a frame axis; temporal layers are new and start as the identity, so that

@@ -6,7 +6,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::{mistake, part_weights, read_json};
-use crate::weights::{WeightsFile, WeightsKind, lvdm_checkpoint::Tensors, stable_diffusion::Network};
+use crate::weights::{
+    WeightsFile, WeightsKind,
+    lvdm_checkpoint::Tensors,
+    open_clip,
+    stable_diffusion::{Network, split},
+};
 
 /// Where the networks come from that are not the base's.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -44,7 +49,7 @@ impl Replacement {
             Network::TextEncoder => ("text_encoder", "text encoder"),
         };
         let fits = |kind: &WeightsKind| match (kind, network) {
-            (WeightsKind::StableDiffusion1(_) | WeightsKind::Unknown, _) => true,
+            (WeightsKind::StableDiffusion1(_) | WeightsKind::StableDiffusion2(_) | WeightsKind::Unknown, _) => true,
             (WeightsKind::UNet(_), Network::UNet { .. }) => true,
             (WeightsKind::Autoencoder(_), Network::Autoencoder { .. }) => true,
             (WeightsKind::TextEncoder, Network::TextEncoder) => true,
@@ -55,7 +60,7 @@ impl Replacement {
         let context = || format!("{option} {}", path.display());
         if let Some(folder) = folder {
             let kind = WeightsKind::of_folder(&folder)?;
-            ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion 1.x", folder.display());
+            ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion", folder.display());
             let tensors = part_weights::read(&folder, variant).with_context(context)?;
             return Ok(Replacement { config: Some(read_json(&folder.join("config.json"))?), tensors });
         }
@@ -64,10 +69,15 @@ impl Replacement {
         }
         let file = WeightsFile::open(path).with_context(context)?;
         let kind = WeightsKind::of_shapes(file.shapes());
-        ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion 1.x", path.display());
+        ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion", path.display());
         let beside = path.with_file_name("config.json");
         let config = beside.is_file().then(|| read_json(&beside)).transpose()?;
-        Ok(Replacement { config, tensors: file.read().with_context(context)? })
+        let mut tensors = file.read().with_context(context)?;
+        if network == Network::TextEncoder && open_clip::is_open_clip(&tensors) {
+            let [_, _, text] = split(tensors);
+            tensors = open_clip::as_clip(text).with_context(context)?;
+        }
+        Ok(Replacement { config, tensors })
     }
 
     /// The tensors under our names, where the file has the original ones.

@@ -22,17 +22,19 @@ use super::{
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
-    diffusion::ScheduleConfig,
+    diffusion::{Predict, ScheduleConfig},
     experiment::{DiffusionExperiment, TextConditioning},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
-        TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, stable_diffusion as settings,
+        TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts,
+        stable_diffusion as settings,
     },
     nn::Parameters,
     weights::{
         Layout, WeightsKind,
         lvdm_checkpoint::Tensors,
+        open_clip,
         stable_diffusion::{Import, Network, has_average, split, take_average},
     },
 };
@@ -49,9 +51,14 @@ pub struct StableDiffusionTold {
     /// Of one original file: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Of one original file: attention heads of the U-Net [default: 8]
+    /// Of one original file: attention heads of the U-Net, of Stable Diffusion 2.x those of its first level, since
+    /// deeper ones have more [default: 8; of Stable Diffusion 2.x as many as are 64 wide]
     #[arg(long)]
     pub heads: Option<i64>,
+    /// Of one original file: what the U-Net predicts; asked for of Stable Diffusion 2.x, of which there are both [default:
+    /// noise]
+    #[arg(long, value_parser = ["noise", "velocity"])]
+    pub predict: Option<String>,
     /// Of one original file: groups of all group norms [default: 32]
     #[arg(long)]
     pub norm_groups: Option<i64>,
@@ -86,11 +93,11 @@ struct Found {
     autoencoder: (ImageAutoencoderConfig, Tensors),
     text_encoder: (ClipTextConfig, Tensors),
     scale: f64,
-    schedule: ScheduleConfig,
+    schedule: (ScheduleConfig, Predict),
     tokenizer: TokenizerFiles,
 }
 
-/// Turns a Stable Diffusion 1.x, a folder of diffusers or one original file, into a run.
+/// Turns a Stable Diffusion 1.x or 2.x, a folder of diffusers or one original file, into a run.
 ///
 /// # Errors
 /// [`crate::experiment::Mistake`] for what the user said; else names what is missing, unknown, of another shape, or a
@@ -169,8 +176,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             "resolution": told.resolution,
         },
         "autoencoder": run.join(AUTOENCODER_FILE),
-        "schedule": found.schedule,
-        "objective": {"predict": "noise", "loss": "l2"},
+        "schedule": found.schedule.0,
+        "objective": {"predict": found.schedule.1, "loss": "l2"},
         "optimizer": {"kind": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},
         "trainer": {"steps": 100_000, "batch": 1},
     }))?;
@@ -294,12 +301,16 @@ fn pipeline_folder(path: &Path) -> Result<PathBuf> {
 }
 
 /// # Errors
-/// What it is, where that is known and no Stable Diffusion 1.x.
+/// What it is, where that is known and no Stable Diffusion 1.x or 2.x.
 fn supported(kind: &WeightsKind, path: &Path) -> Result<()> {
-    if matches!(kind, WeightsKind::StableDiffusion1(_) | WeightsKind::Unknown) {
+    use WeightsKind as Kind;
+    if matches!(kind, Kind::StableDiffusion1(_) | Kind::StableDiffusion2(_) | Kind::Unknown) {
         return Ok(());
     }
-    bail!("{} is {kind}; a Stable Diffusion 1.x is wanted, a folder of diffusers or one original file", path.display())
+    bail!(
+        "{} is {kind}; a Stable Diffusion 1.x or 2.x is wanted, a folder of diffusers or one original file",
+        path.display()
+    )
 }
 
 /// A folder of diffusers.
@@ -308,9 +319,10 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--heads", told.heads.is_some()),
         ("--norm-groups", told.norm_groups.is_some()),
         ("--text-heads", told.text_heads.is_some()),
+        ("--predict", told.predict.is_some()),
     ] {
         if given {
-            return mistake(format!("{option}: the config.json files of {} tell it", path.display()));
+            return mistake(format!("{option}: the configuration files of {} tell it", path.display()));
         }
     }
     if told.ema {
@@ -410,7 +422,23 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     };
     let tokenizer = tokenizer(files)?;
     let context = || path.display().to_string();
-    let [mut unet, autoencoder, text_encoder] = split(opened.read()?);
+    let is_second = matches!(kind, WeightsKind::StableDiffusion2(_));
+    let predict = match told.predict.as_deref() {
+        None if is_second => {
+            return mistake(format!(
+                "{} is {kind}, some of which predict noise (those made for 512x512) and some velocity (768x768): give \
+                 --predict noise or --predict velocity",
+                path.display()
+            ));
+        }
+        Some("velocity") => Predict::Velocity,
+        _ => Predict::Noise,
+    };
+    let [mut unet, autoencoder, mut text_encoder] = split(opened.read()?);
+    let is_open = open_clip::is_open_clip(&text_encoder);
+    if is_open {
+        text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;
+    }
     if told.ema {
         match take_average(&mut unet).with_context(context)? {
             0 => return mistake(format!("--ema: {} holds no averaged weights (`model_ema.*`)", path.display())),
@@ -436,8 +464,15 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
+    let widths = inferred.config.multipliers.iter().map(|multiplier| multiplier * inferred.config.channels);
+    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
+    let heads = match head_width {
+        Some(head) => widths.last().unwrap_or_default() / head.max(1),
+        None => told.heads.unwrap_or(8),
+    };
     let unet_config = UNetConfig {
-        heads: told.heads.unwrap_or(8),
+        heads,
+        head_width,
         norm_groups,
         norm_per_frame: true,
         temporal: true,
@@ -455,6 +490,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
             .with_context(context)?,
     };
+    let clip = ClipTextConfig { activation: if is_open { TextActivation::Gelu } else { clip.activation }, ..clip };
     let image_fits = if vae.is_some() { Ok(()) } else { image.validate() };
     for checked in [unet_config.validate(), image_fits, clip.validate()] {
         if let Err(error) = checked {
@@ -469,7 +505,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         unet: (unet_config, [inferred.inputs, inferred.outputs], unet),
         autoencoder: (image, autoencoder),
         text_encoder: (clip, text_encoder),
-        schedule,
+        schedule: (schedule, predict),
         tokenizer,
     })
 }

@@ -30,7 +30,7 @@ pub fn unet(config: &Value) -> Result<(UNetConfig, [i64; 2])> {
     ensure!(down == up, "down_block_types and up_block_types must have attention at the same levels");
 
     let head_key = if keys.is_set("num_attention_heads") { "num_attention_heads" } else { "attention_head_dim" };
-    let heads = keys.uniform(head_key, 8, levels)?;
+    let (heads, head_width) = keys.heads(head_key, &widths)?;
     let blocks_per_level = keys.uniform("layers_per_block", 2, levels)?;
     let depth = keys.uniform("transformer_layers_per_block", 1, levels)?;
     ensure!(depth == 1, "transformer_layers_per_block = {depth}: only 1 is supported");
@@ -46,6 +46,7 @@ pub fn unet(config: &Value) -> Result<(UNetConfig, [i64; 2])> {
         blocks_per_level,
         attention_factors: (0..levels).filter(|&level| down[level]).map(|level| 1 << level).collect(),
         heads,
+        head_width,
         attention: AttentionKind::Text,
         adaptive_norm,
         norm_groups: keys.take("norm_num_groups", json!(32))?,
@@ -153,7 +154,10 @@ pub fn unet_in_diffusers(config: &UNetConfig, ports: &UNetPorts, side: i64) -> V
         "up_block_types": levels.rev().map(|level| block(level, "Up")).collect::<Vec<_>>(),
         "mid_block_type": "UNetMidBlock2DCrossAttn",
         // diffusers' name for the number of heads
-        "attention_head_dim": config.heads,
+        "attention_head_dim": match config.head_width {
+            None => json!(config.heads),
+            Some(_) => json!(config.multipliers.iter().map(|m| config.heads_of(m * config.channels)).collect::<Vec<_>>()),
+        },
         "cross_attention_dim": config.context_width,
         "resnet_time_scale_shift": if config.adaptive_norm { "scale_shift" } else { "default" },
         "norm_num_groups": config.norm_groups,
@@ -241,6 +245,26 @@ impl Keys {
         let value = self.0.remove(key).unwrap_or(default);
         let text = value.to_string();
         serde_json::from_value(value).with_context(|| format!("{key} = {text} is not supported"))
+    }
+
+    /// Heads of every attention, and the width of each where wider levels have more of them.
+    fn heads(&mut self, key: &str, widths: &[i64]) -> Result<(i64, Option<i64>)> {
+        let list = self.0.get(key).and_then(Value::as_array).map(|list| list.iter().map(Value::as_i64).collect());
+        let several: Option<Option<Vec<i64>>> = list;
+        let Some(heads) = several.flatten().filter(|heads| heads.windows(2).any(|two| two[0] != two[1])) else {
+            return Ok((self.uniform(key, 8, widths.len())?, None));
+        };
+        let fits = |head: i64| heads.iter().zip(widths).all(|(heads, width)| *heads > 0 && heads * head == *width);
+        let head = heads.first().filter(|first| **first > 0).map(|first| widths[0] / first);
+        match head.filter(|head| heads.len() == widths.len() && fits(*head)) {
+            Some(head) => {
+                self.0.remove(key);
+                Ok((heads[heads.len() - 1], Some(head)))
+            }
+            None => bail!(
+                "{key} = {heads:?}: the heads of all levels must be as wide, or as many; levels are {widths:?} wide"
+            ),
+        }
     }
 
     /// One number, or one for each level, all the same.
