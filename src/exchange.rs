@@ -9,18 +9,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
 mod declared;
+mod diffusers;
 mod export;
 mod import;
+mod lora;
+mod part_weights;
+mod replacement;
+mod scheduler;
 mod stable_diffusion;
 
+pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
+pub use lora::{export_lora, import_lora};
+pub use replacement::Replacements;
 pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
 
 use crate::{
@@ -29,7 +37,10 @@ use crate::{
     diffusion::FrameConditioning,
     experiment::{DiffusionExperiment, Mistake},
     models::{LatentSpaceConfig, TextEncoderConfig, TokenizerFiles},
-    weights::lvdm_checkpoint::{Ignored, Tensors},
+    weights::{
+        WeightsFile,
+        lvdm_checkpoint::{Ignored, Tensors},
+    },
 };
 
 /// # Errors
@@ -140,6 +151,9 @@ pub struct Told {
     /// Of a text-to-video network: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
+    /// Leave out what begins so: tensors, or entries beside them (may be given several times)
+    #[arg(long, value_name = "PREFIX")]
+    pub ignore: Vec<String>,
 }
 
 impl Told {
@@ -198,6 +212,44 @@ struct Carried {
 
 fn with_prefix(prefix: &str, tensors: Tensors) -> impl Iterator<Item = (String, Tensor)> {
     tensors.into_iter().map(move |(name, tensor)| (format!("{prefix}.{name}"), tensor))
+}
+
+/// Warns of weights that are no numbers: a damaged file, or a training that failed.
+fn warn_of_infinities(part: &str, tensors: &Tensors) {
+    let finite = |tensor: &Tensor| !tensor.is_floating_point() || tensor.isfinite().all().int64_value(&[]) == 1;
+    let bad: Vec<&String> = tensors.iter().filter(|(_, tensor)| !finite(tensor)).map(|(name, _)| name).collect();
+    if let Some(first) = bad.first() {
+        tracing::warn!(
+            "{part}: {} tensors hold NaN or infinity, such as `{first}`: what it makes will be broken",
+            bad.len()
+        );
+    }
+}
+
+/// Rows of the text encoder that no token stands for: words that were learned and whose tokenizer is not this one.
+fn warn_of_unused_rows(rows: i64, tokens: i64) {
+    if rows > tokens {
+        tracing::warn!(
+            "the text encoder has {rows} rows, the tokenizer {tokens} tokens: words that were added to it (of a textual \
+             inversion) cannot be written; their tokenizer has an added_tokens.json"
+        );
+    }
+}
+
+/// A file of weights, without what is told to be left out.
+///
+/// # Errors
+/// As [`WeightsFile::open`]; [`Mistake`]: there is nothing of what is to be left out.
+fn open_weights(path: &Path, ignore: &[String]) -> Result<WeightsFile> {
+    let mut file = WeightsFile::open(path)?;
+    file.ignore(ignore).map_err(|error| Mistake(format!("--ignore {error:#}")))?;
+    Ok(file)
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = text.trim_start_matches('\u{feff}');
+    serde_json::from_str(text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
 fn mistake<T>(text: String) -> Result<T> {

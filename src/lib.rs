@@ -25,7 +25,7 @@
 //! nn                                      layers and their parameters
 //! distributed                             several processes that do one piece of work
 //! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
-//! atomic_file                             files that are whole or not there
+//! atomic_file | file_format               files that are whole or not there; what a file is by its first bytes
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
@@ -43,6 +43,7 @@ pub mod diffusion;
 pub mod distributed;
 pub mod exchange;
 pub mod experiment;
+pub mod file_format;
 pub mod generate;
 pub mod metrics;
 pub mod models;

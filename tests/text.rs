@@ -31,8 +31,8 @@ fn write_clip_vocabulary(folder: &std::path::Path) {
 }
 
 /// Case, composed letters, scripts, emoji, control characters, contractions, special tokens, long ones. The expected
-/// tokens are transformers'; OpenAI's own code gives the same for all but two (a final sigma, and a special token in
-/// capitals) as long as it does not repair quotes and entities first, which transformers leaves alone.
+/// tokens are transformers', of texts with curled quotes or entities those of what ftfy makes of them; OpenAI's own code
+/// gives the same for all but two (a final sigma, and a special token in capitals), and where ftfy mends more than that.
 #[test]
 fn tokens_are_those_of_the_reference() {
     let folder = tempfile::tempdir().unwrap();
@@ -60,4 +60,75 @@ fn tokens_are_those_of_the_reference() {
     assert_eq!(tokenizer.tokens("A cat on a mat", 9).unwrap(), [49406, 320, 2368, 525, 320, 9063, 49407, 0, 0]);
     let missing = TokenizerFiles { padding: Some("<pad>".into()), ..files };
     assert!(Tokenizer::new(&missing).err().unwrap().to_string().contains("`<pad>`"));
+}
+
+/// A tokenizer's folder: bytes as letters, start and end, and these files.
+fn folder_with(files: &[(&str, Value)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    common::text_runs::write_tokenizer(folder.path());
+    for (name, contents) in files {
+        fs::write(folder.path().join(name), contents.to_string()).unwrap();
+    }
+    folder
+}
+
+fn tokenizer(files: &[(&str, Value)]) -> Tokenizer {
+    Tokenizer::new(&TokenizerFiles::read(folder_with(files).path()).unwrap()).unwrap()
+}
+
+/// A vocabulary of 520, to which a textual inversion added words. The expected numbers are transformers 5.24's.
+#[test]
+fn words_that_were_added_to_a_tokenizer_are_tokens() {
+    let config = json!({"tokenizer_class": "CLIPTokenizer", "pad_token": "<|endoftext|>"});
+    let mut listing = config.clone();
+    listing["added_tokens_decoder"] = json!({
+        "518": {"content": "<|startoftext|>", "lstrip": false, "normalized": true, "special": true},
+        "519": {"content": "<|endoftext|>", "lstrip": false, "normalized": true, "special": true},
+        "520": {"content": "<cat-toy>", "lstrip": false, "rstrip": false, "normalized": true, "special": false}});
+    let toy = json!({"<cat-toy>": 520});
+    for files in [
+        vec![("tokenizer_config.json", config.clone()), ("added_tokens.json", toy.clone())],
+        vec![("added_tokens.json", toy.clone())],
+        vec![("tokenizer_config.json", listing.clone())],
+        vec![("tokenizer_config.json", listing.clone()), ("added_tokens.json", toy.clone())],
+    ] {
+        let tokenizer = tokenizer(&files);
+        assert_eq!(tokenizer.vocabulary(), 521);
+        let a = tokenizer.tokens("a", 3).unwrap()[1];
+        for prompt in ["a <cat-toy> a", "a <Cat-Toy> a", "a  <cat-toy>  a"] {
+            assert_eq!(tokenizer.tokens(prompt, 6).unwrap(), [518, a, 520, a, 519, 519], "{prompt}");
+        }
+        // the same words as one file
+        let whole = TokenizerFiles::read(folder_with(&files).path()).unwrap();
+        let one = folder_with(&[("tokenizer.json", whole.contents)]);
+        let one = Tokenizer::new(&TokenizerFiles::read(one.path()).unwrap()).unwrap();
+        assert_eq!(one.tokens("a <cat-toy> a", 6).unwrap(), [518, a, 520, a, 519, 519]);
+    }
+    // in the order of their numbers or not
+    let two = tokenizer(&[("added_tokens.json", json!({"<b>": 520, "<a>": 521}))]);
+    assert_eq!(two.tokens("<a> <b>", 4).unwrap(), [518, 521, 520, 519]);
+    for wrong in [json!({"<cat-toy>": 7}), json!({"<|endoftext|>": 520})] {
+        let folder = folder_with(&[("added_tokens.json", wrong)]);
+        let error = format!("{:#}", TokenizerFiles::read(folder.path()).unwrap_err());
+        assert!(error.contains("added_tokens.json") && error.contains("but the vocabulary says"), "{error}");
+    }
+}
+
+/// Where two files name a padding, the one that transformers believes.
+#[test]
+fn the_padding_is_that_of_special_tokens_map() {
+    let named = |token: &str| json!({"pad_token": token});
+    let mut listing = named("<|endoftext|>");
+    listing["added_tokens_decoder"] = json!({"520": {"content": "<cat-toy>"}});
+    let (config, special) = ("tokenizer_config.json", "special_tokens_map.json");
+    for (files, padding) in [
+        (vec![(config, named("!"))], 0),
+        (vec![(config, named("<|endoftext|>")), (special, named("!"))], 0),
+        (vec![(config, named("!")), (special, named("<|endoftext|>"))], 519),
+        (vec![(special, json!({"pad_token": {"content": "!"}}))], 0),
+        (vec![(config, listing), (special, named("!"))], 519),
+        (vec![], 519),
+    ] {
+        assert_eq!(tokenizer(&files).tokens("", 3).unwrap(), [518, 519, padding], "{files:?}");
+    }
 }

@@ -1,8 +1,10 @@
 //! Videos with captions: a table and a folder, or a text beside each video.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -145,9 +147,19 @@ fn listing(videos: Vec<VideoEntry>, absent: &LeftOut, silent: &LeftOut, place: &
     let said = format!("of {} videos in {} {}", videos.len() + left_out, place.display(), said.join(", "));
     ensure!(!videos.is_empty(), "no captioned video: {said}");
     if left_out > 0 {
-        tracing::warn!("{said}");
+        warn_once(said);
     }
     Ok(Listing { videos, left_out })
+}
+
+/// A command that lists its videos several times says once what it leaves out.
+fn warn_once(said: String) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut before = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if !before.contains(&said) {
+        tracing::warn!("{said}");
+        before.insert(said);
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::Part;
+use super::{Part, warn_of_infinities};
 use crate::{
     models::{
         AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder, LatentSpaceConfig,
@@ -73,7 +73,10 @@ impl Declared {
             let alias = || aliases.iter().find(|(_, own)| own == name).and_then(|(alias, _)| tensors.get(alias));
             tensors.get(name).or_else(alias).expect("checked above")
         };
-        Ok(self.parameters.named().into_iter().map(|(name, _)| (name.clone(), single(value(&name)))).collect())
+        let own: Tensors =
+            self.parameters.named().into_iter().map(|(name, _)| (name.clone(), single(value(&name)))).collect();
+        warn_of_infinities(self.part, &own);
+        Ok(own)
     }
 
     /// The averaged weights, if the file has any.

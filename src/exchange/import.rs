@@ -1,14 +1,15 @@
 //! A released checkpoint → a run.
 
-use std::path::Path;
+use std::{borrow::Cow, fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tch::{Kind, Tensor};
 
 use super::{
     Carried, ConditioningKind, Exported, Imported, LatentPreset, Part, Told, carried_checkpoint, declared::Declared,
-    latent_tensors, mistake, new_run, tokenizer, with_prefix, write_run,
+    latent_tensors, mistake, new_run, open_weights, tokenizer, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     checkpoint::Progress,
@@ -17,7 +18,7 @@ use crate::{
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig,
-        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig,
+        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig, Tokenizer,
     },
     weights::lvdm_checkpoint::{
         AVERAGED_UNET, DISCRIMINATOR, FIRST_STAGE, Ignored, LvdmCheckpoint, TEXT_ENCODER, Tensors, UNET,
@@ -53,16 +54,14 @@ const CLIP_FRAMES: i64 = 16;
 /// [`Mistake`] where something must be told, or does not fit the file; else a file that is damaged, or holds
 /// anything that is unknown, or lacks anything.
 pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
-    if !file.is_file() {
-        return mistake(format!("there is no checkpoint {}", file.display()));
-    }
+    let file = &*checkpoint_file(file)?;
     let _lock = new_run(run)?;
     for (option, value) in told.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));
         }
     }
-    let mut found = LvdmCheckpoint::read(file)?;
+    let mut found = LvdmCheckpoint::read(open_weights(file, &told.ignore)?)?;
     let exported: Option<Exported> = match found.exported.take() {
         None => None,
         Some(value) => Some(serde_json::from_value(value).with_context(|| {
@@ -75,6 +74,25 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
         import.autoencoder(found).with_context(context)
     } else {
         import.diffusion(found).with_context(context)
+    }
+}
+
+/// The file that a path means: itself, or the weights in a folder that DeepSpeed wrote.
+fn checkpoint_file(path: &Path) -> Result<Cow<'_, Path>> {
+    if path.is_file() {
+        return Ok(path.into());
+    }
+    const STATES: [&str; 2] = ["mp_rank_00_model_states.pt", "checkpoint/mp_rank_00_model_states.pt"];
+    let latest = fs::read_to_string(path.join("latest")).unwrap_or_default();
+    let folders = [path.to_path_buf(), path.join(latest.trim())];
+    let states = folders.iter().flat_map(|folder| STATES.map(|name| folder.join(name)));
+    match states.into_iter().find(|file| file.is_file()) {
+        Some(file) => {
+            tracing::info!("{} is a folder of DeepSpeed: {} is read", path.display(), file.display());
+            Ok(file.into())
+        }
+        None if path.is_dir() => mistake(format!("{} is a folder, not a checkpoint", path.display())),
+        None => mistake(format!("there is no checkpoint {}", path.display())),
     }
 }
 
@@ -307,6 +325,11 @@ impl Import<'_> {
 
         let mut config = inferred.config.clone();
         config.heads = setting.heads;
+        if let Some(DiffusionExperiment { unet: own, .. }) = self.exported_diffusion() {
+            // these leave no trace in the tensors, or not in all
+            config.norm_groups = own.norm_groups;
+            config.head_width = config.head_width.or(own.head_width);
+        }
         if let Err(error) = config.validate() {
             return mistake(format!("{error:#}"));
         }
@@ -350,8 +373,9 @@ impl Import<'_> {
             let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
             parts.push(encoder.report());
             let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
-            if tokenizer.is_none() {
-                tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions");
+            match &tokenizer {
+                None => tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions"),
+                Some(files) => warn_of_unused_rows(config.vocabulary, Tokenizer::new(files)?.vocabulary()),
             }
             let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
             files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));
@@ -504,24 +528,52 @@ struct Clip {
     latent_frames: i64,
 }
 
-/// The schedule that a checkpoint's β follow; without them the published one.
+/// The schedule that a checkpoint's β follow; without them the published one. Of all that agree with the β to their
+/// rounding, it is the one whose ends are written with the fewest digits.
 pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConfig> {
     let Some(betas) = betas else {
         let stable_diffusion = ScheduleConfig { beta_start: 0.00085, beta_end: 0.012, ..ScheduleConfig::default() };
         return Ok(if text { stable_diffusion } else { ScheduleConfig::default() });
     };
     let (Some(&first), Some(&last)) = (betas.first(), betas.last()) else { bail!("`betas` is empty") };
-    // they come squared out of float32: six digits of them were written down
-    let written = |beta: f64| format!("{beta:.5e}").parse::<f64>();
-    let (beta_start, beta_end) = (written(first)?, written(last)?);
-    for kind in [ScheduleKind::ScaledLinear, ScheduleKind::Linear] {
-        let config = ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end };
-        let schedule = NoiseSchedule::new(&config).context("`betas`")?;
-        if schedule.beta.iter().zip(betas).all(|(ours, theirs)| (ours - theirs).abs() <= 1e-5 * ours) {
-            return Ok(config);
+    ensure!(betas.iter().all(|beta| beta.is_finite()), "`betas` holds values that are not finite");
+    let rounding = rounding(betas);
+    let written = |beta: f64, digits: usize| format!("{beta:.digits$e}").parse::<f64>();
+    for digits in 0..=2 * MOST_DIGITS {
+        for of_first in digits.saturating_sub(MOST_DIGITS)..=digits.min(MOST_DIGITS) {
+            let (beta_start, beta_end) = (written(first, of_first)?, written(last, digits - of_first)?);
+            for kind in [ScheduleKind::ScaledLinear, ScheduleKind::Linear] {
+                let config = ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end };
+                let Ok(schedule) = NoiseSchedule::new(&config) else { continue };
+                // below 2⁻¹⁴ half precision has steps of 2⁻²⁴
+                let near =
+                    |(ours, theirs): (&f64, &f64)| (ours - theirs).abs() <= (rounding * ours).max(2f64.powi(-25));
+                if schedule.beta.iter().zip(betas).all(near) {
+                    return Ok(config);
+                }
+            }
         }
     }
-    bail!("`betas` run from {beta_start} to {beta_end} on no curve that is known (linear, or linear in the root)")
+    bail!("`betas` run from {first:.6} to {last:.6} on no curve that is known (linear, or linear in the root)")
+}
+
+/// Digits behind the first with which the ends of a schedule are written down.
+const MOST_DIGITS: usize = 5;
+
+/// How far numbers may be from those that they were before they were stored, relative to them: as far as the shortest
+/// type that holds them all rounds.
+fn rounding(values: &[f64]) -> f64 {
+    let singles: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+    let given = Tensor::from_slice(&singles);
+    let survive = |kind: Kind| given.to_kind(kind).to_kind(Kind::Float).equal(&given);
+    if survive(Kind::BFloat16) {
+        2f64.powi(-8)
+    } else if survive(Kind::Half) {
+        2f64.powi(-11)
+    } else {
+        // they come squared out of float32
+        1e-5
+    }
 }
 
 #[cfg(test)]
@@ -541,5 +593,30 @@ mod tests {
         assert_eq!(schedule(None, true).unwrap().beta_start, 0.00085);
         assert!(schedule(Some(&[]), false).is_err());
         assert!(schedule(Some(&[f64::NAN, 0.5]), false).is_err());
+    }
+
+    /// Tools that halve a file halve its buffers too; some store them in float32 again.
+    #[test]
+    fn betas_in_half_precision_tell_their_schedule() {
+        let of = |kind, steps, beta_start, beta_end| ScheduleConfig { kind, steps, beta_start, beta_end };
+        let (scaled, linear) = (ScheduleKind::ScaledLinear, ScheduleKind::Linear);
+        for config in [
+            of(scaled, 1000, 0.00085, 0.012),
+            of(scaled, 1000, 0.0015, 0.0155),
+            of(scaled, 1000, 0.0015, 0.0195),
+            of(linear, 1000, 0.0001, 0.02),
+            of(linear, 1000, 0.00085, 0.012),
+        ] {
+            let betas = NoiseSchedule::new(&config).unwrap().beta;
+            for kind in [Kind::Float, Kind::Half, Kind::BFloat16] {
+                let stored = Tensor::from_slice(&betas).to_kind(kind).to_kind(Kind::Float).to_kind(Kind::Double);
+                let mut stored = Vec::<f64>::try_from(stored).unwrap();
+                assert_eq!(schedule(Some(&stored), true).unwrap(), config, "{kind:?}");
+                // a bend of a percent is none of rounding
+                stored[500] *= 1.02;
+                let bent = Tensor::from_slice(&stored).to_kind(kind).to_kind(Kind::Double);
+                assert!(schedule(Some(&Vec::<f64>::try_from(bent).unwrap()), true).is_err(), "{kind:?}");
+            }
+        }
     }
 }

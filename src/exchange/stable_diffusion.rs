@@ -2,6 +2,7 @@
 //! and the text encoder travel with it.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -11,30 +12,35 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint, import::schedule, latent_tensors, mistake, new_run, tokenizer, with_prefix,
-    write_run,
+    Carried, Part, carried_checkpoint,
+    import::schedule,
+    latent_tensors, mistake, new_run, open_weights, part_weights, read_json,
+    replacement::{Replacement, Replacements},
+    scheduler::scheduler,
+    tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
-    diffusion::{NoiseSchedule, ScheduleConfig, ScheduleKind},
+    diffusion::{Predict, ScheduleConfig},
     experiment::{DiffusionExperiment, TextConditioning},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
-        TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, stable_diffusion as settings,
+        TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts,
+        stable_diffusion as settings,
     },
     nn::Parameters,
-    safetensors::read_safetensors,
     weights::{
+        Layout, WeightsKind,
         lvdm_checkpoint::Tensors,
-        read_state_dict,
-        stable_diffusion::{Import, Network, split},
+        open_clip,
+        stable_diffusion::{Import, Network, has_average, split, take_average},
     },
 };
 
 /// What the user says of a Stable Diffusion.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct StableDiffusionTold {
     /// Frames of the clips that it is to make
     #[arg(long, default_value_t = 16)]
@@ -45,15 +51,32 @@ pub struct StableDiffusionTold {
     /// Of one original file: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Of one original file: attention heads of the U-Net [default: 8]
+    /// Of one original file: attention heads of the U-Net, of Stable Diffusion 2.x those of its first level, since
+    /// deeper ones have more [default: 8; of Stable Diffusion 2.x as many as are 64 wide]
     #[arg(long)]
     pub heads: Option<i64>,
+    /// Of one original file: what the U-Net predicts; asked for of Stable Diffusion 2.x, of which there are both [default:
+    /// noise]
+    #[arg(long, value_parser = ["noise", "velocity"])]
+    pub predict: Option<String>,
     /// Of one original file: groups of all group norms [default: 32]
     #[arg(long)]
     pub norm_groups: Option<i64>,
     /// Of one original file: attention heads of the text encoder [default: as many as are 64 wide]
     #[arg(long)]
     pub text_heads: Option<i64>,
+    /// Of a folder: the variant of the weights to take where a part has it, such as non_ema or fp16
+    #[arg(long, value_name = "NAME")]
+    pub variant: Option<String>,
+    /// Of one original file: take the averaged weights of the U-Net (`model_ema.*`), not the raw ones
+    #[arg(long)]
+    pub ema: bool,
+    /// Leave out tensors whose names begin so (may be given several times)
+    #[arg(long, value_name = "PREFIX")]
+    pub ignore: Vec<String>,
+    /// Networks that come from elsewhere.
+    #[command(flatten)]
+    pub replaced: Replacements,
 }
 
 /// A network that was imported, and what became of the names.
@@ -70,11 +93,11 @@ struct Found {
     autoencoder: (ImageAutoencoderConfig, Tensors),
     text_encoder: (ClipTextConfig, Tensors),
     scale: f64,
-    schedule: ScheduleConfig,
+    schedule: (ScheduleConfig, Predict),
     tokenizer: TokenizerFiles,
 }
 
-/// Turns a Stable Diffusion 1.x, a folder of diffusers or one original file, into a run.
+/// Turns a Stable Diffusion 1.x or 2.x, a folder of diffusers or one original file, into a run.
 ///
 /// # Errors
 /// [`crate::experiment::Mistake`] for what the user said; else names what is missing, unknown, of another shape, or a
@@ -84,13 +107,14 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         return mistake(format!("there is no {}", path.display()));
     }
     let _lock = new_run(run)?;
-    let found = if path.is_dir() { folder(path, told)? } else { file(path, told)? };
+    let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
+    let found = replace(found, told)?;
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);
     ensure!(
         inputs == autoencoder.0.latent_channels && outputs == inputs,
         "the U-Net maps {inputs} channels to {outputs}, latents have {}: only a network from latents to latents becomes \
-         a video network (not one for inpainting)",
+         a video network",
         autoencoder.0.latent_channels
     );
     ensure!(
@@ -114,34 +138,36 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
 
     let mut imported = Vec::new();
     let mut take =
-        |part: &'static str, network: Network, parameters: &Parameters, tensors: &Tensors| -> Result<Tensors> {
-            let names = network.import(tensors, parameters).context(part)?;
-            let own = parameters.named();
+        |part: &'static str, network: Network, parameters: &Parameters, tensors: Tensors| -> Result<Tensors> {
+            let names = network.import_all(tensors, parameters).context(part)?;
+            let own: Tensors = parameters.named().into_iter().collect();
+            warn_of_infinities(part, &own);
             imported.push(ImportedNetwork {
                 part: Part { name: part, tensors: own.len(), parameters: parameters.count() },
                 names,
             });
-            Ok(with_prefix("model", own.into_iter().collect()).collect())
+            Ok(with_prefix("model", own).collect())
         };
-    let declared = || Parameters::new(Device::Cpu, 0);
+    let declared = || Parameters::unfilled(Device::Cpu);
     let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
     let parameters = declared();
     UNet3d::new(&parameters.root(), &unet, &ports);
     let network = Network::UNet { blocks_per_level: unet.blocks_per_level as usize };
-    let model = take("U-Net", network, &parameters, &tensors)?;
-    drop(tensors);
+    let model = take("U-Net", network, &parameters, tensors)?;
 
     let parameters = declared();
     ImageAutoencoder::new(&parameters.root(), &autoencoder.0);
     let network = Network::Autoencoder { levels: autoencoder.0.widths.len() };
-    let mut frames = take("image autoencoder", network, &parameters, &autoencoder.1)?;
+    let mut frames = take("image autoencoder", network, &parameters, autoencoder.1)?;
     frames.extend(latent_tensors(scale, LatentMoments::STABLE_DIFFUSION.shift));
 
     let parameters = declared();
     ClipText::new(&parameters.root(), &text.0);
-    let texts = take("text encoder", Network::TextEncoder, &parameters, &text.1)?;
+    let texts = take("text encoder", Network::TextEncoder, &parameters, text.1)?;
     let text = TextEncoderConfig { text_encoder: text.0, tokenizer: Some(found.tokenizer) };
-    TextEncoder::new(&text, &parameters.named().into_iter().collect(), Device::Cpu)?;
+    let encoder = TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
+    let [rows, tokens] = encoder.vocabulary();
+    warn_of_unused_rows(rows, tokens);
 
     let mut experiment: DiffusionExperiment = serde_json::from_value(json!({
         "data": {
@@ -150,8 +176,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             "resolution": told.resolution,
         },
         "autoencoder": run.join(AUTOENCODER_FILE),
-        "schedule": found.schedule,
-        "objective": {"predict": "noise", "loss": "l2"},
+        "schedule": found.schedule.0,
+        "objective": {"predict": found.schedule.1, "loss": "l2"},
         "optimizer": {"kind": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},
         "trainer": {"steps": 100_000, "batch": 1},
     }))?;
@@ -174,8 +200,118 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     Ok(imported)
 }
 
+/// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
+/// the base.
+fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
+    let variant = told.variant.as_deref();
+    if let Some(path) = &told.replaced.unet {
+        let blocks_per_level = found.unet.0.blocks_per_level as usize;
+        let new = Replacement::read("--unet", path, Network::UNet { blocks_per_level }, variant)?;
+        if let Some(config) = &new.config {
+            (found.unet.0, found.unet.1) = settings::unet(config).context("--unet: config.json")?;
+        }
+        found.unet.2 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.vae {
+        let network = Network::Autoencoder { levels: found.autoencoder.0.widths.len() };
+        let new = Replacement::read("--vae", path, network, variant)?;
+        let inferred = ImageAutoencoderConfig::from_shapes(&Shapes::from(&new.under_our_names(network)));
+        match (&new.config, inferred) {
+            (Some(config), _) => {
+                found.autoencoder.0 = settings::autoencoder(config).context("--vae: config.json")?;
+                found.scale = latent_scale(config).context("--vae: config.json")?;
+            }
+            (None, Ok(image)) => {
+                found.autoencoder.0 = ImageAutoencoderConfig { norm_groups: found.autoencoder.0.norm_groups, ..image };
+            }
+            (None, Err(_)) => {}
+        }
+        found.autoencoder.1 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.text_encoder {
+        let new = Replacement::read("--text-encoder", path, Network::TextEncoder, variant)?;
+        let tensors = Shapes::from(&new.under_our_names(Network::TextEncoder));
+        match (&new.config, ClipTextConfig::from_shapes(&tensors, told.text_heads)) {
+            (Some(config), _) => {
+                found.text_encoder.0 = settings::text_encoder(config).context("--text-encoder: config.json")?;
+            }
+            (None, Ok(clip)) => {
+                found.text_encoder.0 = ClipTextConfig { activation: found.text_encoder.0.activation, ..clip };
+            }
+            (None, Err(_)) => {}
+        }
+        found.text_encoder.1 = new.tensors;
+    }
+    Ok(found)
+}
+
+/// The factor of an autoencoder's latents, by its configuration file.
+fn latent_scale(config: &Value) -> Result<f64> {
+    for key in ["shift_factor", "latents_mean", "latents_std"] {
+        ensure!(config[key].is_null(), "{key} = {} is not supported", config[key]);
+    }
+    match &config["scaling_factor"] {
+        Value::Null => Ok(LatentMoments::STABLE_DIFFUSION.scale),
+        scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("scaling_factor = {scale}")),
+    }
+}
+
 /// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
 pub const NAMES_FILE: &str = "imported.json";
+
+/// The folder of diffusers that a path means: itself, or the one snapshot of a hub's cache.
+///
+/// # Errors
+/// [`crate::experiment::Mistake`]: several snapshots; a folder of something else, named.
+fn pipeline_folder(path: &Path) -> Result<PathBuf> {
+    let name = path.display();
+    let snapshots = path.join("snapshots");
+    if !snapshots.is_dir() {
+        let kind = WeightsKind::of_folder(path)?;
+        supported(&kind, path).or_else(|error| {
+            // a part of a pipeline that lies beside the others
+            match path.canonicalize()?.parent() {
+                Some(whole) if whole.join("model_index.json").is_file() || whole.join("unet/config.json").is_file() => {
+                    mistake(format!("{error:#}. It is a part of {}: give that folder", whole.display()))
+                }
+                _ => Err(error),
+            }
+        })?;
+        return Ok(path.to_path_buf());
+    }
+    let mut found: Vec<PathBuf> = fs::read_dir(&snapshots)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    found.retain(|snapshot| snapshot.is_dir());
+    found.sort();
+    match found.as_slice() {
+        [] => mistake(format!("{name} is a hub's cache without a snapshot: nothing was downloaded")),
+        [one] => {
+            tracing::info!("{name} is a hub's cache: its snapshot {} is taken", one.display());
+            pipeline_folder(one)
+        }
+        several => {
+            let main = fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+            let shown = |snapshot: &PathBuf| {
+                let newest = !main.is_empty() && snapshot.ends_with(main.trim());
+                format!("{}{}", snapshot.display(), if newest { " (main)" } else { "" })
+            };
+            let several: Vec<String> = several.iter().map(shown).collect();
+            mistake(format!("{name} is a hub's cache with several snapshots; give one: {}", several.join(", ")))
+        }
+    }
+}
+
+/// # Errors
+/// What it is, where that is known and no Stable Diffusion 1.x or 2.x.
+fn supported(kind: &WeightsKind, path: &Path) -> Result<()> {
+    use WeightsKind as Kind;
+    if matches!(kind, Kind::StableDiffusion1(_) | Kind::StableDiffusion2(_) | Kind::Unknown) {
+        return Ok(());
+    }
+    bail!(
+        "{} is {kind}; a Stable Diffusion 1.x or 2.x is wanted, a folder of diffusers or one original file",
+        path.display()
+    )
+}
 
 /// A folder of diffusers.
 fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
@@ -183,37 +319,61 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--heads", told.heads.is_some()),
         ("--norm-groups", told.norm_groups.is_some()),
         ("--text-heads", told.text_heads.is_some()),
+        ("--predict", told.predict.is_some()),
     ] {
         if given {
-            return mistake(format!("{option}: the config.json files of {} tell it", path.display()));
+            return mistake(format!("{option}: the configuration files of {} tell it", path.display()));
         }
     }
-    let part = |name: &str| -> Result<(Value, Tensors)> {
+    if told.ema {
+        return mistake("--ema is for one original file; of a folder, --variant names the weights to take".to_string());
+    }
+    if let Some(variant) = &told.variant {
+        part_weights::check_variant(path, &["unet", "vae", "text_encoder"], variant)?;
+    }
+    let mut unmet: BTreeSet<&String> = told.ignore.iter().collect();
+    let mut part = |name: &str| -> Result<(Value, Tensors)> {
         let folder = path.join(name);
         let config = folder.join("config.json");
+        let replaced = match name {
+            "vae" => told.replaced.vae.is_some(),
+            "text_encoder" => told.replaced.text_encoder.is_some(),
+            _ => false,
+        };
+        if replaced {
+            let config = if config.is_file() { read_json(&config)? } else { json!({}) };
+            return Ok((config, Tensors::new()));
+        }
         if !config.is_file() {
             return mistake(format!(
-                "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json",
-                path.display()
+                "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json{}",
+                path.display(),
+                what_lies_there(path)
             ));
         }
-        Ok((read_json(&config)?, weights(&folder)?))
+        let mut tensors = part_weights::read(&folder, told.variant.as_deref())?;
+        let unfused = tensors.keys().any(|name| name.contains(".base_layer."));
+        ensure!(!unfused, "{} is {}", folder.display(), WeightsKind::UnfusedLora);
+        for prefix in &told.ignore {
+            let before = tensors.len();
+            tensors.retain(|name, _| !name.starts_with(prefix));
+            if tensors.len() < before {
+                unmet.remove(prefix);
+                tracing::info!("{name}: {} names that begin with `{prefix}` are ignored", before - tensors.len());
+            }
+        }
+        Ok((read_json(&config)?, tensors))
     };
     let (config, tensors) = part("unet")?;
     let unet = settings::unet(&config).context("unet/config.json")?;
     let (config, frames) = part("vae")?;
-    let scale = match &config["scaling_factor"] {
-        Value::Null => LatentMoments::STABLE_DIFFUSION.scale,
-        scale => {
-            scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("vae: scaling_factor = {scale}"))?
-        }
-    };
-    for key in ["shift_factor", "latents_mean", "latents_std"] {
-        ensure!(config[key].is_null(), "vae/config.json: {key} = {} is not supported", config[key]);
-    }
+    let scale = latent_scale(&config).context("vae/config.json")?;
     let autoencoder = settings::autoencoder(&config).context("vae/config.json")?;
     let (config, texts) = part("text_encoder")?;
     let text_encoder = settings::text_encoder(&config).context("text_encoder/config.json")?;
+    if let Some(prefix) = unmet.first() {
+        return mistake(format!("--ignore {prefix}: no tensor in {} is called so", path.display()));
+    }
     let files = told.tokenizer.clone().unwrap_or_else(|| path.join("tokenizer"));
     Ok(Found {
         unet: (unet.0, unet.1, tensors),
@@ -225,46 +385,35 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     })
 }
 
-/// The weights of a part, in single or half precision.
-fn weights(folder: &Path) -> Result<Tensors> {
-    let names = ["diffusion_pytorch_model", "model"]
-        .map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
-    match names.as_flattened().iter().map(|name| folder.join(name)).find(|file| file.is_file()) {
-        Some(file) => Ok(read_safetensors(&file)?.0),
-        None => bail!("{} holds no weights; sought were {}", folder.display(), names.as_flattened().join(", ")),
-    }
-}
-
-/// The noise schedule of the training; that of Stable Diffusion 1.x where the folder says nothing.
-fn scheduler(path: &Path) -> Result<ScheduleConfig> {
-    let mut schedule = schedule(None, true)?;
-    if !path.exists() {
-        return Ok(schedule);
-    }
-    let config = read_json(path)?;
-    let context = || path.display().to_string();
-    let number = |key: &str, default: f64| match &config[key] {
-        Value::Null => Ok(default),
-        value => value.as_f64().with_context(|| format!("{}: {key} = {value}", context())),
+/// Single files in a folder that is none of diffusers: one of them may be what is meant.
+fn what_lies_there(folder: &Path) -> String {
+    let is_weights = |path: &PathBuf| {
+        let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        ["safetensors", "ckpt", "pt", "pth", "bin"].contains(&ending.as_str())
     };
-    match config["prediction_type"].as_str() {
-        None | Some("epsilon") => {}
-        Some(other) => bail!("{}: prediction_type = {other}; only epsilon is supported", context()),
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    match entries.filter(is_weights).min() {
+        Some(file) => format!(" (if {} is meant, give that file)", file.display()),
+        None => String::new(),
     }
-    schedule.kind = match config["beta_schedule"].as_str() {
-        None | Some("scaled_linear") => ScheduleKind::ScaledLinear,
-        Some("linear") => ScheduleKind::Linear,
-        Some(other) => bail!("{}: beta_schedule = {other}; linear and scaled_linear are known", context()),
-    };
-    schedule.steps = number("num_train_timesteps", schedule.steps as f64)? as i64;
-    schedule.beta_start = number("beta_start", schedule.beta_start)?;
-    schedule.beta_end = number("beta_end", schedule.beta_end)?;
-    NoiseSchedule::new(&schedule).with_context(context)?;
-    Ok(schedule)
 }
 
 /// One original file.
 fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
+    if told.variant.is_some() {
+        return mistake("--variant is for a folder of diffusers, whose weights have several files".to_string());
+    }
+    let opened = open_weights(path, &told.ignore)?;
+    let kind = WeightsKind::of_shapes(opened.shapes());
+    let whole = told.replaced.vae.is_none() || told.replaced.text_encoder.is_none();
+    if whole || !matches!(kind, WeightsKind::UNet(Layout::Original)) {
+        supported(&kind, path)?;
+    }
+    if kind == WeightsKind::Unknown {
+        let names: Vec<String> = opened.shapes().keys().take(3).map(|name| format!("`{name}`")).collect();
+        let (count, names) = (opened.shapes().len(), names.join(", "));
+        bail!("{} is no Stable Diffusion: its {count} tensors are called {names} …", path.display());
+    }
     let Some(files) = &told.tokenizer else {
         return mistake(format!(
             "{}: such a file has no tokenizer; give --tokenizer FOLDER, with vocab.json and merges.txt",
@@ -272,30 +421,78 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ));
     };
     let tokenizer = tokenizer(files)?;
-    let is_safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
-    let tensors = if is_safetensors { read_safetensors(path)?.0 } else { read_state_dict(path)? };
     let context = || path.display().to_string();
-    let [unet, autoencoder, text_encoder] = split(tensors);
-    for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {
-        ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
+    let is_second = matches!(kind, WeightsKind::StableDiffusion2(_));
+    let predict = match told.predict.as_deref() {
+        None if is_second => {
+            return mistake(format!(
+                "{} is {kind}, some of which predict noise (those made for 512x512) and some velocity (768x768): give \
+                 --predict noise or --predict velocity",
+                path.display()
+            ));
+        }
+        Some("velocity") => Predict::Velocity,
+        _ => Predict::Noise,
+    };
+    let [mut unet, autoencoder, mut text_encoder] = split(opened.read()?);
+    let is_open = open_clip::is_open_clip(&text_encoder);
+    if is_open {
+        text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;
     }
+    if told.ema {
+        match take_average(&mut unet).with_context(context)? {
+            0 => return mistake(format!("--ema: {} holds no averaged weights (`model_ema.*`)", path.display())),
+            count => tracing::info!("{count} tensors of the U-Net are the averaged ones (EMA)"),
+        }
+    } else if has_average(&unet) {
+        tracing::info!("the file also holds averaged weights (EMA): the raw ones are taken; --ema takes the averages");
+    }
+    let Replacements { vae, text_encoder: text, .. } = &told.replaced;
+    for (part, name, replaced, hint) in [
+        (&unet, "U-Net", false, ""),
+        (&autoencoder, "image autoencoder", vae.is_some(), ": give one with --vae"),
+        (&text_encoder, "text encoder", text.is_some(), ": give one with --text-encoder"),
+    ] {
+        ensure!(replaced || !part.is_empty(), "{} holds no {name} of a Stable Diffusion{hint}", path.display());
+    }
+    ensure!(
+        vae.is_some() || autoencoder.keys().any(|name| name.contains(".encoder.")),
+        "{} holds the decoder of its image autoencoder alone: the encoder is missing",
+        path.display()
+    );
     let shapes = |network: Network, tensors: &Tensors| Shapes::from(&network.own(tensors));
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
+    let widths = inferred.config.multipliers.iter().map(|multiplier| multiplier * inferred.config.channels);
+    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
+    let heads = match head_width {
+        Some(head) => widths.last().unwrap_or_default() / head.max(1),
+        None => told.heads.unwrap_or(8),
+    };
     let unet_config = UNetConfig {
-        heads: told.heads.unwrap_or(8),
+        heads,
+        head_width,
         norm_groups,
         norm_per_frame: true,
         temporal: true,
         relative_position: true,
         ..inferred.config
     };
-    let image = ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder));
-    let image = ImageAutoencoderConfig { norm_groups, ..image.with_context(context)? };
-    let clip = ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads);
-    let clip = clip.with_context(context)?;
-    for checked in [unet_config.validate(), image.validate(), clip.validate()] {
+    let image = match vae {
+        Some(_) => ImageAutoencoderConfig::default(),
+        None => ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder))
+            .with_context(context)?,
+    };
+    let image = ImageAutoencoderConfig { norm_groups, ..image };
+    let clip = match text {
+        Some(_) => ClipTextConfig::default(),
+        None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
+            .with_context(context)?,
+    };
+    let clip = ClipTextConfig { activation: if is_open { TextActivation::Gelu } else { clip.activation }, ..clip };
+    let image_fits = if vae.is_some() { Ok(()) } else { image.validate() };
+    for checked in [unet_config.validate(), image_fits, clip.validate()] {
         if let Err(error) = checked {
             return mistake(format!("--heads, --norm-groups or --text-heads do not fit the file: {error:#}"));
         }
@@ -308,12 +505,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         unet: (unet_config, [inferred.inputs, inferred.outputs], unet),
         autoencoder: (image, autoencoder),
         text_encoder: (clip, text_encoder),
-        schedule,
+        schedule: (schedule, predict),
         tokenizer,
     })
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }

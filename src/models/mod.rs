@@ -1,6 +1,7 @@
 //! Networks, one a file. Each reads bottom-up: configuration, blocks, network.
 
 mod autoencoder;
+mod captions;
 mod chunks;
 mod clip_text;
 mod discriminator;

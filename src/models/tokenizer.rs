@@ -2,9 +2,11 @@
 
 use std::{fs, path::Path, str::FromStr};
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use super::captions::mended;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -19,15 +21,16 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// A folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`, and perhaps a `tokenizer_config.json`
-    /// that names the padding.
+    /// A folder with `tokenizer.json`, or with `vocab.json` and `merges.txt`; words that were added to it
+    /// (`added_tokens.json`, or `added_tokens_decoder` of `tokenizer_config.json`); and the padding, which
+    /// `special_tokens_map.json` names before `tokenizer_config.json` does, unless the latter lists added tokens.
     ///
     /// # Errors
-    /// Names the file that is missing or damaged.
+    /// Names the file that is missing or damaged, or the added word whose number is another's.
     pub fn read(folder: &Path) -> Result<Self> {
         let [whole, vocabulary, merges, config] =
             ["tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"].map(|name| folder.join(name));
-        let contents = if whole.exists() {
+        let mut contents = if whole.exists() {
             read_json(&whole)?
         } else {
             ensure!(
@@ -38,15 +41,58 @@ impl TokenizerFiles {
             let merges = fs::read_to_string(&merges).with_context(|| format!("cannot read {}", merges.display()))?;
             described(&read_json(&vocabulary)?, &merges).with_context(|| vocabulary.display().to_string())?
         };
-        let config = if config.exists() { read_json(&config)? } else { Value::Null };
-        let token = config.get("pad_token").map(|token| token.get("content").unwrap_or(token));
-        Ok(TokenizerFiles { contents, padding: token.and_then(Value::as_str).map(str::to_string) })
+        let optional = |path: &Path| if path.exists() { read_json(path) } else { Ok(Value::Null) };
+        let config = optional(&config)?;
+        let [added, special] = ["added_tokens.json", "special_tokens_map.json"].map(|name| folder.join(name));
+        for (content, id) in optional(&added)?.as_object().into_iter().flatten() {
+            add_token(&mut contents, content, id).with_context(|| added.display().to_string())?;
+        }
+        let decoder = config["added_tokens_decoder"].as_object();
+        for (id, token) in decoder.into_iter().flatten() {
+            let context = || format!("added_tokens_decoder of {}", folder.join("tokenizer_config.json").display());
+            let content = token["content"].as_str().with_context(context)?;
+            let id: i64 = id.parse().with_context(context)?;
+            add_token(&mut contents, content, &json!(id)).with_context(context)?;
+        }
+        let special = if decoder.is_some() { Value::Null } else { optional(&special)? };
+        let padding = [&special, &config].into_iter().find_map(|of| {
+            let token = of.get("pad_token")?;
+            Some(token.get("content").unwrap_or(token).as_str()?.to_string())
+        });
+        Ok(TokenizerFiles { contents, padding })
     }
+}
+
+/// A word that is one token, whatever stands beside it; one that is there already has its number.
+fn add_token(contents: &mut Value, content: &str, id: &Value) -> Result<()> {
+    let listed = contents["added_tokens"].as_array().into_iter().flatten();
+    let listed = listed.map(|token| (token["content"].as_str().unwrap_or_default(), &token["id"]));
+    let vocabulary = contents["model"]["vocab"].as_object();
+    let mut known = vocabulary.into_iter().flatten().map(|(word, id)| (word.as_str(), id)).chain(listed);
+    let other = known.find(|(word, number)| (*word == content) != (*number == id));
+    if let Some((word, number)) = other {
+        bail!("`{content}` has the number {id}, but the vocabulary says `{word}` = {number}");
+    }
+    let is_listed = contents["added_tokens"]
+        .as_array()
+        .is_some_and(|listed| listed.iter().any(|token| token["content"] == content));
+    if !is_listed {
+        let words = contents["model"]["vocab"].as_object_mut().context("the tokenizer has no vocabulary of words")?;
+        words.insert(content.to_string(), id.clone());
+        let token = json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": true, "special": false});
+        match contents["added_tokens"].as_array_mut() {
+            Some(listed) => listed.push(token),
+            None => contents["added_tokens"] = json!([token]),
+        }
+    }
+    Ok(())
 }
 
 fn read_json(path: &Path) -> Result<Value> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+    let text = text.trim_start_matches('\u{feff}');
+    serde_json::from_str(text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
 /// A vocabulary and merges as a `tokenizer.json`, with the rules by which CLIP's are applied.
@@ -116,11 +162,12 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max().map_or(0, |most| i64::from(most) + 1)
     }
 
-    /// Start, the prompt, end, and padding up to `length`. A longer prompt is cut, with a warning.
+    /// Start, the prompt with its entities and quotes mended, end, and padding up to `length`. A longer prompt is cut, with a warning.
     ///
     /// # Errors
     /// The tokenizer's own.
     pub fn tokens(&self, prompt: &str, length: i64) -> Result<Vec<i64>> {
+        let prompt = &*mended(prompt);
         let encoding = self.inner.encode_fast(prompt, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
         let ids = encoding.get_ids();
         let room = length.max(2) as usize - 2;

@@ -3,14 +3,13 @@
 //! Inside a network the released names are ours. Foreign are the prefixes, the names of averaged weights
 //! (all dots removed) and what a checkpoint holds besides networks.
 
-use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value as Json;
 use tch::{Kind, Tensor};
 
-use super::{pickle::Value, read_torch};
-use crate::safetensors::read_safetensors;
+use super::{WeightsFile, WeightsKind, pickle::Value, stable_diffusion::is_unused_of_clip};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
@@ -49,8 +48,8 @@ const SCHEDULE: [&str; 13] = [
     "lvlb_weights",
 ];
 
-/// What PyTorch Lightning writes beside the weights.
-const BESIDE: [&str; 21] = [
+/// What trainings write beside the weights: PyTorch Lightning, DeepSpeed, and what is usual.
+const BESIDE: [&str; 49] = [
     "epoch",
     "global_step",
     "pytorch-lightning_version",
@@ -65,6 +64,7 @@ const BESIDE: [&str; 21] = [
     "amp_scaling_state",
     "MixedPrecisionPlugin",
     "NativeMixedPrecisionPlugin",
+    "MixedPrecision",
     "hparams_name",
     "hparams_type",
     "hyper_parameters",
@@ -72,6 +72,33 @@ const BESIDE: [&str; 21] = [
     "datamodule_hparams_type",
     "datamodule_hyper_parameters",
     "__version__",
+    "buffer_names",
+    "optimizer",
+    "param_shapes",
+    "frozen_param_shapes",
+    "frozen_param_fragments",
+    "shared_params",
+    "lr_scheduler",
+    "data_sampler",
+    "random_ltd",
+    "sparse_tensor_module_names",
+    "csr_tensor_module_names",
+    "skipped_steps",
+    "global_steps",
+    "global_samples",
+    "dp_world_size",
+    "mp_world_size",
+    "ds_config",
+    "ds_version",
+    "optimizer_state_dict",
+    "opt",
+    "scheduler",
+    "scheduler_state_dict",
+    "scaler",
+    "step",
+    "iteration",
+    "loss",
+    "args",
 ];
 
 /// Something of a checkpoint that is known and not used.
@@ -118,22 +145,14 @@ impl LvdmCheckpoint {
     /// Reads a PyTorch checkpoint, or a safetensors file with the same names.
     ///
     /// # Errors
-    /// A file that is neither, truncated or damaged; names that are not known.
-    pub fn read(path: &Path) -> Result<Self> {
-        let mut start = [0; 9];
-        let read = File::open(path)
-            .and_then(|file| file.take(9).read(&mut start))
-            .with_context(|| format!("cannot open {}", path.display()))?;
-        // the header of a safetensors file is JSON, after the eight bytes of its length
-        let found = if read == 9 && start[8] == b'{' && !start.starts_with(b"PK") {
-            let (tensors, exported) = read_safetensors(path)?;
-            Self { exported, ..Self::sort(tensors)? }
-        } else {
-            let file = read_torch(path)?;
-            let sorted = Self::sort(file.tensors);
-            sorted.and_then(|found| found.with_beside(&file.beside)).with_context(|| path.display().to_string())?
-        };
-        Ok(found)
+    /// A file that is something else, truncated or damaged; names that are not known.
+    pub fn read(file: WeightsFile) -> Result<Self> {
+        let path = file.path().to_path_buf();
+        let kind = WeightsKind::of_shapes(file.shapes());
+        ensure!(may_be_lvdm(&kind), "{} is {kind}; a checkpoint of LVDM is wanted", path.display());
+        let (exported, beside) = (file.metadata()?, file.beside().to_vec());
+        let sorted = Self::sort(file.read()?).and_then(|found| found.with_beside(&beside));
+        Ok(Self { exported, ..sorted.with_context(|| path.display().to_string())? })
     }
 
     /// Gives each tensor to its part.
@@ -162,6 +181,8 @@ impl LvdmCheckpoint {
                 found.autoencoder.insert(rest.to_string(), tensor);
             } else if name.starts_with(NEW_TEXT_ENCODER) && name.ends_with("position_ids") {
                 found.ignore("position_ids of the text encoder");
+            } else if is_unused_of_clip(&name) {
+                found.ignore("other tensors of CLIP");
             } else if let Some(rest) = name.strip_prefix(TEXT_ENCODER).or(name.strip_prefix(NEW_TEXT_ENCODER)) {
                 found.text_encoder.insert(rest.to_string(), tensor);
             } else if AUTOENCODER.iter().any(|top| name.starts_with(top)) {
@@ -191,7 +212,7 @@ impl LvdmCheckpoint {
             beside.iter().filter(|(name, _)| !BESIDE.contains(&name.as_str())).map(|(name, _)| name.clone()).collect();
         refuse_unknown("entries beside the weights", &unknown)?;
         for (name, value) in beside {
-            if name == "global_step" {
+            if name == "global_step" || name == "global_steps" {
                 self.global_step = value.as_int().filter(|&step| step >= 0);
             }
             let entries = value.entries().map(<[_]>::len).or(value.as_sequence().map(<[_]>::len));
@@ -285,6 +306,26 @@ impl Export {
         self.tensors.push((format!("{AVERAGED}num_updates"), Tensor::from(i32::try_from(updates)?)));
         Ok(())
     }
+}
+
+/// Whether a file that looks like this may be a checkpoint of LVDM: its U-Net over an image or a video autoencoder, or
+/// an autoencoder alone.
+fn may_be_lvdm(kind: &WeightsKind) -> bool {
+    use WeightsKind as Kind;
+    !matches!(
+        kind,
+        Kind::StableDiffusion2(_)
+            | Kind::StableDiffusionXl
+            | Kind::StableDiffusion3
+            | Kind::Transformer
+            | Kind::Inpainting
+            | Kind::InstructPix2Pix
+            | Kind::Lora(_)
+            | Kind::UnfusedLora
+            | Kind::TextualInversion
+            | Kind::ControlNet
+            | Kind::MotionModule
+    )
 }
 
 /// Below `model_ema.`.

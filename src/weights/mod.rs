@@ -1,13 +1,19 @@
 //! Weights that come from elsewhere → our names.
 
+mod file;
+mod kind;
+pub mod lora;
 pub mod lvdm_checkpoint;
 pub mod numpy;
+pub mod open_clip;
 pub mod pickle;
 pub mod released;
 pub mod stable_diffusion;
 mod synthetic;
-mod torch_zip;
+mod torch_file;
+mod torch_legacy;
 
+pub use file::{WeightsFile, read_state_dict};
+pub use kind::{Layout, TensorShapes, WeightsKind};
 pub use lvdm_checkpoint::LvdmCheckpoint;
 pub use synthetic::synthesize;
-pub use torch_zip::{TorchFile, read_state_dict, read_torch};

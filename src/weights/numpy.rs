@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tch::{Device, Kind, Tensor};
 
 use super::pickle::{self, Value};
-use crate::torch::upload_all;
+use crate::{file_format::FileFormat, torch::upload_all};
 
 /// More arrays than any network here has; bounds the walk over hostile files, whose shared values
 /// can be met along more paths than could ever be listed.
@@ -19,6 +19,10 @@ const MAX_ARRAYS: usize = 100_000;
 /// # Errors
 /// Not a pickle, something that is neither a dictionary nor an array, two arrays of one name.
 pub fn read_arrays(bytes: &[u8]) -> Result<Arrays> {
+    match FileFormat::of(bytes) {
+        FileFormat::Pickle | FileFormat::Unknown => {}
+        format => bail!("it is {format}"),
+    }
     let root = pickle::read(bytes)?;
     let mut walk = Walk { found: BTreeMap::new(), visited: 0 };
     walk.collect(&root, "")?;

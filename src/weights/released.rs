@@ -12,6 +12,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
+use crate::file_format::FileFormat;
+
 /// A weight file that a Python package carries.
 #[derive(Debug)]
 pub struct Released {
@@ -107,6 +109,10 @@ impl Released {
             );
         }
         let file = read_file(&path)?;
+        let format = FileFormat::of(&file.bytes);
+        if !matches!(format, FileFormat::Pickle | FileFormat::Unknown) {
+            bail!("{} is {format}. Delete it and run `lvdm weights fetch`", path.display());
+        }
         if file.sha256 != self.sha256 {
             bail!(
                 "{} is not the released file: its SHA-256 is {}, that of {} {} is {}. Delete it and run \

@@ -9,9 +9,10 @@ use std::{
     fmt,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use tch::Tensor;
 
+use super::lvdm_checkpoint::{AVERAGED_UNET, averaged_name};
 use crate::nn::Parameters;
 
 /// A network of Stable Diffusion, with what its names in diffusers depend on.
@@ -54,13 +55,14 @@ const UNET: &str = "model.diffusion_model.";
 const AUTOENCODER: &str = "first_stage_model.";
 const TEXT_ENCODER: &str = "cond_stage_model.";
 
-/// Beginnings of names that files carry besides the networks: averages, losses, CLIP's half for images.
-const IGNORED_PREFIXES: [&str; 6] =
-    ["model_ema.", "loss.", "first_stage_model.loss.", "vision_model.", "visual_projection.", "text_projection."];
+/// Beginnings of names that files carry besides the networks: averages and losses.
+const IGNORED_PREFIXES: [&str; 3] = ["model_ema.", "loss.", "first_stage_model.loss."];
+
+/// What CLIP has besides the text encoder's layers, wherever it stands: its half for images, and what compares the two.
+const UNUSED_OF_CLIP: [&str; 4] = ["vision_model.", "visual_projection.", "text_projection", "logit_scale"];
 
 /// Whole names of the kind: the schedule's buffers and lone numbers.
-const IGNORED: [&str; 16] = [
-    "logit_scale",
+const IGNORED: [&str; 15] = [
     "logvar",
     "betas",
     "alphas_cumprod",
@@ -108,8 +110,16 @@ impl Network {
     /// What diffusers (for the text encoder, transformers 5) calls one of our parameters;
     /// none if the image model does not have it.
     pub fn diffusers_name(self, name: &str) -> Option<String> {
+        if is_temporal(name) { None } else { self.spelled(name) }
+    }
+
+    /// As [`Self::diffusers_name`], of a module (`….attn1.to_q`); layers over frames are spelled as if diffusers had them.
+    pub fn module_in_diffusers(self, place: &str) -> Option<String> {
+        Some(self.spelled(&format!("{place}.weight"))?.strip_suffix(".weight")?.to_string())
+    }
+
+    fn spelled(self, name: &str) -> Option<String> {
         match self {
-            _ if is_temporal(name) => None,
             Network::UNet { blocks_per_level } => unet_name(name, blocks_per_level),
             Network::Autoencoder { levels } => autoencoder_name(name, levels),
             Network::TextEncoder => Some(name.to_string()),
@@ -135,7 +145,8 @@ impl Network {
         let leaf = name.rsplit('.').next().unwrap_or(name);
         // a buffer of the text encoder stands behind its path, those of the schedule at the top
         let buffer = IGNORED.contains(&name) || leaf == "position_ids";
-        buffer || others.chain(IGNORED_PREFIXES).any(|prefix| name.starts_with(prefix))
+        let of_clip = self == Network::TextEncoder && is_unused_of_clip(name);
+        buffer || of_clip || others.chain(IGNORED_PREFIXES).any(|prefix| name.starts_with(prefix))
     }
 
     /// The image model's share of our parameters, with diffusers' names and shapes (those of Stable Diffusion 1.x).
@@ -161,13 +172,23 @@ impl Network {
     /// # Errors
     /// Names what is missing, what has another shape and what nobody knows; then nothing is loaded.
     pub fn import(self, tensors: &BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
+        let shared = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        self.import_all(shared, parameters)
+    }
+
+    /// As [`Self::import`], of tensors that nobody else holds: into a set that is unfilled they go one by one, and are held
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Self::import`].
+    pub fn import_all(self, tensors: BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
         let mut import = Import { loaded: Vec::new(), new: Vec::new(), ignored: Vec::new() };
         let mut values = BTreeMap::new();
         let mut wrong = Vec::new();
         for (name, own) in parameters.named() {
             let sources = self.sources(&name);
             if sources.is_empty() {
-                values.insert(name.clone(), own.shallow_clone());
+                values.extend(parameters.value(&name).map(|value| (name.clone(), value)));
                 import.new.push(name);
                 continue;
             }
@@ -198,9 +219,18 @@ impl Network {
             wrong.truncate(3);
             bail!("these weights are not this network's: {}{more}", wrong.join("; "));
         }
-        parameters.load(&values)?;
+        drop(tensors);
+        parameters.fill(values)?;
         Ok(import)
     }
+}
+
+/// Whether a tensor is CLIP's and none of its text encoder's layers, under whatever place.
+pub fn is_unused_of_clip(name: &str) -> bool {
+    let inner = [TEXT_ENCODER, "transformer.", "text_model."]
+        .into_iter()
+        .fold(name, |name, place| name.strip_prefix(place).unwrap_or(name));
+    UNUSED_OF_CLIP.iter().any(|unused| inner.starts_with(unused))
 }
 
 /// An original checkpoint's tensors: those of the denoiser with all that belongs to no network, of the image
@@ -212,6 +242,28 @@ pub fn split(tensors: BTreeMap<String, Tensor>) -> [BTreeMap<String, Tensor>; 3]
         parts[place.map_or(0, |place| place + 1)].insert(name, tensor);
     }
     parts
+}
+
+/// Whether there are averaged weights of the denoiser beside the raw ones.
+pub fn has_average(unet: &BTreeMap<String, Tensor>) -> bool {
+    unet.keys().any(|name| name.starts_with("model_ema.diffusion_model"))
+}
+
+/// Puts the averaged weights in the place of the denoiser's raw ones; how many there were.
+///
+/// # Errors
+/// Some have no average.
+pub fn take_average(unet: &mut BTreeMap<String, Tensor>) -> Result<usize> {
+    if !has_average(unet) {
+        return Ok(0);
+    }
+    let names: Vec<String> = unet.keys().filter_map(|name| Some(name.strip_prefix(UNET)?.to_string())).collect();
+    for name in &names {
+        let stored = averaged_name(AVERAGED_UNET, name);
+        let average = unet.remove(&stored).with_context(|| format!("the averaged weight `{stored}` is missing"))?;
+        unet.insert(format!("{UNET}{name}"), average);
+    }
+    Ok(names.len())
 }
 
 /// `[o, i, …]` → `[o, i, 1…, …]`, as many unit axes as the shape needs: kernels of images become kernels of

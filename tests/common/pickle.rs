@@ -32,6 +32,11 @@ impl Pickle {
 
     /// A call of `_rebuild_tensor_v2` on a contiguous tensor.
     pub fn tensor(&mut self, tensor: &Tensor, storage: &str) {
+        self.tensor_with(tensor, storage, b"");
+    }
+
+    /// As [`Self::tensor`], with this behind the storage's length.
+    fn tensor_with(&mut self, tensor: &Tensor, storage: &str, behind: &[u8]) {
         self.raw(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         self.text("storage");
         let kind = match tensor.kind() {
@@ -45,6 +50,7 @@ impl Pickle {
         self.text(storage);
         self.text("cpu");
         self.int(tensor.numel() as i64);
+        self.raw(behind);
         self.raw(b"tQK\x00");
         self.ints(&tensor.size());
         // as `bytes` lays them
@@ -80,6 +86,31 @@ pub fn write_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>, more: &
         archive.write_all(&bytes(tensor)).unwrap();
     }
     archive.finish().unwrap();
+}
+
+/// Writes a checkpoint as PyTorch before 1.6 did: pickles one after the other, then the storages.
+pub fn write_legacy_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>) {
+    let mut object = Pickle(b"\x80\x02}(".to_vec());
+    object.text("state_dict");
+    object.raw(b"}(");
+    let mut keys = Pickle(b"\x80\x02](".to_vec());
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        object.text(name);
+        object.tensor_with(tensor, &format!("9420{i}"), b"N");
+        keys.text(&format!("9420{i}"));
+    }
+    object.raw(b"uu.");
+    keys.raw(b"e.");
+    let mut machine = Pickle(b"\x80\x02}(".to_vec());
+    machine.text("little_endian");
+    machine.raw(b"\x88u.");
+    let mut file = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
+    file.extend([machine.0, object.0, keys.0].concat());
+    for tensor in tensors.values() {
+        file.extend((tensor.numel() as i64).to_le_bytes());
+        file.extend(bytes(tensor));
+    }
+    std::fs::write(path, file).unwrap();
 }
 
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {

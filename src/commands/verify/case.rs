@@ -103,7 +103,6 @@ impl Case {
     /// As [`Self::fill`].
     pub fn import(&self, parameters: &Parameters, network: Network) -> Result<()> {
         let tensors = match &self.checkpoint {
-            Some(path) if path.extension().is_some_and(|e| e == "safetensors") => read_safetensors(path)?.0,
             Some(path) => read_state_dict(path)?,
             None => {
                 let named: Vec<_> = network.in_diffusers(parameters).into_iter().collect();

@@ -1,0 +1,670 @@
+//! Weights as people have them: told by their first bytes, called what they are, read without what trainings put around
+//! them.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::symlink,
+    path::Path,
+};
+
+use common::{
+    noise,
+    pickle::{Pickle, bytes, write_checkpoint, write_legacy_checkpoint},
+    run_in, source,
+    text_runs::{TOLD, Tensors, import, original, write_diffusers, write_tensors, write_tokenizer},
+    wake,
+};
+use lvdm::{
+    checkpoint,
+    experiment::DiffusionExperiment,
+    models::{AutoencoderConfig, VideoAutoencoder, i3d::I3d, lpips::Lpips},
+    nn::Parameters,
+    safetensors::read_safetensors,
+    weights::{Layout, TensorShapes, WeightsFile, WeightsKind, read_state_dict},
+};
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+use zip::{ZipWriter, write::FileOptions};
+
+const CPU: Device = Device::Cpu;
+
+fn model_of(run: &Path) -> Tensors {
+    checkpoint::open(run).unwrap().1.part("model")
+}
+
+fn same(a: &Tensors, b: &Tensors) {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    a.iter().for_each(|(name, tensor)| assert!(tensor.equal(&b[name]), "{name}"));
+}
+
+/// A zip of these entries.
+fn write_zip(path: &Path, entries: &[(&str, &[u8])]) {
+    let mut archive = ZipWriter::new(File::create(path).unwrap());
+    for (name, contents) in entries {
+        archive.start_file(*name, FileOptions::default()).unwrap();
+        archive.write_all(contents).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// What is found where weights should be, by its first bytes, and a word of what is said of it.
+fn no_weights(folder: &Path) -> Vec<(String, &'static str)> {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4265380512\n";
+    let tar = [&[b'a'; 257][..], b"ustar\x0000", &[0; 300]].concat();
+    let mut whole = Vec::new();
+    for name in ["whole.zip", "whole.old"] {
+        let tensors = BTreeMap::from([("a".to_string(), noise(1, &[40]))]);
+        let path = folder.join(name);
+        if name == "whole.zip" {
+            write_checkpoint(&path, &tensors, &|_| {})
+        } else {
+            write_legacy_checkpoint(&path, &tensors)
+        }
+        whole.push(fs::read(path).unwrap());
+    }
+    let plain: Vec<(&str, &[u8], &str)> = vec![
+        ("pointer", pointer, "git-lfs"),
+        ("page", b"<!DOCTYPE html>\n<html><head><title>Sign in</title>", "web page"),
+        ("json", b"{\"error\": \"Unauthorized\"}", "JSON"),
+        ("gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\x03", "gzip"),
+        ("tar", &tar, "tar archive"),
+        ("empty", b"", "empty"),
+        ("gguf", b"GGUF\x03\0\0\0", "GGUF"),
+        ("pickle", b"\x80\x04}\x94.", "pickle"),
+        ("text", b"these are no weights at all", "neither a safetensors file nor"),
+        ("half.zip", &whole[0][..whole[0].len() / 2], "truncated"),
+        ("half.old", &whole[1][..whole[1].len() - 20], "truncated"),
+    ];
+    for (name, contents, _) in &plain {
+        fs::write(folder.join(name), contents).unwrap();
+    }
+    write_zip(&folder.join("script"), &[("m/data.pkl", b"\x80\x02N."), ("m/constants.pkl", b"\x80\x02).")]);
+    write_zip(&folder.join("npz"), &[("arr_0.npy", b"\x93NUMPY")]);
+    write_zip(&folder.join("other"), &[("model/readme.txt", b"hello")]);
+    write_zip(&folder.join("module"), &[("m/data.pkl", b"\x80\x02cmodels\nNet\n)R.")]);
+    let zips = [("script", "TorchScript"), ("npz", "numpy"), ("other", "data.pkl"), ("module", "models.Net")];
+    plain.into_iter().map(|(name, _, word)| (name, word)).chain(zips).map(|(n, w)| (n.to_string(), w)).collect()
+}
+
+/// One network under any name, in any of the formats; and what is no network is called what it is, by every reader.
+#[test]
+fn weight_files_are_told_by_their_first_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let tensors: Tensors = [("a.weight", noise(1, &[3, 4])), ("a.bias", noise(2, &[3]).to_kind(Kind::Half))]
+        .map(|(n, t)| (n.into(), t))
+        .into();
+    for name in ["x.safetensors", "X.SAFETENSORS", "x.ckpt", "X.CKPT", "x", "x.bin", "x.pth"] {
+        let path = at.join(name);
+        write_tensors(&path, &tensors);
+        same(&read_state_dict(&path).unwrap(), &tensors);
+        write_checkpoint(&path, &tensors, &|_| {});
+        same(&read_state_dict(&path).unwrap(), &tensors);
+        write_legacy_checkpoint(&path, &tensors);
+        same(&read_state_dict(&path).unwrap(), &tensors);
+        let shapes = WeightsFile::open(&path).unwrap().shapes().clone();
+        assert_eq!(shapes, TensorShapes::from([("a.weight".into(), vec![3, 4]), ("a.bias".into(), vec![3])]));
+    }
+    // a header of 19280 bytes begins as a zip file does
+    let mut padded = fs::read(source("tests/parity/sd_vae.safetensors")).unwrap();
+    let length = u64::from_le_bytes(padded[..8].try_into().unwrap()) as usize;
+    assert!(length < 0x4b50);
+    padded.splice(8 + length..8 + length, vec![b' '; 0x4b50 - length]);
+    padded[..8].copy_from_slice(&0x4b50u64.to_le_bytes());
+    assert!(padded.starts_with(b"PK"));
+    fs::write(at.join("padded.ckpt"), padded).unwrap();
+    same(
+        &read_state_dict(&at.join("padded.ckpt")).unwrap(),
+        &read_safetensors(&source("tests/parity/sd_vae.safetensors")).unwrap().0,
+    );
+
+    write_tokenizer(&at.join("sd/tokenizer"));
+    for (name, word) in no_weights(at) {
+        let error = format!("{:#}", WeightsFile::open(&at.join(&name)).err().expect(&name));
+        assert!(error.contains(word) && error.contains(&name), "{name}: {error}");
+        if ["pointer", "page", "empty", "half.old"].contains(&name.as_str()) {
+            for said in [import(at, &name, "run", &TOLD), run_in(at, &["import", "lvdm", &name, "--out", "run"])] {
+                let line = said.error(1);
+                assert!(line.contains(word) && line.contains(&name) && !at.join("run").exists(), "{line}");
+            }
+        }
+        if ["pointer", "page", "empty", "gzip"].contains(&name.as_str()) {
+            let path = at.join(&name);
+            let i3d = I3d::load(Some(&path), CPU).err().unwrap();
+            let lpips = Lpips::load(Some(&path), CPU, Kind::Float).err().unwrap();
+            for error in
+                [format!("{i3d:#}"), format!("{lpips:#}"), format!("{:#}", read_safetensors(&path).unwrap_err())]
+            {
+                assert!(error.contains(word) && error.contains(&name), "{error}");
+            }
+        }
+    }
+}
+
+/// Cut anywhere or with any bit flipped, a file of before PyTorch 1.6 is read right or refused; never a panic.
+#[test]
+fn damage_of_an_old_checkpoint_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.ckpt");
+    let tensors = Tensors::from([("a".to_string(), noise(1, &[2, 3]))]);
+    write_legacy_checkpoint(&path, &tensors);
+    let whole = fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        fs::write(&path, &whole[..length]).unwrap();
+        assert!(read_state_dict(&path).is_err(), "cut to {length} of {} bytes", whole.len());
+    }
+    for bit in 0..whole.len() * 8 {
+        let mut flipped = whole.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &flipped).unwrap();
+        let _ = std::panic::catch_unwind(|| read_state_dict(&path)).expect("no panic");
+    }
+}
+
+fn shapes(names: &[(&str, &[i64])]) -> TensorShapes {
+    names.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect()
+}
+
+/// Names of public files of each kind.
+#[test]
+fn what_a_file_is_is_told_by_its_names() {
+    use WeightsKind as Kind;
+    let whole = "model.diffusion_model.input_blocks.0.0.weight";
+    let vae = "first_stage_model.decoder.conv_in.weight";
+    let key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight";
+    let text = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let unet = [
+        "down_blocks.0.resnets.0.conv1.weight",
+        "up_blocks.0.resnets.0.conv1.weight",
+        "time_embedding.linear_1.weight",
+    ];
+    for (names, kind) in [
+        (
+            shapes(&[(whole, &[320, 4, 3, 3]), (key, &[320, 768]), (vae, &[512, 4, 3, 3]), (text, &[49408, 768])]),
+            Kind::StableDiffusion1(Layout::Original),
+        ),
+        (
+            shapes(&[
+                (whole, &[320, 4, 3, 3]),
+                (key, &[320, 1024]),
+                (vae, &[512, 4, 3, 3]),
+                ("cond_stage_model.model.token_embedding.weight", &[49408, 1024]),
+            ]),
+            Kind::StableDiffusion2(Layout::Original),
+        ),
+        (
+            shapes(&[
+                (whole, &[320, 4, 3, 3]),
+                ("conditioner.embedders.0.transformer.text_model.final_layer_norm.bias", &[768]),
+            ]),
+            Kind::StableDiffusionXl,
+        ),
+        (
+            shapes(&[("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", &[4608, 1536])]),
+            Kind::StableDiffusion3,
+        ),
+        (shapes(&[("double_blocks.0.img_attn.qkv.weight", &[9216, 3072])]), Kind::Transformer),
+        (
+            shapes(&[
+                ("transformer_blocks.0.attn.to_q.weight", &[8, 8]),
+                ("single_transformer_blocks.0.attn.to_q.weight", &[8, 8]),
+            ]),
+            Kind::Transformer,
+        ),
+        (shapes(&[(whole, &[320, 9, 3, 3]), (vae, &[512, 4, 3, 3])]), Kind::Inpainting),
+        (shapes(&[(whole, &[320, 8, 3, 3]), (vae, &[512, 4, 3, 3])]), Kind::InstructPix2Pix),
+        (shapes(&[(whole, &[320, 4, 3, 3])]), Kind::UNet(Layout::Original)),
+        (unet.iter().map(|name| (name.to_string(), vec![8])).collect(), Kind::UNet(Layout::Diffusers)),
+        (
+            shapes(&[("input_blocks.0.0.weight", &[320, 4, 3, 3]), ("output_blocks.0.0.in_layers.0.weight", &[8])]),
+            Kind::UNet(Layout::Original),
+        ),
+        (
+            shapes(&[
+                ("encoder.conv_in.weight", &[128, 3, 3, 3]),
+                ("decoder.conv_in.weight", &[512, 4, 3, 3]),
+                ("decoder.mid.attn_1.k.bias", &[512]),
+            ]),
+            Kind::Autoencoder(Layout::Original),
+        ),
+        (
+            shapes(&[("first_stage_model.encoder.conv_in.weight", &[128, 3, 3, 3]), (vae, &[512, 4, 3, 3])]),
+            Kind::Autoencoder(Layout::Original),
+        ),
+        (
+            shapes(&[
+                ("encoder.conv_in.weight", &[128, 3, 3, 3]),
+                ("decoder.conv_in.weight", &[512, 4, 3, 3]),
+                ("decoder.mid_block.attentions.0.to_k.bias", &[512]),
+            ]),
+            Kind::Autoencoder(Layout::Diffusers),
+        ),
+        (
+            shapes(&[("decoder.conv_in.weight", &[512, 4, 3, 3]), ("post_quant_conv.bias", &[4])]),
+            Kind::Decoder(Layout::Original),
+        ),
+        (shapes(&[("text_model.embeddings.token_embedding.weight", &[49408, 768])]), Kind::TextEncoder),
+        (
+            shapes(&[("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", &[8, 320, 1, 1])]),
+            Kind::Lora(Layout::Original),
+        ),
+        (shapes(&[("lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a", &[768, 8])]), Kind::Lora(Layout::Original)),
+        (
+            shapes(&[("base_model.model.down_blocks.0.attentions.0.to_q.lora_A.weight", &[8, 320])]),
+            Kind::Lora(Layout::Peft),
+        ),
+        (
+            shapes(&[("unet.down_blocks.0.attentions.0.to_q.lora.down.weight", &[8, 320])]),
+            Kind::Lora(Layout::Diffusers),
+        ),
+        (
+            shapes(&[("unet.down_blocks.0.attn1.processor.to_q_lora.down.weight", &[8, 320])]),
+            Kind::Lora(Layout::Diffusers),
+        ),
+        (
+            shapes(&[
+                ("down_blocks.0.attn1.to_q.base_layer.weight", &[8, 8]),
+                ("down_blocks.0.attn1.to_q.lora_A.default.weight", &[2, 8]),
+            ]),
+            Kind::UnfusedLora,
+        ),
+        (shapes(&[("emb_params", &[2, 768])]), Kind::TextualInversion),
+        (shapes(&[("<cat-toy>", &[768])]), Kind::TextualInversion),
+        (shapes(&[("clip_g", &[2, 1280]), ("clip_l", &[2, 768])]), Kind::TextualInversion),
+        (shapes(&[("control_model.zero_convs.0.0.weight", &[320, 320, 1, 1])]), Kind::ControlNet),
+        (
+            shapes(&[
+                ("controlnet_cond_embedding.conv_in.weight", &[16, 3, 3, 3]),
+                ("down_blocks.0.resnets.0.conv1.weight", &[8]),
+            ]),
+            Kind::ControlNet,
+        ),
+        (shapes(&[("down_blocks.0.motion_modules.0.temporal_transformer.norm.weight", &[320])]), Kind::MotionModule),
+        (
+            shapes(&[
+                ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1_tmp.to_q.weight", &[8, 8]),
+                (whole, &[8, 4, 3, 3]),
+            ]),
+            Kind::Video,
+        ),
+        (shapes(&[("something.weight", &[3, 3])]), Kind::Unknown),
+        (shapes(&[]), Kind::Unknown),
+    ] {
+        assert_eq!(WeightsKind::of_shapes(&names), kind, "{names:?}");
+    }
+}
+
+/// A file or folder that is no Stable Diffusion 1.x is refused by its name, whatever else is asked for.
+#[test]
+fn what_is_no_stable_diffusion_is_called_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (name, tensor, words) in [
+        ("lora", "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight", "a LoRA"),
+        ("peft", "base_model.model.mid_block.to_q.lora_B.weight", "a LoRA"),
+        ("inversion", "emb_params", "textual inversion"),
+        ("control", "control_model.zero_convs.0.0.weight", "a ControlNet"),
+        ("decoder", "decoder.conv_in.weight", "the encoder and the U-Net are missing"),
+        ("motion", "up_blocks.0.motion_modules.0.temporal_transformer.norm.weight", "motion module of AnimateDiff"),
+    ] {
+        write_tensors(&at.join(name), &Tensors::from([(tensor.to_string(), noise(1, &[24, 24]))]));
+        assert!(import(at, name, "run", &[]).error(1).contains(words), "{name}");
+        if name != "decoder" {
+            assert!(run_in(at, &["import", "lvdm", name, "--out", "run"]).error(1).contains(words), "{name}");
+        }
+    }
+    // as the original code of textual inversion saves them
+    let mut pickle = Pickle(b"\x80\x02}(".to_vec());
+    pickle.text("string_to_token");
+    pickle.raw(b"}");
+    pickle.text("string_to_param");
+    pickle.raw(b"}u.");
+    write_zip(&at.join("words.pt"), &[("archive/data.pkl", &pickle.0)]);
+    assert!(import(at, "words.pt", "run", &[]).error(1).contains("textual inversion"));
+
+    let unet = json!({"_class_name": "UNet2DConditionModel", "in_channels": 4, "cross_attention_dim": 768});
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = unet.clone();
+        config[key] = value;
+        config
+    };
+    let pipeline = |class: &str| Some(json!({"_class_name": class}));
+    for (i, (index, part, config, words)) in [
+        (pipeline("StableDiffusionXLPipeline"), "unet", unet.clone(), "SDXL"),
+        (None, "unet", with("addition_embed_type", json!("text_time")), "SDXL"),
+        (pipeline("StableDiffusion3Pipeline"), "transformer", json!({}), "Stable Diffusion 3"),
+        (pipeline("FluxPipeline"), "transformer", json!({}), "Flux"),
+        (None, "transformer", json!({}), "transformer"),
+        (pipeline("StableDiffusionInpaintPipeline"), "unet", with("in_channels", json!(9)), "inpainting"),
+        (pipeline("StableDiffusionInstructPix2PixPipeline"), "unet", with("in_channels", json!(8)), "InstructPix2Pix"),
+        (pipeline("StableVideoDiffusionPipeline"), "unet", unet.clone(), "StableVideoDiffusionPipeline"),
+        (None, "", json!({"_class_name": "ControlNetModel"}), "ControlNet"),
+        (None, "", json!({"_class_name": "AutoencoderKL"}), "image autoencoder (VAE) alone"),
+        (None, "", json!({"architectures": ["CLIPTextModel"]}), "a text encoder alone"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("folder{i}");
+        let place = at.join(&name).join(part);
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("config.json"), config.to_string()).unwrap();
+        if let Some(index) = index {
+            fs::write(at.join(&name).join("model_index.json"), index.to_string()).unwrap();
+        }
+        assert!(import(at, &name, "run", &[]).error(1).contains(words), "{words}");
+    }
+    fs::create_dir(at.join("adapter")).unwrap();
+    fs::write(at.join("adapter/adapter_config.json"), "{}").unwrap();
+    assert!(import(at, "adapter", "run", &[]).error(1).contains("a LoRA"));
+    fs::create_dir(at.join("one")).unwrap();
+    fs::write(at.join("one/model.ckpt"), "").unwrap();
+    assert!(import(at, "one", "run", &[]).error(2).contains("one/model.ckpt is meant, give that file"));
+}
+
+/// Pickled, in shards of either format, in variants, in a hub's cache: the same run. Else what is there is said.
+#[test]
+fn folders_of_weights_are_read_as_they_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    let run = |path: &str, name: &str, more: &[&str]| {
+        let said = import(at, path, name, more);
+        assert_eq!(said.status, 0, "{}", said.err);
+        (model_of(&at.join(name)), said)
+    };
+    let (expected, _) = run("sd", "plain", &[]);
+    let unet = at.join("sd/unet");
+    let file = |name: &str| unet.join(format!("diffusion_pytorch_model{name}"));
+    let whole = read_safetensors(&file(".safetensors")).unwrap().0;
+
+    // a part itself
+    let line = import(at, "sd/unet", "x", &[]).error(2).to_string();
+    assert!(line.contains("a U-Net alone") && line.contains("It is a part of"), "{line}");
+
+    // other weights beside the plain ones
+    let other: Tensors = whole.iter().map(|(name, tensor)| (name.clone(), tensor * 2.0)).collect();
+    write_tensors(&file(".non_ema.safetensors"), &other);
+    same(&run("sd", "beside", &[]).0, &expected);
+    let (twice, _) = run("sd", "non_ema", &["--variant", "non_ema"]);
+    assert!(twice["input_blocks.0.0.weight"].equal(&(&expected["input_blocks.0.0.weight"] * 2.0)));
+    let line = import(at, "sd", "x", &["--variant", "fp8"]).error(2).to_string();
+    assert!(line.contains("variants there: fp16, non_ema"), "{line}");
+    fs::remove_file(file(".safetensors")).unwrap();
+    let line = import(at, "sd", "x", &[]).error(2).to_string();
+    assert!(line.contains("--variant non_ema takes them"), "{line}");
+    fs::remove_file(file(".non_ema.safetensors")).unwrap();
+
+    // PyTorch's file alone
+    write_checkpoint(&file(".bin"), &whole, &|_| {});
+    same(&run("sd", "pickled", &[]).0, &expected);
+    fs::remove_file(file(".bin")).unwrap();
+
+    // shards
+    for (ending, index) in [
+        ("safetensors", ".safetensors.index.json"),
+        ("bin", ".bin.index.json"),
+        ("safetensors", ".safetensors.index.fp16.json"),
+    ] {
+        let mut map = BTreeMap::new();
+        let shard = |i: usize| format!("diffusion_pytorch_model-0000{}-of-00002.{ending}", i + 1);
+        for i in 0..2 {
+            let part: Tensors = whole
+                .iter()
+                .enumerate()
+                .filter(|(n, _)| n % 2 == i)
+                .map(|(_, (name, tensor))| (name.clone(), tensor.shallow_clone()))
+                .collect();
+            map.extend(part.keys().map(|name| (name.clone(), shard(i))));
+            let path = unet.join(shard(i));
+            if ending == "bin" { write_checkpoint(&path, &part, &|_| {}) } else { write_tensors(&path, &part) }
+        }
+        fs::write(file(index), json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string()).unwrap();
+        same(&run("sd", &format!("sharded{index}"), &[]).0, &expected);
+        fs::remove_file(unet.join(shard(1))).unwrap();
+        let line = import(at, "sd", "x", &[]).error(1).to_string();
+        assert!(
+            line.contains("the shard diffusion_pytorch_model-00002-of-00002") && line.contains("missing"),
+            "{line}"
+        );
+        fs::remove_file(file(index)).unwrap();
+        fs::remove_file(unet.join(shard(0))).unwrap();
+    }
+    fs::write(file(".safetensors.index.json"), json!({"weight_map": {"a": "../../x"}}).to_string()).unwrap();
+    assert!(import(at, "sd", "x", &[]).error(1).contains("lies in no file of this folder"));
+    fs::remove_file(file(".safetensors.index.json")).unwrap();
+
+    // a LoRA beside the weights
+    let unfused: Tensors = whole
+        .iter()
+        .map(|(name, tensor)| (name.replace(".to_q.", ".to_q.base_layer."), tensor.shallow_clone()))
+        .collect();
+    write_tensors(&file(".safetensors"), &unfused);
+    assert!(import(at, "sd", "x", &[]).error(1).contains("pipe.fuse_lora()"));
+    fs::remove_file(file(".safetensors")).unwrap();
+
+    // what is not read is named
+    fs::write(unet.join("diffusion_flax_model.msgpack"), "x").unwrap();
+    assert!(import(at, "sd", "x", &[]).error(1).contains("diffusion_flax_model.msgpack is of Flax"));
+
+    // a hub's cache, whose files are links to blobs
+    fs::create_dir_all(at.join("models--a--b/blobs")).unwrap();
+    write_tensors(&at.join("models--a--b/blobs/4d7a"), &whole);
+    fs::create_dir_all(at.join("models--a--b/snapshots")).unwrap();
+    fs::rename(at.join("sd"), at.join("models--a--b/snapshots/39593d")).unwrap();
+    let link = at.join("models--a--b/snapshots/39593d/unet/diffusion_pytorch_model.safetensors");
+    symlink("../../../blobs/4d7a", &link).unwrap();
+    let (found, said) = run("models--a--b", "cache", &[]);
+    same(&found, &expected);
+    assert!(said.err.contains("snapshots/39593d is taken"), "{}", said.err);
+    fs::remove_file(at.join("models--a--b/blobs/4d7a")).unwrap();
+    assert!(import(at, "models--a--b", "x", &[]).error(1).contains("unfinished download"));
+    fs::create_dir_all(at.join("models--a--b/snapshots/aa00")).unwrap();
+    let line = import(at, "models--a--b", "x", &[]).error(2).to_string();
+    assert!(line.contains("snapshots/39593d") && line.contains("snapshots/aa00"), "{line}");
+    assert!(!at.join("x").exists());
+}
+
+/// Everything in half precision, buffers too; CLIP's other tensors; averages; names that nobody knows.
+#[test]
+fn an_original_file_is_read_as_tools_leave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_tokenizer(&at.join("sd/tokenizer"));
+    let mut tensors = original();
+    let betas = lvdm::diffusion::NoiseSchedule::new(&lvdm::diffusion::ScheduleConfig {
+        beta_start: 0.00085,
+        beta_end: 0.012,
+        ..Default::default()
+    });
+    tensors.insert("betas".into(), Tensor::from_slice(&betas.unwrap().beta).to_kind(Kind::Float));
+    for name in [
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.text_projection",
+        "cond_stage_model.transformer.text_projection.weight",
+        "cond_stage_model.transformer.logit_scale",
+        "cond_stage_model.transformer.vision_model.embeddings.class_embedding",
+        "cond_stage_model.transformer.visual_projection.weight",
+    ] {
+        tensors.insert(name.into(), noise(1, &[4]));
+    }
+    let run = |tensors: &Tensors, name: &str, more: &[&str]| {
+        write_tensors(&at.join(name), tensors);
+        let out = format!("run-{name}");
+        let said = import(at, name, &out, &[&TOLD, more].concat());
+        assert_eq!(said.status, 0, "{}", said.err);
+        let (_, found) = checkpoint::open(&at.join(out)).unwrap();
+        let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone()).unwrap();
+        let schedule = (experiment.schedule.beta_start, experiment.schedule.beta_end, experiment.schedule.steps);
+        assert_eq!(schedule, (0.00085, 0.012, 1000), "{name}");
+        (found.part("model"), said)
+    };
+    let (plain, _) = run(&tensors, "plain", &[]);
+    for kind in [Kind::Half, Kind::BFloat16] {
+        let half: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(kind))).collect();
+        let (found, _) = run(&half, &format!("{kind:?}"), &[]);
+        let weight = "input_blocks.0.0.weight";
+        assert!(found[weight].equal(&plain[weight].to_kind(kind).to_kind(Kind::Float)));
+    }
+
+    // compiled: the same under other names, which is told
+    let compiled: Tensors = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            (name.replace("model.diffusion_model.", "model.diffusion_model._orig_mod."), tensor.shallow_clone())
+        })
+        .collect();
+    let (found, said) = run(&compiled, "compiled", &[]);
+    same(&found, &plain);
+    assert!(said.err.contains("without `_orig_mod`"), "{}", said.err);
+
+    // averages: left and told, or taken
+    let mut averaged: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    let unet: Vec<&String> = tensors.keys().filter(|name| name.starts_with("model.diffusion_model.")).collect();
+    for name in unet {
+        let flat = name.trim_start_matches("model.").replace('.', "");
+        averaged.insert(format!("model_ema.{flat}"), &tensors[name] * 3.0);
+    }
+    averaged.insert("model_ema.decay".into(), Tensor::from(0.9999f32));
+    let (found, said) = run(&averaged, "raw", &[]);
+    same(&found, &plain);
+    assert!(said.err.contains("the raw ones are taken; --ema takes the averages"), "{}", said.err);
+    let (found, _) = run(&averaged, "ema", &["--ema"]);
+    let weight = "input_blocks.0.0.weight";
+    assert!(found[weight].equal(&(&plain[weight] * 3.0)));
+    let line = import(at, "plain", "x", &[&TOLD[..], &["--ema"]].concat()).error(2).to_string();
+    assert!(line.contains("holds no averaged weights"), "{line}");
+
+    // strict, but for what is told to be left out
+    let mut more: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    more.insert("embedding_manager.words".into(), noise(3, &[2]));
+    write_tensors(&at.join("more"), &more);
+    assert!(import(at, "more", "x", &TOLD).error(1).contains("`embedding_manager.words` is unknown"));
+    same(&run(&more, "less", &["--ignore", "embedding_manager."]).0, &plain);
+    let line = import(at, "more", "x", &[&TOLD[..], &["--ignore", "nothing."]].concat()).error(2).to_string();
+    assert!(line.contains("--ignore nothing."), "{line}");
+
+    // half an autoencoder
+    let half: Tensors = tensors
+        .iter()
+        .filter(|(name, _)| !name.contains("first_stage_model.encoder."))
+        .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
+        .collect();
+    write_tensors(&at.join("half"), &half);
+    assert!(import(at, "half", "x", &TOLD).error(1).contains("the encoder is missing"));
+
+    // eight bits: refused by their type
+    let header = json!({"model.diffusion_model.out.2.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
+        "first_stage_model.encoder.conv_in.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [4, 8]}});
+    let header = header.to_string();
+    fs::write(at.join("fp8"), [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat()).unwrap();
+    let line = import(at, "fp8", "x", &TOLD).error(1).to_string();
+    assert!(line.contains("F8_E4M3") && line.contains("half precision"), "{line}");
+
+    // words that no tokenizer writes
+    let table = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight";
+    let rows = format!("the text encoder has {} rows, the tokenizer 520 tokens", tensors[table].size()[0]);
+    assert!(said.err.contains(&rows), "{}", said.err);
+
+    // NaN: imported, with a warning
+    more.remove("embedding_manager.words");
+    let bad = "first_stage_model.quant_conv.bias";
+    more.insert(bad.into(), &tensors[bad] * f64::NAN);
+    let (_, said) = run(&more, "nan", &[]);
+    assert!(said.err.contains("warning: image autoencoder: 1 tensors hold NaN"), "{}", said.err);
+    assert!(!at.join("x").exists());
+}
+
+/// What trainings put around a network and beside it: compiled, data-parallel, DeepSpeed, Lightning in half precision,
+/// before PyTorch 1.6. Each is imported to the bit; what nobody knows is still refused.
+#[test]
+fn checkpoints_of_other_trainings_are_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let config = AutoencoderConfig { channels: 4, factors: [2, 4, 4], norm_groups: 4, ..AutoencoderConfig::default() };
+    let parameters = Parameters::new(CPU, 3);
+    VideoAutoencoder::new(&parameters.root(), &config);
+    wake(&parameters);
+    let tensors: Tensors = parameters.named().into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+    let renamed = |rename: &dyn Fn(&str) -> String| -> Tensors {
+        tensors.iter().map(|(name, tensor)| (rename(name), tensor.shallow_clone())).collect()
+    };
+    let options = ["--temporal-factor", "2", "--norm-groups", "4", "--scale", "1", "--shift", "0"];
+    let lvdm = |file: &str, out: &str, more: &[&str]| {
+        run_in(at, &[&["import", "lvdm", file, "--out", out], &options[..], more].concat())
+    };
+    let imported = |file: &str, told: &str| {
+        let said = lvdm(file, &format!("run-{file}"), &[]);
+        assert_eq!(said.status, 0, "{file}: {}", said.err);
+        same(&model_of(&at.join(format!("run-{file}"))), &tensors);
+        assert!(said.err.contains(told) && said.out.lines().count() > 1, "{file}: {}", said.err);
+    };
+    write_checkpoint(&at.join("mixed.ckpt"), &tensors, &|pickle| {
+        pickle.text("MixedPrecision");
+        pickle.raw(b"}");
+    });
+    imported("mixed.ckpt", "");
+    write_checkpoint(&at.join("compiled.ckpt"), &renamed(&|name| format!("_orig_mod.{name}")), &|_| {});
+    imported("compiled.ckpt", "names are read without `_orig_mod`");
+    write_checkpoint(&at.join("part.ckpt"), &renamed(&|name| name.replacen('.', "._orig_mod.", 1)), &|_| {});
+    imported("part.ckpt", "names are read without `_orig_mod`");
+    write_checkpoint(&at.join("parallel.ckpt"), &renamed(&|name| format!("module._orig_mod.{name}")), &|_| {});
+    imported("parallel.ckpt", "names are read without `module.`");
+    write_tensors(&at.join("parallel.safetensors"), &renamed(&|name| format!("module.{name}")));
+    write_legacy_checkpoint(&at.join("old.ckpt"), &tensors);
+    imported("old.ckpt", "");
+
+    // DeepSpeed: the weights are called `module`
+    let mut pickle = Pickle(b"\x80\x02}(".to_vec());
+    for key in ["optimizer", "lr_scheduler"] {
+        pickle.text(key);
+        pickle.raw(b"N");
+    }
+    pickle.text("global_steps");
+    pickle.int(60);
+    pickle.text("module");
+    pickle.raw(b"}(");
+    let entries: Vec<_> = tensors.iter().enumerate().collect();
+    for (i, (name, tensor)) in &entries {
+        pickle.text(&format!("_forward_module.{name}"));
+        pickle.tensor(tensor, &i.to_string());
+    }
+    pickle.raw(b"uu.");
+    let contents: Vec<(String, Vec<u8>)> = std::iter::once(("archive/data.pkl".to_string(), pickle.0))
+        .chain(entries.iter().map(|(i, (_, tensor))| (format!("archive/data/{i}"), bytes(tensor))))
+        .collect();
+    let borrowed: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    write_zip(&at.join("deepspeed.pt"), &borrowed);
+    imported("deepspeed.pt", "names are read without `_forward_module`");
+    assert_eq!(checkpoint::open(&at.join("run-deepspeed.pt")).unwrap().1.progress.step, 60);
+
+    // and the folder that they lie in
+    fs::create_dir_all(at.join("last.ckpt/checkpoint")).unwrap();
+    fs::rename(at.join("deepspeed.pt"), at.join("last.ckpt/checkpoint/mp_rank_00_model_states.pt")).unwrap();
+    fs::write(at.join("last.ckpt/latest"), "checkpoint").unwrap();
+    imported("last.ckpt", "a folder of DeepSpeed");
+    fs::create_dir(at.join("nothing")).unwrap();
+    assert!(lvdm("nothing", "x", &[]).error(2).contains("is a folder"));
+
+    // an entry and a tensor of nobody
+    let mut more = renamed(&str::to_string);
+    more.insert("sampler.weight".into(), noise(1, &[3]));
+    write_checkpoint(&at.join("more.ckpt"), &more, &|pickle| {
+        pickle.text("wandb_id");
+        pickle.int(1);
+    });
+    assert!(lvdm("more.ckpt", "x", &[]).error(1).contains("`sampler.weight`"));
+    assert!(lvdm("more.ckpt", "x", &["--ignore", "sampler."]).error(1).contains("`wandb_id`"));
+    let said = lvdm("more.ckpt", "run-more", &["--ignore", "sampler.", "--ignore", "wandb_"]);
+    assert_eq!(said.status, 0, "{}", said.err);
+    // twice one name without its wrapper
+    let mut twice = renamed(&|name| format!("_orig_mod.{name}"));
+    twice.insert("quant_conv.conv.bias".into(), noise(1, &[3]));
+    write_checkpoint(&at.join("twice.ckpt"), &twice, &|_| {});
+    assert!(lvdm("twice.ckpt", "x", &[]).error(1).contains("are both"), "{:?}", tensors.keys());
+    assert!(!at.join("x").exists());
+}
