@@ -32,6 +32,8 @@
 //! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
+// both panic where nobody reads: see `say!` in src/commands and `tell` in src/train/progress.rs
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![deny(unsafe_code)]
 
 pub mod atomic_file;

@@ -236,6 +236,25 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     assert!(checkpoints.join("step-00000004.safetensors").exists());
 }
 
+/// A reader that ends early, as `head -1` does, is no failure; a disk that takes no more is one, and is told.
+#[test]
+fn a_stdout_that_is_closed_early_is_quiet() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["doctor"][..], &["evaluate", "--protocols"], &["--help"], &["report", "--help"]] {
+        let mut child =
+            lvdm_in(folder.path(), arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!(said.status, 0, "{arguments:?}: {}", said.err);
+        for word in ["error", "anic", "ipe"] {
+            assert!(!said.err.contains(word), "{arguments:?}: {}", said.err);
+        }
+    }
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = lvdm_in(folder.path(), &["evaluate", "--protocols"]).stdout(full).output().unwrap();
+    assert!(Said::from(output).error(1).contains("cannot write to stdout: No space left"));
+}
+
 /// A folder that cannot be made is one clear error.
 #[test]
 fn an_unwritable_run_is_an_error() {

@@ -30,8 +30,8 @@ impl Export {
         if self.out.extension().is_none_or(|extension| extension != "safetensors") {
             return Err(Mistake(format!("--out {}: give it the ending .safetensors", self.out.display())).into());
         }
-        print!("{}", parts_table(&exchange::export(&self.run, &self.out)?));
-        println!("{}", self.out.display());
+        super::say::text(parts_table(&exchange::export(&self.run, &self.out)?));
+        say!("{}", self.out.display());
         Ok(())
     }
 }

@@ -40,7 +40,7 @@ impl Report {
             return efficiency.run();
         }
         let bytes = write(&self.runs, &self.out)?;
-        println!("report: {} ({:.1} MB)", self.out.display(), bytes as f64 / 1e6);
+        say!("report: {} ({:.1} MB)", self.out.display(), bytes as f64 / 1e6);
         Ok(())
     }
 }

@@ -168,7 +168,7 @@ impl SampleLong {
         bar.finish();
         ranks.meet()?;
         if ranks.is_first() {
-            println!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
+            say!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
         }
         Ok(())
     }
@@ -205,17 +205,17 @@ fn brief(frames: &[i64]) -> String {
 
 fn print_plan(plan: &LongVideoPlan, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(&plan.steps)?);
+        say!("{}", serde_json::to_string(&plan.steps)?);
         return Ok(());
     }
-    println!("{:>5}  {:13}  {:>22}  {:>22}", "clip", "model", "given latent frames", "written");
+    say!("{:>5}  {:13}  {:>22}  {:>22}", "clip", "model", "given latent frames", "written");
     for (i, step) in plan.steps.iter().enumerate() {
         let model = match step.model {
             Role::Prediction => "prediction",
             Role::Interpolation => "interpolation",
         };
-        println!("{i:5}  {model:13}  {:>22}  {:>22}", brief(&step.given), brief(&step.written));
+        say!("{i:5}  {model:13}  {:>22}  {:>22}", brief(&step.given), brief(&step.written));
     }
-    println!("{} clips make {} latent frames", plan.steps.len(), plan.frames);
+    say!("{} clips make {} latent frames", plan.steps.len(), plan.frames);
     Ok(())
 }

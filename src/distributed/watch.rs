@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         mpsc::{RecvTimeoutError, Sender, channel},
@@ -113,7 +114,7 @@ impl Drop for Thread {
 }
 
 fn end(rank: usize, step: i64, words: &str) -> ! {
-    eprintln!("error: rank {rank}{}: {words}", at(step));
+    let _ = writeln!(io::stderr(), "error: rank {rank}{}: {words}", at(step));
     signal_hook::low_level::exit(1)
 }
 

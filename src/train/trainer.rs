@@ -18,7 +18,7 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, Autotune, GradientBuckets, Readback, clip_global_norm, memory_so_far},
+    torch::{Autocast, Autotune, GradientBuckets, Readback, caught, clip_global_norm, memory_so_far},
 };
 
 /// What a step is made of.
@@ -295,7 +295,7 @@ impl<T: Task> Trainer<T> {
                     .extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 if let Some(record) = &mut record {
-                    record.log.scalars(step, &values)?;
+                    record.log.scalars(step, &values);
                 }
                 format!("loss {:.4}", values[0].1)
             } else {
@@ -303,8 +303,9 @@ impl<T: Task> Trainer<T> {
             };
             if let Some(record) = &mut record {
                 record.bar.step(step as u64, &message);
-                if shows {
-                    self.show(&mut record.log, step)?;
+                if shows && let Err(error) = self.show(&mut record.log, step) {
+                    record.missing_pictures += 1;
+                    tracing::warn!("step {step}: there is no picture of it: {error:#}; training goes on");
                 }
             }
             let bad = self.bad_in_a_row > 0;
@@ -318,10 +319,14 @@ impl<T: Task> Trainer<T> {
                 }
             }
         }
-        if let Some(Record { log, bar, mut saver }) = record {
+        if let Some(Record { log, bar, mut saver, missing_pictures }) = record {
             bar.finish();
-            saver.finish()?;
-            log.finish()?;
+            let saved = saver.finish();
+            log.finish();
+            if missing_pictures > 0 {
+                tracing::warn!("of {missing_pictures} steps there is no picture");
+            }
+            saved?;
         }
         Ok(self.progress)
     }
@@ -352,7 +357,7 @@ impl<T: Task> Trainer<T> {
         let rest = self.config.minutes.map(|minutes| (60.0 * minutes - self.progress.seconds).max(0.0));
         let bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64)
             .within(rest.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)));
-        Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)? })
+        Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)?, missing_pictures: 0 })
     }
 
     /// Checks that all ranks hold the same weights.
@@ -503,7 +508,8 @@ impl<T: Task> Trainer<T> {
 
     fn show(&mut self, log: &mut RunLogger, step: i64) -> Result<()> {
         let precision = self.autocast();
-        let shown = self.averaged(|task| task.pictures())?;
+        // caught in here, so that the weights are put back
+        let shown = self.averaged(|task| caught(|| task.pictures()))?;
         drop(precision);
         for Picture { name, clips } in shown {
             let frames = clips.size()[2];
@@ -547,6 +553,8 @@ struct Record {
     log: RunLogger,
     bar: ProgressBar,
     saver: Saver,
+    /// Steps whose pictures could not be made.
+    missing_pictures: u64,
 }
 
 /// What the time of a step is called in the log.

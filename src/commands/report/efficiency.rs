@@ -53,7 +53,7 @@ impl Efficiency {
         let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;
         if self.json {
             for cost in &costs {
-                println!("{}", cost.json(device)?);
+                say!("{}", cost.json(device)?);
             }
         } else {
             print(&costs, device);
@@ -176,13 +176,13 @@ fn print(costs: &[Cost], device: Device) {
             0 => format!("{cell:0$}", width(0)),
             _ => format!("{cell:>0$}", width(column)),
         });
-        println!("{}", cells.collect::<Vec<_>>().join("  "));
+        say!("{}", cells.collect::<Vec<_>>().join("  "));
     }
-    println!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
+    say!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
-        println!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
+        say!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
     }
-    println!();
+    say!();
     let mut table = FigureTable::new();
     let mut protocols: Vec<String> = Vec::new();
     for cost in costs {
@@ -196,14 +196,14 @@ fn print(costs: &[Cost], device: Device) {
         }
     }
     if !protocols.is_empty() {
-        print!("{table}");
+        crate::commands::say::text(&table);
     }
     protocols.sort();
     protocols.dedup();
-    protocols.iter().for_each(|line| println!("{line}"));
+    protocols.iter().for_each(|line| say!("{line}"));
     for cost in costs.iter().filter(|cost| cost.evaluations.is_empty()) {
         let run = cost.run.display();
-        println!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
+        say!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
     }
 }
 
