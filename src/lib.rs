@@ -25,7 +25,7 @@
 //! nn                                      layers and their parameters
 //! distributed                             several processes that do one piece of work
 //! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
-//! atomic_file                             files that are whole or not there
+//! atomic_file | text_file                 files that are whole or not there; texts that people wrote
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
@@ -52,6 +52,7 @@ pub mod nn;
 pub mod random;
 pub mod report;
 pub mod safetensors;
+pub mod text_file;
 #[allow(unsafe_code)]
 pub mod torch;
 pub mod train;

@@ -14,6 +14,7 @@ use crate::{
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Numerics, Precision},
     generate::{Generator, Given},
+    text_file::{read_text, trim},
     torch::DeviceName,
     train::progress::Progress,
 };
@@ -81,10 +82,9 @@ struct TextOptions {
 impl TextOptions {
     fn prompts(&self) -> Result<Vec<String>> {
         let Some(file) = &self.file else { return Ok(self.prompts.clone()) };
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
-        let prompts: Vec<String> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        let text =
+            read_text(file).map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
+        let prompts: Vec<String> = text.lines().map(trim).filter(|line| !line.is_empty()).map(String::from).collect();
         if prompts.is_empty() {
             return Err(Mistake(format!("{} holds no prompts", file.display())).into());
         }

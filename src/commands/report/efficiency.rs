@@ -21,6 +21,7 @@ use crate::{
     models::UNet3d,
     nn::Parameters,
     report::FigureTable,
+    text_file::read_text,
     torch::{Autocast, DeviceName, peak_memory},
     train::{DiffusionTask, SECONDS_PER_STEP, Task, logger::METRICS_FILE},
 };
@@ -209,7 +210,7 @@ fn print(costs: &[Cost], device: Device) {
 
 /// The median over the lines of a run's log.
 fn seconds_per_step(run: &Path) -> Result<Option<f64>> {
-    let Ok(text) = fs::read_to_string(run.join(METRICS_FILE)) else { return Ok(None) };
+    let Ok(text) = read_text(&run.join(METRICS_FILE)) else { return Ok(None) };
     let mut seconds = Vec::new();
     for line in text.lines() {
         let line: Value = serde_json::from_str(line).with_context(|| format!("{METRICS_FILE} in {}", run.display()))?;
@@ -244,7 +245,7 @@ fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
     }
     folders.sort();
     let read = |folder: PathBuf| {
-        let text = fs::read_to_string(folder.join(FIGURES_FILE)).ok()?;
+        let text = read_text(&folder.join(FIGURES_FILE)).ok()?;
         Some((folder, serde_json::from_str::<Evaluation>(&text).ok()?))
     };
     let is_own = |(_, evaluation): &(PathBuf, Evaluation)| match &evaluation.generated {
