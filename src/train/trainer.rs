@@ -303,10 +303,15 @@ impl<T: Task> Trainer<T> {
             };
             if let Some(record) = &mut record {
                 record.bar.step(step as u64, &message);
-                if shows && let Err(error) = self.show(&mut record.log, step) {
-                    record.missing_pictures += 1;
-                    tracing::warn!("step {step}: there is no picture of it: {error:#}; training goes on");
-                }
+            }
+            if shows {
+                self.on_first(&mut record, |trainer, record| {
+                    if let Err(error) = trainer.show(&mut record.log, step) {
+                        record.missing_pictures += 1;
+                        tracing::warn!("step {step}: there is no picture of it: {error:#}; training goes on");
+                    }
+                    Ok(())
+                })?;
             }
             let bad = self.bad_in_a_row > 0;
             left = out_of_time || (self.stop && !bad);
@@ -314,21 +319,30 @@ impl<T: Task> Trainer<T> {
                 due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
                 self.ensure_same()?;
-                if let Some(record) = &mut record {
-                    self.save(record, &window)?;
-                }
+                self.on_first(&mut record, |trainer, record| trainer.save(record, &window))?;
             }
         }
-        if let Some(Record { log, bar, mut saver, missing_pictures }) = record {
+        self.ranks.on_first(|| {
+            let Some(Record { log, bar, mut saver, missing_pictures }) = record else { return Ok(()) };
             bar.finish();
             let saved = saver.finish();
             log.finish();
             if missing_pictures > 0 {
                 tracing::warn!("of {missing_pictures} steps there is no picture");
             }
-            saved?;
-        }
+            saved
+        })?;
         Ok(self.progress)
+    }
+
+    /// What rank 0 does with its record; it may take long.
+    fn on_first(
+        &mut self,
+        record: &mut Option<Record>,
+        body: impl FnOnce(&mut Self, &mut Record) -> Result<()>,
+    ) -> Result<()> {
+        let ranks = self.ranks.clone();
+        ranks.on_first(|| record.as_mut().map_or(Ok(()), |record| body(self, record)))
     }
 
     /// By rank 0's clock.

@@ -7,7 +7,7 @@ use super::Mistake;
 /// One of them. What the value is depends on the type of its key, so there are several readings of it.
 pub struct Override {
     /// The keys that lead to it.
-    pub path: Vec<String>,
+    pub path: KeyPath,
     /// At least one, the likeliest first.
     readings: Vec<Value>,
 }
@@ -68,11 +68,14 @@ impl Override {
     }
 }
 
+/// The keys that lead to a value.
+type KeyPath = Vec<String>;
+
 /// Which reading of each override its key takes. `wrong` says where the tree with these readings is wrong, if it is: a
 /// complaint of another key says nothing of this one, so all are looked at again until nothing changes.
 pub fn choose(
     overrides: &[Override],
-    wrong: &mut dyn FnMut(&[usize]) -> Result<Option<Vec<String>>, Mistake>,
+    wrong: &mut dyn FnMut(&[usize]) -> Result<Option<KeyPath>, Mistake>,
 ) -> Result<Vec<usize>, Mistake> {
     let mut chosen = vec![0; overrides.len()];
     for _ in 0..=overrides.len() {
