@@ -7,8 +7,10 @@ use std::{
 };
 
 use anyhow::Result;
+use clap::value_parser;
 use tch::{Device, Kind, Tensor};
 
+use super::{out::check_ending, sample::MOST_VIDEOS};
 use crate::{
     data::{
         ClipSpec, DataConfig, DatasetConfig, Fit, decode_workers, demo,
@@ -119,9 +121,9 @@ struct Pack {
     #[command(flatten)]
     clips: Clips,
     /// How many clips (default: one of each video)
-    #[arg(long = "clips")]
+    #[arg(long = "clips", value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     count: Option<u64>,
-    /// The file
+    /// The file (.safetensors)
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -295,6 +297,7 @@ impl Inspect {
         if self.videos < 1 || self.resolution < 1 {
             return Err(Mistake("--videos and --resolution must be at least 1".into()).into());
         }
+        check_ending(&self.out, "png")?;
         let mut entries = read_index(&self.index)?;
         if let Some(split) = &self.split {
             entries.retain(|entry| entry.split.as_ref() == Some(split));
@@ -383,6 +386,7 @@ fn summary(entries: &[IndexEntry]) -> String {
 
 impl Pack {
     fn run(self) -> Result<()> {
+        check_ending(&self.out, "safetensors")?;
         let data = self.clips.data(false)?;
         distributed::run(&self.launch, DeviceName::Cpu, |ranks, _| {
             let count = pack_clips(&data, self.count, self.clips.seed, &self.out, ranks)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::parts_table;
+use super::{out::check_ending, parts_table};
 use crate::{exchange, experiment::Mistake};
 
 /// Write a run's networks under the released names, as safetensors
@@ -27,9 +27,7 @@ impl Export {
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
-        if self.out.extension().is_none_or(|extension| extension != "safetensors") {
-            return Err(Mistake(format!("--out {}: give it the ending .safetensors", self.out.display())).into());
-        }
+        check_ending(&self.out, "safetensors")?;
         super::say::text(parts_table(&exchange::export(&self.run, &self.out)?));
         say!("{}", self.out.display());
         Ok(())

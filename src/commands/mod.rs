@@ -12,6 +12,7 @@ mod evaluate;
 mod evaluate_long;
 mod export;
 mod import;
+mod out;
 mod report;
 mod sample;
 mod sample_long;
