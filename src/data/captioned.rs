@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension},
     folder::{EXTENSIONS, Folder},
     table::{Row, Rows, names},
 };
@@ -80,14 +80,17 @@ impl Webvid {
         )
     }
 
-    /// `root/page_dir/videoid.mp4`, without the folder where there is none, or with another ending.
+    /// `root/page_dir/videoid.mp4`, without the folder where there is none, or with another ending, which the id may have
+    /// already.
     fn video(&self, folder: &str, id: &str) -> Option<PathBuf> {
         let inside = |part: &str| !part.is_empty() && !part.starts_with('/') && !part.split('/').any(|p| p == "..");
         if !inside(id) {
             return None;
         }
         let folders = [Some(self.root.join(folder)).filter(|_| inside(folder)), Some(self.root.clone())];
-        let files = |folder: PathBuf| EXTENSIONS.iter().map(move |ending| folder.join(format!("{id}.{ending}")));
+        let named = has_extension(Path::new(id), &EXTENSIONS).then(|| id.to_string());
+        let names: Vec<String> = EXTENSIONS.iter().map(|ending| format!("{id}.{ending}")).chain(named).collect();
+        let files = |folder: PathBuf| names.iter().map(move |name| folder.join(name));
         folders.into_iter().flatten().flat_map(files).find(|path| path.is_file())
     }
 }
@@ -263,6 +266,7 @@ mod tests {
             ("1,\"A dog\n2,a cat\n3,a bird\n", &[(2, "a cat"), (3, "a bird")], 1),
             ("1,\"A dog\n2,a cat\n3,\"a bird\"\n", &[(2, "a cat"), (3, "a bird")], 1),
             ("1,\"A dog, running\"\n2,a cat,,\n", &[(1, "A dog, running"), (2, "a cat")], 0),
+            ("1.mp4,A dog\n2.MP4,a cat\n", &[(1, "A dog")], 1),
             ("1,\u{feff}A dog\n\u{feff}2,a cat\n", &[(1, "A dog"), (2, "a cat")], 0),
         ] {
             let (found, count) = read(&format!("videoid,name\n{rows}")).unwrap();

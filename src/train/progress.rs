@@ -196,6 +196,8 @@ fn clock(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -205,6 +207,23 @@ mod tests {
         let text = standing(60, 100, 10, Duration::from_secs(50), None, "");
         assert_eq!(text, "60/100  5.0 s each, 3 min 20 s left");
         assert_eq!(standing(50, 100, 0, Duration::ZERO, None, ""), "50/100");
+    }
+
+    /// What is drawn when a terminal is closed goes nowhere; indicatif by itself panics where a bar gives way to a line.
+    #[test]
+    fn a_terminal_that_is_gone_ends_nothing() {
+        let gone = || File::options().read(true).write(true).open("/dev/full").unwrap();
+        let terminal = || Term::read_write_pair(gone(), gone());
+        assert!(terminal().write_line("").is_err());
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(terminal())), 5);
+        let bars = MultiProgress::with_draw_target(target);
+        let bar = bars.add(ProgressBar::new(9));
+        for position in 0..3 {
+            bar.set_position(position);
+            bar.tick();
+            bars.suspend(|| {});
+        }
+        bar.finish_and_clear();
     }
 
     /// Work that ends by the clock has no more time left than the clock says.

@@ -533,7 +533,7 @@ impl Reconstructions {
     }
 }
 
-/// Videos of all samples (packed, where this binary cannot write mp4), and pictures of the first of each set.
+/// Videos of all samples (packed, where this binary or their size allows no mp4), and pictures of the first of each set.
 struct Shown<'a> {
     out: &'a Path,
     count: i64,
@@ -547,7 +547,8 @@ const FPS: f64 = 8.0;
 impl<'a> Shown<'a> {
     /// For `count` clips of the shape of `[3, F, S, S]`.
     fn new(out: &'a Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
-        let packed = match cfg!(feature = "video") {
+        // mp4 needs even sides
+        let packed = match cfg!(feature = "video") && side % 2 == 0 {
             true => None,
             false => Some(PackedWriter::create(&out.join("samples.safetensors"), count, frames, side, seed)?),
         };
