@@ -46,7 +46,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
             .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
         Ok(value)
     };
-    let readings = overrides::choose(&overrides, &mut |readings| {
+    let readings = overrides::choose(&overrides, |readings| {
         let value = overridden(readings)?;
         Ok(deserialize::<T>(&value).err().map(|(path, _)| path))
     })?;

@@ -75,7 +75,7 @@ type KeyPath = Vec<String>;
 /// complaint of another key says nothing of this one, so all are looked at again until nothing changes.
 pub fn choose(
     overrides: &[Override],
-    wrong: &mut dyn FnMut(&[usize]) -> Result<Option<KeyPath>, Mistake>,
+    mut wrong: impl FnMut(&[usize]) -> Result<Option<KeyPath>, Mistake>,
 ) -> Result<Vec<usize>, Mistake> {
     let mut chosen = vec![0; overrides.len()];
     for _ in 0..=overrides.len() {
