@@ -1,12 +1,17 @@
 //! Files that are either there and whole, or not there: written beside their place, then renamed.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File},
+    hash::{DefaultHasher, Hash, Hasher},
     io::{BufWriter, Write},
     path::{Path, PathBuf},
     process,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -64,7 +69,8 @@ impl Drop for PendingFile {
     }
 }
 
-/// A name in the folder of `path` that no one else uses; the folder is made if it is not there.
+/// A name in the folder of `path` that no one else uses; the folder is made if it is not there, and what dead processes
+/// left half written in it is deleted.
 ///
 /// # Errors
 /// A folder that cannot be made; a path without a file name.
@@ -73,10 +79,48 @@ pub fn temporary_path(path: &Path) -> Result<PathBuf> {
     let folder = folder_of(path);
     fs::create_dir_all(folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let name = path.file_name().with_context(|| format!("{} does not name a file", path.display()))?;
+    sweep(folder);
     let mut temporary = OsString::from(".");
     temporary.push(name);
-    temporary.push(format!(".{}-{}.partial", process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+    let (place, id) = (place(), process::id());
+    temporary.push(format!(".{place}-{id}-{}.{ENDING}", COUNT.fetch_add(1, Ordering::Relaxed)));
     Ok(folder.join(temporary))
+}
+
+/// Of names of files that are not whole yet.
+const ENDING: &str = "partial";
+
+/// Where the numbers of processes mean what they mean here: the machine and, of containers on one machine, the
+/// container.
+fn place() -> String {
+    let mut hasher = DefaultHasher::new();
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().hash(&mut hasher);
+    fs::read_link("/proc/self/ns/pid").unwrap_or_default().hash(&mut hasher);
+    format!("{:08x}", hasher.finish() as u32)
+}
+
+/// Deletes what processes of this machine that are no more have left half written in a folder, once for each folder: a
+/// process that is killed cannot do it itself.
+fn sweep(folder: &Path) {
+    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    if !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_path_buf()) {
+        return;
+    }
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let is_dead = |pid: u32| pid != process::id() && !Path::new(&format!("/proc/{pid}")).exists();
+        if writer(&entry.file_name().to_string_lossy()).is_some_and(is_dead) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// The process of this machine that writes a file of this name, if it is a temporary one.
+fn writer(name: &str) -> Option<u32> {
+    let (_, of) = name.strip_prefix('.')?.strip_suffix(ENDING)?.strip_suffix('.')?.rsplit_once('.')?;
+    let (pid, count) = of.strip_prefix(&place())?.strip_prefix('-')?.split_once('-')?;
+    count.parse::<u64>().ok()?;
+    pid.parse().ok()
 }
 
 /// Brings the finished `temporary` to the disk and gives it its name, `path`, in the same folder.
@@ -115,5 +159,27 @@ mod tests {
         assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_process_that_was_killed_left_half_written_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut ended = process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let (place, dead, living) = (place(), ended.id(), process::id());
+        let swept = at(&format!(".x.npz.{place}-{dead}-0.partial"));
+        let kept = [
+            at(&format!(".x.npz.{place}-{living}-7.partial")),
+            at(&format!(".x.npz.other-{dead}-0.partial")),
+            at(&format!("x.npz.{place}-{dead}-0.partial")),
+            at(&format!(".x.npz.{place}-{dead}-a.partial")),
+            at(".partial"),
+            at("x.npz"),
+        ];
+        kept.iter().chain([&swept]).for_each(|path| fs::write(path, "half").unwrap());
+        write_atomically(&at("y"), |file| Ok(file.write_all(b"whole")?)).unwrap();
+        assert!(!swept.exists());
+        kept.iter().for_each(|path| assert!(path.exists(), "{} is gone", path.display()));
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     torch::{FixedWeights, Readback, upload},
 };
 
-pub use long_video::{LongVideo, forget};
+pub use long_video::{LongVideo, forget, weights_of};
 
 /// A denoiser with its schedule and latent space.
 pub struct Generator {

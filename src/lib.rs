@@ -25,13 +25,15 @@
 //! nn                                      layers and their parameters
 //! distributed                             several processes that do one piece of work
 //! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
-//! atomic_file | file_format               files that are whole or not there; what a file is by its first bytes
+//! atomic_file | file_format | text_file   files that are whole or not there; what a file is; texts that people wrote
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
 //! guidance; `metrics` knows nothing of diffusion, and neither it nor `train` knows the other.
 
 #![warn(missing_docs, clippy::missing_errors_doc)]
+// both panic where nobody reads: see `say!` in src/commands and `tell` in src/train/progress.rs
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
 #![deny(unsafe_code)]
 
 pub mod atomic_file;
@@ -51,6 +53,7 @@ pub mod nn;
 pub mod random;
 pub mod report;
 pub mod safetensors;
+pub mod text_file;
 #[allow(unsafe_code)]
 pub mod torch;
 pub mod train;

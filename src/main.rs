@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let _ = torch::load_cuda();
     torch::allow_tf32(false);
     torch::locate_panics();
-    match torch::caught(|| run(verb)) {
+    match torch::caught(|| run(verb)).and_then(|()| commands::all_was_said()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),
         Err(error) => {

@@ -99,7 +99,7 @@ fn mistakes_are_status_2() {
     refused(at, &["train", "diffusion", "diffusion.yaml"], 2, &["runs/autoencoder", "train it first"]);
     refused(at, &["sample", "runs/nothing", "--out", "samples"], 2, &["runs/nothing"]);
     refused(at, &["sample", ".", "--videos", "0", "--out", "samples"], 2, &["--videos"]);
-    refused(at, &["data", "pack", "--videos", "nowhere", "--out", "packed"], 2, &["nowhere"]);
+    refused(at, &["data", "pack", "--videos", "nowhere", "--out", "packed.safetensors"], 2, &["nowhere"]);
     refused(at, &["evaluate", "--real", "nowhere", "--generated", "nowhere"], 2, &["nowhere"]);
     refused(at, &["evaluate", "missing.yaml"], 2, &["missing.yaml"]);
     refused(at, &["demo", "nowhere"], 2, &["nowhere"]);
@@ -234,6 +234,76 @@ fn a_full_disk_leaves_the_old_checkpoint() {
     let said = succeed_in(at, &[&train[..], &["trainer.steps=4"]].concat());
     assert!(said.err.contains("going on from step 2"), "{}", said.err);
     assert!(checkpoints.join("step-00000004.safetensors").exists());
+}
+
+/// Names, sizes, rates, lengths and folders of earlier samples are looked at before anything is sampled.
+#[test]
+fn what_cannot_be_written_is_not_sampled() {
+    let folder = workplace();
+    let at = folder.path();
+    let tiny = "autoencoder=pixels unet.channels=4 unet.norm_groups=2 data.frames=2 data.resolution=8 trainer.batch=1";
+    let train: Vec<&str> = ["train", "diffusion", "diffusion.yaml"].into_iter().chain(tiny.split(' ')).collect();
+    succeed_in(at, &train);
+    let sample = |rest: &[&'static str]| [&["sample", "runs/diffusion", "--steps", "2"], rest].concat();
+    let largest = "9223372036854775807";
+    for (rest, words) in [
+        (&["--videos", "2", "--out", "x.mp4"][..], &["x.mp4", "2 videos", "NAME.npz"][..]),
+        (&["--videos", "1", "--out", "x.gif"], &["x.gif", "folder", "NAME.npz"]),
+        (&["--videos", "1", "--out", "x.PT"], &["x.PT", "folder", "NAME.npz"]),
+        (&["--height", "17", "--out", "s"], &["8x17", "even", "NAME.npz"]),
+        (&["--width", "9", "--out", "s"], &["9x8", "even"]),
+        (&["--fps", "nan", "--out", "s"], &["--fps"]),
+        (&["--fps", "0", "--out", "s"], &["--fps 0"]),
+        (&["--eta", "inf", "--out", "s"], &["--eta", "finite"]),
+        (&["--frames", largest, "--out", "s"], &["--frames", "1..="]),
+        (&["--videos", largest, "--out", "s"], &["--videos", "1..="]),
+        (&["--batch", largest, "--out", "s"], &["--batch", "1..="]),
+        (&["--height", largest, "--out", "s"], &["--height", "1..="]),
+    ] {
+        refused(at, &sample(rest), 2, words);
+    }
+    succeed_in(at, &sample(&["--videos", "1", "--out", "x.NPZ"]));
+    succeed_in(at, &sample(&["--videos", "1", "--out", "x.MP4"]));
+    assert!(fs::read(at.join("x.NPZ")).unwrap().starts_with(b"PK"));
+    assert_eq!(&fs::read(at.join("x.MP4")).unwrap()[4..8], b"ftyp");
+    // videos of one setting in a folder: more of them are welcome, others are not
+    succeed_in(at, &sample(&["--videos", "2", "--out", "s"]));
+    succeed_in(at, &sample(&["--videos", "3", "--out", "s"]));
+    refused(
+        at,
+        &sample(&["--seed", "1", "--videos", "2", "--out", "s"]),
+        2,
+        &["s holds videos of other settings (seed"],
+    );
+    fs::remove_file(at.join("s/sampling.json")).unwrap();
+    refused(at, &sample(&["--videos", "3", "--out", "s"]), 2, &["s holds videos already (00000.mp4)"]);
+    for (arguments, words) in [
+        (&["export", "runs/diffusion", "--out", "x.ckpt"][..], "ends in .safetensors"),
+        (&["encode", "runs/diffusion", "--videos", ".", "--out", "x.npz"], "ends in .safetensors"),
+        (&["data", "pack", "--videos", ".", "--out", "x"], "ends in .safetensors"),
+        (&["report", "runs", "--out", "x.pdf"], "ends in .html"),
+    ] {
+        refused(at, arguments, 2, &[words]);
+    }
+}
+
+/// A reader that ends early, as `head -1` does, is no failure; a disk that takes no more is one, and is told.
+#[test]
+fn a_stdout_that_is_closed_early_is_quiet() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["doctor"][..], &["evaluate", "--protocols"], &["--help"], &["report", "--help"]] {
+        let mut child =
+            lvdm_in(folder.path(), arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let said = Said::from(child.wait_with_output().unwrap());
+        assert_eq!(said.status, 0, "{arguments:?}: {}", said.err);
+        for word in ["error", "anic", "ipe"] {
+            assert!(!said.err.contains(word), "{arguments:?}: {}", said.err);
+        }
+    }
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = lvdm_in(folder.path(), &["evaluate", "--protocols"]).stdout(full).output().unwrap();
+    assert!(Said::from(output).error(1).contains("cannot write to stdout: No space left"));
 }
 
 /// A folder that cannot be made is one clear error.

@@ -293,12 +293,20 @@ fn long_videos_from_the_command_line() {
     assert!(other.error(2).contains("other settings"));
 
     // what does not fit is a mistake that says so
+    let long = |rest: &[&'static str]| {
+        [&["sample-long", "runs/prediction", "--interpolation", "runs/interpolation", "--dry-run"], rest].concat()
+    };
     for (arguments, word) in [
         (vec!["sample-long", "runs/short", "--dry-run"], "conditioning"),
         (vec!["sample-long", "runs/prediction", "--dry-run"], "interpolation"),
         (vec!["sample-long", "runs/continuation", "--dry-run"], "clean"),
         (vec!["sample-long", "runs/continuation", "--clean", "--dry-run", "--overlap", "4"], "overlap"),
         (vec!["sample-long", "runs/none", "--dry-run"], "runs/none"),
+        (vec!["sample-long", "runs/prediction", "--interpolation", "runs/interpolation", "--out", "x.npz"], "folder"),
+        (long(&["--frames", "9223372036854775807"]), "frames must be a number from 1 to"),
+        (long(&["--gap", "9223372036854775807"]), "gap must be a number from 1 to"),
+        (long(&["--batch", "9223372036854775807"]), "batch must be a number from 1 to"),
+        (long(&["--videos", "9223372036854775807"]), "--videos"),
     ] {
         let said = run_in(at, &arguments);
         assert!(said.error(2).contains(word), "{arguments:?}: {}", said.err);

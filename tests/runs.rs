@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{Said, contents, run_in, same_checkpoint, succeed_in, write_packed};
+use common::{Said, contents, lvdm_in, run_in, same_checkpoint, succeed_in, write_packed};
 use lvdm::checkpoint::{self, Checkpoint};
 
 const DIFFUSION: &str = "\
@@ -181,6 +181,47 @@ fn a_terminal_that_is_gone_does_not_keep_a_training_from_saving() {
     wait_until("the end", || child.0.try_wait().unwrap().is_some());
     assert_eq!(child.0.wait().unwrap().code(), Some(75));
     assert_eq!(last_step(&run) as usize, lines(&run));
+}
+
+/// stdout and stderr on a full disk from the start on: progress, notes and the last line are lost, and nothing else.
+#[test]
+fn a_training_that_can_say_nothing_trains_all_the_same() {
+    let folder = workplace();
+    let at = folder.path();
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml"]);
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    // this start has something to say: where it goes on from, and which setting differs
+    let mut command = lvdm_in(at, &["train", "diffusion", "diffusion.yaml", "trainer.steps=8"]);
+    assert_eq!(command.stdout(full()).stderr(full()).status().unwrap().code(), Some(0));
+    assert_eq!(last_step(&at.join("runs/diffusion")), 8);
+}
+
+/// Files that may not grow beyond a size stand for a disk that is full: the log reaches it, checkpoints do not.
+#[test]
+fn a_log_that_takes_no_more_ends_no_training() {
+    let folder = workplace();
+    let at = folder.path();
+    // a network whose checkpoint is smaller than the log
+    let small = "unet.multipliers=[1] unet.attention_factors=[]";
+    succeed_in(at, &[&["train", "diffusion", "diffusion.yaml"][..], &small.split(' ').collect::<Vec<_>>()].concat());
+    let run = at.join("runs/diffusion");
+    let size = fs::metadata(checkpoint::path(&run, 6)).unwrap().len();
+    let (blocks, binary) = (size * 5 / 4 / 512, env!("CARGO_BIN_EXE_lvdm"));
+    let script = format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec {binary} train diffusion diffusion.yaml {small} \
+         trainer.steps=400 trainer.checkpoint_every=400"
+    );
+    let output = Command::new("sh").args(["-c", &script]).current_dir(at).stdin(Stdio::null()).output().unwrap();
+    let said = Said::from(output);
+    assert_eq!(said.status, 0, "{}", said.err);
+    let events = |line: &&str| line.contains("/tensorboard/events.out.tfevents.");
+    let told: Vec<&str> = said.err.lines().filter(events).collect();
+    assert_eq!(told.len(), 2, "the first failure, and how much is missing in the end: {told:#?}");
+    assert!(told[0].contains("cannot write") && told[0].contains("the work goes on"), "{}", told[0]);
+    let count: u64 =
+        told[1].strip_prefix("warning: ").and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    assert!(count > 100 && told[1].contains("TensorBoard events are not in"), "{}", told[1]);
+    assert_eq!(last_step(&run), 400);
 }
 
 /// While a step takes long, the first Ctrl-C waits for it and the second does not.

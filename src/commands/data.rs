@@ -7,8 +7,10 @@ use std::{
 };
 
 use anyhow::Result;
+use clap::value_parser;
 use tch::{Device, Kind, Tensor};
 
+use super::{out::check_ending, sample::MOST_VIDEOS};
 use crate::{
     data::{
         ClipSpec, DataConfig, DatasetConfig, Fit, decode_workers, demo,
@@ -119,9 +121,9 @@ struct Pack {
     #[command(flatten)]
     clips: Clips,
     /// How many clips (default: one of each video)
-    #[arg(long = "clips")]
+    #[arg(long = "clips", value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     count: Option<u64>,
-    /// The file
+    /// The file (.safetensors)
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -194,7 +196,7 @@ impl Data {
                 let config =
                     demo::DemoConfig { root: out, train, test, frames, size, seed, ..demo::DemoConfig::default() };
                 demo::write(&config)?;
-                println!("{train} videos to train on and {test} held out in {}", config.root.display());
+                say!("{train} videos to train on and {test} held out in {}", config.root.display());
                 Ok(())
             }
             What::Prepare(options) => options.run(),
@@ -247,10 +249,10 @@ impl Prepare {
                 Some(range) if range.contains(found) => ", as published".to_string(),
                 Some(range) => format!(", published are {}", range.start()),
             };
-            println!("{found} {what}{beside}");
+            say!("{found} {what}{beside}");
         }
         for note in &prepared.notes {
-            println!("note: {note}");
+            say!("note: {note}");
         }
         for (kind, what) in [
             (ProblemKind::Missing, "missing".to_string()),
@@ -261,27 +263,27 @@ impl Prepare {
                 format!("too short for {} frames at stride {stride}; in the index all the same", self.frames),
             ),
         ] {
-            println!("{} {what}", prepared.count(kind));
+            say!("{} {what}", prepared.count(kind));
             let of_kind = prepared.problems.iter().filter(|problem| problem.kind == kind);
             for problem in of_kind.take(SHOWN) {
-                println!("    {}: {}", problem.name, problem.reason);
+                say!("    {}: {}", problem.name, problem.reason);
             }
             if prepared.count(kind) > SHOWN {
-                println!("    …");
+                say!("    …");
             }
         }
-        println!(
+        say!(
             "checked: {}",
             match depth {
                 Depth::Whole => "every frame of every video was decoded",
                 Depth::Ends => "first and last frame of each video, and every picture's header; not what lies between",
             }
         );
-        println!("{} videos in {}", prepared.entries.len(), index.display());
+        say!("{} videos in {}", prepared.entries.len(), index.display());
         if !prepared.problems.is_empty() {
-            println!("all problems: {}", problems_file(&index).display());
+            say!("all problems: {}", problems_file(&index).display());
         }
-        println!("data: {{dataset: {{kind: indexed, file: {}}}, …}}", index.display());
+        say!("data: {{dataset: {{kind: indexed, file: {}}}, …}}", index.display());
         Ok(())
     }
 }
@@ -295,6 +297,7 @@ impl Inspect {
         if self.videos < 1 || self.resolution < 1 {
             return Err(Mistake("--videos and --resolution must be at least 1".into()).into());
         }
+        check_ending(&self.out, "png")?;
         let mut entries = read_index(&self.index)?;
         if let Some(split) = &self.split {
             entries.retain(|entry| entry.split.as_ref() == Some(split));
@@ -302,7 +305,7 @@ impl Inspect {
         if entries.is_empty() {
             return Err(Mistake(format!("no videos of this split in {}", self.index.display())).into());
         }
-        print!("{}", summary(&entries));
+        crate::commands::say::text(summary(&entries));
         let rows = entries.len().min(self.videos);
         let chosen: Vec<&IndexEntry> = (0..rows).map(|row| &entries[row * entries.len() / rows]).collect();
         let looked: Vec<Result<Tensor>> = chosen.iter().map(|entry| overview(entry, self.resolution)).collect();
@@ -311,11 +314,11 @@ impl Inspect {
         let clips: Vec<Tensor> =
             looked.iter().map(|clip| clip.as_ref().map_or_else(|_| empty(), Tensor::shallow_clone)).collect();
         pictures::write_png(&self.out, &pictures::grid(&Tensor::stack(&clips, 0), 1)?)?;
-        println!("contact sheet, from top to bottom: {}", self.out.display());
+        say!("contact sheet, from top to bottom: {}", self.out.display());
         for (entry, clip) in chosen.iter().zip(&looked) {
             match clip {
-                Ok(_) => println!("    {}", entry.path.display()),
-                Err(error) => println!("    {}: left grey, {error:#}", entry.path.display()),
+                Ok(_) => say!("    {}", entry.path.display()),
+                Err(error) => say!("    {}: left grey, {error:#}", entry.path.display()),
             }
         }
         let broken = looked.iter().filter(|clip| clip.is_err()).count();
@@ -383,11 +386,12 @@ fn summary(entries: &[IndexEntry]) -> String {
 
 impl Pack {
     fn run(self) -> Result<()> {
+        check_ending(&self.out, "safetensors")?;
         let data = self.clips.data(false)?;
         distributed::run(&self.launch, DeviceName::Cpu, |ranks, _| {
             let count = pack_clips(&data, self.count, self.clips.seed, &self.out, ranks)?;
             if ranks.is_first() {
-                println!("{count} clips in {}", self.out.display());
+                say!("{count} clips in {}", self.out.display());
             }
             Ok(())
         })

@@ -128,11 +128,11 @@ impl Demo {
         seconds.insert("sample", report.sample_seconds);
         seconds.insert("evaluate", report.evaluate_seconds);
 
-        println!();
+        say!();
         report.print();
         let times: Vec<String> = seconds.iter().map(|(stage, s)| format!("{stage} {s:.0} s")).collect();
-        println!("time: {}", times.join(", "));
-        println!();
+        say!("time: {}", times.join(", "));
+        say!();
         let summary_file = autoencoder_run.with_file_name(SUMMARY_FILE);
         let report_file = autoencoder_run.with_file_name("report.html");
         for (what, place) in [
@@ -145,7 +145,7 @@ impl Demo {
             ("these figures", summary_file.clone()),
             ("a page of it all, for a browser", report_file.clone()),
         ] {
-            println!("{what:45} {}", place.display());
+            say!("{what:45} {}", place.display());
         }
         let text = serde_json::to_string_pretty(&summary(&report, seconds)?)?;
         write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))?;
@@ -165,7 +165,7 @@ fn trained(Progress { step, seconds, .. }: Progress, trainer: &TrainerConfig, ru
 }
 
 fn stage_line(stage: &str, place: &Path) {
-    eprintln!("== {stage}: {}", place.display());
+    progress::tell(format!("== {stage}: {}\n", place.display()).as_bytes());
 }
 
 fn summary(report: &Report, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {

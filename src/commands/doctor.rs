@@ -90,11 +90,11 @@ fn examine() -> bool {
             Outcome::Absent => "-   ",
             Outcome::Bad => "FAIL",
         };
-        println!("{mark} {name:width$}  {detail}");
+        say!("{mark} {name:width$}  {detail}");
     }
     let bad = findings.iter().filter(|finding| finding.outcome == Outcome::Bad).count();
     if bad == 0 {
-        println!("This machine can do the job.");
+        say!("This machine can do the job.");
     }
     bad == 0
 }

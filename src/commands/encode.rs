@@ -3,9 +3,14 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
+use clap::value_parser;
 use tch::Device;
 
-use super::{data::Clips, sample::PrecisionOptions};
+use super::{
+    data::Clips,
+    out::check_ending,
+    sample::{MOST_VIDEOS, PrecisionOptions},
+};
 use crate::{
     data::DataConfig,
     distributed::{self, Launch, Ranks},
@@ -25,10 +30,10 @@ pub struct Encode {
     #[command(flatten)]
     clips: Clips,
     /// How many clips (default: --crops of each video)
-    #[arg(long = "clips")]
+    #[arg(long = "clips", value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     count: Option<u64>,
     /// Clips of each video, each from another place
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     crops: u64,
     /// Half of the clips mirrored
     #[arg(long)]
@@ -36,7 +41,7 @@ pub struct Encode {
     /// Encode captions too, with the text encoder of this run
     #[arg(long)]
     text: Option<PathBuf>,
-    /// The file
+    /// The file (.safetensors)
     #[arg(long)]
     out: PathBuf,
     /// auto, cpu, cuda or cuda:N
@@ -52,6 +57,7 @@ impl Encode {
     /// # Errors
     /// Videos or a run that are not there; videos without captions where those are asked for; a full disk.
     pub fn run(self) -> Result<()> {
+        check_ending(&self.out, "safetensors")?;
         let data = self.clips.data(self.flip)?;
         if self.text.is_some() && !data.dataset.has_captions() {
             return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
@@ -72,7 +78,7 @@ impl Encode {
         pack_latents(&space, text.as_ref(), data, count, self.clips.seed, numerics, &self.out, ranks, on_clip)?;
         bar.finish();
         if ranks.is_first() {
-            println!("{count} clips in {}", self.out.display());
+            say!("{count} clips in {}", self.out.display());
         }
         Ok(())
     }

@@ -162,7 +162,7 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
     }
     write(experiment, &protocol, floor.as_ref(), &measured, device)?;
     print(experiment, &protocol, floor.as_ref(), &measured);
-    println!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
+    say!("curves: {} and .png, {}", out.join("kvd.svg").display(), out.join("fvd.svg").display());
     Ok(())
 }
 
@@ -447,9 +447,9 @@ fn write(
             let line = json!({"curve": found.name, "first_frame": frame, "fvd": fvd, "kvd": kvd,
                 "fvd_interval": fvd_interval, "kvd_interval": kvd_interval});
             lines.push_str(&format!("{line}\n"));
-            log.scalars(frame, &[("window_fvd", *fvd), ("window_kvd", *kvd)])?;
+            log.scalars(frame, &[("window_fvd", *fvd), ("window_kvd", *kvd)]);
         }
-        log.finish()?;
+        log.finish();
     }
     write_atomically(&out.join(CURVES_FILE), |file| Ok(file.write_all(lines.as_bytes())?))?;
     let figures = json!({
@@ -483,28 +483,28 @@ fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Opti
     let head = |text: fn(&Measured) -> &str| {
         measured.iter().map(|found| format!("  {:>width$}", text(found))).collect::<String>()
     };
-    println!("{:11}{}", "", head(|found| &found.name));
-    println!("{:>11}{}", "first frame", head(|_| "FVD       KVD"));
+    say!("{:11}{}", "", head(|found| &found.name));
+    say!("{:>11}{}", "first frame", head(|_| "FVD       KVD"));
     for window in 0..measured.iter().map(|found| found.windows.len()).max().unwrap_or(0) {
         let cell = |found: &Measured| {
             let text = found.windows.get(window).map(|w| format!("{:.1} {:9.2}", w.distances.fvd, w.distances.kvd));
             format!("  {:>width$}", text.unwrap_or_default())
         };
         let row: String = measured.iter().map(cell).collect();
-        println!("{:>11}{row}", window as i64 * experiment.real.frames);
+        say!("{:>11}{row}", window as i64 * experiment.real.frames);
     }
     if let Some(floor) = floor {
-        println!("{}", floor.line());
+        say!("{}", floor.line());
     }
     for found in measured {
         let seam = found.seam.map_or(String::new(), |seam| format!(", at seams {seam:.2} of the median elsewhere"));
         let Measured { name, motion, .. } = found;
         let widths = [found.half_width(|w| w.fvd_interval), found.half_width(|w| w.kvd_interval)];
         if let [Some(fvd), Some(kvd)] = widths {
-            println!("{name}: 95 % interval of a window (jackknife, median): FVD ± {fvd:.1}, KVD ± {kvd:.2}");
+            say!("{name}: 95 % interval of a window (jackknife, median): FVD ± {fvd:.1}, KVD ± {kvd:.2}");
         }
-        println!("{name}: KVD of the last quarter minus that of the first {:+.2}", found.degradation());
-        println!("{name}: neighbouring frames differ by {motion:.2} grey levels{seam}");
+        say!("{name}: KVD of the last quarter minus that of the first {:+.2}", found.degradation());
+        say!("{name}: neighbouring frames differ by {motion:.2} grey levels{seam}");
     }
-    println!("{}", subtitle(experiment, protocol));
+    say!("{}", subtitle(experiment, protocol));
 }

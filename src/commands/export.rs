@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::parts_table;
+use super::{out::check_ending, parts_table};
 use crate::{exchange, experiment::Mistake};
 
 /// Write a run's networks for other programs
@@ -71,15 +71,13 @@ impl Export {
             }
             (None, Some(run), Some(out)) => {
                 there(&run)?;
-                if out.extension().is_none_or(|extension| extension != "safetensors") {
-                    return Err(Mistake(format!("--out {}: give it the ending .safetensors", out.display())).into());
-                }
+                check_ending(&out, "safetensors")?;
                 (exchange::export(&run, &out)?, out)
             }
             (None, ..) => return Err(Mistake("export needs RUN and --out FILE".into()).into()),
         };
-        print!("{}", parts_table(&parts));
-        println!("{}", out.display());
+        super::say::text(parts_table(&parts));
+        say!("{}", out.display());
         Ok(())
     }
 }

@@ -75,14 +75,14 @@ impl StableDiffusion {
     fn run(self) -> Result<()> {
         let imported = exchange::import_stable_diffusion(&self.path, &self.told, &self.out)?;
         let parts: Vec<_> = imported.iter().map(|network| network.part.clone()).collect();
-        print!("{}", parts_table(&parts));
-        println!("{:22} {:>8} {:>8} {:>8}", "names", "loaded", "new", "unused");
+        super::say::text(parts_table(&parts));
+        say!("{:22} {:>8} {:>8} {:>8}", "names", "loaded", "new", "unused");
         for ImportedNetwork { part, names } in &imported {
             let [loaded, new, unused] = [names.loaded.len(), names.new.len(), names.ignored.len()];
-            println!("{:22} {loaded:>8} {new:>8} {unused:>8}", part.name);
+            say!("{:22} {loaded:>8} {new:>8} {unused:>8}", part.name);
         }
-        println!("all names: {}", self.out.join(exchange::NAMES_FILE).display());
-        println!("a run of the diffusion at step 0: {}", self.out.display());
+        say!("all names: {}", self.out.join(exchange::NAMES_FILE).display());
+        say!("a run of the diffusion at step 0: {}", self.out.display());
         Ok(())
     }
 }
@@ -114,13 +114,13 @@ impl Lvdm {
     fn run(self) -> Result<()> {
         let Lvdm { file, out, told } = self;
         let imported = exchange::import(&file, &told, &out)?;
-        print!("{}", parts_table(&imported.parts));
+        super::say::text(parts_table(&imported.parts));
         if !imported.ignored.is_empty() {
             let groups: Vec<String> =
                 imported.ignored.iter().map(|group| format!("{} ({})", group.name, group.count)).collect();
-            println!("known and ignored: {}", groups.join(", "));
+            say!("known and ignored: {}", groups.join(", "));
         }
-        println!("a run of the {} at step {}: {}", imported.task, imported.step, out.display());
+        say!("a run of the {} at step {}: {}", imported.task, imported.step, out.display());
         Ok(())
     }
 }

@@ -1,5 +1,8 @@
 //! One verb, one file.
 
+#[macro_use]
+mod say;
+
 mod bench;
 mod data;
 mod demo;
@@ -9,6 +12,7 @@ mod evaluate;
 mod evaluate_long;
 mod export;
 mod import;
+mod out;
 mod report;
 mod sample;
 mod sample_long;
@@ -28,6 +32,7 @@ pub use import::Import;
 pub use report::Report;
 pub use sample::Sample;
 pub use sample_long::SampleLong;
+pub use say::all_was_said;
 pub use train::Train;
 pub use verify::Verify;
 pub use weights::Weights;
@@ -47,7 +52,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{distributed::rank, exchange::Part, train::progress::beside_bars};
+use crate::{distributed::rank, exchange::Part, train::progress::tell};
 
 /// The file of a verb that needs none, and what is replaced in it: without a file the first override stands in its
 /// place.
@@ -119,8 +124,7 @@ struct AboveBars;
 
 impl Write for AboveBars {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // a terminal that was closed ends no work
-        let _ = beside_bars(|| std::io::stderr().write_all(bytes));
+        tell(bytes);
         Ok(bytes.len())
     }
 

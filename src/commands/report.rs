@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::Result;
 
+use super::out::check_ending;
 use crate::atomic_file::write_atomically;
 use efficiency::Efficiency;
 
@@ -39,8 +40,9 @@ impl Report {
         if let Some(What::Efficiency(efficiency)) = self.what {
             return efficiency.run();
         }
+        check_ending(&self.out, "html")?;
         let bytes = write(&self.runs, &self.out)?;
-        println!("report: {} ({:.1} MB)", self.out.display(), bytes as f64 / 1e6);
+        say!("report: {} ({:.1} MB)", self.out.display(), bytes as f64 / 1e6);
         Ok(())
     }
 }

@@ -5,18 +5,34 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use clap::value_parser;
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
+use super::out::{Form, Out, check_mp4, remember};
+
 use crate::{
-    data::{DataConfig, PackedWriter, frame_folder::read_picture, numpy::NumpyWriter, write_video},
+    data::{DataConfig, frame_folder::read_picture},
     diffusion::{GuidanceConfig, SamplerConfig, Variance},
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Numerics, Precision},
-    generate::{ClipId, FramesOfClip, Generator, Given, TextPrompts},
+    generate::{ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
+    text_file::{read_text, trim},
     torch::{DeviceName, upload},
     train::progress::Progress,
 };
+
+/// No request is meant to be larger.
+pub const MOST_VIDEOS: u64 = 10_000_000;
+const MOST_FRAMES: i64 = 1_000_000;
+const MOST_PIXELS: i64 = 1 << 16;
+
+/// A number on the command line.
+pub fn finite(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_string())?;
+    if number.is_finite() { Ok(number) } else { Err("not a finite number".into()) }
+}
 
 /// Sample videos from a diffusion run
 #[derive(Debug, clap::Args)]
@@ -24,18 +40,18 @@ pub struct Sample {
     /// Run folder of `lvdm train diffusion`, or one of its checkpoints
     run: PathBuf,
     /// How many [default: one a prompt, seed or first frame, whichever are most; without any 16]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]
     videos: Option<u64>,
     #[command(flatten)]
     text: TextOptions,
     /// Frames of a video [default: as trained]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     frames: Option<i64>,
     /// Pixels [default: as trained]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PIXELS))]
     height: Option<i64>,
     /// Pixels [default: as trained]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PIXELS))]
     width: Option<i64>,
     #[command(flatten)]
     sampler: SamplerOptions,
@@ -51,12 +67,12 @@ pub struct Sample {
     #[arg(long = "first-frame", value_name = "FILE")]
     first_frames: Vec<PathBuf>,
     /// Videos in one pass of the network
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]
     batch: u64,
     /// Frames a second of the files
     #[arg(long, default_value_t = 8.0)]
     fps: f64,
-    /// Folder of the files 00000.mp4, 00001.mp4, …, or one file for all, without loss: NAME.safetensors (a packed data
+    /// Folder of the files 00000.mp4, 00001.mp4, …, or NAME.mp4 for a single video, or one file for all, without loss: NAME.safetensors (a packed data
     /// set), NAME.npz (`arr_0`) or NAME.npy (uint8 [N, F, H, W, 3], which other projects' FVD takes)
     #[arg(long)]
     out: PathBuf,
@@ -79,7 +95,7 @@ struct TextOptions {
     #[arg(long = "prompts", conflicts_with = "prompts")]
     file: Option<PathBuf>,
     /// How strongly the prompt is followed: 1 without guidance, 7.5 to 15 is usual [default: 7.5]
-    #[arg(long)]
+    #[arg(long, value_parser = finite)]
     guidance: Option<f64>,
     /// What not to show
     #[arg(long)]
@@ -89,10 +105,9 @@ struct TextOptions {
 impl TextOptions {
     fn prompts(&self) -> Result<Vec<String>> {
         let Some(file) = &self.file else { return Ok(self.prompts.clone()) };
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
-        let prompts: Vec<String> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
+        let text =
+            read_text(file).map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
+        let prompts: Vec<String> = text.lines().map(trim).filter(|line| !line.is_empty()).map(String::from).collect();
         if prompts.is_empty() {
             return Err(Mistake(format!("{} holds no prompts", file.display())).into());
         }
@@ -108,7 +123,6 @@ impl TextOptions {
             (false, false) if self.guidance.is_some() || self.negative.is_some() => {
                 "--guidance and --negative are for runs that make videos from text".to_string()
             }
-            _ if self.guidance.is_some_and(|weight| !weight.is_finite()) => "--guidance must be a number".to_string(),
             _ => return Ok(()),
         };
         Err(Mistake(wrong).into())
@@ -125,7 +139,7 @@ pub struct SamplerOptions {
     #[arg(long, default_value_t = 50)]
     steps: i64,
     /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = finite)]
     eta: f64,
     /// Variance of DDPM
     #[arg(long, value_enum, default_value = "posterior")]
@@ -183,70 +197,6 @@ impl SamplerOptions {
     }
 }
 
-/// What videos are written as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// One mp4 each.
-    Folder,
-    Packed,
-    Numpy,
-}
-
-impl Form {
-    /// By the ending.
-    fn of(out: &Path) -> Self {
-        match out.extension().and_then(|extension| extension.to_str()) {
-            Some("safetensors") => Form::Packed,
-            Some("npz" | "npy") => Form::Numpy,
-            _ => Form::Folder,
-        }
-    }
-}
-
-/// Where videos go as they come.
-enum Out {
-    Folder { folder: PathBuf, fps: f64 },
-    Packed(PackedWriter),
-    Numpy(NumpyWriter),
-}
-
-impl Out {
-    /// For so many clips of the shape `[3, F, H, W]`.
-    fn create(form: Form, path: &Path, count: i64, clip: [i64; 4], options: &Sample) -> Result<Self> {
-        Ok(match form {
-            Form::Folder => Out::Folder { folder: path.to_path_buf(), fps: options.fps },
-            Form::Packed => Out::Packed(PackedWriter::create(path, count, clip[1], clip[2], options.seed)?),
-            Form::Numpy => Out::Numpy(NumpyWriter::create(path, count, clip)?),
-        })
-    }
-
-    /// Clips u8 `[n, 3, F, H, W]` with their numbers, and what they show where they were given a text.
-    fn write(&mut self, clips: &Tensor, samples: &[u64], shown: &[String]) -> Result<()> {
-        let (folder, fps) = match self {
-            Out::Packed(writer) => return writer.push(clips),
-            Out::Numpy(writer) => return writer.push(clips),
-            Out::Folder { folder, fps } => (folder, *fps),
-        };
-        for (i, &sample) in samples.iter().enumerate() {
-            let path = folder.join(format!("{sample:05}.mp4"));
-            write_video(&path, &clips.get(i as i64), fps)?;
-            if let Some(prompt) = shown.get(i) {
-                std::fs::write(path.with_extension("txt"), format!("{prompt}\n"))
-                    .with_context(|| format!("cannot write beside {}", path.display()))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        match self {
-            Out::Folder { .. } => Ok(()),
-            Out::Packed(writer) => writer.finish(),
-            Out::Numpy(writer) => writer.finish(),
-        }
-    }
-}
-
 impl Sample {
     /// # Errors
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
@@ -254,14 +204,9 @@ impl Sample {
         let prompts = self.text.prompts()?;
         let most = prompts.len().max(self.seeds.len()).max(self.first_frames.len()) as u64;
         let videos = self.videos.unwrap_or(if most == 0 { 16 } else { most });
-        if videos == 0 || self.batch == 0 {
-            return Err(Mistake("--videos and --batch must be at least 1".into()).into());
-        }
-        let form = Form::of(&self.out);
-        if form == Form::Folder && !cfg!(feature = "video") {
-            let hint = "this binary was built without the feature `video` and cannot write mp4: give --out \
-                        NAME.safetensors or NAME.npz";
-            return Err(Mistake(hint.into()).into());
+        let form = Form::of(&self.out, videos)?;
+        if form.is_video() {
+            check_mp4(2, 2, self.fps)?;
         }
         if !self.run.exists() {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
@@ -293,6 +238,17 @@ impl Sample {
         Ok(Some((Tensor::cat(&latents, 0), guidance)))
     }
 
+    /// Everything that a video depends on, besides its number.
+    fn settings(&self, [_, frames, height, width]: [i64; 4], prompts: &[String]) -> Result<Value> {
+        let Numerics { precision, tf32 } = self.precision.over(Numerics::default());
+        let TextOptions { guidance, negative, .. } = &self.text;
+        Ok(json!({
+            "weights": weights_of(&self.run)?, "frames": frames, "height": height, "width": width,
+            "sampler": self.sampler.config(), "seed": self.seed, "seeds": self.seeds, "first_frames": self.first_frames, "prompts": prompts, "guidance": guidance,
+            "negative": negative, "precision": precision, "tf32": tf32, "fps": self.fps,
+        }))
+    }
+
     /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
     fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
@@ -313,6 +269,13 @@ impl Sample {
             return Err(Mistake(format!("{error:#}")).into());
         }
         let first_frames = self.first_latents(&generator)?;
+        let clip = generator.clip_size();
+        if form.is_video() {
+            check_mp4(clip[2], clip[3], self.fps)?;
+        }
+        if form == Form::Folder {
+            ranks.on_first(|| remember(&self.out, &self.settings(clip, prompts)?))?;
+        }
         let _prepared = generator.keep_prepared();
         let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
         let samples_of = |i: usize| (firsts[i]..(firsts[i] + self.batch).min(videos)).collect::<Vec<u64>>();
@@ -321,7 +284,7 @@ impl Sample {
             if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() }
         };
         let mut out = match ranks.is_first() {
-            true => Some(Out::create(form, &self.out, videos as i64, generator.clip_size(), self)?),
+            true => Some(Out::create(form, &self.out, videos as i64, clip, self.fps, self.seed)?),
             false => None,
         };
         let bar = RefCell::new(Progress::new("sample", videos, 0).shown(ranks.is_first()));
@@ -361,7 +324,7 @@ impl Sample {
         bar.into_inner().finish();
         let Some(out) = out else { return Ok(()) };
         out.finish()?;
-        println!("{videos} videos in {}", self.out.display());
+        say!("{videos} videos in {}", self.out.display());
         Ok(())
     }
 }

@@ -1,16 +1,15 @@
 //! `lvdm sample-long`: a prediction run, and perhaps an interpolation run → videos of any length.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use clap::value_parser;
 
-use super::sample::{PrecisionOptions, SamplerOptions};
+use super::{
+    out::{check_folder, check_mp4, remember},
+    sample::{MOST_VIDEOS, PrecisionOptions, SamplerOptions, finite},
+};
 use crate::{
-    atomic_file::write_atomically,
     data::VideoWriter,
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
     distributed::{self, Launch, Ranks},
@@ -38,7 +37,7 @@ pub struct SampleLong {
     #[arg(long)]
     gap: Option<i64>,
     /// Weight w of unconditional guidance
-    #[arg(long, default_value_t = GuidanceConfig::default().weight)]
+    #[arg(long, default_value_t = GuidanceConfig::default().weight, value_parser = finite)]
     guidance: f64,
     /// How w mixes the two predictions
     #[arg(long, value_enum, default_value = "cfg-original")]
@@ -50,7 +49,7 @@ pub struct SampleLong {
     #[arg(long, conflicts_with = "level")]
     clean: bool,
     /// How many videos
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]
     videos: u64,
     #[command(flatten)]
     sampler: SamplerOptions,
@@ -89,9 +88,6 @@ enum FormName {
     Interpolate,
 }
 
-/// What the videos of a folder were made with.
-const SETTINGS_FILE: &str = "sampling.json";
-
 impl SampleLong {
     /// # Errors
     /// Runs that do not fit together or the request; a folder of videos of other settings; a full disk.
@@ -101,13 +97,13 @@ impl SampleLong {
                 return Err(Mistake(format!("there is no run {}", run.display())).into());
             }
         }
-        if self.videos == 0 {
-            return Err(Mistake("--videos must be at least 1".into()).into());
-        }
         if !self.dry_run && !cfg!(feature = "video") {
             let hint = "this binary was built without the feature `video` and cannot write mp4; \
                         `lvdm evaluate-long` measures long videos without writing them";
             return Err(Mistake(hint.into()).into());
+        }
+        if let Some(out) = &self.out {
+            check_folder(out)?;
         }
         let form = match self.guidance_form {
             FormName::CfgOriginal => Guidance::CfgOriginal,
@@ -136,7 +132,9 @@ impl SampleLong {
 
     /// Batches are dealt out to ranks, each of which writes its own videos.
     fn sample(&self, long: &LongVideo, out: &Path, ranks: &Ranks) -> Result<()> {
-        ranks.on_first(|| remember(&out.join(SETTINGS_FILE), &long.settings(self.seed)?))?;
+        let [height, width] = long.size();
+        check_mp4(height, width, self.fps)?;
+        ranks.on_first(|| remember(out, &long.settings(self.seed)?))?;
         let file = |sample: u64| out.join(format!("{sample:05}.mp4"));
         let there = (0..self.videos).filter(|&sample| file(sample).exists()).count();
         if there > 0 && ranks.is_first() {
@@ -165,28 +163,10 @@ impl SampleLong {
         bar.finish();
         ranks.meet()?;
         if ranks.is_first() {
-            println!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
+            say!("{} videos of {} frames in {}", self.videos, self.frames, out.display());
         }
         Ok(())
     }
-}
-
-/// Writes down what the videos of a folder are made with, or checks that it is the same as before.
-fn remember(file: &Path, settings: &Value) -> Result<()> {
-    if file.exists() {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let before: Value = serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
-        if before != *settings {
-            let folder = file.parent().unwrap_or(Path::new(".")).display();
-            return Err(Mistake(format!(
-                "{folder} holds videos of other settings (sampling.json); give another --out"
-            ))
-            .into());
-        }
-        return Ok(());
-    }
-    let text = serde_json::to_string_pretty(settings)?;
-    write_atomically(file, |out| Ok(std::io::Write::write_all(out, text.as_bytes())?))
 }
 
 /// `0, 4, 8, 12` as `0 … 12 by 4`.
@@ -202,17 +182,17 @@ fn brief(frames: &[i64]) -> String {
 
 fn print_plan(plan: &LongVideoPlan, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(&plan.steps)?);
+        say!("{}", serde_json::to_string(&plan.steps)?);
         return Ok(());
     }
-    println!("{:>5}  {:13}  {:>22}  {:>22}", "clip", "model", "given latent frames", "written");
+    say!("{:>5}  {:13}  {:>22}  {:>22}", "clip", "model", "given latent frames", "written");
     for (i, step) in plan.steps.iter().enumerate() {
         let model = match step.model {
             Role::Prediction => "prediction",
             Role::Interpolation => "interpolation",
         };
-        println!("{i:5}  {model:13}  {:>22}  {:>22}", brief(&step.given), brief(&step.written));
+        say!("{i:5}  {model:13}  {:>22}  {:>22}", brief(&step.given), brief(&step.written));
     }
-    println!("{} clips make {} latent frames", plan.steps.len(), plan.frames);
+    say!("{} clips make {} latent frames", plan.steps.len(), plan.frames);
     Ok(())
 }

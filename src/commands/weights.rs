@@ -27,7 +27,7 @@ impl Weights {
                 Fetched::AlreadyThere => "is there",
                 Fetched::Downloaded => "downloaded",
             };
-            println!("{}: {how} ({})", file.content, folder().join(file.file).display());
+            say!("{}: {how} ({})", file.content, folder().join(file.file).display());
         }
         Ok(())
     }

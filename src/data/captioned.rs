@@ -2,21 +2,24 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
+    fs::File,
+    io::BufReader,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension},
     folder::{EXTENSIONS, Folder},
+    table::{Row, Rows, names},
 };
+use crate::text_file::{read_text, trim};
 
 /// A table like WebVid's (`videoid,name,page_dir,contentUrl`; other columns are not read) and a folder of videos.
 pub struct Webvid {
-    /// The CSV file.
+    /// The table; between its cells are commas, semicolons or tabs.
     pub table: PathBuf,
     /// The folder of its videos.
     pub root: PathBuf,
@@ -27,7 +30,14 @@ struct Columns {
     id: usize,
     caption: usize,
     folder: Option<usize>,
+    /// How many there are.
+    count: usize,
 }
+
+/// Rows that do not fit are left out, up to a tenth of a table, or so many where that is more.
+const FEW: usize = 10;
+/// Of a table that has so many by then no more is read.
+const MANY: usize = 1000;
 
 impl Webvid {
     /// Whether the table has its columns.
@@ -38,35 +48,51 @@ impl Webvid {
         self.open().map(|_| ())
     }
 
-    fn open(&self) -> Result<(csv::Reader<File>, Columns)> {
+    /// The rows behind the header.
+    fn open(&self) -> Result<(Rows<BufReader<File>>, Columns)> {
         let name = self.table.display();
-        let file = File::open(&self.table).with_context(|| format!("cannot open the table {name}"))?;
-        let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(file);
-        let header = reader.headers().with_context(|| format!("{name} is not a table of comma-separated values"))?;
-        let heads: Vec<&str> = header.iter().map(|head| head.trim_start_matches('\u{feff}').trim()).collect();
-        let find = |wanted: &str| heads.iter().position(|head| *head == wanted);
-        let lacking: Vec<&str> = ["videoid", "name"].into_iter().filter(|wanted| find(wanted).is_none()).collect();
-        let columns = match (find("videoid"), find("name")) {
-            (Some(id), Some(caption)) => Columns { id, caption, folder: find("page_dir") },
-            _ => anyhow::bail!(
-                "{name} lacks the column{} `{}`: a table of captioned videos has `videoid`, `name` (the caption) and \
-                 perhaps `page_dir`; this one has `{}`",
-                if lacking.len() == 1 { "" } else { "s" },
-                lacking.join("`, `"),
-                heads.join("`, `")
-            ),
-        };
-        Ok((reader, columns))
+        let mut header = Vec::new();
+        // the separator by which the columns are there; where none is, commas are what is meant
+        for separator in [b';', b'\t', b','] {
+            let file = File::open(&self.table).with_context(|| format!("cannot open the table {name}"))?;
+            let mut rows = Rows::new(BufReader::new(file), separator);
+            let first = rows.next_row().with_context(|| format!("cannot read the table {name}"))?;
+            header = match first {
+                Some(Row { cells: Ok(cells), .. }) => cells,
+                Some(Row { cells: Err(_), .. }) if separator != b',' => continue,
+                Some(Row { line, cells: Err(why) }) => {
+                    bail!("{name} is not a table of comma-separated values: its header, on line {line}, {why}")
+                }
+                None => Vec::new(),
+            };
+            let heads = names(&header);
+            let find = |wanted: &str| heads.iter().position(|head| *head == wanted);
+            if let (Some(id), Some(caption)) = (find("videoid"), find("name")) {
+                return Ok((rows, Columns { id, caption, folder: find("page_dir"), count: heads.len() }));
+            }
+        }
+        let heads = names(&header);
+        let lacking: Vec<&str> = ["videoid", "name"].into_iter().filter(|wanted| !heads.contains(wanted)).collect();
+        bail!(
+            "{name} lacks the column{} `{}`: a table of captioned videos has `videoid`, `name` (the caption) and \
+             perhaps `page_dir`; this one has `{}`",
+            if lacking.len() == 1 { "" } else { "s" },
+            lacking.join("`, `"),
+            heads.join("`, `")
+        )
     }
 
-    /// `root/page_dir/videoid.mp4`, without the folder where there is none, or with another ending.
+    /// `root/page_dir/videoid.mp4`, without the folder where there is none, or with another ending, which the id may have
+    /// already.
     fn video(&self, folder: &str, id: &str) -> Option<PathBuf> {
         let inside = |part: &str| !part.is_empty() && !part.starts_with('/') && !part.split('/').any(|p| p == "..");
         if !inside(id) {
             return None;
         }
         let folders = [Some(self.root.join(folder)).filter(|_| inside(folder)), Some(self.root.clone())];
-        let files = |folder: PathBuf| EXTENSIONS.iter().map(move |ending| folder.join(format!("{id}.{ending}")));
+        let named = has_extension(Path::new(id), &EXTENSIONS).then(|| id.to_string());
+        let names: Vec<String> = EXTENSIONS.iter().map(|ending| format!("{id}.{ending}")).chain(named).collect();
+        let files = |folder: PathBuf| names.iter().map(move |name| folder.join(name));
         folders.into_iter().flatten().flat_map(files).find(|path| path.is_file())
     }
 }
@@ -75,12 +101,31 @@ impl VideoDataset for Webvid {
     /// In the table's order.
     fn videos(&self) -> Result<Listing> {
         ensure_folder(&self.root, "the table's videos")?;
-        let (mut reader, columns) = self.open()?;
+        let (mut rows, columns) = self.open()?;
+        let name = self.table.display();
         let mut videos = Vec::new();
-        let (mut absent, mut silent) = (LeftOut::default(), LeftOut::default());
-        for (i, row) in reader.records().enumerate() {
-            let row = row.with_context(|| format!("{}: row {}", self.table.display(), i + 1))?;
-            let cell = |column: usize| row.get(column).unwrap_or_default().trim();
+        let (mut absent, mut silent, mut unfit) = (LeftOut::default(), LeftOut::default(), LeftOut::default());
+        let mut count = 0;
+        while let Some(Row { line, cells }) =
+            rows.next_row().with_context(|| format!("cannot read the table {name}"))?
+        {
+            count += 1;
+            let cells = match cells {
+                Ok(cells) => cells,
+                Err(why) => {
+                    unfit.add(&format!("row {count}, on line {line}, {why}"));
+                    continue;
+                }
+            };
+            // cells without anything behind the last column are what some programs add
+            if cells.len() < columns.count || cells[columns.count..].iter().any(|cell| !trim(cell).is_empty()) {
+                let (has, wanted) = (cells.len(), columns.count);
+                unfit.add(&format!(
+                    "row {count}, on line {line}, has {has} cells, the header {wanted}: are quotes missing?"
+                ));
+                continue;
+            }
+            let cell = |column: usize| trim(&cells[column]);
             let (id, caption) = (cell(columns.id), cell(columns.caption));
             let folder = columns.folder.map_or("", cell);
             match self.video(folder, id) {
@@ -88,9 +133,18 @@ impl VideoDataset for Webvid {
                 None => absent.add(id),
                 Some(path) => videos.push(captioned(path, caption)),
             }
+            ensure!(unfit.count <= MANY.max(count / 10), "{}", too_many(&unfit, count, &self.table));
         }
-        listing(videos, &absent, &silent, &self.table)
+        ensure!(unfit.count <= FEW.max(count / 10), "{}", too_many(&unfit, count, &self.table));
+        listing(videos, &[(absent, "are not there"), (silent, "have no caption"), (unfit, UNFIT)], &self.table)
     }
+}
+
+const UNFIT: &str = "stand in rows that do not fit the table";
+
+fn too_many(unfit: &LeftOut, rows: usize, table: &Path) -> String {
+    let LeftOut { count, first } = unfit;
+    format!("{}: {count} of its first {rows} rows do not fit, more than a tenth (the first: {first})", table.display())
 }
 
 /// Every video file under `root`, at any depth, with its caption in a text file of the same name.
@@ -106,13 +160,13 @@ impl VideoDataset for Captioned {
         for entry in (Folder { root: self.root.clone() }).videos()?.videos {
             let Source::File(path) = entry.source else { unreachable!("a folder lists files") };
             // what is no text is no caption
-            let caption = fs::read_to_string(path.with_extension("txt")).unwrap_or_default();
-            match caption.trim() {
+            let caption = read_text(&path.with_extension("txt")).unwrap_or_default();
+            match trim(&caption) {
                 "" => silent.add(&entry.name),
                 caption => videos.push(captioned(path, caption)),
             }
         }
-        listing(videos, &LeftOut::default(), &silent, &self.root)
+        listing(videos, &[(silent, "have no caption")], &self.root)
     }
 }
 
@@ -136,10 +190,11 @@ impl LeftOut {
     }
 }
 
-fn listing(videos: Vec<VideoEntry>, absent: &LeftOut, silent: &LeftOut, place: &Path) -> Result<Listing> {
-    let left_out = absent.count + silent.count;
+/// What is left of a list of videos; a warning says which groups are left out.
+fn listing(videos: Vec<VideoEntry>, groups: &[(LeftOut, &str)], place: &Path) -> Result<Listing> {
+    let left_out = groups.iter().map(|(group, _)| group.count).sum();
     let mut said = Vec::new();
-    for (group, what) in [(absent, "are not there"), (silent, "have no caption")] {
+    for (group, what) in groups {
         if group.count > 0 {
             said.push(format!("{} {what} (the first: {})", group.count, group.first));
         }
@@ -164,6 +219,8 @@ fn warn_once(said: String) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn names(listing: &Listing) -> Vec<(String, &str)> {
@@ -199,6 +256,56 @@ mod tests {
         assert!(error.contains("of 1 videos") && error.contains("1 are not there (the first: 9)"), "{error}");
     }
 
+    /// Names of the videos and captions of such a table, and how many rows are left out.
+    fn read(text: &str) -> Result<(Vec<(String, String)>, usize)> {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..40 {
+            fs::write(folder.path().join(format!("{i}.mp4")), []).unwrap();
+        }
+        let table = folder.path().join("table.csv");
+        fs::write(&table, text).unwrap();
+        let listing = Webvid { table, root: folder.path().to_path_buf() }.videos()?;
+        let found = names(&listing).into_iter().map(|(name, caption)| (name, caption.to_string())).collect();
+        Ok((found, listing.left_out))
+    }
+
+    #[test]
+    fn a_row_that_does_not_fit_is_left_out_and_never_cut_short() {
+        let pair = |i: usize, caption: &str| (format!("{i}.mp4"), caption.to_string());
+        for (rows, captions, left_out) in [
+            ("1,A dog, running, in snow\n2,a cat\n", &[(2, "a cat")][..], 1),
+            ("1\n2,a cat\n", &[(2, "a cat")], 1),
+            ("1,\"A dog\n2,a cat\n3,a bird\n", &[(2, "a cat"), (3, "a bird")], 1),
+            ("1,\"A dog\n2,a cat\n3,\"a bird\"\n", &[(2, "a cat"), (3, "a bird")], 1),
+            ("1,\"A dog, running\"\n2,a cat,,\n", &[(1, "A dog, running"), (2, "a cat")], 0),
+            ("1.mp4,A dog\n2.MP4,a cat\n", &[(1, "A dog")], 1),
+            ("1,\u{feff}A dog\n\u{feff}2,a cat\n", &[(1, "A dog"), (2, "a cat")], 0),
+        ] {
+            let (found, count) = read(&format!("videoid,name\n{rows}")).unwrap();
+            let captions: Vec<_> = captions.iter().map(|(i, caption)| pair(*i, caption)).collect();
+            assert_eq!((found, count), (captions, left_out), "{rows}");
+        }
+        for (separator, header) in [(';', "name;videoid"), ('\t', "\u{feff}\"name\"\tvideoid")] {
+            let (found, _) = read(&format!("{header}\nA dog, running{separator}1\n")).unwrap();
+            assert_eq!(found, [pair(1, "A dog, running")]);
+        }
+    }
+
+    #[test]
+    fn where_many_rows_do_not_fit_it_is_an_error() {
+        let table = |bad: usize, good: usize| {
+            let rows: String =
+                (0..bad).map(|i| format!("{i},a, b\n")).chain((0..good).map(|i| format!("{i},a\n"))).collect();
+            read(&format!("videoid,name\n{rows}"))
+        };
+        assert_eq!(table(10, 10).unwrap().1, 10);
+        let error = table(11, 20).unwrap_err().to_string();
+        let words = ["11 of its first 31 rows do not fit", "row 1, on line 2, has 3 cells, the header 2", "quotes"];
+        words.iter().for_each(|words| assert!(error.contains(words), "{words}: {error}"));
+        assert!(table(11, 99).is_ok());
+        assert!(table(1001, 100).is_err() && table(0, 1).is_ok());
+    }
+
     #[test]
     fn a_text_lies_beside_each_video() {
         let folder = tempfile::tempdir().unwrap();
@@ -206,8 +313,8 @@ mod tests {
         for name in ["a.mp4", "b.mp4", "c.avi", "d.mp4"] {
             fs::write(path(name), []).unwrap();
         }
-        fs::write(path("a.txt"), "one\n").unwrap();
-        fs::write(path("b.txt"), " \n").unwrap();
+        fs::write(path("a.txt"), "\u{feff}one\r\n").unwrap();
+        fs::write(path("b.txt"), "\u{feff} \n").unwrap();
         fs::write(path("c.txt"), "three words more").unwrap();
         let listing = Captioned { root: folder.path().to_path_buf() }.videos().unwrap();
         assert_eq!(names(&listing), [("a.mp4".to_string(), "one"), ("c.avi".to_string(), "three words more")]);

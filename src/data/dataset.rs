@@ -356,9 +356,12 @@ impl DataConfig {
     /// # Errors
     /// A count or a size below 1.
     pub fn clip(&self) -> Result<ClipSpec> {
+        /// No clip is meant to be larger.
+        const MOST: i64 = 1 << 20;
         let Self { frames, frame_stride, resolution, .. } = *self;
         for (name, value) in [("frames", frames), ("frame_stride", frame_stride), ("resolution", resolution)] {
             ensure!(value >= 1, "data.{name} is {value}; it must be at least 1");
+            ensure!(value <= MOST, "data.{name} is {value}; it must be at most {MOST}");
         }
         Ok(ClipSpec { frames, frame_stride, resolution, fit: Fit::default() })
     }

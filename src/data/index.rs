@@ -17,7 +17,7 @@ use super::{
     dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
     folder,
 };
-use crate::atomic_file::write_atomically;
+use crate::{atomic_file::write_atomically, text_file::trim};
 
 /// One video of an index.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ pub fn read_index(path: &Path) -> Result<Vec<IndexEntry>> {
     let mut entries = Vec::new();
     for (number, line) in BufReader::new(file).lines().enumerate() {
         let place = || format!("line {} of {} is none of an index of videos", number + 1, path.display());
-        let mut entry: IndexEntry = serde_json::from_str(&line.with_context(place)?).with_context(place)?;
+        let mut entry: IndexEntry = serde_json::from_str(trim(&line.with_context(place)?)).with_context(place)?;
         entry.path = folder.join(entry.path);
         entries.push(entry);
     }

@@ -21,6 +21,7 @@ pub mod packed;
 pub mod pictures;
 pub mod prepare;
 pub mod stream;
+mod table;
 #[cfg(feature = "video")]
 pub mod video_file;
 #[cfg(not(feature = "video"))]

@@ -1,19 +1,25 @@
 //! Reading an experiment file: strict, overridable, with errors that name key, line and the nearest right key.
 
-use std::{fs, path::Path};
+mod overrides;
+
+use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
+use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
+use self::overrides::Override;
 use super::Mistake;
+use crate::text_file::{BYTE_ORDER_MARK, read_text};
 
 /// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say.
 ///
 /// # Errors
-/// [`Mistake`]: an unreadable file, bad YAML, an unknown key, a wrong type, an override of a key that does not exist.
+/// [`Mistake`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
+/// key that does not exist.
 pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, Mistake> {
     let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|error| Mistake(format!("{name}: {error}")))?;
+    let text = read_text(path).map_err(|error| Mistake(format!("{name}: {error}")))?;
     parse(&name, &text, overrides)
 }
 
@@ -22,30 +28,42 @@ pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) 
 /// # Errors
 /// As [`read`].
 pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides: &[String]) -> Result<T, Mistake> {
-    let mut value: Value = serde_yaml::from_str(text).map_err(|error| Mistake(format!("{name}: not YAML: {error}")))?;
-    if value.is_null() {
-        value = Value::Mapping(Mapping::new());
+    let not_yaml = |error| Mistake(format!("{name}: not YAML: {error}"));
+    let text = text.trim_start_matches(BYTE_ORDER_MARK);
+    let mut file: Value = serde_yaml::from_str(text).map_err(not_yaml)?;
+    // `<<: *anchor` stands for the anchor's keys; those that are written out win
+    file.apply_merge().map_err(|error| Mistake(format!("{name}: `<<`: {error}")))?;
+    if file.is_null() {
+        file = Value::Mapping(Mapping::new());
     }
-    let mut overridden = Vec::new();
-    for text in overrides {
-        overridden.push(replace(&mut value, text)?);
-    }
-    super::evaluation::complete(&mut value)
-        .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
-    let blamed = |o: &&Vec<String>, path: &[String]| !path.is_empty() && (path.starts_with(o) || o.starts_with(path));
-    let place = |path: &[String]| match overridden.iter().find(|o| blamed(o, path)) {
-        Some(key) if line_of(text, path).is_none() || path == key.as_slice() => format!("override `{}`", key.join(".")),
+    let overrides: Vec<Override> = overrides.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>()?;
+    let overridden = |readings: &[usize]| -> Result<Value, Mistake> {
+        let mut value = file.clone();
+        for (one, &reading) in overrides.iter().zip(readings) {
+            one.put_into(&mut value, reading)?;
+        }
+        super::evaluation::complete(&mut value)
+            .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
+        Ok(value)
+    };
+    let readings = overrides::choose(&overrides, |readings| {
+        let value = overridden(readings)?;
+        Ok(deserialize::<T>(&value).err().map(|(path, _)| path))
+    })?;
+    let value = overridden(&readings)?;
+    let blamed =
+        |o: &&Override, path: &[String]| !path.is_empty() && (path.starts_with(&o.path) || o.path.starts_with(path));
+    let place = |path: &[String]| match overrides.iter().rev().find(|o| blamed(o, path)) {
+        // what stands inside a value that was given, or is missing in the file
+        Some(o) if path.starts_with(&o.path) || line_of(text, path).is_none() => {
+            format!("override `{}`", o.path.join("."))
+        }
         _ => match line_of(text, path) {
             Some(line) => format!("{name}:{line}"),
             None => name.to_string(),
         },
     };
-    let typed: T = serde_path_to_error::deserialize(value.clone()).map_err(|error| {
-        // the path of the whole file is "."
-        let path: Vec<String> =
-            error.path().to_string().split('.').filter(|p| !p.is_empty()).map(String::from).collect();
-        let message = error.inner().to_string();
-        let path = refine::<T>(&value, path, &message);
+    let typed: T = deserialize(&value).map_err(|(path, message)| {
         // a required key that is missing may stand there misspelt
         let misspelt = quoted(&message, "missing field `").and_then(|missing| {
             let Some(Value::Mapping(siblings)) = find(&value, &path) else { return None };
@@ -69,27 +87,25 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
         };
         return Err(Mistake(format!("{}: unknown key `{}`{hint}", place(&path), path.join("."))));
     }
+    if let Some((path, number)) = not_finite(&known, &mut Vec::new()) {
+        return Err(Mistake(format!("{}: `{}`: {number} is not a finite number", place(&path), path.join("."))));
+    }
     Ok(typed)
 }
 
-/// Puts an override into the tree and returns its path.
-fn replace(root: &mut Value, text: &str) -> Result<Vec<String>, Mistake> {
-    let Some((key, new)) = text.split_once('=') else {
-        return Err(Mistake(format!("`{text}` is not an override: write key.path=value")));
-    };
-    let new: Value = serde_yaml::from_str(new)
-        .map_err(|error| Mistake(format!("override `{text}`: the value is not YAML: {error}")))?;
-    let path: Vec<String> = key.split('.').map(String::from).collect();
-    let mut at = root;
-    for part in &path {
-        if !at.is_mapping() {
-            *at = Value::Mapping(Mapping::new());
-        }
-        let Value::Mapping(mapping) = at else { unreachable!("made one above") };
-        at = mapping.entry(Value::String(part.clone())).or_insert(Value::Null);
-    }
-    *at = new;
-    Ok(path)
+/// The value as a `T`; else where it is wrong, as exactly as can be known, and how.
+fn deserialize<T: DeserializeOwned>(value: &Value) -> Result<T, (Vec<String>, String)> {
+    serde_path_to_error::deserialize(value.clone()).map_err(|error: serde_path_to_error::Error<serde_yaml::Error>| {
+        let key = |segment: &Segment| match segment {
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        };
+        let path: Vec<String> = error.path().iter().filter_map(key).collect();
+        let message = error.inner().to_string();
+        (refine::<T>(value, path, &message), message)
+    })
 }
 
 /// Serde loses the way inside tagged enums. The child without which the complaint goes away is its cause.
@@ -137,15 +153,30 @@ fn is_read<T: DeserializeOwned>(value: &Value, path: &[String], key: &str) -> bo
 }
 
 fn find<'a>(value: &'a Value, path: &[String]) -> Option<&'a Value> {
-    path.iter().try_fold(value, |at, key| at.get(key.as_str()))
+    path.iter().try_fold(value, |at, key| match at {
+        Value::Sequence(list) => list.get(key.parse::<usize>().ok()?),
+        at => at.get(key.as_str()),
+    })
 }
 
 fn find_mut<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> {
-    path.iter().try_fold(value, |at, key| at.get_mut(key.as_str()))
+    path.iter().try_fold(value, |at, key| match at {
+        Value::Sequence(list) => list.get_mut(key.parse::<usize>().ok()?),
+        at => at.get_mut(key.as_str()),
+    })
 }
 
 /// The first key of `value` that `known` lacks, and what it could have been.
 fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<String>, Vec<String>)> {
+    if let (Value::Sequence(value), Value::Sequence(known)) = (value, known) {
+        for (i, (child, other)) in value.iter().zip(known).enumerate() {
+            path.push(i.to_string());
+            if let Some(found) = unread(child, other, path) {
+                return Some(found);
+            }
+            path.pop();
+        }
+    }
     let (Value::Mapping(value), Value::Mapping(known)) = (value, known) else { return None };
     for (key, child) in value {
         let text = key.as_str().map_or_else(|| format!("{key:?}"), String::from);
@@ -164,6 +195,24 @@ fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<S
         path.pop();
     }
     None
+}
+
+/// The first number of `value` that is infinite or none at all, and how it is written.
+fn not_finite(value: &Value, path: &mut Vec<String>) -> Option<(Vec<String>, String)> {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Number(number) if !number.is_finite() => return Some((path.clone(), number.to_string())),
+        Value::Sequence(list) => list.iter().enumerate().map(|(i, child)| (i.to_string(), child)).collect(),
+        Value::Mapping(mapping) => {
+            mapping.iter().map(|(key, child)| (key.as_str().unwrap_or_default().to_string(), child)).collect()
+        }
+        _ => return None,
+    };
+    children.into_iter().find_map(|(key, child)| {
+        path.push(key);
+        let found = not_finite(child, path);
+        path.pop();
+        found
+    })
 }
 
 /// The text between `before` and the next backquote.
@@ -203,10 +252,11 @@ fn nearest<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option
         .map(|(_, c)| c)
 }
 
-/// The line, from 1, on which the last key of a path stands: each key is looked for behind its parent.
+/// The line, from 1, on which the last key of a path stands: each key is looked for behind its parent. Of what stands in
+/// a list, that of the list.
 fn line_of(text: &str, path: &[String]) -> Option<usize> {
     let mut at = 0;
-    for key in path {
+    for key in path.iter().take_while(|key| key.parse::<usize>().is_err()) {
         at = loop {
             let found = at + text[at..].find(key.as_str())?;
             let end = found + key.len();
@@ -302,5 +352,133 @@ trainer: {steps: 10, batch: 2}
         assert!(error.contains("override `trainer.steps`"), "{error}");
         let error = mistake(GOOD, &["trainer.steps"]);
         assert!(error.contains("key.path=value"), "{error}");
+    }
+
+    fn root(given: &str) -> String {
+        let overrides = [format!("data.dataset.root={given}"), "trainer.steps=7".to_string()];
+        let experiment: AutoencoderExperiment =
+            parse("x.yaml", GOOD, &overrides).unwrap_or_else(|error| panic!("{given}: {error}"));
+        assert_eq!(experiment.trainer.steps, 7);
+        let crate::data::DatasetConfig::Folder { root } = experiment.data.dataset else { panic!("no folder") };
+        root.display().to_string()
+    }
+
+    /// A path or a text is what was typed, whatever it would be in YAML; quotes around the whole of it are not part of it.
+    #[test]
+    fn an_override_of_a_text_is_what_was_typed() {
+        for given in [
+            "vids #2", "2024", "1e-4", "true", "null", "~", "run: 3", "a: b: c", "x # y", " padded ", "[x]", "[x",
+            "{x", "*x", "&x y", "!x y", "@x", "%x", "`x", "- x", "? x", "|", "> x", "x:", "--- x", "a\tb", "it's",
+            "\"x", "vidéos", "12:30:05", "0x10", "",
+        ] {
+            assert_eq!(root(given), given);
+        }
+        for (given, is) in [("\"vids #2\"", "vids #2"), ("'it''s'", "it's"), ("'2024'", "2024"), ("\"a\\tb\"", "a\tb")]
+        {
+            assert_eq!(root(given), is, "{given}");
+        }
+    }
+
+    /// Whatever is no text is YAML, as in the file; `null` takes away what may be absent.
+    #[test]
+    fn an_override_of_anything_else_is_yaml() {
+        let with = |overrides: &[&str]| -> AutoencoderExperiment {
+            let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+            parse("x.yaml", GOOD, &overrides).unwrap_or_else(|error| panic!("{overrides:?}: {error}"))
+        };
+        let found =
+            with(&["data.dataset={kind: folder, root: 'a #b'}", "data.flip=true", "optimizer.betas=[0.5, 0.9]"]);
+        assert_eq!(
+            (found.data.dataset.path().to_str().unwrap(), found.data.flip, found.optimizer.betas),
+            ("a #b", true, (0.5, 0.9))
+        );
+        let found =
+            with(&["trainer.ema_decay=null", "optimizer.kind= adamw # that one", "optimizer.learning_rate=1e-3 "]);
+        assert_eq!((found.trainer.ema_decay, found.optimizer.learning_rate), (None, 1e-3));
+        // each by its own key, in whatever order they stand
+        let found = with(&["trainer.steps=5", "data.dataset.root=2024", "trainer.batch=3", "trainer.device=cpu"]);
+        assert_eq!(
+            (found.trainer.steps, found.trainer.batch, found.data.dataset.path().to_str().unwrap()),
+            (5, 3, "2024")
+        );
+        assert_eq!(with(&["data.dataset.root=a=b"]).data.dataset.path(), Path::new("a=b"));
+    }
+
+    #[test]
+    fn an_override_reaches_into_a_list() {
+        let text = GOOD.to_string() + "autoencoder:\n  factors: [2, 4, 4]\n";
+        let with = |overrides: &[&str]| -> Result<AutoencoderExperiment, Mistake> {
+            parse("x.yaml", &text, &overrides.iter().map(|text| text.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            with(&["autoencoder.factors.1=8", "autoencoder.factors.2=2"]).unwrap().autoencoder.factors,
+            [2, 8, 2]
+        );
+        for (given, words) in [
+            ("autoencoder.factors.3=8", "it has 3 elements, counted from 0"),
+            ("autoencoder.factors.last=8", "it has 3 elements, counted from 0"),
+            ("autoencoder.factors.0.x=8", "`autoencoder.factors.0` is 2, which has no keys"),
+            ("trainer.steps.x=8", "`trainer.steps` is 10, which has no keys"),
+            ("autoencoder.factors.1=many", "many"),
+        ] {
+            let error = with(&[given]).unwrap_err().0;
+            let key = given.split('=').next().unwrap();
+            assert!(error.starts_with(&format!("override `{key}`")) && error.contains(words), "{error}");
+        }
+        // of the file's own elements the list's line
+        let error =
+            parse::<AutoencoderExperiment>("x.yaml", &text.replace("[2, 4, 4]", "[2, x, 4]"), &[]).unwrap_err().0;
+        assert!(error.starts_with("x.yaml:9: `autoencoder.factors.1`"), "{error}");
+        // a list that is not in the file
+        let error = mistake(GOOD, &["autoencoder.factors.0=8"]);
+        assert!(error.starts_with("override `autoencoder.factors.0`"), "{error}");
+    }
+
+    #[test]
+    fn merge_keys_stand_for_what_they_name_and_keys_that_are_written_win() {
+        let merged = GOOD.replace(
+            "  frames: 16\n  resolution: 64\n",
+            "  <<: [&size {frames: 8, resolution: 64}, {frames: 9, workers: 3}]\n  resolution: 32\n",
+        );
+        let found: AutoencoderExperiment = parse("x.yaml", &merged, &[]).unwrap();
+        assert_eq!((found.data.frames, found.data.resolution, found.data.workers), (8, 32, 3));
+        let found: AutoencoderExperiment = parse("x.yaml", &merged, &["data.frames=4".into()]).unwrap();
+        assert_eq!(found.data.frames, 4);
+        let error = mistake(&merged.replace("workers", "wokers"), &[]);
+        assert!(
+            error.contains("`data.wokers`; did you mean `workers`?") || error.contains("did you mean `workers`"),
+            "{error}"
+        );
+        let error = mistake(&GOOD.replace("  frames: 16", "  <<: 16"), &[]);
+        assert!(error.starts_with("x.yaml: `<<`: expected a mapping"), "{error}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_file() {
+        let found: AutoencoderExperiment = parse("x.yaml", &format!("\u{feff}{GOOD}"), &[]).unwrap();
+        assert_eq!(found.data.frames, 16);
+        let error = mistake(&format!("\u{feff}{}", GOOD.replace("frames: 16", "frames: many")), &[]);
+        assert!(error.starts_with("x.yaml:4"), "{error}");
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_is_refused() {
+        for given in [
+            "optimizer.learning_rate=.inf",
+            "optimizer.weight_decay=.inf",
+            "optimizer.betas=[0.9, .nan]",
+            "trainer.minutes=.inf",
+        ] {
+            let (key, number) = given.split_once('=').unwrap();
+            let error = mistake(GOOD, &[given]);
+            let number = number.trim_start_matches("[0.9, ").trim_end_matches(']');
+            assert!(
+                error.starts_with(&format!("override `{key}`"))
+                    && error.contains(&format!("{number} is not a finite number")),
+                "{error}"
+            );
+        }
+        let error = mistake(&GOOD.replace("1.0e-4", "-.inf"), &[]);
+        assert!(error.contains("x.yaml:6: `optimizer.learning_rate`: -.inf is not a finite number"), "{error}");
     }
 }

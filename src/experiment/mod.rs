@@ -55,6 +55,7 @@ pub trait Experiment: Serialize + serde::de::DeserializeOwned {
 fn check_data(data: &DataConfig) -> Result<()> {
     data.clip()?;
     ensure!(data.workers >= 1, "data.workers must be at least 1");
+    ensure!(data.workers <= 1024, "data.workers must be at most 1024, not {}", data.workers);
     data.dataset.check().context("data.dataset")
 }
 
@@ -447,6 +448,7 @@ impl Experiment for LongEvaluationExperiment {
             check_data(train).context("train")?;
         }
         ensure!(self.videos >= 2, "videos must be at least 2, not {}", self.videos);
+        ensure!(self.videos <= 10_000_000, "videos must be at most 10,000,000, not {}", self.videos);
         ensure!(
             self.frames >= self.real.frames,
             "frames: {} make no window of real.frames = {}",

@@ -245,6 +245,7 @@ impl TrainerConfig {
         ] {
             ensure!(value >= 1, "{name} must be at least 1, not {value}");
         }
+        ensure!(self.batch <= 1 << 20, "batch must be at most {}, not {}", 1 << 20, self.batch);
         if let Some(minutes) = self.minutes {
             ensure!(minutes > 0.0, "minutes must be positive, not {minutes}");
         }

@@ -33,6 +33,18 @@ pub struct LongVideo {
     pub frames: i64,
 }
 
+/// Frames of a video at most: its plan is made in memory.
+const MOST: i64 = 10_000_000;
+
+/// The checkpoint of which a run's weights are, or the file itself; none where the run has no checkpoint.
+///
+/// # Errors
+/// A run that has gone.
+pub fn weights_of(run: &Path) -> Result<Option<String>> {
+    let file = if run.is_file() { Some(run.to_path_buf()) } else { checkpoint::list(run)?.pop() };
+    Ok(file.map(|file| file.display().to_string()))
+}
+
 /// What a file of unfinished latents says of itself: it holds the frames that one pass of a network added.
 #[derive(Serialize, Deserialize)]
 struct Standing {
@@ -122,8 +134,11 @@ impl LongVideo {
                 config.overlap
             );
         }
-        if frames < 1 || config.batch < 1 {
-            return wrong("frames and batch must be at least 1".into());
+        for (name, value) in [("frames", frames), ("batch", config.batch), ("gap", gap), ("overlap", config.overlap)] {
+            let least = i64::from(name != "overlap");
+            if !(least..=MOST).contains(&value) {
+                return wrong(format!("{name} must be a number from {least} to {MOST}, not {value}"));
+            }
         }
         let total = (frames - 1) / prediction.space.chunks().factor + 1;
         let plan = LongVideoPlan::for_frames(total, prediction.latent[1], config.overlap, gap)
@@ -136,14 +151,10 @@ impl LongVideo {
     /// # Errors
     /// A run that has gone.
     pub fn settings(&self, seed: u64) -> Result<Value> {
-        let weights = |run: &Path| -> Result<Option<String>> {
-            let file = if run.is_file() { Some(run.to_path_buf()) } else { checkpoint::list(run)?.pop() };
-            Ok(file.map(|file| file.display().to_string()))
-        };
-        let interpolation = self.config.interpolation.as_deref().map(weights).transpose()?.flatten();
+        let interpolation = self.config.interpolation.as_deref().map(weights_of).transpose()?.flatten();
         let LongVideoConfig { overlap, gap, guidance, sampler, precision, tf32, .. } = &self.config;
         Ok(json!({
-            "prediction": weights(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
+            "prediction": weights_of(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
             "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "tf32": tf32, "frames": self.frames, "seed": seed,
         }))
     }
@@ -235,6 +246,12 @@ impl LongVideo {
     /// As [`Generator::keep_prepared`], of both networks.
     pub fn keep_prepared(&self) -> Option<FixedWeights> {
         self.prediction.keep_prepared()
+    }
+
+    /// Height and width in pixels.
+    pub fn size(&self) -> [i64; 2] {
+        let [_, _, height, width] = self.prediction.clip_size();
+        [height, width]
     }
 
     /// How its latents are cut for decoding.

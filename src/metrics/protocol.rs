@@ -123,6 +123,7 @@ impl ProtocolConfig {
     pub fn validate(&self) -> Result<()> {
         ensure!(!self.name.trim().is_empty(), "name: a protocol needs one");
         ensure!(self.clips >= 2, "clips must be at least 2, not {}", self.clips);
+        ensure!(self.clips <= 100_000_000, "clips must be at most 100,000,000, not {}", self.clips);
         for (key, value) in [
             ("frames", Some(self.frames)),
             ("frame_stride", self.frame_stride),

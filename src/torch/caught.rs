@@ -28,6 +28,7 @@ pub fn locate_panics() {
         let place = place(panic);
         let backtrace = Backtrace::capture();
         if backtrace.status() == BacktraceStatus::Captured {
+            // a panic in here would end the process
             let _ = writeln!(io::stderr(), "{}, at {place}:\n{backtrace}", words(panic.payload()));
         }
         let thread = thread::current();

@@ -1,29 +1,88 @@
 //! How far long work has come: a bar on a terminal, a plain line now and then elsewhere.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal, Write},
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use console::Term;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
 /// Where stderr is no terminal, a line comes at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-fn bars() -> &'static MultiProgress {
-    static BARS: OnceLock<MultiProgress> = OnceLock::new();
-    BARS.get_or_init(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(5)))
+/// The bars of this process; none where stderr is no terminal.
+fn bars() -> Option<&'static MultiProgress> {
+    static BARS: OnceLock<Option<MultiProgress>> = OnceLock::new();
+    let new = || {
+        let target = || ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(Term::stderr())), 5);
+        io::stderr().is_terminal().then(|| MultiProgress::with_draw_target(target()))
+    };
+    BARS.get_or_init(new).as_ref()
 }
 
-/// Runs `write`, which may write to the terminal, with the bars out of its way.
-pub fn beside_bars<T>(write: impl FnOnce() -> T) -> T {
-    bars().suspend(write)
+/// stderr as a terminal that may go away, as one that is closed does: what cannot be drawn any more ends nothing.
+#[derive(Debug)]
+struct Terminal(Term);
+
+/// That something was drawn, whether it was or not.
+fn drawn(_: io::Result<()>) -> io::Result<()> {
+    Ok(())
 }
 
-/// A line on stderr. Where that is gone, as when a terminal was closed, the work goes on without.
-fn tell(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+impl TermLike for Terminal {
+    fn width(&self) -> u16 {
+        self.0.size().1
+    }
+
+    fn height(&self) -> u16 {
+        self.0.size().0
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        drawn(self.0.move_cursor_up(n))
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        drawn(self.0.move_cursor_down(n))
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        drawn(self.0.move_cursor_right(n))
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        drawn(self.0.move_cursor_left(n))
+    }
+
+    fn write_line(&self, line: &str) -> io::Result<()> {
+        drawn(self.0.write_line(line))
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        drawn(self.0.write_str(text))
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        drawn(self.0.clear_line())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        drawn(self.0.flush())
+    }
+}
+
+/// Writes to stderr, with the bars out of the way. Where stderr is gone, as when a terminal was closed or its reader
+/// has ended, or on a full disk, the work goes on without.
+pub fn tell(text: &[u8]) {
+    let write = || {
+        let _ = io::stderr().write_all(text);
+    };
+    match bars() {
+        Some(bars) => bars.suspend(write),
+        None => write(),
+    }
 }
 
 /// The progress of one piece of work.
@@ -44,10 +103,10 @@ impl Progress {
     /// Work of `total` steps, of which `start` were done before (in a run that goes on); the rate
     /// counts the steps since.
     pub fn new(label: &str, total: u64, start: u64) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = bars().map(|bars| {
             let style = ProgressStyle::with_template("{prefix} {bar:30} {wide_msg}").expect("the template is right");
             let bar = ProgressBar::new(total).with_style(style).with_prefix(label.to_string()).with_position(start);
-            bars().add(bar)
+            bars.add(bar)
         });
         let now = Instant::now();
         Progress {
@@ -90,7 +149,7 @@ impl Progress {
             bar.set_message(standing());
             bar.set_position(n);
         } else if !self.silent && self.shown.elapsed() >= LINE_EVERY {
-            tell(&format!("{}: {}", self.label, standing()));
+            tell(format!("{}: {}\n", self.label, standing()).as_bytes());
             self.shown = Instant::now();
         }
     }
@@ -104,7 +163,7 @@ impl Progress {
             return;
         }
         let spent = clock(self.began.elapsed());
-        beside_bars(|| tell(&format!("{}: {}/{} in {spent}", self.label, self.done, self.total)));
+        tell(format!("{}: {}/{} in {spent}\n", self.label, self.done, self.total).as_bytes());
     }
 }
 
@@ -137,6 +196,8 @@ fn clock(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]
@@ -146,6 +207,23 @@ mod tests {
         let text = standing(60, 100, 10, Duration::from_secs(50), None, "");
         assert_eq!(text, "60/100  5.0 s each, 3 min 20 s left");
         assert_eq!(standing(50, 100, 0, Duration::ZERO, None, ""), "50/100");
+    }
+
+    /// What is drawn when a terminal is closed goes nowhere; indicatif by itself panics where a bar gives way to a line.
+    #[test]
+    fn a_terminal_that_is_gone_ends_nothing() {
+        let gone = || File::options().read(true).write(true).open("/dev/full").unwrap();
+        let terminal = || Term::read_write_pair(gone(), gone());
+        assert!(terminal().write_line("").is_err());
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(Terminal(terminal())), 5);
+        let bars = MultiProgress::with_draw_target(target);
+        let bar = bars.add(ProgressBar::new(9));
+        for position in 0..3 {
+            bar.set_position(position);
+            bar.tick();
+            bars.suspend(|| {});
+        }
+        bar.finish_and_clear();
     }
 
     /// Work that ends by the clock has no more time left than the clock says.

@@ -18,7 +18,7 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, Autotune, GradientBuckets, Readback, clip_global_norm, memory_so_far},
+    torch::{Autocast, Autotune, GradientBuckets, Readback, caught, clip_global_norm, memory_so_far},
 };
 
 /// What a step is made of.
@@ -295,7 +295,7 @@ impl<T: Task> Trainer<T> {
                     .extend(memory_so_far(self.device).map(|bytes| ("peak_memory_gb".to_string(), bytes as f64 / 1e9)));
                 let values: Vec<(&str, f64)> = values.iter().map(|(n, v)| (n.as_str(), *v)).collect();
                 if let Some(record) = &mut record {
-                    record.log.scalars(step, &values)?;
+                    record.log.scalars(step, &values);
                 }
                 format!("loss {:.4}", values[0].1)
             } else {
@@ -305,7 +305,13 @@ impl<T: Task> Trainer<T> {
                 record.bar.step(step as u64, &message);
             }
             if shows {
-                self.on_first(&mut record, |trainer, record| trainer.show(&mut record.log, step))?;
+                self.on_first(&mut record, |trainer, record| {
+                    if let Err(error) = trainer.show(&mut record.log, step) {
+                        record.missing_pictures += 1;
+                        tracing::warn!("step {step}: there is no picture of it: {error:#}; training goes on");
+                    }
+                    Ok(())
+                })?;
             }
             let bad = self.bad_in_a_row > 0;
             left = out_of_time || (self.stop && !bad);
@@ -317,10 +323,14 @@ impl<T: Task> Trainer<T> {
             }
         }
         self.ranks.on_first(|| {
-            let Some(Record { log, bar, mut saver }) = record else { return Ok(()) };
+            let Some(Record { log, bar, mut saver, missing_pictures }) = record else { return Ok(()) };
             bar.finish();
-            saver.finish()?;
-            log.finish()
+            let saved = saver.finish();
+            log.finish();
+            if missing_pictures > 0 {
+                tracing::warn!("of {missing_pictures} steps there is no picture");
+            }
+            saved
         })?;
         Ok(self.progress)
     }
@@ -361,7 +371,7 @@ impl<T: Task> Trainer<T> {
         let rest = self.config.minutes.map(|minutes| (60.0 * minutes - self.progress.seconds).max(0.0));
         let bar = ProgressBar::new(self.task.name(), self.config.steps as u64, self.progress.step as u64)
             .within(rest.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)));
-        Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)? })
+        Ok(Record { log, bar, saver: Saver::new(&self.run, self.config.keep_checkpoints)?, missing_pictures: 0 })
     }
 
     /// Checks that all ranks hold the same weights.
@@ -512,7 +522,8 @@ impl<T: Task> Trainer<T> {
 
     fn show(&mut self, log: &mut RunLogger, step: i64) -> Result<()> {
         let precision = self.autocast();
-        let shown = self.averaged(|task| task.pictures())?;
+        // caught in here, so that the weights are put back
+        let shown = self.averaged(|task| caught(|| task.pictures()))?;
         drop(precision);
         for Picture { name, clips } in shown {
             let frames = clips.size()[2];
@@ -556,6 +567,8 @@ struct Record {
     log: RunLogger,
     bar: ProgressBar,
     saver: Saver,
+    /// Steps whose pictures could not be made.
+    missing_pictures: u64,
 }
 
 /// What the time of a step is called in the log.

@@ -93,15 +93,21 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn head(&self, experiment: &BenchExperiment) {
         if self.json {
-            println!("{}", json!({"name": "experiment", "experiment": experiment}));
+            say!("{}", json!({"name": "experiment", "experiment": experiment}));
             return;
         }
         let precision = if self.precision == Precision::Bf16 { "bf16" } else { "f32" };
         let precision = format!("{precision}{}", if self.tf32 { ", float32 as TF32" } else { "" });
-        println!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version());
-        println!(
+        say!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version());
+        say!(
             "{:30} {:>10} {:>10} {:>10} {:>10} {:>6} {:>9}  ",
-            "name", "median s", "least s", "GFLOP", "GFLOP/s", "peak", "memory"
+            "name",
+            "median s",
+            "least s",
+            "GFLOP",
+            "GFLOP/s",
+            "peak",
+            "memory"
         );
     }
 
@@ -123,14 +129,14 @@ impl Report {
             if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
                 object.extend(more.clone());
             }
-            println!("{object}");
+            say!("{object}");
             return;
         }
         let number = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
         let more = more.as_object().cloned().unwrap_or_default();
         let more: Vec<String> =
             more.iter().map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"'))).collect();
-        println!(
+        say!(
             "{name:30} {:>10.4} {:>10.4} {:>10} {:>10} {:>6} {:>6} MB  {}",
             timing.median,
             timing.least,

@@ -46,15 +46,15 @@ impl Card {
                 }
             }
         }
-        print!("{table}");
+        crate::commands::say::text(&table);
         for report in &self.reports {
-            println!("protocol {}: {}", report.protocol_hash, report.protocol_text);
+            say!("protocol {}: {}", report.protocol_hash, report.protocol_text);
             if let Some(floor) = &report.floor {
-                println!("protocol {}: {}", report.protocol_hash, floor.line());
+                say!("protocol {}: {}", report.protocol_hash, floor.line());
             }
         }
         for (name, why) in &self.not_measured {
-            println!("{name} is not measured: {why}");
+            say!("{name} is not measured: {why}");
         }
     }
 }

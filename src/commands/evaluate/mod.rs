@@ -120,7 +120,7 @@ impl Evaluate {
             return reconstruction.run();
         }
         if self.protocols {
-            built_in_protocols().iter().for_each(|known| println!("{}", known.line()));
+            built_in_protocols().iter().for_each(|known| say!("{}", known.line()));
             return Ok(());
         }
         if self.card && (self.launch.nproc.is_some_and(|ranks| ranks > 1) || rank().is_some()) {
@@ -132,14 +132,14 @@ impl Evaluate {
         self.compute_so(&mut experiment.generated)?;
         if self.card {
             card(&experiment, self.device.open()?)?.print();
-            println!("figures: {}", experiment.out.join(CARD_FILE).display());
+            say!("figures: {}", experiment.out.join(CARD_FILE).display());
             return Ok(());
         }
         distributed::run(&self.launch, self.device, |ranks, device| {
             let report = evaluate(&experiment, device, ranks)?;
             if ranks.is_first() {
                 report.print();
-                println!("figures: {}", experiment.out.join(FIGURES_FILE).display());
+                say!("figures: {}", experiment.out.join(FIGURES_FILE).display());
             }
             Ok(())
         })
@@ -299,10 +299,10 @@ impl Report {
                 table.row(set, figure, &self.protocol, meaning);
             }
         }
-        print!("{table}");
-        println!("samples: {}", self.generated_text);
+        crate::commands::say::text(&table);
+        say!("samples: {}", self.generated_text);
         self.print_details();
-        println!("protocol {}: {}; on {}", self.protocol_hash, self.protocol_text, self.device);
+        say!("protocol {}: {}; on {}", self.protocol_hash, self.protocol_text, self.device);
     }
 
     /// Runs, floor, extrapolation, PSNR: below the table.
@@ -311,30 +311,27 @@ impl Report {
             let ([real, _], asked) = (figure.clips, self.protocol.settings.clips);
             if real < asked {
                 let draw = self.protocol.settings.draw.words();
-                println!("{real} real clips where {asked} are asked for: drawn {draw}, there are no more");
+                say!("{real} real clips where {asked} are asked for: drawn {draw}, there are no more");
             }
             let several = if figure.runs.len() > 1 { ", mean of all runs" } else { "" };
             if figure.runs.len() > 1 {
                 let of = |value: fn(&crate::metrics::Distances) -> String| {
                     figure.runs.iter().map(value).collect::<Vec<_>>().join(" ")
                 };
-                println!("FVD of each run: {}", of(|run| format!("{:.2}", run.fvd)));
-                println!("KVD of each run: {}", of(|run| format!("{:.3}", run.kvd)));
+                say!("FVD of each run: {}", of(|run| format!("{:.2}", run.fvd)));
+                say!("KVD of each run: {}", of(|run| format!("{:.3}", run.kvd)));
             }
             let bound = match figure.extrapolates(I3d::CLASSES) {
                 true => String::new(),
                 false => format!(" at most (a set has fewer than {} clips)", I3d::CLASSES),
             };
-            println!(
-                "samples, extrapolated to infinitely many clips: FVD {:.2}{bound}{several}",
-                figure.fvd_extrapolated
-            );
+            say!("samples, extrapolated to infinitely many clips: FVD {:.2}{bound}{several}", figure.fvd_extrapolated);
         }
         if let Some(floor) = &self.floor {
-            println!("{}", floor.line());
+            say!("{}", floor.line());
         }
         if let Some(psnr) = self.psnr_db {
-            println!("reconstruction of {}: {psnr:.2} dB PSNR", self.psnr_of.as_deref().unwrap_or("real clips"));
+            say!("reconstruction of {}: {psnr:.2} dB PSNR", self.psnr_of.as_deref().unwrap_or("real clips"));
         }
     }
 }
@@ -536,7 +533,7 @@ impl Reconstructions {
     }
 }
 
-/// Videos of all samples (packed, where this binary cannot write mp4), and pictures of the first of each set.
+/// Videos of all samples (packed, where this binary or their size allows no mp4), and pictures of the first of each set.
 struct Shown<'a> {
     out: &'a Path,
     count: i64,
@@ -550,7 +547,8 @@ const FPS: f64 = 8.0;
 impl<'a> Shown<'a> {
     /// For `count` clips of the shape of `[3, F, S, S]`.
     fn new(out: &'a Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
-        let packed = match cfg!(feature = "video") {
+        // mp4 needs even sides
+        let packed = match cfg!(feature = "video") && side % 2 == 0 {
             true => None,
             false => Some(PackedWriter::create(&out.join("samples.safetensors"), count, frames, side, seed)?),
         };

@@ -167,8 +167,8 @@ impl Reconstruction {
         let every = (figures.data.frames / 8).max(1);
         pictures::write_png(&out.join("reconstructions.png"), &pictures::grid(&Tensor::cat(&pairs, 0), every)?)?;
         figures.print();
-        println!("figures: {}", out.join(FIGURES_FILE).display());
-        println!("clips above their reconstructions: {}", out.join("reconstructions.png").display());
+        say!("figures: {}", out.join(FIGURES_FILE).display());
+        say!("clips above their reconstructions: {}", out.join("reconstructions.png").display());
         Ok(())
     }
 }
@@ -212,8 +212,8 @@ impl Figures {
 
     fn print(&self) {
         for (name, Spread { mean, std }, meaning) in self.measures() {
-            println!("{name:6} {mean:8.4} ± {std:.4}  {meaning}");
+            say!("{name:6} {mean:8.4} ± {std:.4}  {meaning}");
         }
-        println!("{}", self.conditions());
+        say!("{}", self.conditions());
     }
 }

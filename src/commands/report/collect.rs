@@ -24,6 +24,7 @@ use crate::{
             Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
         },
     },
+    text_file::{read_text, trim},
     train::logger::{METRICS_FILE, TENSORBOARD_FOLDER},
 };
 
@@ -215,7 +216,7 @@ fn gallery(name: String, files: &[PathBuf], most: usize) -> Result<Gallery> {
             break;
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let prompt = fs::read_to_string(path.with_extension("txt")).ok().map(|text| text.trim().to_string());
+        let prompt = read_text(&path.with_extension("txt")).ok().map(|text| trim(&text).to_string());
         videos.push(Video { name, prompt, bytes: video });
     }
     Ok(Gallery { name, videos, count: files.len(), cut })
@@ -225,12 +226,12 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+fn text_of(path: &Path) -> Result<String> {
+    read_text(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn read_json<T: DeserializeOwned>(path: &Path, writer: &str) -> Result<T> {
-    let text = read_text(path)?;
+    let text = text_of(path)?;
     serde_path_to_error::deserialize(&mut serde_json::Deserializer::from_str(&text)).map_err(|error| {
         let at = error.path().to_string();
         anyhow!("{} is not what `{writer}` writes, at `{at}`: {}", path.display(), error.into_inner())
@@ -238,14 +239,14 @@ fn read_json<T: DeserializeOwned>(path: &Path, writer: &str) -> Result<T> {
 }
 
 fn read_experiment(path: &Path) -> Result<(String, serde_yaml::Value)> {
-    let text = read_text(path)?;
+    let text = text_of(path)?;
     let value = serde_yaml::from_str(&text).with_context(|| format!("{} is not YAML", path.display()))?;
     Ok((text, value))
 }
 
 /// A series a metric, in the order of the log. A last line that was cut off is one that is being written.
 fn read_metrics(path: &Path) -> Result<Vec<Series>> {
-    let text = read_text(path)?;
+    let text = text_of(path)?;
     let mut found: Vec<Series> = Vec::new();
     for (i, line) in text.split_inclusive('\n').filter(|line| line.ends_with('\n')).enumerate() {
         let wrong = |what: &str| anyhow!("{}, line {}: {what}", path.display(), i + 1);

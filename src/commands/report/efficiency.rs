@@ -21,6 +21,7 @@ use crate::{
     models::UNet3d,
     nn::Parameters,
     report::FigureTable,
+    text_file::read_text,
     torch::{Autocast, DeviceName, peak_memory},
     train::{DiffusionTask, SECONDS_PER_STEP, Task, logger::METRICS_FILE},
 };
@@ -53,7 +54,7 @@ impl Efficiency {
         let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;
         if self.json {
             for cost in &costs {
-                println!("{}", cost.json(device)?);
+                say!("{}", cost.json(device)?);
             }
         } else {
             print(&costs, device);
@@ -182,13 +183,13 @@ fn print(costs: &[Cost], device: Device) {
             0 => format!("{cell:0$}", width(0)),
             _ => format!("{cell:>0$}", width(column)),
         });
-        println!("{}", cells.collect::<Vec<_>>().join("  "));
+        say!("{}", cells.collect::<Vec<_>>().join("  "));
     }
-    println!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
+    say!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
-        println!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
+        say!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
     }
-    println!();
+    say!();
     let mut table = FigureTable::new();
     let mut protocols: Vec<String> = Vec::new();
     for cost in costs {
@@ -202,20 +203,20 @@ fn print(costs: &[Cost], device: Device) {
         }
     }
     if !protocols.is_empty() {
-        print!("{table}");
+        crate::commands::say::text(&table);
     }
     protocols.sort();
     protocols.dedup();
-    protocols.iter().for_each(|line| println!("{line}"));
+    protocols.iter().for_each(|line| say!("{line}"));
     for cost in costs.iter().filter(|cost| cost.evaluations.is_empty()) {
         let run = cost.run.display();
-        println!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
+        say!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
     }
 }
 
 /// The median over the lines of a run's log.
 fn seconds_per_step(run: &Path) -> Result<Option<f64>> {
-    let Ok(text) = fs::read_to_string(run.join(METRICS_FILE)) else { return Ok(None) };
+    let Ok(text) = read_text(&run.join(METRICS_FILE)) else { return Ok(None) };
     let mut seconds = Vec::new();
     for line in text.lines() {
         let line: Value = serde_json::from_str(line).with_context(|| format!("{METRICS_FILE} in {}", run.display()))?;
@@ -250,7 +251,7 @@ fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
     }
     folders.sort();
     let read = |folder: PathBuf| {
-        let text = fs::read_to_string(folder.join(FIGURES_FILE)).ok()?;
+        let text = read_text(&folder.join(FIGURES_FILE)).ok()?;
         Some((folder, serde_json::from_str::<Evaluation>(&text).ok()?))
     };
     let is_own = |(_, evaluation): &(PathBuf, Evaluation)| match &evaluation.generated {

@@ -57,7 +57,7 @@ impl Verify {
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
         let width = self.cases.iter().map(|c| file_name(c).len()).max().unwrap_or(0).max(4);
-        println!("{:width$}  {:18} {:>9} {:>9} {:>7}  ", "case", "component", "abs", "rel", "bound");
+        say!("{:width$}  {:18} {:>9} {:>9} {:>7}  ", "case", "component", "abs", "rel", "bound");
         let (mut failed, mut unusable) = (0, 0);
         for path in &self.cases {
             let name = file_name(path);
@@ -70,7 +70,7 @@ impl Verify {
                 Ok(found) => found,
                 Err(error) => {
                     unusable += 1;
-                    println!("{name:width$}  not a case: {error:#}");
+                    say!("{name:width$}  not a case: {error:#}");
                     continue;
                 }
             };
@@ -79,11 +79,11 @@ impl Verify {
                     let ok = relative <= bound; // false for NaN
                     failed += usize::from(!ok);
                     let verdict = if ok { "ok" } else { "FAIL" };
-                    println!("{name:width$}  {component:18} {absolute:9.2e} {relative:9.2e} {bound:7.0e}  {verdict}");
+                    say!("{name:width$}  {component:18} {absolute:9.2e} {relative:9.2e} {bound:7.0e}  {verdict}");
                 }
                 Err(error) => {
                     failed += 1;
-                    println!("{name:width$}  {:18} FAIL: {error:#}", case.component);
+                    say!("{name:width$}  {:18} FAIL: {error:#}", case.component);
                 }
             }
         }

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Count, Found, Survey, Tree, count_splits};
+use crate::text_file::read_text;
 
 const VIDEOS: u64 = 13_320;
 const CLASSES: u64 = 101;
@@ -142,7 +142,7 @@ impl Lists {
     fn read(folder: &Path) -> Result<Self> {
         let text = |file: &str| {
             let path = folder.join(file);
-            fs::read_to_string(&path).with_context(|| format!("cannot read UCF-101's list {}", path.display()))
+            read_text(&path).with_context(|| format!("cannot read UCF-101's list {}", path.display()))
         };
         let (mut names, mut split) = (Vec::new(), BTreeMap::new());
         for (file, which) in [("trainlist01.txt", "train"), ("testlist01.txt", "test")] {
