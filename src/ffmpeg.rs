@@ -3,7 +3,7 @@
 use std::{ffi::CString, os::unix::ffi::OsStrExt, path::Path, ptr};
 
 use anyhow::{Context, Result};
-use video_rs::ffmpeg::{Error, Packet, codec, ffi, filter, format};
+use video_rs::ffmpeg::{Error, Packet, codec, ffi, filter, format, frame};
 
 /// Opens a file for reading, whatever bytes its name is made of. A name like `http:x.mp4` is a file too.
 ///
@@ -29,6 +29,16 @@ pub fn is_hidden(packet: &Packet) -> bool {
     use codec::packet::Ref;
     // SAFETY: the pointer is that of the packet, which is borrowed.
     unsafe { (*packet.as_ptr()).flags & ffi::AV_PKT_FLAG_DISCARD != 0 }
+}
+
+/// The numbers of the matrix and the range that a picture says of its colours. A file may say any number there, and the
+/// enumerations of the binding may not hold it.
+pub fn colours(frame: &frame::Video) -> [i32; 2] {
+    // SAFETY: the pointer is that of the frame, which is borrowed; both fields are C enumerations, which are `int`s.
+    unsafe {
+        let frame = frame.as_ptr();
+        [(&raw const (*frame).colorspace).cast::<i32>().read(), (&raw const (*frame).color_range).cast::<i32>().read()]
+    }
 }
 
 /// A graph of filters that starts no threads: those that decode are busy already.

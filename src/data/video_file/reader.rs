@@ -47,6 +47,8 @@ struct Track {
     /// What the container says.
     orientation: Option<Orientation>,
     decoder: decoder::Video,
+    /// Whether a packet was decoded that is not to be shown.
+    has_hidden: bool,
 }
 
 impl VideoReader {
@@ -115,9 +117,17 @@ impl VideoReader {
     }
 
     fn check_inner(&mut self) -> Result<()> {
-        self.track = Track::open(&self.path)?;
         // else FFmpeg paints over what it cannot decode
-        self.track.decoder.check(decoder::Check::EXPLODE);
+        match self.decode_all(decoder::Check::EXPLODE) {
+            // An edit list lets decoding begin where there is something that refers to frames before.
+            Err(_) if self.track.has_hidden => self.decode_all(decoder::Check::empty()),
+            done => done,
+        }
+    }
+
+    fn decode_all(&mut self, check: decoder::Check) -> Result<()> {
+        self.track = Track::open(&self.path)?;
+        self.track.decoder.check(check);
         let (mut frame, mut count) = (RawFrame::empty(), 0);
         while self.track.decode(&mut frame).with_context(|| format!("after {count} frames"))? {
             ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "frame {count} of {}", self.frames());
@@ -210,7 +220,8 @@ impl Track {
         context.set_time_base(stream.time_base());
         let decoder = context.decoder().video()?;
         ensure!(decoder.width() > 0 && decoder.height() > 0, "its pictures have no size");
-        Ok(Self { stream: stream.index(), time_base: stream.time_base(), orientation, decoder, input })
+        let (stream, time_base) = (stream.index(), stream.time_base());
+        Ok(Self { stream, time_base, orientation, decoder, has_hidden: false, input })
     }
 
     /// Reads all packets, decoding none. Those that an edit list hides are no frames, but decoding can begin at them.
@@ -294,7 +305,10 @@ impl Track {
                 Err(error) => return Err(error.into()),
             }
             match packet.read(&mut self.input) {
-                Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet)?,
+                Ok(()) if packet.stream() == self.stream => {
+                    self.has_hidden |= is_hidden(&packet);
+                    self.decoder.send_packet(&packet)?;
+                }
                 Ok(()) => {}
                 Err(Error::Eof) => self.decoder.send_eof()?,
                 Err(error) => return Err(error.into()),

@@ -65,6 +65,7 @@ impl VideoWriter {
     pub(super) fn create_as(path: &Path, width: usize, height: usize, fps: f64, encoding: &Encoding) -> Result<Self> {
         prepare();
         let name = path.display();
+        ensure!(path.to_str().is_some(), "cannot write {name}: its name is not UTF-8; choose another one");
         ensure!(
             width > 0 && height > 0 && width.is_multiple_of(2) && height.is_multiple_of(2),
             "cannot write {name}: H.264 in 4:2:0 needs even sides, the frames are {width}×{height}; choose an even resolution"
