@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building and testing need and the machine lacks; `make setup` calls it.
 #
-#   apt packages    compilers, FFmpeg, OpenCV, and for three tests a browser, qemu and `ip`
+#   apt packages    compilers, FFmpeg, OpenCV, and for four tests a browser, qemu, `ip` and the command ffmpeg
 #   .libtorch/      LibTorch, unless LIBTORCH names one: the CUDA set beside an NVIDIA GPU, else the CPU set. On a login
 #                   node, which has no GPU itself, `CUDA=1 make setup` takes the CUDA set
 #   .python/        TensorBoard's reader, safetensors, CLIP's vocabulary and what torchrun imports, for four tests
@@ -60,6 +60,7 @@ system_packages() {
     fi
     has_browser || needed="$needed $BROWSER"
     command -v qemu-x86_64 >/dev/null || needed="$needed qemu-user" # tests/processors.rs
+    command -v ffmpeg >/dev/null || needed="$needed ffmpeg" # tests/video_files.rs
     needed=$(missing $needed)
     [ -n "$needed" ] || return 0
     by_hand="install by hand, as root: apt-get install --no-install-recommends $needed"

@@ -24,7 +24,7 @@
 //! weights                                 foreign weights → our names
 //! nn                                      layers and their parameters
 //! distributed                             several processes that do one piece of work
-//! torch | random | safetensors            what tch does not expose (the only `unsafe`); noise; tensor files
+//! torch | ffmpeg | random | safetensors   what tch and video-rs do not expose (the only `unsafe`); noise; tensor files
 //! atomic_file | file_format | text_file   files that are whole or not there; what a file is; texts that people wrote
 //! ```
 //!
@@ -45,6 +45,9 @@ pub mod diffusion;
 pub mod distributed;
 pub mod exchange;
 pub mod experiment;
+#[cfg(feature = "video")]
+#[allow(unsafe_code)]
+pub mod ffmpeg;
 pub mod file_format;
 pub mod generate;
 pub mod metrics;

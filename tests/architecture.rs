@@ -173,9 +173,9 @@ fn the_map_is_complete() {
     assert!(imports(&main).is_empty(), "main.rs uses the library by its name");
 }
 
-/// The compiler refuses `unsafe` in the whole library and allows it in `torch`; nothing else allows it again.
+/// The compiler refuses `unsafe` in the whole library and allows it in `torch` and `ffmpeg`; nothing else allows it again.
 #[test]
-fn unsafe_is_in_torch_alone() {
+fn unsafe_is_in_torch_and_ffmpeg_alone() {
     let files = sources();
     let text = |name: &str| files.iter().find(|(file, _)| file == name).unwrap().1.as_str();
     assert!(text("lib.rs").contains("#![deny(unsafe_code)]"));
@@ -185,6 +185,8 @@ fn unsafe_is_in_torch_alone() {
         .flat_map(|(file, text)| text.lines().map(move |line| (file.as_str(), line.trim())))
         .filter(|(_, line)| line.contains("unsafe_code") && !line.contains("deny(") && !line.contains("forbid("))
         .collect();
-    assert_eq!(allowing, [("lib.rs", "#[allow(unsafe_code)]")]);
-    assert!(text("lib.rs").contains("#[allow(unsafe_code)]\npub mod torch;"));
+    assert_eq!(allowing, [("lib.rs", "#[allow(unsafe_code)]"); 2]);
+    for module in ["torch", "ffmpeg"] {
+        assert!(text("lib.rs").contains(&format!("#[allow(unsafe_code)]\npub mod {module};")));
+    }
 }

@@ -7,6 +7,7 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
 };
 
@@ -73,7 +74,7 @@ fn ucf101_in_every_layout() {
     let at = place.path();
     let class = |name: &str| name.split('_').nth(1).unwrap().to_string();
     type PathOf<'a> = Box<dyn Fn(usize, &str) -> PathBuf + 'a>;
-    let layouts: [(&str, PathOf); 4] = [
+    let layouts: [(&str, PathOf); 5] = [
         ("flat", Box::new(|_, name| at.join("flat").join(format!("{name}.avi")))),
         ("classes", Box::new(|_, name| at.join("classes").join(class(name)).join(format!("{name}.avi")))),
         ("split", {
@@ -83,12 +84,14 @@ fn ucf101_in_every_layout() {
             })
         }),
         ("frames", Box::new(|_, name| at.join("frames").join(class(name)).join(name))),
+        // as scripts name them that take a file's name for its folder of frames
+        ("avi_frames", Box::new(|_, name| at.join("avi_frames").join(class(name)).join(format!("{name}.avi")))),
     ];
     for (layout, path_of) in &layouts {
         for (i, name) in UCF.iter().enumerate() {
             let path = path_of(i, name);
             match *layout {
-                "frames" => pictures(&path, 20),
+                "frames" | "avi_frames" => pictures(&path, 20),
                 _ => {
                     // an mp4 under the name of an avi: the reader looks at what is in the file
                     video(&path.with_extension("mp4"), 20);
@@ -103,7 +106,7 @@ fn ucf101_in_every_layout() {
         assert_eq!(entries.len(), 5, "{layout}");
         for entry in &entries {
             assert_eq!((entry.frames, entry.width, entry.height), (20, 32, 32), "{layout}");
-            assert_eq!(entry.fps.is_some(), *layout != "frames", "{layout}");
+            assert_eq!(entry.fps.is_some(), !layout.ends_with("frames"), "{layout}");
             assert!(UCF.iter().any(|name| class(name) == *entry.class.as_ref().unwrap()), "{layout}");
         }
         // of the clips of a group the second is not there
@@ -162,6 +165,59 @@ fn ucf101_in_every_layout() {
     assert!(
         run_in(at, &["data", "prepare", "ucf101", "classes", "--lists", "nowhere"]).error(2).contains("trainlist01")
     );
+}
+
+/// Tai chi as its own script leaves it by default: folders of pictures whose names end in .mp4. A sky laid out likewise.
+#[test]
+fn a_folder_that_is_named_like_a_file_is_a_folder() {
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    for (set, root) in [("taichi", "taichi-png"), ("sky-timelapse", "sky")] {
+        for folder in ["train/a#000164#000351.mp4", "test/b#000001#000021.mp4"] {
+            pictures(&at.join(root).join(folder), 20);
+        }
+        succeed_in(at, &["data", "prepare", set, root, "--frame-stride", "1"]);
+        let index = at.join(root).join("index.jsonl");
+        let entries = read_index(&index).unwrap();
+        assert!(entries.iter().all(|entry| (entry.frames, entry.fps) == (20, None)), "{entries:?}");
+        let right = [("a#000164#000351.mp4", "train"), ("b#000001#000021.mp4", "test")];
+        assert_eq!(splits(&entries), right.map(|(n, s)| (n.into(), s.into())).into());
+        assert!(problems(&index).is_empty());
+    }
+    train(at, "taichi-png/index.jsonl", "test");
+}
+
+/// What lies beside the frames of a folder is named, and no frame; so is a name that an index cannot hold.
+#[test]
+fn stray_pictures_and_odd_names_are_named() {
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    for folder in ["sky/a", "sky/b"] {
+        pictures(&at.join(folder), 9);
+    }
+    for stray in ["thumb.png", "frame3_mask.png"] {
+        fs::copy(at.join("sky/a/frame0.png"), at.join("sky/a").join(stray)).unwrap();
+    }
+    let named = at.join("sky").join(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+    fs::rename(at.join("sky/b"), &named).unwrap();
+    let said = succeed_in(at, &["data", "prepare", "sky-timelapse", "sky", "--frames", "4"]);
+    let index = at.join("sky/index.jsonl");
+    let entries = read_index(&index).unwrap();
+    assert_eq!(entries.iter().map(|entry| (name(&entry.path), entry.frames)).collect::<Vec<_>>(), [("a".into(), 9)]);
+    let right = [("a", ProblemKind::Uneven), ("caf\u{fffd}", ProblemKind::Corrupt)];
+    assert_eq!(problems(&index), right.map(|(n, k)| (n.into(), k)).into());
+    for word in ["frame3_mask.png, thumb.png", "UTF-8"] {
+        assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
+    }
+    // read as they are found, the strays are told of once, and a clip of all of them is too long
+    let pack = |frames: &str| {
+        let size = ["--frames", frames, "--resolution", "16", "--out", "x.safetensors"];
+        run_in(at, &[&["data", "pack", "--videos", "sky", "--frames-folders"][..], &size].concat())
+    };
+    let said = pack("9");
+    assert!(said.out.contains("2 clips") && said.err.matches("thumb.png").count() == 1, "{}{}", said.out, said.err);
+    let said = pack("10");
+    assert!(said.error(1).contains("too short") || said.err.contains("no usable video"), "{}", said.err);
 }
 
 /// Skies with one and with two levels of folders.

@@ -109,6 +109,28 @@ fn features_of_real_clips_are_kept() {
     assert_eq!(kept().len(), 2);
 }
 
+/// Clips that were packed when videos had other colours are not used without a word; generated ones are what they are.
+#[test]
+fn clips_of_a_former_reading_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let clips = moving_clips(8, 10, 32);
+    write_generated(&at.join("generated.safetensors"), &clips.narrow(0, 4, 4));
+    let spec = |dataset: serde_json::Value| serde_json::json!({"dataset": dataset, "frames": 10, "frame_stride": 1, "resolution": 32, "seed": 0});
+    let real = || clips.narrow(0, 0, 4).contiguous();
+    for (dataset, told) in [
+        (serde_json::json!({"kind": "folder", "root": "clips"}), 1),
+        (serde_json::json!({"kind": "numpy", "file": "clips.npy"}), 0),
+    ] {
+        write_safetensors_atomically(&at.join("real.safetensors"), &[("clips", real())], &spec(dataset)).unwrap();
+        let files = ["evaluate", "--real", "real.safetensors", "--generated", "generated.safetensors"];
+        let said = succeed_in(at, &[&files[..], &["--frames", "10", "--resolution", "32", "--out", "out"]].concat());
+        let line = "real.safetensors was made when lvdm read every video as BT.601";
+        assert_eq!(said.err.matches(line).count(), told, "{}", said.err);
+        assert_eq!(said.err.matches("make it again with `lvdm data pack`").count(), told, "{}", said.err);
+    }
+}
+
 /// Equal data have one protocol under any path; others of the same shape have another, and other features.
 #[test]
 fn the_protocol_is_of_the_data_and_not_of_their_place() {

@@ -3,16 +3,21 @@
 //! A new dataset is one file beside this one, with a variant of `DatasetConfig` and a match arm.
 
 use std::{
+    collections::BTreeSet,
     fs,
-    os::unix::fs::FileExt,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tracing::warn;
 
 use super::{
     captioned::{Captioned, Webvid},
@@ -23,6 +28,7 @@ use super::{
     index::{Indexed, read_index, splits},
     numpy::{Numpy, NumpyFile, NumpyVideo},
     packed::{Packed, PackedFile, PackedVideo},
+    reading::READING,
     video_file::VideoReader,
 };
 
@@ -125,7 +131,7 @@ impl Source {
         match self {
             Self::File(path) => look_at(path, blocks, &mut hash)?,
             Self::Frames(pictures) => of_pictures(pictures, &mut hash)?,
-            Self::PictureFolder(folder) => of_pictures(&pictures_in(folder)?, &mut hash)?,
+            Self::PictureFolder(folder) => of_pictures(&pictures_in(folder)?.frames, &mut hash)?,
             Self::Numpy { file, .. } => look_at(file.path(), blocks, &mut hash)?,
             Self::Packed { file, .. } => look_at(file.path(), blocks, &mut hash)?,
         }
@@ -140,7 +146,7 @@ impl Source {
         Ok(match self {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
-            Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?)),
+            Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?.frames)),
             Self::Numpy { file, index } => Box::new(NumpyVideo::new(file.clone(), *index)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
@@ -215,8 +221,8 @@ impl DatasetConfig {
             return Ok(Self::Packed { file });
         }
         let root = path.to_path_buf();
-        if let Err(no_videos) = (Folder { root: root.clone() }).videos() {
-            return match (Frames { root: root.clone() }).videos() {
+        if let Err(no_videos) = (Folder { root: root.clone() }).listing_and_unread() {
+            return match (Frames { root: root.clone() }).listing_and_strays() {
                 Ok(_) => Ok(Self::Frames { root }),
                 Err(no_frames) => bail!("{no_videos}; {no_frames}"),
             };
@@ -310,6 +316,17 @@ impl DatasetConfig {
         Ok(())
     }
 
+    /// How its videos are read: as this version reads them, or as the one did that packed them.
+    ///
+    /// # Errors
+    /// A packed file that is missing or damaged.
+    pub fn reading(&self) -> Result<u32> {
+        match self {
+            Self::Packed { file } => Ok(PackedFile::open(file)?.spec.reading()),
+            _ => Ok(READING),
+        }
+    }
+
     /// Whether its videos may have captions.
     pub fn has_captions(&self) -> bool {
         match self {
@@ -381,27 +398,72 @@ pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
     extension.is_some_and(|extension| extensions.contains(&extension.as_str()))
 }
 
+/// A warning that is given once in a process, since a dataset may be listed several times.
+pub(super) fn warn_once(text: String) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        warn!("{text}");
+    }
+}
+
 /// The videos that were found, of which there must be some; else says what was looked for and what is there.
 pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Listing> {
     ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
     Ok(videos.into())
 }
 
-/// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names
-/// are passed over.
+/// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names are passed over. A
+/// link to a folder is followed, but no folder is visited twice: one that lies under `root` is visited where it lies.
 pub(super) fn walk(root: &Path, visit: &mut impl FnMut(&Path, Vec<PathBuf>)) -> Result<()> {
+    let mut known = BTreeSet::new();
+    folders_without_links(root, &mut known)?;
+    visit_folder(root, false, &mut known, visit)
+}
+
+/// What a folder is, whatever it is called: its file system and its number in it.
+fn identity(folder: &Path) -> Result<(u64, u64)> {
+    let folder = fs::metadata(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    Ok((folder.dev(), folder.ino()))
+}
+
+/// What lies in a folder, but for hidden names.
+fn entries(folder: &Path) -> Result<Vec<fs::DirEntry>> {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    let mut entries = entries.with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    entries.retain(|entry| !entry.file_name().as_bytes().starts_with(b"."));
+    Ok(entries)
+}
+
+fn folders_without_links(folder: &Path, found: &mut BTreeSet<(u64, u64)>) -> Result<()> {
+    found.insert(identity(folder)?);
+    let inside = entries(folder)?;
+    let mut folders = inside.iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.try_for_each(|entry| folders_without_links(&entry.path(), found))
+}
+
+fn visit_folder(
+    folder: &Path,
+    behind_link: bool,
+    known: &mut BTreeSet<(u64, u64)>,
+    visit: &mut impl FnMut(&Path, Vec<PathBuf>),
+) -> Result<()> {
+    if behind_link && !known.insert(identity(folder)?) {
+        return Ok(());
+    }
     let (mut files, mut folders) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(root).with_context(|| format!("cannot read the folder {}", root.display()))? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-            continue;
+    for entry in entries(folder)? {
+        let path = entry.path();
+        if path.is_dir() {
+            let linked = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+            folders.push((path, behind_link || linked));
+        } else {
+            files.push(path);
         }
-        if path.is_dir() { folders.push(path) } else { files.push(path) }
     }
     files.sort();
     folders.sort();
-    visit(root, files);
-    folders.iter().try_for_each(|folder| walk(folder, visit))
+    visit(folder, files);
+    folders.iter().try_for_each(|(folder, behind_link)| visit_folder(folder, *behind_link, known, visit))
 }
 
 /// Errors for a folder that is not there.
@@ -452,6 +514,38 @@ mod tests {
         write("a/x.mp4", &bytes);
         assert_eq!(listing(&["a/x.mp4", "a/empty.mp4"]).fingerprint().unwrap(), first);
         assert!(listing(&["a/none.mp4"]).fingerprint().is_err());
+    }
+
+    /// A link to the own parent is not followed, one to another folder is; two names of a file are two videos.
+    #[test]
+    fn each_folder_is_visited_once() {
+        use std::os::unix::fs::symlink;
+        let place = tempfile::tempdir().unwrap();
+        let (root, other) = (place.path().join("root"), place.path().join("other"));
+        for folder in [root.join("a"), root.join("c"), other.join("deep")] {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("x.mp4"), b"").unwrap();
+        }
+        let listed = || {
+            let mut found = Vec::new();
+            walk(&root, &mut |_, files| found.extend(files)).unwrap();
+            found.iter().map(|file| file.strip_prefix(&root).unwrap().display().to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(listed(), ["a/x.mp4", "c/x.mp4"]);
+        for (to, name) in
+            [(".", "again"), ("..", "up"), ("../..", "a/twice"), ("../c", "a/before"), ("a/x.mp4", "y.mp4")]
+        {
+            symlink(to, root.join(name)).unwrap();
+        }
+        // `up` holds the other folder, and `root` once more
+        assert_eq!(listed(), ["y.mp4", "a/x.mp4", "a/twice/other/deep/x.mp4", "c/x.mp4"]);
+        fs::remove_file(root.join("up")).unwrap();
+        fs::remove_file(root.join("a/twice")).unwrap();
+        for name in ["b", "d"] {
+            symlink(&other, root.join(name)).unwrap();
+        }
+        symlink(other.join("deep"), root.join("e")).unwrap();
+        assert_eq!(listed(), ["y.mp4", "a/x.mp4", "b/deep/x.mp4", "c/x.mp4"]);
     }
 
     #[test]

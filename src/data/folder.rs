@@ -4,10 +4,16 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk};
+use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk, warn_once};
 
-/// Endings of video files.
-pub(super) const EXTENSIONS: [&str; 5] = ["mp4", "avi", "webm", "mkv", "mov"];
+/// Endings of video files that FFmpeg reads, the usual ones first.
+pub(super) const EXTENSIONS: [&str; 28] = [
+    "mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "gif", "ts", "mts", "m2ts", "3gp", "3g2",
+    "ogv", "qt", "asf", "f4v", "vob", "m1v", "m2v", "mxf", "dv", "divx", "rm", "y4m",
+];
+
+/// Endings of files that may be moving pictures and that FFmpeg does not read as such.
+const UNREAD: [&str; 2] = ["webp", "swf"];
 
 /// Every video file under `root`, at any depth, sorted by path.
 pub struct Folder {
@@ -17,9 +23,27 @@ pub struct Folder {
 
 impl VideoDataset for Folder {
     fn videos(&self) -> Result<Listing> {
+        let (listing, unread) = self.listing_and_unread()?;
+        if let Some(first) = unread.first() {
+            warn_once(format!(
+                "{} files below {} are passed over, since FFmpeg reads no moving pictures out of files that end in {}; the \
+                 first: {}",
+                unread.len(),
+                self.root.display(),
+                UNREAD.join(" or "),
+                first.display()
+            ));
+        }
+        Ok(listing)
+    }
+}
+
+impl Folder {
+    /// The videos, and files that may be videos and cannot be read.
+    pub(super) fn listing_and_unread(&self) -> Result<(Listing, Vec<PathBuf>)> {
         let wanted = format!("video files ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
-        let (mut videos, mut others) = (Vec::new(), 0);
+        let (mut videos, mut unread, mut others) = (Vec::new(), Vec::new(), 0);
         walk(&self.root, &mut |_, files| {
             for file in files {
                 if has_extension(&file, &EXTENSIONS) {
@@ -30,10 +54,11 @@ impl VideoDataset for Folder {
                     });
                 } else {
                     others += 1;
+                    unread.extend(Some(file).filter(|file| has_extension(file, &UNREAD)));
                 }
             }
         })?;
-        some(videos, &self.root, &wanted, others)
+        Ok((some(videos, &self.root, &wanted, others)?, unread))
     }
 }
 

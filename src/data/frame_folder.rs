@@ -1,7 +1,9 @@
 //! Videos kept as folders of numbered pictures.
 
 use std::{
-    cmp::Ordering,
+    borrow::Cow,
+    cmp::{Ordering, Reverse},
+    collections::BTreeMap,
     fs::{self, File},
     io::{BufReader, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -17,11 +19,71 @@ use super::{
 /// Endings of pictures.
 pub(super) const EXTENSIONS: [&str; 3] = ["jpg", "jpeg", "png"];
 
-/// The pictures that lie directly in a folder, in the order in which they are shown. Hidden names are passed over.
+/// The pictures of a folder.
+#[derive(Debug, PartialEq)]
+pub struct Pictures {
+    /// Those of the video, in the order in which they are shown.
+    pub frames: Vec<PathBuf>,
+    /// The others: a thumbnail, a contact sheet, masks beside the frames.
+    pub strays: Vec<PathBuf>,
+}
+
+impl Pictures {
+    /// Tells the frames among pictures that lie in one folder. Where most names are alike but for their numbers, those
+    /// are the frames; of kinds that are equally many, the one with the shortest names. Names that follow no pattern are
+    /// all taken.
+    pub fn of(mut pictures: Vec<PathBuf>) -> Self {
+        let mut patterns: BTreeMap<String, usize> = BTreeMap::new();
+        for picture in &pictures {
+            *patterns.entry(pattern(picture)).or_default() += 1;
+        }
+        patterns.retain(|pattern, _| pattern.contains('#'));
+        let numbered: usize = patterns.values().sum();
+        let main = patterns.iter().max_by_key(|(pattern, count)| (**count, Reverse((pattern.len(), *pattern))));
+        let strays = match main {
+            Some((main, &count)) if count > 1 && (patterns.len() <= count || 2 * count > numbered) => {
+                pictures.extract_if(.., |picture| pattern(picture) != *main).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut pictures = Pictures { frames: pictures, strays };
+        sort_naturally(&mut pictures.frames);
+        sort_naturally(&mut pictures.strays);
+        pictures
+    }
+
+    /// The first strays by name, in words.
+    pub fn strays_line(strays: &[PathBuf]) -> String {
+        let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let first = strays.iter().take(5).map(name).collect::<Vec<_>>().join(", ");
+        format!("{first}{}", if strays.len() > 5 { ", …" } else { "" })
+    }
+}
+
+/// A name without its numbers: `v#_frame#.jpg`. Small and capital letters are one, and so are `jpg` and `jpeg`.
+fn pattern(picture: &Path) -> String {
+    let name = picture.file_stem().unwrap_or_default().to_string_lossy().to_lowercase();
+    let ending = picture.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    let mut rest = name.as_bytes();
+    let mut pattern = Vec::new();
+    while let Some(&byte) = rest.first() {
+        if byte.is_ascii_digit() {
+            take_number(&mut rest);
+            take_fraction(&mut rest);
+            pattern.push(b'#');
+        } else {
+            pattern.push(byte);
+            rest = &rest[1..];
+        }
+    }
+    format!("{}.{}", String::from_utf8_lossy(&pattern), if ending == "jpeg" { "jpg" } else { &ending })
+}
+
+/// The pictures that lie directly in a folder. Hidden names are passed over.
 ///
 /// # Errors
 /// No such folder, no pictures in it.
-pub fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
+pub fn pictures_in(folder: &Path) -> Result<Pictures> {
     let mut pictures = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))? {
         let path = entry?.path();
@@ -31,8 +93,7 @@ pub fn pictures_in(folder: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     ensure!(!pictures.is_empty(), "there are no pictures ({}) in {}", EXTENSIONS.join(", "), folder.display());
-    pictures.sort_by(|a, b| natural_order(a, b));
-    Ok(pictures)
+    Ok(Pictures::of(pictures))
 }
 
 /// Pictures in the order in which they are shown.
@@ -41,7 +102,7 @@ pub struct FrameFolder {
 }
 
 impl FrameFolder {
-    /// Of pictures already in order; `natural_order` puts them so.
+    /// Of pictures already in order; [`Pictures::of`] puts them so.
     pub fn new(pictures: Vec<PathBuf>) -> Self {
         Self { pictures }
     }
@@ -154,14 +215,40 @@ fn number(picture: &Path) -> Option<u64> {
     stem[start..end].parse().ok()
 }
 
-/// Orders names as people do: runs of digits by their value, so `frame9` comes before `frame10`.
-pub fn natural_order(a: &Path, b: &Path) -> Ordering {
-    let (a_text, b_text) = (a.to_string_lossy(), b.to_string_lossy());
+/// Orders names as people do: runs of digits by their value, so `frame9` comes before `frame10`. What stands behind a
+/// point is a fraction, and `t0.25` comes before `t0.5`, unless a longer one ends in 0: then it counts, `2.9`, `2.10`.
+fn sort_naturally(pictures: &mut [PathBuf]) {
+    let counts = pictures.iter().any(|picture| {
+        let name = stem(picture);
+        let mut rest = name.as_bytes();
+        std::iter::from_fn(|| {
+            let start = rest.iter().position(u8::is_ascii_digit)?;
+            rest = &rest[start..];
+            take_number(&mut rest);
+            Some(take_fraction(&mut rest))
+        })
+        .any(|fraction| fraction.len() > 1 && fraction.ends_with(b"0"))
+    });
+    pictures.sort_by(|a, b| natural_order(a, b, !counts));
+}
+
+fn stem(picture: &Path) -> Cow<'_, str> {
+    picture.file_stem().unwrap_or_default().to_string_lossy()
+}
+
+fn natural_order(a: &Path, b: &Path, fractions: bool) -> Ordering {
+    let (a_text, b_text) = (stem(a), stem(b));
     let (mut a_rest, mut b_rest) = (a_text.as_bytes(), b_text.as_bytes());
     while let (Some(&x), Some(&y)) = (a_rest.first(), b_rest.first()) {
         let order = if x.is_ascii_digit() && y.is_ascii_digit() {
             let (x, y) = (take_number(&mut a_rest), take_number(&mut b_rest));
-            x.len().cmp(&y.len()).then(x.cmp(y))
+            let whole = x.len().cmp(&y.len()).then(x.cmp(y));
+            if whole.is_eq() && fractions {
+                // digits behind a point are compared from the left
+                take_fraction(&mut a_rest).cmp(take_fraction(&mut b_rest))
+            } else {
+                whole
+            }
         } else {
             (a_rest, b_rest) = (&a_rest[1..], &b_rest[1..]);
             x.cmp(&y)
@@ -171,6 +258,16 @@ pub fn natural_order(a: &Path, b: &Path) -> Ordering {
         }
     }
     a_rest.len().cmp(&b_rest.len()).then_with(|| a.cmp(b))
+}
+
+/// The digits behind a point at the beginning; none where there is no such point.
+fn take_fraction<'a>(text: &mut &'a [u8]) -> &'a [u8] {
+    let Some(behind) = text.strip_prefix(b".") else { return &[] };
+    let end = behind.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(behind.len());
+    if end > 0 {
+        *text = &behind[end..];
+    }
+    &behind[..end]
 }
 
 /// The digits at the beginning, without leading zeros.
@@ -185,14 +282,52 @@ fn take_number<'a>(text: &mut &'a [u8]) -> &'a [u8] {
 mod tests {
     use super::*;
 
+    fn paths(names: &[&str]) -> Vec<PathBuf> {
+        names.iter().map(PathBuf::from).collect()
+    }
+
     #[test]
     fn numbers_are_ordered_by_value() {
-        let mut names = ["f10.jpg", "f9.jpg", "f009.jpg", "f1.jpg", "g0.jpg", "f.jpg", "f99999999999999999999999.jpg"];
-        names.sort_by(|a, b| natural_order(Path::new(a), Path::new(b)));
-        assert_eq!(
-            names,
-            ["f.jpg", "f1.jpg", "f009.jpg", "f9.jpg", "f10.jpg", "f99999999999999999999999.jpg", "g0.jpg"]
-        );
+        for ordered in [
+            &["f.jpg", "f1.jpg", "f009.jpg", "f9.jpg", "f10.jpg", "f99999999999999999999999.jpg", "g0.jpg"][..],
+            &["t0.0.png", "t0.25.png", "t0.5.png", "t0.75.png", "t1.png", "t1.5.png", "t10.125.png"],
+            &["0.00.png", "0.25.png", "0.50.png", "0.75.png", "1.00.png"],
+            &["shot1.8.png", "shot1.9.png", "shot1.10.png", "shot1.11.png", "shot2.1.png"],
+            &["at 12.30.5.jpg", "at 12.30.10.jpg", "at 12.31.0.jpg", "at 13.2.7.jpg"],
+        ] {
+            let mut names = paths(ordered);
+            names.reverse();
+            sort_naturally(&mut names);
+            assert_eq!(names, paths(ordered));
+        }
+    }
+
+    /// A thumbnail, a contact sheet, masks, the same frames once more: the video has the frames alone.
+    #[test]
+    fn pictures_of_another_pattern_are_no_frames() {
+        let told = |names: &[&str]| {
+            let Pictures { frames, strays } = Pictures::of(paths(names));
+            let names = |paths: Vec<PathBuf>| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
+            (names(frames), names(strays))
+        };
+        let frames = ["f1.jpg", "f2.JPG", "f3.jpeg", "F10.jpg"];
+        for strays in [
+            &["contact_sheet.png", "thumb.jpg"][..],
+            &["f1.png", "f2.png", "f3.png", "f10.png"],
+            &["f1_mask.png", "f2_mask.png", "f3_mask.png", "f10_mask.png"],
+            &["depth1.jpg", "depth2.jpg", "left1.jpg", "left2.jpg", "sheet.jpg"],
+        ] {
+            let (found, others) = told(&[strays, &frames[..]].concat());
+            assert_eq!((found.len(), others.len()), (frames.len(), strays.len()), "{found:?} {others:?}");
+            assert!(strays.iter().all(|stray| others.iter().any(|other| other == stray)), "{others:?}");
+        }
+        // no pattern, or one alone
+        for all in
+            [&["a.jpg", "b.jpg", "c.jpg"][..], &["3fa9.jpg", "b07.jpg", "1c2d3.jpg", "e4.jpg"], &["9.png"], &frames]
+        {
+            assert_eq!(told(all).0.len(), all.len(), "{all:?}");
+        }
+        assert_eq!(pattern(Path::new("v/V2_t0.25é.JPEG")), "v#_t#é.jpg");
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk, warn_once},
     folder,
-    frame_folder::{EXTENSIONS, natural_order},
+    frame_folder::{EXTENSIONS, Pictures},
 };
 
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth. Pictures that lie in `root`
@@ -19,19 +19,40 @@ pub struct Frames {
 
 impl VideoDataset for Frames {
     fn videos(&self) -> Result<Listing> {
+        let (listing, strays) = self.listing_and_strays()?;
+        if let Some(first) = strays.first() {
+            let beside: Vec<PathBuf> =
+                strays.iter().filter(|stray| stray.parent() == first.parent()).cloned().collect();
+            warn_once(format!(
+                "{} pictures below {} are not taken for frames, since their names follow another pattern than most beside \
+                 them; the first, in {}: {}",
+                strays.len(),
+                self.root.display(),
+                first.parent().unwrap_or(&self.root).display(),
+                Pictures::strays_line(&beside)
+            ));
+        }
+        Ok(listing)
+    }
+}
+
+impl Frames {
+    /// The videos, and the pictures beside their frames that are none.
+    pub(super) fn listing_and_strays(&self) -> Result<(Listing, Vec<PathBuf>)> {
         let wanted = format!("folders of pictures ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
-        let (mut videos, mut others, mut video_files) = (Vec::new(), 0, 0);
+        let (mut videos, mut strays, mut others, mut video_files) = (Vec::new(), Vec::new(), 0, 0);
         walk(&self.root, &mut |folder, mut files| {
             let count = files.len();
             video_files += files.iter().filter(|file| has_extension(file, &folder::EXTENSIONS)).count();
             files.retain(|file| has_extension(file, &EXTENSIONS));
             others += count - files.len();
             if !files.is_empty() {
-                files.sort_by(|a, b| natural_order(a, b));
+                let pictures = Pictures::of(files);
+                strays.extend(pictures.strays);
                 videos.push(VideoEntry {
                     name: folder.display().to_string(),
-                    source: Source::Frames(files),
+                    source: Source::Frames(pictures.frames),
                     caption: None,
                 });
             }
@@ -39,8 +60,9 @@ impl VideoDataset for Frames {
         let of_root = |video: &VideoEntry| matches!(&video.source, Source::Frames(files) if files[0].parent() == Some(&self.root));
         if videos.first().is_some_and(of_root) && videos.len() + video_files > 1 {
             videos.remove(0);
+            strays.retain(|stray| stray.parent() != Some(&self.root));
         }
-        some(videos, &self.root, &wanted, others)
+        Ok((some(videos, &self.root, &wanted, others)?, strays))
     }
 }
 

@@ -42,7 +42,9 @@ pub struct IndexEntry {
 impl IndexEntry {
     /// What holds its frames.
     pub fn source(&self) -> Source {
-        match has_extension(&self.path, &folder::EXTENSIONS) {
+        // A folder may end like a file. Where the name and the rate say the same, the disk is not asked.
+        let said = self.fps.is_some() && has_extension(&self.path, &folder::EXTENSIONS);
+        match said || !self.path.is_dir() {
             true => Source::File(self.path.clone()),
             false => Source::PictureFolder(self.path.clone()),
         }

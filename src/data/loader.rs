@@ -283,7 +283,8 @@ impl Set {
         let began = Instant::now();
         loop {
             let mut generator = stream(self.seed, Purpose::Crop, number, 0);
-            let cut = self.clip.cut(&video.source, &mut generator, self.flip);
+            // a panic is of this video as an error is
+            let cut = caught(|| self.clip.cut(&video.source, &mut generator, self.flip));
             let patient = began.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed);
             if cut.is_ok() || !patient || !self.is_away() {
                 if cut.is_ok() && self.away.swap(false, Ordering::Relaxed) {
@@ -391,7 +392,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::data::{pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
+    use crate::data::{Source, pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
 
     fn config(root: &Path) -> DataConfig {
         let dataset = DatasetConfig::Folder { root: root.to_path_buf() };
@@ -424,6 +425,24 @@ mod tests {
         }
         samples.truncate(count);
         samples
+    }
+
+    /// A panic while a video is decoded is of that video: named with its words, counted, passed over.
+    #[test]
+    fn a_panic_passes_over_one_video_and_is_told() {
+        let folder = folder();
+        let file = folder.path().join("packed.safetensors");
+        let config = DataConfig { frames: 1, ..config(folder.path()) };
+        pack_clips(&config, Some(3), 1, &file, &Ranks::alone()).unwrap();
+        let config = DataConfig { dataset: DatasetConfig::Packed { file }, ..config };
+        let mut videos = config.videos().unwrap().videos;
+        let Source::Packed { step, .. } = &mut videos[1].source else { panic!() };
+        *step = 0; // by which frames are divided
+        let clip = config.clip().unwrap();
+        let set = Set { videos, clip, flip: false, seed: 1, root: None, away: AtomicBool::new(false) };
+        let sample = set.sample(0, &[1, 0, 2], &AtomicBool::new(false));
+        let [(1, reason)] = &sample.skipped[..] else { panic!("{:?}", sample.skipped) };
+        assert!(sample.clip.is_some() && reason.contains("divide by zero"), "{reason}");
     }
 
     #[test]

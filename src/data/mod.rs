@@ -20,6 +20,7 @@ pub mod pack;
 pub mod packed;
 pub mod pictures;
 pub mod prepare;
+pub mod reading;
 pub mod stream;
 mod table;
 #[cfg(feature = "video")]
@@ -34,5 +35,6 @@ pub use demo::DemoConfig;
 pub use loader::{Batch, Loader, fixed_clips};
 pub use pack::{PackedWriter, pack_clips};
 pub use packed::PackedFile;
+pub use reading::READING;
 pub use stream::{ClipStream, Draw};
 pub use video_file::{VideoReader, VideoWriter, write_video};

@@ -14,6 +14,7 @@ use super::{
     dataset::DataConfig,
     loader::{CaptionedClip, FixedClips},
     packed::{CAPTIONS, CLIPS, PackedSpec},
+    reading::READING,
 };
 use crate::{
     atomic_file::{PendingFile, write_atomically},
@@ -43,6 +44,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         frame_stride: clip.frame_stride,
         resolution: clip.resolution,
         seed,
+        reading: config.dataset.reading()?,
     };
     let metadata = serde_json::to_value(&spec)?;
     let [frames, side] = [clip.frames as usize, clip.resolution as usize];
@@ -130,7 +132,7 @@ impl PackedWriter {
     /// # Errors
     /// An unwritable place.
     pub fn create(path: &Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
-        let spec = PackedSpec { dataset: None, frames, frame_stride: 1, resolution: side, seed };
+        let spec = PackedSpec { dataset: None, frames, frame_stride: 1, resolution: side, seed, reading: READING };
         let shape: Vec<usize> = [count, 3, frames, side, side].map(|n| n as usize).to_vec();
         let data_offsets = (0, shape.iter().product());
         let tensors = vec![(CLIPS.into(), TensorInfo { dtype: Dtype::U8, shape, data_offsets })];
@@ -191,7 +193,8 @@ mod tests {
         writer.push(&clips.narrow(0, 2, 3)).unwrap();
         writer.finish().unwrap();
         assert!(read_safetensors(&pieces).unwrap().0["clips"].equal(&clips));
-        let PackedSpec { dataset, frames, frame_stride, resolution, seed } = PackedFile::open(&pieces).unwrap().spec;
+        let PackedSpec { dataset, frames, frame_stride, resolution, seed, .. } =
+            PackedFile::open(&pieces).unwrap().spec;
         assert!(dataset.is_none() && [frames, frame_stride, resolution, seed as i64] == [2, 1, 4, 7]);
         let mut writer = PackedWriter::create(&pieces, 5, 2, 4, 8).unwrap();
         writer.push(&clips.narrow(0, 0, 2)).unwrap();

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     clip::{FrameSource, RgbFrame, window},
     dataset::{DatasetConfig, Listing, Source, VideoDataset, VideoEntry},
+    reading::{READING, warn_of_former_reading},
 };
 use crate::safetensors::Header;
 
@@ -36,6 +37,20 @@ pub struct PackedSpec {
     pub resolution: i64,
     /// The seed that chose their order and places.
     pub seed: u64,
+    /// How videos were read, see [`READING`](super::READING).
+    #[serde(default)]
+    pub reading: u32,
+}
+
+impl PackedSpec {
+    /// How the videos were read that the clips came from.
+    pub fn reading(&self) -> u32 {
+        match self.dataset {
+            // generated clips and arrays are what they are
+            None | Some(DatasetConfig::Numpy { .. }) => READING,
+            Some(_) => self.reading,
+        }
+    }
 }
 
 /// A packed file, open. Windows of clips are read when they are asked for.
@@ -159,6 +174,7 @@ impl VideoDataset for Packed {
     fn videos(&self) -> Result<Listing> {
         let file = Arc::new(PackedFile::open(&self.file)?);
         ensure!(file.clips() > 0, "{} holds no clips", self.file.display());
+        warn_of_former_reading(&self.file, file.spec.reading(), "lvdm data pack");
         let packed = file.spec.frame_stride;
         ensure!(
             packed >= 1 && self.frame_stride % packed == 0,

@@ -103,8 +103,6 @@ enum Found {
     End,
     /// The video cannot be used, or not to its end: it is passed over.
     Unusable(anyhow::Error),
-    /// The program is at fault, not the video.
-    Fault(anyhow::Error),
 }
 
 /// How clips are cut from a video.
@@ -211,10 +209,9 @@ impl InOrder {
                 let (sender, receiver) = sync_channel(2);
                 let (cut, stop) = (self.cut, self.stop.clone());
                 self.pool.spawn_fifo(move || {
-                    let end = match caught(|| Ok(cut.clips_of(&video, number, &sender, &stop))) {
-                        Ok(Ok(())) => Found::End,
-                        Ok(Err(error)) => Found::Unusable(error.context(format!("skipped {}", video.name))),
-                        Err(panic) => Found::Fault(panic.context(format!("decoding {}", video.name))),
+                    let end = match caught(|| cut.clips_of(&video, number, &sender, &stop)) {
+                        Ok(()) => Found::End,
+                        Err(error) => Found::Unusable(error.context(format!("skipped {}", video.name))),
                     };
                     let _ = sender.send(end);
                 });
@@ -225,7 +222,6 @@ impl InOrder {
                 Found::Clip(clip) => return Ok(Some(clip)),
                 Found::End => {}
                 Found::Unusable(error) => warn!("{error:#}"),
-                Found::Fault(error) => return Err(error),
             }
             self.ahead.pop_front();
         }
@@ -298,19 +294,26 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{data::DatasetConfig, safetensors::write_safetensors_atomically};
+    use crate::{
+        data::{DatasetConfig, Source},
+        safetensors::write_safetensors_atomically,
+    };
 
-    /// A fault of the program is no property of the video: it is an error, and not a video that is passed over.
+    /// A panic while a video is decoded is of that video: it is passed over, and the others are not.
     #[test]
-    fn a_panic_of_a_decoding_thread_is_an_error() {
+    fn a_panic_passes_over_one_video() {
         let folder = tempfile::tempdir().unwrap();
-        let config = DataConfig { frames: 2, ..packed(folder.path()) };
+        let config = DataConfig { frames: 1, ..packed(folder.path()) };
         let spec = config.clip().unwrap();
-        let videos = (0..).zip(config.videos().unwrap().videos).collect();
-        // so many videos as none divide by zero
-        let cut = Cut { spec, places: Places::Parts(0), seed: 0 };
-        let error = format!("{:#}", InOrder::new(&config, videos, cut).unwrap().next().unwrap_err());
-        assert!(error.starts_with("decoding ") && error.contains("zero"), "{error}");
+        let mut videos = config.videos().unwrap().videos;
+        let Source::Packed { step, .. } = &mut videos[1].source else { panic!() };
+        *step = 0; // by which frames are divided
+        let error = caught(|| spec.cut(&videos[1].source, &mut stream(0, Purpose::Crop, 0, 0), false)).unwrap_err();
+        assert!(error.to_string().contains("divide by zero"), "{error}");
+        let cut = Cut { spec, places: Places::Drawn(Draw::Beginnings), seed: 0 };
+        let mut stream = InOrder::new(&config, (0..).zip(videos).collect(), cut).unwrap();
+        let firsts: Vec<u8> = std::iter::from_fn(|| stream.next().unwrap()).map(|clip| clip[0] / 5).collect();
+        assert_eq!(firsts, [0, 20]);
     }
 
     /// Three videos of ten frames; video and frame show in the grey level.

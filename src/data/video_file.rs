@@ -1,13 +1,13 @@
 //! Video files through FFmpeg: any frame by its number, and H.264 out.
 
 mod reader;
+mod shown;
 mod timeline;
 mod writer;
 
 use std::sync::Once;
 
-use anyhow::Result;
-use video_rs::ffmpeg::{self, format::Pixel, software::scaling};
+use video_rs::ffmpeg;
 
 pub use reader::VideoReader;
 pub use writer::{VideoWriter, write_video};
@@ -19,13 +19,6 @@ fn prepare() {
         ffmpeg::util::log::set_level(ffmpeg::util::log::Level::Fatal);
         ffmpeg::init().expect("FFmpeg does not start");
     });
-}
-
-/// Conversion between pixel formats at one size, with full chroma interpolation.
-fn scaler(from: Pixel, to: Pixel, width: u32, height: u32) -> Result<scaling::Context> {
-    use scaling::Flags;
-    let flags = Flags::BICUBIC | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
-    Ok(scaling::Context::get(from, width, height, to, width, height, flags)?)
 }
 
 #[cfg(test)]

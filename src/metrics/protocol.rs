@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Divisor, FeatureExtractor};
-use crate::data::{DataConfig, DatasetConfig, Draw, Fit};
+use crate::data::{DataConfig, DatasetConfig, Draw, Fit, READING};
 
 /// A way to measure, as a file says it: everything but the videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -277,7 +277,7 @@ impl Protocol {
         let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
         let Protocol { real_sha256, seed, extractor, extractor_sha256, fvd, kvd, .. } = self;
         json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
-            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd})
+            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd, "reading": READING})
     }
 
     /// The first twelve digits of the SHA-256 of its identity; equal protocols have equal hashes.
@@ -338,6 +338,8 @@ mod tests {
         let hash =
             |config: &ProtocolConfig, data: &DataConfig, seed| Protocol::new(config, data, "aa", seed, &Nothing).hash();
         let base = hash(&plain, &data(), 0);
+        // and the way in which videos are read, which no setting says
+        assert_eq!(Protocol::new(&plain, &data(), "aa", 0, &Nothing).identity()["reading"], READING);
         // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
         let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };

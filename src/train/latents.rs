@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
-    data::{DataConfig, Loader, normalise},
+    data::{DataConfig, DatasetConfig, Loader, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
     experiment::{Mistake, Numerics},
     models::{LatentSpace, TextEncoder},
@@ -27,6 +27,9 @@ struct Origin {
     /// How exactly the encoders computed.
     #[serde(default)]
     numerics: Numerics,
+    /// How their videos were read.
+    #[serde(default)]
+    reading: u32,
 }
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
@@ -78,12 +81,8 @@ pub fn pack_latents(
     if !ranks.is_first() {
         return Ok(());
     }
-    let origin = Origin {
-        data: DataConfig { workers: 1, ..data.clone() },
-        scale: space.moments.scale,
-        shift: space.moments.shift,
-        numerics,
-    };
+    let (scale, shift, reading) = (space.moments.scale, space.moments.shift, data.dataset.reading()?);
+    let origin = Origin { data: DataConfig { workers: 1, ..data.clone() }, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
@@ -135,6 +134,9 @@ impl LatentFile {
             None => None,
             Some(text) => Some(encoded_texts(text, path)?),
         };
+        if ranks.is_first() && !matches!(origin.data.dataset, DatasetConfig::Numpy { .. }) {
+            warn_of_former_reading(path, origin.reading, "lvdm encode");
+        }
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
             moments,

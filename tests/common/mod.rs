@@ -138,7 +138,7 @@ pub fn moving_clips(count: i64, frames: i64, side: i64) -> Tensor {
 /// Writes such clips as `lvdm data pack` would.
 pub fn write_packed(path: &Path, count: i64, frames: i64, side: i64) {
     let spec = json!({"dataset": {"kind": "folder", "root": "clips"}, "frames": frames, "frame_stride": 1,
-        "resolution": side, "seed": 0});
+        "resolution": side, "seed": 0, "reading": lvdm::data::READING});
     write_safetensors_atomically(path, &[("clips", moving_clips(count, frames, side))], &spec).unwrap();
 }
 

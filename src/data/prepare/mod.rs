@@ -21,10 +21,10 @@ use super::{
     VideoReader,
     dataset::{has_extension, walk},
     folder,
-    frame_folder::{self, gap, picture_size, pictures_in, read_picture},
+    frame_folder::{self, Pictures, gap, picture_size, pictures_in, read_picture},
     index::{IndexEntry, write_index},
 };
-use crate::atomic_file::write_atomically;
+use crate::{atomic_file::write_atomically, torch::caught};
 
 /// The data sets that can be prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +91,8 @@ pub enum ProblemKind {
     Missing,
     /// It cannot be decoded, and is not in the index.
     Corrupt,
-    /// Pictures with a gap in their numbers, or of several sizes; it is in the index all the same.
+    /// Pictures with a gap in their numbers, of several sizes, or beside others that are no frames; it is in the index all
+    /// the same.
     Uneven,
     /// Shorter than the clips that were asked about; it is in the index all the same.
     TooShort,
@@ -175,7 +176,7 @@ pub fn prepare(
     let looked: Vec<Result<(IndexEntry, Option<String>), Problem>> = found
         .into_par_iter()
         .map(|found| {
-            let looked = look_into(&found, depth).map_err(|error| Problem {
+            let looked = caught(|| look_into(&found, &tree.root, depth)).map_err(|error| Problem {
                 name: found.path.display().to_string(),
                 kind: ProblemKind::Corrupt,
                 reason: format!("{error:#}"),
@@ -216,21 +217,23 @@ pub fn prepare(
 }
 
 /// Size, rate and number of frames; and what is uneven about them.
-fn look_into(found: &Found, depth: Depth) -> Result<(IndexEntry, Option<String>)> {
+fn look_into(found: &Found, root: &Path, depth: Depth) -> Result<(IndexEntry, Option<String>)> {
     let Found { path, class, split } = found.clone();
+    let name = path.strip_prefix(root).unwrap_or(&path);
+    ensure!(name.to_str().is_some(), "its name is not UTF-8, which an index cannot hold: rename it");
     let entry =
         |frames, width, height, fps| IndexEntry { path: path.clone(), frames, width, height, fps, class, split };
-    if has_extension(&path, &folder::EXTENSIONS) {
+    if !path.is_dir() {
         let mut reader = VideoReader::open(&path)?;
         let frames = reader.frames();
-        reader.read(0, 1, 1)?;
+        let first = reader.read(0, 1, 1)?.remove(0);
         reader.read(frames - 1, 1, 1)?;
         if depth == Depth::Whole {
             reader.check()?;
         }
-        return Ok((entry(frames, reader.width(), reader.height(), Some(reader.fps())), None));
+        return Ok((entry(frames, first.width, first.height, Some(reader.fps())), None));
     }
-    let pictures = pictures_in(&path)?;
+    let Pictures { frames: pictures, strays } = pictures_in(&path)?;
     let last = pictures.len() - 1;
     let mut sizes = Vec::new();
     for (i, picture) in pictures.iter().enumerate() {
@@ -244,7 +247,11 @@ fn look_into(found: &Found, depth: Depth) -> Result<(IndexEntry, Option<String>)
         let (w, h) = sizes[i];
         format!("{} is {w}x{h}, the first picture {width}x{height}", pictures[i].display())
     });
-    Ok((entry(pictures.len() as i64, width, height, None), other.or_else(|| gap(&pictures))))
+    let strays = (!strays.is_empty()).then(|| {
+        let first = Pictures::strays_line(&strays);
+        format!("{} pictures are not taken for frames, since their names follow another pattern: {first}", strays.len())
+    });
+    Ok((entry(pictures.len() as i64, width, height, None), other.or(strays).or_else(|| gap(&pictures))))
 }
 
 /// What lies under a folder.

@@ -60,17 +60,12 @@ pub fn survey(tree: &Tree, lists: Option<&Path>) -> Result<Survey> {
             .map(|folder| Lists::read(&folder))
             .transpose()?,
     };
-    // a folder of frames has no ending that could be cut off
-    let named = |path: &PathBuf, name: String| Some((name.clone(), path.clone(), parse(&name)?));
-    let files = tree.videos.iter().filter_map(|path| named(path, stem(path)));
-    let folders = tree
-        .picture_folders
-        .iter()
-        .filter_map(|path| named(path, path.file_name().unwrap_or_default().to_string_lossy().into_owned()));
+    // a folder of frames has no ending, or that of the video that they were taken from
+    let named = |path: &PathBuf| Some((stem(path), path.clone(), parse(&stem(path))?));
     let mut notes = Vec::new();
     let (mut found, mut seen, mut classes) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
     let (mut twice, mut elsewhere) = (0, 0);
-    for (name, path, parts) in files.chain(folders) {
+    for (name, path, parts) in tree.videos.iter().chain(&tree.picture_folders).filter_map(named) {
         // the same class is written HandStandPushups in names and HandstandPushups in the list of classes
         if seen.insert(name.to_lowercase(), parts.class.to_lowercase()).is_some() {
             twice += 1;

@@ -14,18 +14,20 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use video_rs::ffmpeg::{
     Packet, Rational, codec, decoder, format,
-    format::Pixel,
     frame::Video as RawFrame,
     media,
-    software::scaling,
     util::error::{EAGAIN, Error},
 };
 
 use super::{
-    prepare, scaler,
+    prepare,
+    shown::{Orientation, Screen},
     timeline::{Timeline, Times, timeline_of},
 };
-use crate::data::clip::{FrameSource, RgbFrame, window};
+use crate::{
+    data::clip::{FrameSource, RgbFrame, window},
+    ffmpeg::{is_hidden, open_input},
+};
 
 /// A video file, open for reading frames by number.
 pub struct VideoReader {
@@ -34,7 +36,7 @@ pub struct VideoReader {
     timeline: Arc<Timeline>,
     fps: f64,
     size: (usize, usize),
-    scaler: Option<scaling::Context>,
+    screen: Screen,
 }
 
 /// The file's video stream and its decoder.
@@ -42,7 +44,11 @@ struct Track {
     input: format::context::Input,
     stream: usize,
     time_base: Rational,
+    /// What the container says.
+    orientation: Option<Orientation>,
     decoder: decoder::Video,
+    /// Whether a packet was decoded that is not to be shown.
+    has_hidden: bool,
 }
 
 impl VideoReader {
@@ -63,9 +69,10 @@ impl VideoReader {
         let rate =
             [stream.avg_frame_rate(), stream.rate()].map(f64::from).into_iter().find(|r| r.is_finite() && *r > 0.0);
         let fps = rate.context("the file says no frame rate")?;
-        let size = (track.decoder.width() as usize, track.decoder.height() as usize);
+        let stored = (track.decoder.width() as usize, track.decoder.height() as usize);
+        let size = track.orientation.map_or(stored, |orientation| orientation.shown(stored));
         let timeline = timeline_of(path, &file, || track.timeline(fps))?;
-        Ok(Self { path: path.to_path_buf(), track, timeline, fps, size, scaler: None })
+        Ok(Self { path: path.to_path_buf(), track, timeline, fps, size, screen: Screen::default() })
     }
 
     /// How many frames the file has.
@@ -81,12 +88,12 @@ impl VideoReader {
         self.fps
     }
 
-    /// Pixels across.
+    /// Pixels across, as the video is shown: one that was filmed on its side is turned.
     pub fn width(&self) -> usize {
         self.size.0
     }
 
-    /// Pixels down.
+    /// Pixels down, as the video is shown.
     pub fn height(&self) -> usize {
         self.size.1
     }
@@ -110,9 +117,17 @@ impl VideoReader {
     }
 
     fn check_inner(&mut self) -> Result<()> {
-        self.track = Track::open(&self.path)?;
         // else FFmpeg paints over what it cannot decode
-        self.track.decoder.check(decoder::Check::EXPLODE);
+        match self.decode_all(decoder::Check::EXPLODE) {
+            // An edit list lets decoding begin where there is something that refers to frames before.
+            Err(_) if self.track.has_hidden => self.decode_all(decoder::Check::empty()),
+            done => done,
+        }
+    }
+
+    fn decode_all(&mut self, check: decoder::Check) -> Result<()> {
+        self.track = Track::open(&self.path)?;
+        self.track.decoder.check(check);
         let (mut frame, mut count) = (RawFrame::empty(), 0);
         while self.track.decode(&mut frame).with_context(|| format!("after {count} frames"))? {
             ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "frame {count} of {}", self.frames());
@@ -149,39 +164,40 @@ impl VideoReader {
     /// decoder shows nothing new (`hold`), the frame before stays on the screen.
     fn pick(&mut self, times: &[i64], hold: bool) -> Result<Vec<RgbFrame>> {
         let counted = matches!(*self.timeline, Timeline::Counted(_));
-        let mut picked = Vec::with_capacity(times.len());
-        let (mut frame, mut shown) = (RawFrame::empty(), RawFrame::empty());
-        let mut count = 0;
+        let mut picked: Vec<RgbFrame> = Vec::with_capacity(times.len());
+        // the frame before, unless it was picked last
+        let mut before = None;
+        let (mut orientation, mut count) = (self.track.orientation, 0);
         while picked.len() < times.len() {
+            let mut frame = RawFrame::empty();
             if !self.track.decode(&mut frame)? {
                 bail!("the video ends after {count} decoded frames, before all that its container lists");
             }
             let time = if counted { count } else { frame.timestamp().context("a frame without a time")? };
             count += 1;
+            let shown_before = orientation;
+            // the coded video says it at a key frame, for all frames up to the next one
+            orientation = match Orientation::of_frame(&frame) {
+                Some(said) => Some(said),
+                None if frame.is_key() => self.track.orientation,
+                None => orientation,
+            };
             while times.get(picked.len()).is_some_and(|&wanted| wanted < time) {
                 ensure!(hold && count > 1, "frame at time {} is missing", times[picked.len()]);
-                picked.push(self.convert(&shown)?);
+                picked.push(match before.take() {
+                    Some(mut frame) => self.screen.show(&mut frame, shown_before)?,
+                    None => picked.last().context("no frame was shown yet")?.clone(),
+                });
             }
-            if times.get(picked.len()) == Some(&time) {
+            before = Some(frame);
+            if times.get(picked.len()) == Some(&time)
+                && let Some(mut frame) = before.take()
+            {
                 ensure!(!frame.is_corrupt() && !frame.has_decode_errors(), "the frame at time {time} is damaged");
-                picked.push(self.convert(&frame)?);
+                picked.push(self.screen.show(&mut frame, orientation)?);
             }
-            std::mem::swap(&mut frame, &mut shown);
         }
         Ok(picked)
-    }
-
-    fn convert(&mut self, frame: &RawFrame) -> Result<RgbFrame> {
-        let input =
-            scaling::context::Definition { format: frame.format(), width: frame.width(), height: frame.height() };
-        if self.scaler.as_ref().is_none_or(|scaler| *scaler.input() != input) {
-            self.scaler = Some(scaler(frame.format(), Pixel::RGB24, frame.width(), frame.height())?);
-        }
-        let mut rgb = RawFrame::empty();
-        self.scaler.as_mut().expect("made above").run(frame, &mut rgb)?;
-        let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-        let rows = rgb.data(0).chunks(rgb.stride(0)).take(height);
-        Ok(RgbFrame { width, height, pixels: rows.flat_map(|row| &row[..width * 3]).copied().collect() })
     }
 }
 
@@ -197,33 +213,45 @@ impl FrameSource for VideoReader {
 
 impl Track {
     fn open(path: &Path) -> Result<Self> {
-        let input = format::input(path)?;
+        let input = open_input(path)?;
         let stream = input.streams().best(media::Type::Video).context("there is no video stream in it")?;
+        let orientation = Orientation::of_stream(&stream);
         let mut context = codec::Context::from_parameters(stream.parameters())?;
         context.set_time_base(stream.time_base());
         let decoder = context.decoder().video()?;
         ensure!(decoder.width() > 0 && decoder.height() > 0, "its pictures have no size");
-        Ok(Self { stream: stream.index(), time_base: stream.time_base(), decoder, input })
+        let (stream, time_base) = (stream.index(), stream.time_base());
+        Ok(Self { stream, time_base, orientation, decoder, has_hidden: false, input })
     }
 
-    /// Reads all packets, decoding none.
+    /// Reads all packets, decoding none. Those that an edit list hides are no frames, but decoding can begin at them.
     fn timeline(&mut self, fps: f64) -> Result<Timeline> {
-        let (mut frames, mut keys, mut untimed) = (Vec::new(), Vec::new(), 0);
+        let (mut frames, mut keys, mut untimed, mut hidden) = (Vec::new(), Vec::new(), 0, 0);
+        // Where frames are spliced, decoding times fall back; presentation times should not.
+        let (mut decoded, mut latest, mut spliced_from, mut overlap) = (i64::MIN, i64::MIN, i64::MIN, false);
         let mut packet = Packet::empty();
         loop {
+            let count = frames.len() + untimed;
             match packet.read(&mut self.input) {
                 Ok(()) => {}
                 Err(Error::Eof) => break,
-                Err(error) => bail!("the file is damaged or cut off after {} frames: {error}", frames.len() + untimed),
+                Err(error) => bail!("the file is damaged or cut off after {count} frames: {error}"),
             }
             if packet.stream() != self.stream {
                 continue;
             }
-            ensure!(!packet.is_corrupt(), "the file is damaged or cut off after {} frames", frames.len() + untimed);
+            ensure!(!packet.is_corrupt(), "the file is damaged or cut off after {count} frames");
+            keys.extend(packet.pts().filter(|_| packet.is_key()));
+            if packet.dts().is_some_and(|dts| dts < decoded) {
+                spliced_from = latest;
+            }
+            decoded = packet.dts().unwrap_or(decoded);
             match packet.pts() {
+                _ if is_hidden(&packet) => hidden += 1,
                 Some(time) => {
+                    overlap |= spliced_from > i64::MIN && time <= spliced_from;
+                    latest = latest.max(time);
                     frames.push(time);
-                    keys.extend(packet.is_key().then_some(time));
                 }
                 None => untimed += 1,
             }
@@ -234,25 +262,24 @@ impl Track {
         keys.sort_unstable();
 
         // A cut file ends as quietly as a whole one. Some whole files list frames that an edit list
-        // hides, so the missing ones must show in the duration too.
+        // leaves out, so the missing ones must show in the duration too.
         let stream = self.input.stream(self.stream).context("the video stream is gone")?;
         let promised = stream.frames();
         let frame = 1.0 / (fps * f64::from(self.time_base));
-        let shown = match (frames.first(), frames.last()) {
+        // an edit list can begin with a pause, which counts
+        let begin =
+            if self.input.format().name().contains("mov") { frames.first().min(Some(&0)) } else { frames.first() };
+        let shown = match (begin, frames.last()) {
             (Some(first), Some(last)) if untimed == 0 => (last - first) as f64 + frame,
             _ => count as f64 * frame,
         };
         let short = shown < stream.duration() as f64 - 1.5 * frame || stream.duration() <= 0;
         ensure!(
-            promised <= count as i64 || !(short || untimed > 0),
+            promised <= (count + hidden) as i64 || !(short || untimed > 0),
             "the file is cut off: it promises {promised} frames and holds {count}"
         );
-        if untimed > 0 {
+        if untimed > 0 || overlap {
             return Ok(Timeline::Counted(count));
-        }
-        if self.input.format().name().contains("mov") {
-            // An edit list keeps what leads up to its beginning at negative times, not to be shown.
-            frames.retain(|&time| time >= 0);
         }
         frames.dedup();
         keys.dedup();
@@ -278,7 +305,10 @@ impl Track {
                 Err(error) => return Err(error.into()),
             }
             match packet.read(&mut self.input) {
-                Ok(()) if packet.stream() == self.stream => self.decoder.send_packet(&packet)?,
+                Ok(()) if packet.stream() == self.stream => {
+                    self.has_hidden |= is_hidden(&packet);
+                    self.decoder.send_packet(&packet)?;
+                }
                 Ok(()) => {}
                 Err(Error::Eof) => self.decoder.send_eof()?,
                 Err(error) => return Err(error.into()),

@@ -15,7 +15,7 @@ use anyhow::Result;
 pub enum Timeline {
     /// Presentation times of all frames and of those that decoding can begin at.
     Timed { frames: Times, keys: Times },
-    /// The container knows no presentation times: frames are counted from the beginning.
+    /// The container knows no presentation times, or the same ones twice: frames are counted from the beginning.
     Counted(usize),
 }
 

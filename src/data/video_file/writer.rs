@@ -15,7 +15,7 @@ use video_rs::ffmpeg::{
     util::error::{EAGAIN, Error},
 };
 
-use super::{prepare, scaler};
+use super::prepare;
 use crate::{
     atomic_file::{publish, temporary_path},
     data::clip::RgbFrame,
@@ -65,6 +65,7 @@ impl VideoWriter {
     pub(super) fn create_as(path: &Path, width: usize, height: usize, fps: f64, encoding: &Encoding) -> Result<Self> {
         prepare();
         let name = path.display();
+        ensure!(path.to_str().is_some(), "cannot write {name}: its name is not UTF-8; choose another one");
         ensure!(
             width > 0 && height > 0 && width.is_multiple_of(2) && height.is_multiple_of(2),
             "cannot write {name}: H.264 in 4:2:0 needs even sides, the frames are {width}×{height}; choose an even resolution"
@@ -117,7 +118,7 @@ impl VideoWriter {
             temporary: temporary.to_path_buf(),
             output,
             encoder,
-            scaler: scaler(Pixel::RGB24, Pixel::YUV420P, width, height)?,
+            scaler: to_yuv(width, height)?,
             time_base,
             size,
             frames: 0,
@@ -213,6 +214,13 @@ impl Drop for VideoWriter {
             let _ = fs::remove_file(&self.temporary);
         }
     }
+}
+
+/// Conversion of RGB to 4:2:0 by BT.601 in the limited range, the same to the bit on every machine.
+fn to_yuv(width: u32, height: u32) -> Result<scaling::Context> {
+    use scaling::Flags;
+    let flags = Flags::BICUBIC | Flags::ACCURATE_RND | Flags::FULL_CHR_H_INT | Flags::FULL_CHR_H_INP | Flags::BITEXACT;
+    Ok(scaling::Context::get(Pixel::RGB24, width, height, Pixel::YUV420P, width, height, flags)?)
 }
 
 /// Writes one clip, unsigned bytes `[3, F, H, W]`, as an mp4 file.
