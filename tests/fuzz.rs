@@ -28,7 +28,7 @@ use lvdm::{
     models::{Tokenizer, TokenizerFiles},
     random::{Purpose, stream},
     safetensors::read_safetensors,
-    weights::{numpy::read_arrays, read_torch},
+    weights::{numpy::read_arrays, read_state_dict},
 };
 use rand::{Rng, RngExt};
 use serde_json::json;
@@ -305,12 +305,12 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
             read_safetensors(path)?;
             Checkpoint::read(path).map(drop)
         }
-        Kind::Foreign => read_safetensors(path).map(drop),
+        Kind::Foreign => read_state_dict(path).map(drop),
         Kind::Packed => {
             PackedFile::open(path)?;
             read_dataset(DatasetConfig::Packed { file: path.into() })
         }
-        Kind::Torch | Kind::Pickle => read_torch(path).map(drop),
+        Kind::Torch | Kind::Pickle => read_state_dict(path).map(drop),
         Kind::Arrays => read_arrays(&fs::read(path)?).map(drop),
         Kind::Yaml => match path.file_name().unwrap().to_str() {
             Some("a.yaml") => read_experiment::<AutoencoderExperiment>(path),
