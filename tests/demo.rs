@@ -59,6 +59,7 @@ fn demo(folder: &Path) -> Said {
         lvdm_in(folder, &["demo", "experiments/toy", "--device", "cpu"]).env_remove("OMP_NUM_THREADS").output();
     let said = Said::from(output.unwrap());
     assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    said.names_its_device_once();
     said
 }
 

@@ -67,6 +67,7 @@ fn black_and_white_out_of_numpy_files() {
             "out",
         ],
     );
+    said.names_its_device_once();
     let [fvd, _] = samples(at, "out");
     assert!((fvd - 151.39244).abs() < 0.02, "{fvd}\n{}", said.out);
     assert!(said.out.contains("151.39") && said.out.contains("8 clips of 30 frames"), "{}", said.out);
@@ -405,6 +406,7 @@ fn runs_cards_and_reconstructions() {
 
     // reconstructions, by either run
     let said = succeed_in(at, &["evaluate", "reconstruction", "runs/autoencoder", "--clips", "3"]);
+    said.names_its_device_once();
     println!("{}", said.out);
     succeed_in(at, &["evaluate", "reconstruction", "runs/diffusion", "--clips", "3", "--real", "s.safetensors"]);
     let [own, other] = ["autoencoder", "diffusion"]

@@ -323,6 +323,7 @@ fn long_videos_from_the_command_line() {
     );
     std::fs::write(at.join("long.yaml"), text).unwrap();
     let said = succeed_in(at, &["evaluate-long", "long.yaml"]);
+    said.names_its_device_once();
     println!("{}", said.out);
     let lines = std::fs::read_to_string(at.join("curves/curves.jsonl")).unwrap();
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

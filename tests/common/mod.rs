@@ -77,6 +77,13 @@ pub fn succeed_in(folder: &Path, arguments: &[&str]) -> Said {
 }
 
 impl Said {
+    /// On stderr, by the first rank, however often the device is opened.
+    pub fn names_its_device_once(&self) {
+        let lines: Vec<&str> = self.err.lines().filter(|line| line.contains("device: cpu (")).collect();
+        assert_eq!(lines.len(), 1, "{}\n{}", self.out, self.err);
+        assert!(!self.out.contains("device: cpu ("), "{}", self.out);
+    }
+
     /// The one line that says what is wrong; no panic, no backtrace, and the status asked for.
     pub fn error(&self, status: i32) -> &str {
         let Said { out, err, .. } = self;
