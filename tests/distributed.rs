@@ -125,11 +125,13 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
     found
 }
 
-/// One number that is trained; at the second step the loss of the last rank is NaN.
+/// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
     weight: Tensor,
     bad: bool,
+    /// How long its pictures take.
+    pictures: Duration,
 }
 
 impl Task for Toy {
@@ -153,22 +155,24 @@ impl Task for Toy {
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
+        std::thread::sleep(self.pictures);
         Ok(Vec::new())
     }
 }
 
-/// A loss that is not finite on one rank leaves the step out on all.
-fn left_out_together(ranks: &Ranks, out: &Path) -> Result<()> {
+/// Four steps; returns how many were left out.
+fn train_toy(ranks: &Ranks, run: &Path, bad: bool, pictures: Duration) -> Result<i64> {
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
-    let task = Toy { parameters, weight: weight.shallow_clone(), bad: ranks.rank() == 1 };
-    let config = serde_json::from_value(json!({"steps": 4, "batch": 1, "log_every": 4, "ema_decay": 0.9}))?;
+    let task = Toy { parameters, weight: weight.shallow_clone(), bad, pictures };
+    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9});
     let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1}))?;
-    let progress = Trainer::new(task, &out.join("nan"), &config, &optimizer, &json!({}), Device::Cpu, None)?
-        .over(ranks)?
-        .train()?;
-    assert_eq!((progress.step, progress.skipped_steps), (4, 1), "rank {}", ranks.rank());
-    ranks.ensure_same("after it", &[("weight".to_string(), weight)])
+    let config = serde_json::from_value(config)?;
+    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), Device::Cpu, None)?;
+    let progress = trainer.over(ranks)?.train()?;
+    assert_eq!(progress.step, 4, "rank {}", ranks.rank());
+    ranks.ensure_same("after it", &[("weight".to_string(), weight)])?;
+    Ok(progress.skipped_steps)
 }
 
 fn job(name: &str, ranks: &Ranks) -> Found {
@@ -188,7 +192,10 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { rank_timeout: if names == "hang" { 3 } else { 60 }, ..Launch::default() };
+    let launch = Launch {
+        rank_timeout: if ["hang", "pictures"].contains(&names.as_str()) { 3 } else { 60 },
+        ..Launch::default()
+    };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {
@@ -196,7 +203,7 @@ fn worker() {
                 if !ranks.is_first() {
                     std::thread::sleep(Duration::from_secs(600));
                 }
-                ranks.meet()?;
+                ranks.sum(&[0.0])?;
             }
             if name == "differ" {
                 let mut tensors: Found = ["a", "b", "c"].map(|n| (n.to_string(), noise(1, &[5]))).into();
@@ -210,7 +217,14 @@ fn worker() {
                 continue;
             }
             if name == "nan" {
-                left_out_together(ranks, Path::new(&out))?;
+                // a loss that is not finite on one rank leaves the step out on all
+                let bad = ranks.rank() == 1;
+                let skipped = train_toy(ranks, &Path::new(&out).join("nan"), bad, Duration::ZERO)?;
+                assert_eq!(skipped, 1, "rank {}", ranks.rank());
+                continue;
+            }
+            if name == "pictures" {
+                train_toy(ranks, &Path::new(&out).join("pictures"), false, Duration::from_secs(10))?;
                 continue;
             }
             let found = job(name, ranks);
@@ -637,6 +651,17 @@ fn a_hanging_rank_is_named() {
     assert!(text.contains("error: rank 0, step 5: rank 1 hangs") && text.contains("step 4"), "{text}");
     signal(&hanging, "KILL");
     said(hanging);
+}
+
+/// Rank 0 samples its pictures for longer than a rank is waited for: the others wait.
+#[test]
+fn pictures_may_take_longer_than_ranks_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    for worker in workers("pictures", folder.path()) {
+        let (status, text) = ends_within(worker, 120);
+        assert_eq!(status, 0, "{text}");
+    }
+    assert!(folder.path().join("pictures/checkpoints/step-00000004.safetensors").exists());
 }
 
 /// A rank that fails by itself: its own error, and the other's, which names it; the launcher names it too.

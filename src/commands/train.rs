@@ -156,20 +156,20 @@ pub fn diffusion(
     let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
     let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    if let DiffusionSpace::Latents(autoencoder) = &experiment.autoencoder
-        && ranks.is_first()
-    {
-        if run.join(AUTOENCODER_FILE).exists() {
-            warn_of_another_autoencoder(autoencoder, run);
-        } else {
-            carry_autoencoder(autoencoder, run)?;
-        }
-    }
     let text_file = run.join(TEXT_ENCODER_FILE);
-    if let Some(text) = experiment.text.as_ref().filter(|_| ranks.is_first() && !text_file.exists()) {
-        carry_text_encoder(&text.encoder, run)?;
-    }
-    ranks.meet()?;
+    ranks.on_first(|| {
+        match &experiment.autoencoder {
+            DiffusionSpace::Latents(autoencoder) if run.join(AUTOENCODER_FILE).exists() => {
+                warn_of_another_autoencoder(autoencoder, run);
+            }
+            DiffusionSpace::Latents(autoencoder) => carry_autoencoder(autoencoder, run)?,
+            DiffusionSpace::Pixels => {}
+        }
+        match &experiment.text {
+            Some(text) if !text_file.exists() => carry_text_encoder(&text.encoder, run),
+            _ => Ok(()),
+        }
+    })?;
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = space_of(experiment, run, device)?;
     let changes = SettingsChanges::since(resume.as_ref(), experiment)?;

@@ -22,8 +22,8 @@ pub struct Launch {
     /// start the processes themselves and whose environment is read
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
-    /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for
-    /// pictures, or a batch of long videos
+    /// Seconds after which a rank that is silent, or late in the middle of a step, is given up. For the pictures and
+    /// checkpoints of rank 0, and at the end of the work, ranks wait as long as it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
     /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::{mistake, part_weights, read_json};
-use crate::weights::{
-    WeightsFile, WeightsKind,
-    lvdm_checkpoint::Tensors,
-    open_clip,
-    stable_diffusion::{Network, split},
+use super::{mistake, part_weights};
+use crate::{
+    file_format::read_json,
+    weights::{
+        WeightsFile, WeightsKind,
+        lvdm_checkpoint::Tensors,
+        open_clip,
+        stable_diffusion::{Network, split},
+    },
 };
 
 /// Where the networks come from that are not the base's.

@@ -5,8 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{import::schedule, read_json};
-use crate::diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind};
+use super::import::schedule;
+use crate::{
+    diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind},
+    file_format::read_json,
+};
 
 /// Samplers of networks that remove noise step by step. Which of them the folder names does not matter: a run has its
 /// own sampler.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::captions::mended;
+use crate::file_format::read_json;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -87,12 +88,6 @@ fn add_token(contents: &mut Value, content: &str, id: &Value) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = text.trim_start_matches('\u{feff}');
-    serde_json::from_str(text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
 /// A vocabulary and merges as a `tokenizer.json`, with the rules by which CLIP's are applied.
