@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::import::schedule;
+use super::betas::schedule;
 use crate::{
     diffusion::{NoiseSchedule, ScheduleConfig, ScheduleKind},
     file_format::read_json,
@@ -149,7 +149,7 @@ fn read(keys: &Map<String, Value>) -> Result<ScheduleConfig> {
             values.len(),
             schedule.steps
         );
-        return super::import::schedule(Some(&values), true).context("trained_betas");
+        return super::betas::schedule(Some(&values), true).context("trained_betas");
     }
     schedule.kind = match set("beta_schedule") {
         None => ScheduleKind::ScaledLinear,
