@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
+mod betas;
 mod declared;
 mod diffusers;
 mod export;

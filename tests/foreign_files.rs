@@ -378,6 +378,7 @@ fn folders_of_weights_are_read_as_they_are_found() {
         (model_of(&at.join(name)), said)
     };
     let (expected, _) = run("sd", "plain", &[]);
+    assert!(run_in(at, &["import", "lvdm", "sd", "--out", "x"]).error(2).contains("`lvdm import stable-diffusion`"));
     let unet = at.join("sd/unet");
     let file = |name: &str| unet.join(format!("diffusion_pytorch_model{name}"));
     let whole = read_safetensors(&file(".safetensors")).unwrap().0;
@@ -520,6 +521,10 @@ fn an_original_file_is_read_as_tools_leave_it() {
         let weight = "input_blocks.0.0.weight";
         assert!(found[weight].equal(&plain[weight].to_kind(kind).to_kind(Kind::Float)));
     }
+
+    // the other import says whose it is
+    let line = run_in(at, &["import", "lvdm", "plain", "--out", "x"]).error(1).to_string();
+    assert!(line.contains("`lvdm import stable-diffusion`"), "{line}");
 
     // compiled: the same under other names, which is told
     let compiled: Tensors = tensors

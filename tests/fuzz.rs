@@ -18,7 +18,7 @@ use std::{
 use anyhow::Result;
 use common::{
     moving_clips, noise,
-    pickle::{Pickle, write_checkpoint},
+    pickle::{Pickle, write_checkpoint, write_legacy_checkpoint},
     run_in, source, write_packed,
 };
 use lvdm::{
@@ -28,7 +28,7 @@ use lvdm::{
     models::{Tokenizer, TokenizerFiles},
     random::{Purpose, stream},
     safetensors::read_safetensors,
-    weights::{numpy::read_arrays, read_torch},
+    weights::{numpy::read_arrays, read_state_dict},
 };
 use rand::{Rng, RngExt};
 use serde_json::json;
@@ -126,6 +126,7 @@ fn write_whole(folder: &Path) {
         pickle.text("global_step");
         pickle.int(3);
     });
+    write_legacy_checkpoint(&at("old.ckpt"), &tensors());
     // one array as numpy pickles it
     let mut pickle = Pickle(b"\x80\x02".to_vec());
     pickle.raw(b"}(");
@@ -239,7 +240,8 @@ fn names(kind: Kind) -> &'static [&'static str] {
         Kind::Checkpoint => &["whole.safetensors"],
         Kind::Foreign => &["foreign.safetensors"],
         Kind::Packed => &["packed.safetensors"],
-        Kind::Torch | Kind::Pickle => &["whole.ckpt"],
+        Kind::Torch => &["whole.ckpt", "old.ckpt"],
+        Kind::Pickle => &["whole.ckpt"],
         Kind::Arrays => &["whole.pkl"],
         Kind::Yaml => &["a.yaml", "d.yaml", "e.yaml"],
         Kind::Tokenizer => &["vocab.json", "merges.txt"],
@@ -310,7 +312,7 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
             PackedFile::open(path)?;
             read_dataset(DatasetConfig::Packed { file: path.into() })
         }
-        Kind::Torch | Kind::Pickle => read_torch(path).map(drop),
+        Kind::Torch | Kind::Pickle => read_state_dict(path).map(drop),
         Kind::Arrays => read_arrays(&fs::read(path)?).map(drop),
         Kind::Yaml => match path.file_name().unwrap().to_str() {
             Some("a.yaml") => read_experiment::<AutoencoderExperiment>(path),

@@ -277,7 +277,7 @@ impl Prepare {
                 Depth::Ends => "first and last frame of each video, and every picture's header; not what lies between",
             }
         );
-        println!("{} videos in {}", prepared.entries.len(), index.display());
+        println!("{} in {}", super::counted(prepared.entries.len() as u64, "video"), index.display());
         if !prepared.problems.is_empty() {
             println!("all problems: {}", problems_file(&index).display());
         }
@@ -387,7 +387,7 @@ impl Pack {
         distributed::run(&self.launch, DeviceName::Cpu, |ranks, _| {
             let count = pack_clips(&data, self.count, self.clips.seed, &self.out, ranks)?;
             if ranks.is_first() {
-                println!("{count} clips in {}", self.out.display());
+                println!("{} in {}", super::counted(count, "clip"), self.out.display());
             }
             Ok(())
         })

@@ -361,7 +361,7 @@ impl Sample {
         bar.into_inner().finish();
         let Some(out) = out else { return Ok(()) };
         out.finish()?;
-        println!("{videos} videos in {}", self.out.display());
+        println!("{} in {}", super::counted(videos, "video"), self.out.display());
         Ok(())
     }
 }

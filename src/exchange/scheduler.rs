@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::import::schedule;
+use super::betas::schedule;
 use crate::{
     diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind},
     file_format::read_json,
@@ -156,7 +156,7 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
             values.len(),
             schedule.steps
         );
-        return Ok((super::import::schedule(Some(&values), true).context("trained_betas")?, predict));
+        return Ok((super::betas::schedule(Some(&values), true).context("trained_betas")?, predict));
     }
     schedule.kind = match set("beta_schedule") {
         None => ScheduleKind::ScaledLinear,

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint,
-    import::schedule,
-    latent_tensors, mistake, new_run, open_weights, part_weights,
+    Carried, Part,
+    betas::schedule,
+    carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
     replacement::{Replacement, Replacements},
     scheduler::scheduler,
     tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
