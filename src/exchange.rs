@@ -9,11 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
+mod betas;
 mod declared;
 mod diffusers;
 mod export;
@@ -244,12 +245,6 @@ fn open_weights(path: &Path, ignore: &[String]) -> Result<WeightsFile> {
     let mut file = WeightsFile::open(path)?;
     file.ignore(ignore).map_err(|error| Mistake(format!("--ignore {error:#}")))?;
     Ok(file)
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = text.trim_start_matches('\u{feff}');
-    serde_json::from_str(text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
 fn mistake<T>(text: String) -> Result<T> {

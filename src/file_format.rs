@@ -1,8 +1,14 @@
 //! What a file is by its first bytes, whatever its name ends in.
 
-use std::{fmt, fs::File, io::Read, path::Path};
+use std::{
+    fmt,
+    fs::{self, File},
+    io::Read,
+    path::Path,
+};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 
 /// Bytes from which a format is told: a tar names itself at byte 257.
 const START: usize = 512;
@@ -109,6 +115,20 @@ impl FileFormat {
         file.take(START as u64).read_to_end(&mut start).with_context(cannot)?;
         Ok(Self::of(&start))
     }
+}
+
+/// Reads a text of JSON; a byte order mark is no part of it.
+///
+/// # Errors
+/// A file that cannot be read, or is something else.
+pub fn read_json(path: &Path) -> Result<Value> {
+    let name = path.display();
+    let bytes = fs::read(path).with_context(|| format!("cannot read {name}"))?;
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    serde_json::from_slice(text).with_context(|| match FileFormat::of(&bytes) {
+        Json | Unknown => format!("{name} is not JSON, or it is damaged"),
+        format => format!("{name} is not JSON but {format}"),
+    })
 }
 
 /// What it is, and what can be done where it is not what was wanted.

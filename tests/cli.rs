@@ -108,7 +108,7 @@ fn mistakes_are_status_2() {
         at,
         &["import", "lvdm", "diffusion.yaml", "--out", "runs/imported"],
         1,
-        &["diffusion.yaml", "not a checkpoint"],
+        &["diffusion.yaml", "nor a checkpoint of PyTorch"],
     );
     refused(at, &["export", "runs/nothing", "--out", "x.safetensors"], 2, &["runs/nothing"]);
     refused(at, &["export", ".", "--out", "x.ckpt"], 2, &[".safetensors"]);

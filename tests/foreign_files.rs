@@ -363,7 +363,7 @@ fn what_is_no_stable_diffusion_is_called_what_it_is() {
     assert!(import(at, "adapter", "run", &[]).error(1).contains("a LoRA"));
     fs::create_dir(at.join("one")).unwrap();
     fs::write(at.join("one/model.ckpt"), "").unwrap();
-    assert!(import(at, "one", "run", &[]).error(2).contains("one/model.ckpt is meant, give that file"));
+    assert!(import(at, "one", "run", &[]).error(2).contains("one/model.ckpt is meant, give that"));
 }
 
 /// Pickled, in shards of either format, in variants, in a hub's cache: the same run. Else what is there is said.
@@ -378,6 +378,7 @@ fn folders_of_weights_are_read_as_they_are_found() {
         (model_of(&at.join(name)), said)
     };
     let (expected, _) = run("sd", "plain", &[]);
+    assert!(run_in(at, &["import", "lvdm", "sd", "--out", "x"]).error(2).contains("`lvdm import stable-diffusion`"));
     let unet = at.join("sd/unet");
     let file = |name: &str| unet.join(format!("diffusion_pytorch_model{name}"));
     let whole = read_safetensors(&file(".safetensors")).unwrap().0;
@@ -451,6 +452,13 @@ fn folders_of_weights_are_read_as_they_are_found() {
     fs::write(unet.join("diffusion_flax_model.msgpack"), "x").unwrap();
     assert!(import(at, "sd", "x", &[]).error(1).contains("diffusion_flax_model.msgpack is of Flax"));
 
+    // a description that was not downloaded
+    let described = fs::read(unet.join("config.json")).unwrap();
+    fs::write(unet.join("config.json"), "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 743\n")
+        .unwrap();
+    assert!(import(at, "sd", "x", &[]).error(1).contains("config.json is not JSON but a pointer of git-lfs"));
+    fs::write(unet.join("config.json"), [b"\xef\xbb\xbf", &described[..]].concat()).unwrap();
+
     // a hub's cache, whose files are links to blobs
     fs::create_dir_all(at.join("models--a--b/blobs")).unwrap();
     write_tensors(&at.join("models--a--b/blobs/4d7a"), &whole);
@@ -461,6 +469,9 @@ fn folders_of_weights_are_read_as_they_are_found() {
     let (found, said) = run("models--a--b", "cache", &[]);
     same(&found, &expected);
     assert!(said.err.contains("snapshots/39593d is taken"), "{}", said.err);
+    fs::create_dir(at.join("hub")).unwrap();
+    symlink("../models--a--b", at.join("hub/models--a--b")).unwrap();
+    assert!(import(at, "hub", "x", &[]).error(2).contains("if hub/models--a--b is meant, give that"));
     fs::remove_file(at.join("models--a--b/blobs/4d7a")).unwrap();
     assert!(import(at, "models--a--b", "x", &[]).error(1).contains("unfinished download"));
     fs::create_dir_all(at.join("models--a--b/snapshots/aa00")).unwrap();
@@ -510,6 +521,10 @@ fn an_original_file_is_read_as_tools_leave_it() {
         let weight = "input_blocks.0.0.weight";
         assert!(found[weight].equal(&plain[weight].to_kind(kind).to_kind(Kind::Float)));
     }
+
+    // the other import says whose it is
+    let line = run_in(at, &["import", "lvdm", "plain", "--out", "x"]).error(1).to_string();
+    assert!(line.contains("`lvdm import stable-diffusion`"), "{line}");
 
     // compiled: the same under other names, which is told
     let compiled: Tensors = tensors
@@ -618,6 +633,22 @@ fn checkpoints_of_other_trainings_are_imported() {
     write_legacy_checkpoint(&at.join("old.ckpt"), &tensors);
     imported("old.ckpt", "");
 
+    // the weights as they are, with a number among them
+    let mut pickle = Pickle(b"\x80\x02}(".to_vec());
+    pickle.text("epoch");
+    pickle.int(7);
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        pickle.text(name);
+        pickle.tensor(tensor, &i.to_string());
+    }
+    pickle.raw(b"u.");
+    let storages = tensors.values().enumerate().map(|(i, tensor)| (format!("archive/data/{i}"), bytes(tensor)));
+    let contents: Vec<(String, Vec<u8>)> =
+        std::iter::once(("archive/data.pkl".into(), pickle.0)).chain(storages).collect();
+    let borrowed: Vec<(&str, &[u8])> = contents.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    write_zip(&at.join("flat.pt"), &borrowed);
+    imported("flat.pt", "");
+
     // DeepSpeed: the weights are called `module`
     let mut pickle = Pickle(b"\x80\x02}(".to_vec());
     for key in ["optimizer", "lr_scheduler"] {
@@ -661,6 +692,9 @@ fn checkpoints_of_other_trainings_are_imported() {
     assert!(lvdm("more.ckpt", "x", &["--ignore", "sampler."]).error(1).contains("`wandb_id`"));
     let said = lvdm("more.ckpt", "run-more", &["--ignore", "sampler.", "--ignore", "wandb_"]);
     assert_eq!(said.status, 0, "{}", said.err);
+    let empty: Tensors = tensors.keys().map(|name| (name.clone(), Tensor::zeros([0], (Kind::Float, CPU)))).collect();
+    write_checkpoint(&at.join("shared.ckpt"), &empty, &|_| {});
+    assert!(lvdm("shared.ckpt", "x", &[]).error(1).contains("zero_to_fp32.py"));
     // twice one name without its wrapper
     let mut twice = renamed(&|name| format!("_orig_mod.{name}"));
     twice.insert("quant_conv.conv.bias".into(), noise(1, &[3]));

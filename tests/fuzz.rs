@@ -18,7 +18,7 @@ use std::{
 use anyhow::Result;
 use common::{
     moving_clips, noise,
-    pickle::{Pickle, write_checkpoint},
+    pickle::{Pickle, write_checkpoint, write_legacy_checkpoint},
     run_in, source, write_packed,
 };
 use lvdm::{
@@ -126,6 +126,7 @@ fn write_whole(folder: &Path) {
         pickle.text("global_step");
         pickle.int(3);
     });
+    write_legacy_checkpoint(&at("old.ckpt"), &tensors());
     // one array as numpy pickles it
     let mut pickle = Pickle(b"\x80\x02".to_vec());
     pickle.raw(b"}(");
@@ -239,7 +240,8 @@ fn names(kind: Kind) -> &'static [&'static str] {
         Kind::Checkpoint => &["whole.safetensors"],
         Kind::Foreign => &["foreign.safetensors"],
         Kind::Packed => &["packed.safetensors"],
-        Kind::Torch | Kind::Pickle => &["whole.ckpt"],
+        Kind::Torch => &["whole.ckpt", "old.ckpt"],
+        Kind::Pickle => &["whole.ckpt"],
         Kind::Arrays => &["whole.pkl"],
         Kind::Yaml => &["a.yaml", "d.yaml", "e.yaml"],
         Kind::Tokenizer => &["vocab.json", "merges.txt"],

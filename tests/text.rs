@@ -107,6 +107,13 @@ fn words_that_were_added_to_a_tokenizer_are_tokens() {
     // in the order of their numbers or not
     let two = tokenizer(&[("added_tokens.json", json!({"<b>": 520, "<a>": 521}))]);
     assert_eq!(two.tokens("<a> <b>", 4).unwrap(), [518, 521, 520, 519]);
+    // a word of several vectors is all of them, as diffusers has it
+    let several = tokenizer(&[("added_tokens.json", json!({"<a>": 520, "<a>_1": 521, "<a>_2": 522, "<a>_4": 523}))]);
+    for prompt in ["<a>", "<a> <a>_1 <a>_2"] {
+        assert_eq!(several.tokens(prompt, 5).unwrap(), [518, 520, 521, 522, 519], "{prompt}");
+    }
+    assert_eq!(several.tokens("<a> <a>", 5).unwrap(), [518, 520, 521, 522, 519]);
+    assert_eq!(several.tokens("<a>_4", 3).unwrap(), [518, 523, 519]);
     for wrong in [json!({"<cat-toy>": 7}), json!({"<|endoftext|>": 520})] {
         let folder = folder_with(&[("added_tokens.json", wrong)]);
         let error = format!("{:#}", TokenizerFiles::read(folder.path()).unwrap_err());

@@ -279,7 +279,7 @@ impl Prepare {
                 Depth::Ends => "first and last frame of each video, and every picture's header; not what lies between",
             }
         );
-        say!("{} videos in {}", prepared.entries.len(), index.display());
+        say!("{} in {}", super::counted(prepared.entries.len() as u64, "video"), index.display());
         if !prepared.problems.is_empty() {
             say!("all problems: {}", problems_file(&index).display());
         }
@@ -391,7 +391,7 @@ impl Pack {
         distributed::run(&self.launch, DeviceName::Cpu, |ranks, _| {
             let count = pack_clips(&data, self.count, self.clips.seed, &self.out, ranks)?;
             if ranks.is_first() {
-                say!("{count} clips in {}", self.out.display());
+                say!("{} in {}", super::counted(count, "clip"), self.out.display());
             }
             Ok(())
         })

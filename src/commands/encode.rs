@@ -78,7 +78,7 @@ impl Encode {
         pack_latents(&space, text.as_ref(), data, count, self.clips.seed, numerics, &self.out, ranks, on_clip)?;
         bar.finish();
         if ranks.is_first() {
-            say!("{count} clips in {}", self.out.display());
+            say!("{} in {}", super::counted(count, "clip"), self.out.display());
         }
         Ok(())
     }

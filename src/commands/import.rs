@@ -23,8 +23,8 @@ enum From {
     Lvdm(Lvdm),
     /// A Stable Diffusion 1.x or 2.x, to be made a text-to-video network
     ///
-    /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/ with safetensors) or one original file
-    /// (.ckpt or .safetensors). Kernels gain a frame axis; temporal layers are new and start as the identity, so that
+    /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/; safetensors or .bin, whole or in shards; also a
+    /// hub's cache) or one original file, safetensors or of PyTorch, whatever its name ends in. Kernels gain a frame axis; temporal layers are new and start as the identity, so that
     /// each frame is what the image network makes. Anything missing or unknown is an error.
     StableDiffusion(StableDiffusion),
     /// A LoRA of Stable Diffusion, merged into the weights of a run
@@ -89,7 +89,7 @@ impl StableDiffusion {
 
 #[derive(Debug, clap::Args)]
 struct Lvdm {
-    /// PyTorch checkpoint (.ckpt), or a safetensors file with the same names (`lvdm export` writes them)
+    /// PyTorch checkpoint of any age, or a safetensors file with the same names (`lvdm export` writes them)
     file: PathBuf,
     /// Run folder to make
     #[arg(long)]

@@ -76,6 +76,11 @@ fn parts_table(parts: &[Part]) -> String {
     table
 }
 
+/// `1 video`, `2 videos`
+fn counted(count: u64, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
 /// 1234567 → 1,234,567
 fn with_commas(number: i64) -> String {
     let digits = number.to_string();
@@ -173,6 +178,7 @@ mod tests {
     #[test]
     fn numbers_are_grouped() {
         assert_eq!([0, 999, 1000, 548_904_580].map(with_commas), ["0", "999", "1,000", "548,904,580"]);
+        assert_eq!([0, 1, 2].map(|count| counted(count, "video")), ["0 videos", "1 video", "2 videos"]);
     }
 
     #[test]

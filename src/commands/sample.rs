@@ -324,7 +324,7 @@ impl Sample {
         bar.into_inner().finish();
         let Some(out) = out else { return Ok(()) };
         out.finish()?;
-        say!("{videos} videos in {}", self.out.display());
+        say!("{} in {}", super::counted(videos, "video"), self.out.display());
         Ok(())
     }
 }

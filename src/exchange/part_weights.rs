@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{mistake, read_json};
-use crate::weights::{WeightsFile, lvdm_checkpoint::Tensors};
+use super::mistake;
+use crate::{
+    file_format::read_json,
+    weights::{WeightsFile, lvdm_checkpoint::Tensors},
+};
 
 /// How files of weights are called, before the variant and the ending.
 const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];

@@ -5,8 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 
-use super::{import::schedule, read_json};
-use crate::diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind};
+use super::betas::schedule;
+use crate::{
+    diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind},
+    file_format::read_json,
+};
 
 /// Samplers of networks that remove noise step by step. Which of them the folder names does not matter: a run has its
 /// own sampler.
@@ -153,7 +156,7 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
             values.len(),
             schedule.steps
         );
-        return Ok((super::import::schedule(Some(&values), true).context("trained_betas")?, predict));
+        return Ok((super::betas::schedule(Some(&values), true).context("trained_betas")?, predict));
     }
     schedule.kind = match set("beta_schedule") {
         None => ScheduleKind::ScaledLinear,

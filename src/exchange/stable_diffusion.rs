@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, carried_checkpoint,
-    import::schedule,
-    latent_tensors, mistake, new_run, open_weights, part_weights, read_json,
+    Carried, Part,
+    betas::schedule,
+    carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
     replacement::{Replacement, Replacements},
     scheduler::scheduler,
     tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
@@ -24,6 +24,7 @@ use crate::{
     checkpoint::Progress,
     diffusion::{Predict, ScheduleConfig},
     experiment::{DiffusionExperiment, TextConditioning},
+    file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
@@ -385,15 +386,17 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     })
 }
 
-/// Single files in a folder that is none of diffusers: one of them may be what is meant.
+/// Models in a folder that is none: one of them may be what is meant.
 fn what_lies_there(folder: &Path) -> String {
-    let is_weights = |path: &PathBuf| {
+    let is_weights = |path: &Path| {
         let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         ["safetensors", "ckpt", "pt", "pth", "bin"].contains(&ending.as_str())
     };
-    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    match entries.filter(is_weights).min() {
-        Some(file) => format!(" (if {} is meant, give that file)", file.display()),
+    let entries: Vec<PathBuf> =
+        fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
+    let is_model = |path: &&PathBuf| path.join("unet/config.json").is_file() || path.join("snapshots").is_dir();
+    match entries.iter().filter(is_model).min().or(entries.iter().filter(|path| is_weights(path)).min()) {
+        Some(other) => format!(" (if {} is meant, give that)", other.display()),
         None => String::new(),
     }
 }
@@ -464,10 +467,10 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
-    let widths = inferred.config.multipliers.iter().map(|multiplier| multiplier * inferred.config.channels);
+    let deepest = inferred.config.multipliers.last().map_or(0, |multiplier| multiplier * inferred.config.channels);
     let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
     let heads = match head_width {
-        Some(head) => widths.last().unwrap_or_default() / head.max(1),
+        Some(head) => deepest / head.max(1),
         None => told.heads.unwrap_or(8),
     };
     let unet_config = UNetConfig {

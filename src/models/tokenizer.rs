@@ -1,12 +1,13 @@
 //! CLIP's tokenizer: a prompt → the numbers that the text encoder reads.
 
-use std::{fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::captions::mended;
+use crate::file_format::read_json;
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -89,12 +90,6 @@ fn add_token(contents: &mut Value, content: &str, id: &Value) -> Result<()> {
     Ok(())
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = text.trim_start_matches('\u{feff}');
-    serde_json::from_str(text).with_context(|| format!("{} is not JSON", path.display()))
-}
-
 /// A vocabulary and merges as a `tokenizer.json`, with the rules by which CLIP's are applied.
 fn described(vocabulary: &Value, merges: &str) -> Result<Value> {
     let is_merge = |line: &&str| !line.is_empty() && !line.starts_with("#version");
@@ -139,6 +134,8 @@ pub struct Tokenizer {
     start: i64,
     end: i64,
     padding: i64,
+    /// What stands for one added word besides its first token: `<cat-toy>` was learned with `<cat-toy>_1` and so on.
+    more: BTreeMap<i64, Vec<i64>>,
 }
 
 impl Tokenizer {
@@ -154,7 +151,11 @@ impl Tokenizer {
         };
         let (start, end) = (id(START)?, id(END)?);
         let padding = files.padding.as_deref().map_or(Ok(end), id)?;
-        Ok(Tokenizer { inner, start, end, padding })
+        let added: BTreeMap<String, i64> =
+            inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (token.content, i64::from(id))).collect();
+        let further = |word: &str| (1..).map_while(|i| added.get(&format!("{word}_{i}")).copied()).collect::<Vec<_>>();
+        let more = added.iter().map(|(word, &id)| (id, further(word))).filter(|(_, more)| !more.is_empty()).collect();
+        Ok(Tokenizer { inner, start, end, padding, more })
     }
 
     /// One more than the largest number it gives.
@@ -169,15 +170,26 @@ impl Tokenizer {
     pub fn tokens(&self, prompt: &str, length: i64) -> Result<Vec<i64>> {
         let prompt = &*mended(prompt);
         let encoding = self.inner.encode_fast(prompt, false).map_err(|e| anyhow!("tokenizer: {e}"))?;
-        let ids = encoding.get_ids();
+        let ids = self.with_further(encoding.get_ids());
         let room = length.max(2) as usize - 2;
         if ids.len() > room {
             let head: String = prompt.chars().take(40).collect();
             tracing::warn!("a prompt of {} tokens is cut to {length}: `{head}…`", ids.len() + 2);
         }
-        let words = ids.iter().take(room).map(|&id| i64::from(id));
+        let words = ids.into_iter().take(room);
         let mut tokens: Vec<i64> = std::iter::once(self.start).chain(words).chain([self.end]).collect();
         tokens.resize(length as usize, self.padding);
         Ok(tokens)
+    }
+
+    /// An added word of several vectors is all of them, as diffusers has it, where the prompt does not spell them out.
+    fn with_further(&self, ids: &[u32]) -> Vec<i64> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let mut all = Vec::with_capacity(ids.len());
+        for (i, id) in ids.iter().enumerate() {
+            all.push(*id);
+            all.extend(self.more.get(id).filter(|more| !ids[i + 1..].starts_with(more)).into_iter().flatten());
+        }
+        all
     }
 }

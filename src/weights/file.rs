@@ -52,6 +52,12 @@ impl WeightsFile {
             }
             format => bail!("{} is {format}", name()),
         };
+        ensure!(
+            shapes.is_empty() || shapes.values().any(|shape| !shape.contains(&0)),
+            "{}: its tensors are all empty, as where DeepSpeed shares them among processes (ZeRO-3): its \
+             zero_to_fp32.py joins them",
+            name()
+        );
         let mut file = WeightsFile {
             path: path.to_path_buf(),
             shapes: TensorShapes::new(),

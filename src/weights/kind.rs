@@ -1,11 +1,12 @@
 //! What a file or a folder of weights is, told by the names and shapes of its tensors, or by the folder's own words.
 
-use std::{collections::BTreeMap, fmt, fs, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 
 use super::file::WeightsFile;
+use crate::file_format::read_json;
 
 /// The shape of each tensor by its name.
 pub type TensorShapes = BTreeMap<String, Vec<i64>>;
@@ -119,11 +120,7 @@ impl WeightsKind {
     pub fn of_folder(path: &Path) -> Result<Self> {
         let json = |name: &str| -> Result<Option<Value>> {
             let file = path.join(name);
-            if !file.is_file() {
-                return Ok(None);
-            }
-            let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            Ok(Some(serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))?))
+            if file.is_file() { read_json(&file).map(Some) } else { Ok(None) }
         };
         if json("adapter_config.json")?.is_some() {
             return Ok(WeightsKind::Lora(Layout::Peft));
@@ -249,9 +246,9 @@ fn pipeline(class: Option<&str>, unet: &Value) -> WeightsKind {
         _ if class.starts_with("Flux") => return WeightsKind::Transformer,
         _ if class.contains("InstructPix2Pix") => return WeightsKind::InstructPix2Pix,
         _ if class.contains("Inpaint") && unet["in_channels"] == 9 => return WeightsKind::Inpainting,
-        _ if class.contains("Video") || class.starts_with("AnimateDiff") => {}
+        _ if class.contains("Video") || class.starts_with("AnimateDiff") || !unet.is_object() => {}
         // the same networks, whatever is done with them
-        _ if class.starts_with("StableDiffusion") || class == "LatentConsistencyModelPipeline" => {
+        _ => {
             return match part(unet) {
                 WeightsKind::UNet(layout) if unet["cross_attention_dim"] == 1024 => {
                     WeightsKind::StableDiffusion2(layout)
@@ -261,7 +258,6 @@ fn pipeline(class: Option<&str>, unet: &Value) -> WeightsKind {
                 other => other,
             };
         }
-        _ => {}
     }
     WeightsKind::OtherPipeline(class.to_string())
 }

@@ -150,6 +150,13 @@ impl LvdmCheckpoint {
         let path = file.path().to_path_buf();
         let kind = WeightsKind::of_shapes(file.shapes());
         ensure!(may_be_lvdm(&kind), "{} is {kind}; a checkpoint of LVDM is wanted", path.display());
+        // LVDM's kernels have an axis of frames
+        let kernel = file.shapes().get("model.diffusion_model.input_blocks.0.0.weight");
+        ensure!(
+            kernel.is_none_or(|shape| shape.len() != 4),
+            "{} is a network for images, without frames: a Stable Diffusion is read by `lvdm import stable-diffusion`",
+            path.display()
+        );
         let (exported, beside) = (file.metadata()?, file.beside().to_vec());
         let sorted = Self::sort(file.read()?).and_then(|found| found.with_beside(&beside));
         Ok(Self { exported, ..sorted.with_context(|| path.display().to_string())? })

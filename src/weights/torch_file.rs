@@ -110,6 +110,7 @@ fn state_of(root: &Value) -> Result<(Entries, Entries)> {
         _ => String::new(),
     };
     let entries = state.entries().with_context(|| match state {
+        Value::Object(_) if Layout::of(state).is_ok() => "it is one tensor, not a dictionary of tensors".to_string(),
         Value::Object(object) => format!(
             "its state is an object{}, not a dictionary: a whole model was saved. In Python with its code: \
              `torch.save(model.state_dict(), …)`",
@@ -121,9 +122,15 @@ fn state_of(root: &Value) -> Result<(Entries, Entries)> {
     if let Some((odd, _)) = odd {
         bail!("a key of the state is {}", odd.kind());
     }
-    let mut beside = if key.is_some() { named(root) } else { Entries::new() };
-    beside.retain(|(name, _)| Some(&name.as_str()) != key);
-    Ok((named(state), beside))
+    if let Some(key) = key {
+        let beside = named(root).into_iter().filter(|(name, _)| name != key);
+        return Ok((named(state), beside.collect()));
+    }
+    // numbers and texts among the tensors are no part of a network
+    let is_plain = |value: &Value| {
+        matches!(value, Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::String(_))
+    };
+    Ok(named(state).into_iter().partition(|(_, value)| !is_plain(value)))
 }
 
 fn named(dictionary: &Value) -> Entries {
@@ -338,7 +345,7 @@ mod tests {
     }
 
     fn refusal(path: &Path) -> String {
-        format!("{:#}", read_torch(path).err().expect("it must be refused"))
+        format!("{:#}", read_torch(path).expect_err("it must be refused"))
     }
 
     #[test]
