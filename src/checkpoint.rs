@@ -15,7 +15,7 @@ use tch::Tensor;
 
 pub use lock::RunLock;
 
-use crate::safetensors::{read_checked, read_metadata, write_safetensors_atomically};
+use crate::safetensors::{read_checked, read_metadata, read_shapes, write_safetensors_atomically};
 
 /// What a checkpoint says besides its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -102,6 +102,18 @@ impl Checkpoint {
         Self::read_some(path, &|name| !name.starts_with("optimizer."))
     }
 
+    /// As [`Self::read`], only what a network samples with: of a tensor that has a moving average that alone.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_averaged(path: &Path) -> Result<Self> {
+        let shapes = read_shapes(path)?;
+        let averaged =
+            |name: &str| name.strip_prefix("model.").is_some_and(|name| shapes.contains_key(&format!("ema.{name}")));
+        let training = |name: &str| name.starts_with("optimizer.") || name.starts_with("discriminator.");
+        Self::read_some(path, &|name| !training(name) && !averaged(name))
+    }
+
     /// As [`Self::read`], without any tensor; only the header is read.
     ///
     /// # Errors
@@ -128,6 +140,13 @@ impl Checkpoint {
             Some((name.strip_prefix(prefix)?.strip_prefix('.')?.to_string(), tensor.shallow_clone()))
         };
         self.tensors.iter().filter_map(strip).collect()
+    }
+
+    /// As [`Self::part`], and the checkpoint no longer has them.
+    pub fn take_part(&mut self, prefix: &str) -> BTreeMap<String, Tensor> {
+        let part = self.part(prefix);
+        self.tensors.retain(|name, _| name.strip_prefix(prefix).is_none_or(|rest| !rest.starts_with('.')));
+        part
     }
 
     /// # Errors
@@ -224,6 +243,14 @@ fn latest_by(run: &Path, read: fn(&Path) -> Result<Checkpoint>) -> Result<Option
 /// Where there is none, or none can be read.
 pub fn open(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
     open_by(run_or_file, Checkpoint::read_weights)
+}
+
+/// As [`open`], only what a network samples with ([`Checkpoint::read_averaged`]).
+///
+/// # Errors
+/// As [`open`].
+pub fn open_averaged(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
+    open_by(run_or_file, Checkpoint::read_averaged)
 }
 
 /// As [`open`], without any tensor.

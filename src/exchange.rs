@@ -16,14 +16,20 @@ use tch::Tensor;
 
 mod betas;
 mod declared;
+mod diffusers;
 mod export;
 mod import;
+mod lora;
 mod part_weights;
+mod replacement;
 mod scheduler;
 mod stable_diffusion;
 
+pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
+pub use lora::{export_lora, import_lora};
+pub use replacement::Replacements;
 pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
 
 use crate::{

@@ -1,5 +1,6 @@
 //! From a trained run to videos: noise → sampler × denoiser → z_0 → decoder → u8.
 
+mod first_frame;
 mod long_video;
 
 use std::{
@@ -14,16 +15,16 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress},
     data::to_u8,
     diffusion::{
-        Denoiser, FrameConditioning, GivenLatents, Guidance, GuidanceConfig, Guided, NoiseSchedule, Predict,
-        SamplerConfig, UNetDenoiser, frame_conditioned, sample,
+        FrameConditioning, GivenLatents, GivenTexts, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig,
+        conditioned, sample,
     },
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
     models::{
         AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
-        UNet3d, UNetCondition, UNetPorts,
+        UNet3d, UNetPorts,
     },
-    nn::Parameters,
+    nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
     torch::{FixedWeights, Readback, upload},
 };
@@ -55,35 +56,44 @@ pub struct Generator {
     pub numerics: Numerics,
 }
 
-/// One clip to sample: its noise is a function of the seed and these two numbers alone.
+/// One clip to sample: its noise is a function of these numbers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClipId {
+    /// Of all noise.
+    pub seed: u64,
     /// The video's number.
     pub sample: u64,
     /// The clip's number in a video of several.
     pub clip: u64,
 }
 
-/// What the clips of a batch are given.
-pub enum Given<'a> {
+/// What the clips of a batch are given; by default nothing.
+#[derive(Default)]
+pub struct Given<'a> {
     /// To a network with a mask channel.
-    Frames {
-        /// Their places in the clip, the same in all clips.
-        indices: &'a [i64],
-        /// Normalised latents `[N, C, k, h, w]`.
-        frames: &'a Tensor,
-        /// Weight, form and noise level.
-        guidance: GuidanceConfig,
-    },
-    /// To a network with a text encoder.
-    Text {
-        /// One a clip.
-        prompts: &'a [String],
-        /// What guidance leads away from.
-        negative: &'a str,
-        /// w in ε_u + w (ε_c − ε_u).
-        guidance: f64,
-    },
+    pub frames: Option<FramesOfClip<'a>>,
+    /// To a network with a text encoder; without a text it sees the empty prompt.
+    pub text: Option<TextPrompts<'a>>,
+}
+
+/// Frames that clips are made to fit.
+pub struct FramesOfClip<'a> {
+    /// Their places in the clip, the same in all clips.
+    pub indices: &'a [i64],
+    /// Normalised latents `[N, C, k, h, w]`.
+    pub frames: &'a Tensor,
+    /// Weight, form and noise level; given a text too, guidance is the text's, and weight and form are not read.
+    pub guidance: GuidanceConfig,
+}
+
+/// What clips are to show.
+pub struct TextPrompts<'a> {
+    /// One a clip.
+    pub prompts: &'a [String],
+    /// What guidance leads away from.
+    pub negative: &'a str,
+    /// w in ε_u + w (ε_c − ε_u).
+    pub guidance: f64,
 }
 
 impl Generator {
@@ -133,10 +143,10 @@ impl Generator {
     /// # Errors
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
-        let parameters = Parameters::new(device, 0);
-        let (mut generator, experiment, path, found) = Self::declared(run, checkpoint::open, &parameters)?;
+        let parameters = Parameters::unfilled(device);
+        let (mut generator, experiment, path, mut found) = Self::declared(run, checkpoint::open_averaged, &parameters)?;
         generator.step = found.progress.step;
-        parameters.load(&weights(&found)?).with_context(|| path.display().to_string())?;
+        parameters.fill(weights(&mut found)?).with_context(|| path.display().to_string())?;
         parameters.freeze();
         Ok((generator, experiment))
     }
@@ -194,13 +204,13 @@ impl Generator {
     pub fn latents(
         &self,
         samples: &[u64],
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
-        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { sample, clip: 0 }).collect();
-        self.clips(&clips, self.latent[1], given, sampler, seed, on_step)
+        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { seed, sample, clip: 0 }).collect();
+        self.clips(&clips, self.latent[1], given, sampler, on_step)
     }
 
     /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`. A network with a mask channel can be given frames;
@@ -213,49 +223,26 @@ impl Generator {
         &self,
         clips: &[ClipId],
         frames: i64,
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
-        seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
         let _numerics = self.numerics.begin(self.space.device());
         let [c, _, h, w] = self.latent;
         let draw = |purpose, frames, step: u64| {
-            let one = |id: &ClipId| normal(seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
+            let one = |id: &ClipId| normal(id.seed, purpose, id.sample, (id.clip << 32) | step, &[c, frames, h, w]);
             upload(&Tensor::stack(&clips.iter().map(one).collect::<Vec<_>>(), 0), self.space.device())
         };
         let start = draw(Purpose::SampleStart, frames, 0);
-        let denoiser: Box<dyn Denoiser> = match given {
-            None if self.conditioning.is_some() => {
-                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, None)?
-            }
-            None => {
-                let empty = vec![""; clips.len()];
-                Box::new(self.told(self.text.as_ref().map(|text| text.encode(&empty)).transpose()?))
-            }
-            Some(Given::Frames { indices, frames, guidance }) => {
-                ensure!(self.conditioning.is_some(), "this network has no mask channel: it cannot be given frames");
-                let noise = draw(Purpose::Perturbation, indices.len() as i64, 0);
-                let given = GivenLatents { indices, frames, noise: &noise, guidance: *guidance };
-                frame_conditioned(&self.unet, &self.schedule, self.predict, &start, Some(&given))?
-            }
-            Some(Given::Text { prompts, negative, guidance }) => {
-                let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
-                ensure!(prompts.len() == clips.len(), "{} prompts for {} clips", prompts.len(), clips.len());
-                let conditional = self.told(Some(text.encode(prompts)?));
-                if *guidance == 1.0 {
-                    Box::new(conditional)
-                } else {
-                    Box::new(Guided {
-                        conditional,
-                        unconditional: self.told(Some(text.encode(&vec![*negative; clips.len()])?)),
-                        weight: *guidance,
-                        form: Guidance::Interpolate,
-                        schedule: &self.schedule,
-                    })
-                }
-            }
-        };
+        let texts = self.texts(given.text.as_ref(), clips.len())?;
+        let noise = given.frames.as_ref().map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
+        let latents = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
+            let FramesOfClip { indices, frames, guidance } = *given;
+            GivenLatents { indices, frames, noise, guidance }
+        });
+        let has_mask = self.conditioning.is_some();
+        let (latents, texts) = (latents.as_ref(), texts.as_ref());
+        let denoiser = conditioned(&self.unet, &self.schedule, self.predict, has_mask, &start, latents, texts)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
@@ -271,15 +258,20 @@ impl Generator {
         self.space.device().is_cuda().then(FixedWeights::new)
     }
 
-    /// The network given an encoded text, or nothing.
-    fn told(&self, context: Option<Tensor>) -> UNetDenoiser<'_> {
-        UNetDenoiser {
-            unet: &self.unet,
-            schedule: &self.schedule,
-            predict: self.predict,
-            mask: None,
-            given: UNetCondition { level: None, context },
-        }
+    /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
+    fn texts(&self, told: Option<&TextPrompts>, clips: usize) -> Result<Option<GivenTexts>> {
+        let Some(told) = told else {
+            let empty = vec![""; clips];
+            let contexts = self.text.as_ref().map(|text| text.encode(&empty)).transpose()?;
+            return Ok(contexts.map(|contexts| GivenTexts { contexts, guidance: None }));
+        };
+        let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
+        ensure!(told.prompts.len() == clips, "{} prompts for {clips} clips", told.prompts.len());
+        let guidance = match told.guidance {
+            1.0 => None,
+            weight => Some((text.encode(&vec![told.negative; clips])?, weight)),
+        };
+        Ok(Some(GivenTexts { contexts: text.encode(told.prompts)?, guidance }))
     }
 
     /// The numbered samples as u8 `[N, 3, F, H, W]` on the host.
@@ -289,7 +281,7 @@ impl Generator {
     pub fn videos(
         &self,
         samples: &[u64],
-        given: Option<&Given>,
+        given: &Given,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
@@ -354,10 +346,10 @@ pub fn starting_weights(
     experiment: &DiffusionExperiment,
     latent: [i64; 4],
 ) -> Result<BTreeMap<String, Tensor>> {
-    let (path, found) = checkpoint::open(run)?;
-    let found = found.expect("diffusion", &path)?;
+    let (path, found) = checkpoint::open_averaged(run)?;
+    let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
-    let mut weights = weights(&found)?;
+    let mut weights = weights(&mut found)?;
     ports(experiment, latent).adopt(&mut weights, &experiment.unet);
     Ok(weights)
 }
@@ -388,27 +380,37 @@ pub fn last_and_averaged(checkpoint: &Checkpoint) -> Result<[BTreeMap<String, Te
         averaged = checkpoint.part("model");
         averaged.extend(average);
     }
-    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
-    if let Some(adapter) = trained.and_then(Trained::adapter) {
+    if let Some(adapter) = adapter(checkpoint)? {
         adapter.merge(&mut last)?;
         adapter.merge(&mut averaged)?;
     }
     Ok([last, averaged])
 }
 
-/// The averaged weights where there are any, else the last ones.
+/// The adapters that a checkpoint's training moves, if it does.
+fn adapter(checkpoint: &Checkpoint) -> Result<Option<Adapter>> {
+    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
+    Ok(trained.and_then(Trained::adapter))
+}
+
+/// The averaged weights where there are any, else the last ones; they are taken out of the checkpoint, and adapters are
+/// merged.
 ///
 /// # Errors
 /// As [`last_and_averaged`].
-pub fn weights(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Tensor>> {
-    let [last, averaged] = last_and_averaged(checkpoint)?;
-    Ok(if averaged.is_empty() { last } else { averaged })
+pub fn weights(checkpoint: &mut Checkpoint) -> Result<BTreeMap<String, Tensor>> {
+    let mut weights = checkpoint.take_part("model");
+    weights.extend(checkpoint.take_part("ema"));
+    if let Some(adapter) = adapter(checkpoint)? {
+        adapter.merge(&mut weights)?;
+    }
+    Ok(weights)
 }
 
 /// The checkpoint that a path names: a file, what a run carries under this name, or the run's own.
 fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpoint)> {
     let inside = path.join(carried);
-    let (path, found) = checkpoint::open(if inside.is_file() { &inside } else { path })?;
+    let (path, found) = checkpoint::open_averaged(if inside.is_file() { &inside } else { path })?;
     let found = found.expect(task, &path)?;
     Ok((path, found))
 }
@@ -418,10 +420,10 @@ fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpo
 /// # Errors
 /// A folder that carries none; damaged or foreign weights; no tokenizer.
 pub fn open_text_encoder(run: &Path, device: Device) -> Result<TextEncoder> {
-    let (path, found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
+    let (path, mut found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
     let config: TextEncoderConfig = serde_json::from_value(found.experiment.clone())
         .with_context(|| format!("the settings stored in {}", path.display()))?;
-    TextEncoder::new(&config, &found.part("model"), device).with_context(|| path.display().to_string())
+    TextEncoder::new(&config, found.take_part("model"), device).with_context(|| path.display().to_string())
 }
 
 /// Copies a text encoder into a diffusion run.
@@ -449,8 +451,8 @@ pub fn space_of(experiment: &DiffusionExperiment, run: &Path, device: Device) ->
 /// # Errors
 /// A folder that is not such a run; damaged or foreign weights.
 pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
-    latent_space(&found, device).with_context(|| path.display().to_string())
+    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    latent_space(&mut found, device).with_context(|| path.display().to_string())
 }
 
 /// As [`open_latent_space`], for latents on which another training builds: of an autoencoder whose training has not
@@ -459,16 +461,16 @@ pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
 /// # Errors
 /// As [`open_latent_space`].
 pub fn latent_space_to_build_on(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
+    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
     warn_if_unfinished("autoencoder", run, &found);
-    latent_space(&found, device).with_context(|| path.display().to_string())
+    latent_space(&mut found, device).with_context(|| path.display().to_string())
 }
 
-/// The latent space of a checkpoint.
+/// The latent space of a checkpoint, out of which its weights are taken.
 ///
 /// # Errors
 /// Damaged settings; weights of another architecture.
-pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpace> {
+pub fn latent_space(checkpoint: &mut Checkpoint, device: Device) -> Result<LatentSpace> {
     let autoencoder: LatentSpaceConfig =
         serde_json::from_value(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
     let measured = checkpoint.part("latent");
@@ -483,7 +485,7 @@ pub fn latent_space(checkpoint: &Checkpoint, device: Device) -> Result<LatentSpa
             frames / video.factors[0]
         }
     };
-    LatentSpace::new(&autoencoder, &weights(checkpoint)?, moments, clip, device)
+    LatentSpace::new(&autoencoder, weights(checkpoint)?, moments, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run. Of one whose training has not come to its end it
@@ -519,7 +521,7 @@ pub fn warn_of_another_autoencoder(autoencoder: &Path, run: &Path) {
 /// What sampling needs of an autoencoder: its averaged weights and the measured scale and shift.
 fn carried(autoencoder: &Path) -> Result<Checkpoint> {
     let (_, mut found) = open_part(autoencoder, AUTOENCODER_FILE, "autoencoder")?;
-    let weights = weights(&found)?;
+    let weights = weights(&mut found)?;
     found.tensors.retain(|name, _| name.starts_with("latent."));
     found.tensors.extend(weights.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)));
     Ok(found)

@@ -41,13 +41,42 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
     tensors: &[(S, T)],
     metadata: &Value,
 ) -> Result<()> {
+    let sorted = sorted(tensors)?;
+    write_atomically(path, |file| {
+        let mut writer = DigestedWriter::new(file, infos(&sorted), metadata)?;
+        each_host(&sorted, &mut |bytes| writer.push(bytes))?;
+        writer.finish().map(drop)
+    })
+}
+
+/// As [`write_safetensors_atomically`], as other programs write: with the note `format: pt`, which transformers asks for, and
+/// without a digest.
+///
+/// # Errors
+/// The same.
+pub fn write_foreign_safetensors<S: AsRef<str>, T: Borrow<Tensor>>(path: &Path, tensors: &[(S, T)]) -> Result<()> {
+    let sorted = sorted(tensors)?;
+    let header = header_of(infos(&sorted), ("format", "pt".into()), 0)?;
+    write_atomically(path, |file| {
+        file.write_all(&header)?;
+        each_host(&sorted, &mut |bytes| Ok(file.write_all(bytes)?))
+    })
+}
+
+/// Name, tensor and type, in the order in which they lie in a file.
+type Sorted<'a> = Vec<(&'a str, &'a Tensor, Dtype)>;
+
+fn sorted<S: AsRef<str>, T: Borrow<Tensor>>(tensors: &[(S, T)]) -> Result<Sorted<'_>> {
     let mut sorted = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let (name, tensor) = (name.as_ref(), tensor.borrow());
         sorted.push((name, tensor, dtype(tensor.kind()).with_context(|| format!("tensor `{name}`"))?));
     }
     sorted.sort_by(|a, b| b.2.bitsize().cmp(&a.2.bitsize()).then(a.0.cmp(b.0)));
+    Ok(sorted)
+}
 
+fn infos(sorted: &Sorted) -> Vec<(String, TensorInfo)> {
     let mut offset = 0;
     let infos = sorted.iter().map(|(name, tensor, dtype)| {
         let start = offset;
@@ -55,18 +84,19 @@ pub fn write_safetensors_atomically<S: AsRef<str>, T: Borrow<Tensor>>(
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
         (name.to_string(), TensorInfo { dtype: *dtype, shape, data_offsets: (start, offset) })
     });
-    let infos = infos.collect();
-    write_atomically(path, |file| {
-        let mut writer = DigestedWriter::new(file, infos, metadata)?;
-        let mut bytes = Vec::new();
-        for (_, tensor, _) in &sorted {
-            let host = tensor.detach().to_device(Device::Cpu).contiguous();
-            bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
-            host.f_copy_data_u8(&mut bytes, host.numel())?;
-            writer.push(&bytes)?;
-        }
-        writer.finish().map(drop)
-    })
+    infos.collect()
+}
+
+/// Hands on the bytes of one tensor after the other.
+fn each_host(sorted: &Sorted, push: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut bytes = Vec::new();
+    for (_, tensor, _) in sorted {
+        let host = tensor.detach().to_device(Device::Cpu).contiguous();
+        bytes.resize(host.numel() * host.kind().elt_size_in_bytes(), 0);
+        host.f_copy_data_u8(&mut bytes, host.numel())?;
+        push(&bytes)?;
+    }
+    Ok(())
 }
 
 /// A file of tensors whose bytes come piece by piece, in the order of its header; it carries its digest.
@@ -129,6 +159,15 @@ pub fn read_safetensors(path: &Path) -> Result<(BTreeMap<String, Tensor>, Option
 pub fn read_metadata(path: &Path) -> Result<Option<Value>> {
     let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     Ok(Header::read(&mut file, path)?.metadata)
+}
+
+/// The notes in a file's header, this program's among them.
+///
+/// # Errors
+/// As [`read_metadata`].
+pub fn read_notes(path: &Path) -> Result<HashMap<String, String>> {
+    let mut file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(Header::read(&mut file, path)?.tensors.metadata().clone().unwrap_or_default())
 }
 
 /// Names and shapes of the tensors, which are not looked at.
@@ -246,11 +285,16 @@ impl Header {
 
 /// The header's bytes, its size first: at least `least` bytes in all, filled up with spaces.
 pub(crate) fn header_bytes(tensors: Vec<(String, TensorInfo)>, metadata: &Value, least: usize) -> Result<Vec<u8>> {
+    header_of(tensors, (METADATA_KEY, metadata.to_string()), least)
+}
+
+/// As [`header_bytes`], with one note of any name.
+fn header_of(tensors: Vec<(String, TensorInfo)>, (key, note): (&str, String), least: usize) -> Result<Vec<u8>> {
     let mut names = HashSet::new();
     for (name, _) in &tensors {
         ensure!(names.insert(name), "two tensors are named `{name}`");
     }
-    let entries = HashMap::from([(METADATA_KEY.to_string(), metadata.to_string())]);
+    let entries = HashMap::from([(key.to_string(), note)]);
     let mut text = serde_json::to_vec(&Metadata::new(Some(entries), tensors)?)?;
     let length = (text.len() + 8).max(least).next_multiple_of(8);
     text.resize(length - 8, b' ');

@@ -79,7 +79,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
     let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
     reduced(ranks, &parameters, "", || {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::Nothing);
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::default());
         loss.backward();
         loss.double_value(&[])
     })

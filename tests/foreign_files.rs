@@ -334,7 +334,6 @@ fn what_is_no_stable_diffusion_is_called_what_it_is() {
     };
     let pipeline = |class: &str| Some(json!({"_class_name": class}));
     for (i, (index, part, config, words)) in [
-        (pipeline("StableDiffusionPipeline"), "unet", with("cross_attention_dim", json!(1024)), "Stable Diffusion 2.x"),
         (pipeline("StableDiffusionXLPipeline"), "unet", unet.clone(), "SDXL"),
         (None, "unet", with("addition_embed_type", json!("text_time")), "SDXL"),
         (pipeline("StableDiffusion3Pipeline"), "transformer", json!({}), "Stable Diffusion 3"),

@@ -7,7 +7,9 @@ use std::{fs, path::Path};
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
     data::VideoReader,
-    diffusion::{FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{
+        Condition, FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig,
+    },
     experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
     models::{
@@ -114,8 +116,8 @@ fn seams_do_not_show() {
     let (config, _, parameters) = autoencoder(8);
     let weights = parameters.named().into_iter().collect();
     let clip = 4;
-    let space = LatentSpace::new(&config.clone().into(), &weights, LatentMoments { scale: 2.0, shift: 0.5 }, clip, CPU)
-        .unwrap();
+    let space =
+        LatentSpace::new(&config.clone().into(), weights, LatentMoments { scale: 2.0, shift: 0.5 }, clip, CPU).unwrap();
     let z = drifting(64);
     let mut pieces = Vec::new();
     space
@@ -423,7 +425,9 @@ fn a_masked_loss_leaves_given_frames_out() {
             noise: put.shallow_clone(),
             masked_loss,
         };
-        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &Some(given).into()).double_value(&[])
+        Objective::default()
+            .loss(&network, &schedule, &z_0, &t, &fresh, &Condition { frames: Some(given), text: None })
+            .double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);

@@ -8,7 +8,7 @@ use common::{largest_difference, relative_error, wake};
 use lvdm::{
     diffusion::{SamplerConfig, Variance},
     experiment::{DiffusionExperiment, Precision, parse},
-    generate::Generator,
+    generate::{Generator, Given},
     models::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
     nn::Parameters,
     random::{Purpose, normal_batch},
@@ -32,7 +32,7 @@ trainer: {steps: 1, batch: 1}
     let parameters = Parameters::new(CPU, 2);
     VideoAutoencoder::new(&parameters.root(), &config);
     let weights: BTreeMap<String, Tensor> = parameters.named().into_iter().collect();
-    let space = LatentSpace::new(&config.into(), &weights, LatentMoments { scale: 1.0, shift: 0.0 }, 2, CPU).unwrap();
+    let space = LatentSpace::new(&config.into(), weights, LatentMoments { scale: 1.0, shift: 0.0 }, 2, CPU).unwrap();
     let parameters = Parameters::new(CPU, 3);
     let generator = Generator::new(&experiment, space, None, &parameters).unwrap();
     wake(&parameters);
@@ -41,7 +41,7 @@ trainer: {steps: 1, batch: 1}
 }
 
 fn latents(generator: &Generator, samples: &[u64], sampler: SamplerConfig, seed: u64) -> Tensor {
-    generator.latents(samples, None, sampler, seed, &mut |_, _| {}).unwrap()
+    generator.latents(samples, &Given::default(), sampler, seed, &mut |_, _| {}).unwrap()
 }
 
 const SAMPLERS: [SamplerConfig; 2] =
@@ -94,7 +94,7 @@ fn ddim_takes_any_number_of_steps() {
     for steps in [1, 2, 3, 5, 7, 11, 12] {
         let mut told = Vec::new();
         let sampler = SamplerConfig::Ddim { steps, eta: 0.0 };
-        let z = generator.latents(&[0], None, sampler, 7, &mut |done, of| told.push((done, of))).unwrap();
+        let z = generator.latents(&[0], &Given::default(), sampler, 7, &mut |done, of| told.push((done, of))).unwrap();
         assert_eq!(z.size(), [1, 4, 4, 4, 4]);
         assert!(z.isfinite().all().int64_value(&[]) == 1, "{steps} steps");
         let of = told.len();
@@ -106,7 +106,9 @@ fn ddim_takes_any_number_of_steps() {
     let error = |i: usize| relative_error(&results[i], results.last().unwrap());
     assert!(error(0) > error(2) && error(2) > error(4), "{} {} {}", error(0), error(2), error(4));
     for (steps, eta) in [(0, 0.0), (13, 0.0), (-1, 0.0), (5, 1.5)] {
-        let error = generator.latents(&[0], None, SamplerConfig::Ddim { steps, eta }, 7, &mut |_, _| {}).unwrap_err();
+        let error = generator
+            .latents(&[0], &Given::default(), SamplerConfig::Ddim { steps, eta }, 7, &mut |_, _| {})
+            .unwrap_err();
         assert!(error.to_string().contains("DDIM"), "{error:#}");
     }
 }
@@ -127,9 +129,9 @@ fn bfloat16_samples_are_near() {
 fn videos_are_bytes_of_the_clips_size() {
     let generator = generator();
     let sampler = SamplerConfig::Ddim { steps: 3, eta: 1.0 };
-    let videos = generator.videos(&[0, 1], None, sampler, 7, &mut |_, _| {}).unwrap();
+    let videos = generator.videos(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
-    let alone = generator.videos(&[1], None, sampler, 7, &mut |_, _| {}).unwrap();
+    let alone = generator.videos(&[1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert!(largest_difference(&alone.get(0), &videos.get(1)) <= 1.0, "more than a rounding");
     let gaussian = generator.gaussian_videos(&[0, 1], 7).unwrap();
     assert_eq!(gaussian.size(), videos.size());

@@ -474,7 +474,7 @@ fn a_latent_space_holds_either_autoencoder() {
 
     let (autoencoder, parameters) = autoencoder();
     let weights: Tensors = parameters.named().into_iter().collect();
-    let space = LatentSpace::new(&config, &weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).unwrap();
+    let space = LatentSpace::new(&config, copies(&weights), LatentMoments::STABLE_DIFFUSION, 2, CPU).unwrap();
     let x = noise(4, &[1, 3, 3, 16, 16]);
     let moments = space.moments_of(&x);
     let shape = config.latent_shape(3, 16, 16).unwrap();
@@ -498,7 +498,7 @@ fn a_latent_space_holds_either_autoencoder() {
         assert!(relative_error(&Tensor::cat(&pieces, 1).unsqueeze(0), &decoded) < 1e-5);
     });
     let wrong = LatentSpaceConfig::from(ImageAutoencoderConfig { norm_groups: 24, ..image });
-    let error = LatentSpace::new(&wrong, &weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).err().unwrap();
+    let error = LatentSpace::new(&wrong, weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).err().unwrap();
     assert!(error.to_string().contains("24"), "{error}");
 }
 

@@ -9,17 +9,20 @@ use common::{
     pickle::write_checkpoint,
     relative_error, run_in, succeed_in,
     text_runs::{
-        BESIDE, CAPTIONS, TABLE, TOLD, Tensors, experiment, import, networks, original, write_diffusers, write_tensors,
-        write_videos,
+        BESIDE, CAPTIONS, TABLE, TOLD, Tensors, experiment, import, networks, original, write_diffusers,
+        write_diffusers_of, write_tensors, write_videos,
     },
 };
 use lvdm::{
     checkpoint::{self, Checkpoint},
-    data::VideoReader,
-    diffusion::{Denoiser, Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
-    exchange::NAMES_FILE,
+    data::{VideoReader, frame_folder::read_picture, pictures::write_png},
+    diffusion::{
+        Denoiser, FrameMask, GivenLatents, GivenTexts, Guidance, GuidanceConfig, Guided, Predict, SamplerConfig,
+        UNetDenoiser, conditioned, sample,
+    },
+    exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
     experiment::Trained,
-    generate::{Generator, Given, open_text_encoder, weights},
+    generate::{Generator, Given, TextPrompts, open_text_encoder, weights},
     models::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
@@ -37,7 +40,7 @@ fn model_of(run: &Path) -> Tensors {
 }
 
 fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
-    Given::Text { prompts, negative: "a dog", guidance }
+    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), frames: None }
 }
 
 /// Sampled with guidance from an import, each frame is what the image network makes of that frame's noise alone.
@@ -45,7 +48,7 @@ fn frames_are_images(run: &Path) {
     let (generator, _) = Generator::open(run, CPU).unwrap();
     let prompts = ["a red cat".to_string(), "a dog".to_string()];
     let sampler = SamplerConfig::Ddim { steps: 4, eta: 0.0 };
-    let z_0 = generator.latents(&[0, 1], Some(&text(&prompts, 7.5)), sampler, 3, &mut |_, _| {}).unwrap();
+    let z_0 = generator.latents(&[0, 1], &text(&prompts, 7.5), sampler, 3, &mut |_, _| {}).unwrap();
     assert_eq!(z_0.size(), [2, 4, 4, 8, 8]);
     let encoder = generator.text.as_ref().unwrap();
     let told = |prompts: &[&str]| UNetDenoiser {
@@ -82,13 +85,14 @@ fn frames_are_images(run: &Path) {
     let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, schedule: &generator.schedule };
     assert!(relative_error(&guided.predict(&z_t, 500).noise, &apart) < 1e-5);
     // the prompt and the negative prompt do something
-    let with = |given: &Given| generator.latents(&[0, 1], Some(given), sampler, 3, &mut |_, _| {}).unwrap();
-    let other = Given::Text { prompts: &prompts, negative: "", guidance: 7.5 };
+    let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
+    let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
+    let other = Given { text: Some(other), frames: None };
     assert!(relative_error(&with(&other), &z_0) > 1e-4);
     let swapped = [prompts[1].clone(), prompts[0].clone()];
     assert!(relative_error(&with(&text(&swapped, 1.0)), &with(&text(&prompts, 1.0))) > 1e-4);
     // beside another clip or alone
-    let alone = generator.latents(&[1], Some(&text(&prompts[1..], 7.5)), sampler, 3, &mut |_, _| {}).unwrap();
+    let alone = generator.latents(&[1], &text(&prompts[1..], 7.5), sampler, 3, &mut |_, _| {}).unwrap();
     assert!(relative_error(&alone.get(0), &z_0.get(1)) < 1e-5);
 }
 
@@ -209,8 +213,8 @@ fn from_images_to_videos() {
 
     // adapters are merged where a run is used: the network with them computes the same as the one without
     let run = at.join("runs/adapters");
+    let merged = weights(&mut checkpoint::open_averaged(&run).unwrap().1).unwrap();
     let (_, found) = checkpoint::open(&run).unwrap();
-    let merged = weights(&found).unwrap();
     assert_eq!(merged.keys().collect::<Vec<_>>(), start.keys().collect::<Vec<_>>());
     let changed: Vec<&String> =
         merged.iter().filter(|(name, t)| !t.equal(&start[*name])).map(|(name, _)| name).collect();
@@ -291,7 +295,130 @@ fn from_images_to_videos() {
     fs::write(at.join("bad.csv"), "id,name\n").unwrap();
     refused("x", "{kind: webvid, table: bad.csv, root: videos}", "", "lacks the column `videoid`");
     refused("x", BESIDE, "trained: {kind: adapters, rank: 0, alpha: 1.0}\n", "rank must be at least 1");
-    refused("x", BESIDE, "conditioning: {prediction: 0.5}\n", "not both");
+    let both = "trained: {kind: adapters, rank: 2, alpha: 1.0}\nconditioning: {prediction: 0.5}\n";
+    refused("x", BESIDE, both, "do not learn");
+}
+
+/// A text network that is also given frames: what is new in it starts without a say, training moves it beside the layers over
+/// frames, and a video begins with the picture that it is given and shows what it is told.
+#[test]
+fn a_video_begins_with_a_picture_and_shows_a_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    write_videos(at);
+    assert_eq!(import(at, "sd", "sd-run", &[]).status, 0);
+    let more = "trained: {kind: temporal}\nconditioning: {prediction: 0.7, perturbation: 20}\n";
+    let train = |name: &str, steps: &str| {
+        let file = experiment(at, name, TABLE, more);
+        succeed_in(at, &["train", "diffusion", &file, steps, "trainer.checkpoint_every=1", "trainer.picture_every=2"]);
+        at.join("runs").join(name)
+    };
+    let (start, run) = (model_of(&at.join("sd-run")), train("both", "trainer.steps=4"));
+    let moved = model_of(&run);
+    assert_eq!(
+        (moved["input_blocks.0.0.weight"].size(), moved["label_emb.weight"].size()),
+        (vec![32, 5, 1, 3, 3], vec![21, 128])
+    );
+    for (name, tensor) in &moved {
+        match name.as_str() {
+            "input_blocks.0.0.weight" => assert!(tensor.narrow(1, 4, 1).abs().max().double_value(&[]) > 0.0),
+            "label_emb.weight" => assert!(tensor.abs().max().double_value(&[]) > 0.0),
+            name if is_temporal(name) => {}
+            name => assert!(tensor.equal(&start[name]), "{name} was not to be trained"),
+        }
+    }
+
+    // the denoiser given both is the network with mask, level and text
+    let (generator, _) = Generator::open(&run, CPU).unwrap();
+    let encoder = generator.text.as_ref().unwrap();
+    let [told, negative] = ["a red cat", "a dog"].map(|prompt| encoder.encode(&[prompt]).unwrap());
+    let (z_t, first) = (noise(5, &[1, 4, 4, 8, 8]), noise(6, &[1, 4, 1, 8, 8]));
+    let guidance = GuidanceConfig { weight: 0.0, level: Some(7), ..GuidanceConfig::default() };
+    let given = GivenLatents { indices: &[0], frames: &first, noise: &noise(7, &first.size()), guidance };
+    let denoiser = |guidance| {
+        let texts = GivenTexts { contexts: told.shallow_clone(), guidance };
+        let Generator { unet, schedule, .. } = &generator;
+        conditioned(unet, schedule, Predict::Noise, true, &z_t, Some(&given), Some(&texts)).unwrap()
+    };
+    let seen = generator.schedule.add_noise(&first, &Tensor::from_slice(&[7i64]), given.noise);
+    let seen = Tensor::cat(&[&seen, &z_t.narrow(2, 1, 3)], 2);
+    let mask = FrameMask::Prefix(1).tensor(4).unsqueeze(0).expand([1, 1, 4, 8, 8], false);
+    let by_hand = |context: &Tensor| {
+        let given = UNetCondition { level: Some(Tensor::from_slice(&[7i64])), context: Some(context.shallow_clone()) };
+        generator.unet.forward(&Tensor::cat(&[&seen, &mask], 1), &Tensor::from_slice(&[500i64]), &given)
+    };
+    let (with, without) = (by_hand(&told), by_hand(&negative));
+    assert!(relative_error(&denoiser(None).predict(&z_t, 500).noise, &with) < 1e-6);
+    let wanted = &without + (&with - &without) * 3.0;
+    let apart = relative_error(&denoiser(Some((negative, 3.0))).predict(&z_t, 500).noise, &wanted);
+    assert!(apart < 1e-5, "{apart:e}");
+    assert!(relative_error(&with, &without) > 1e-4);
+
+    // on the command line: two pictures of another size, two prompts
+    let picture = |name: &str, shade: f64| {
+        let x = Tensor::arange(40, (Kind::Float, CPU)).reshape([1, 40, 1]) * 5.0;
+        let y = Tensor::arange(24, (Kind::Float, CPU)).reshape([24, 1, 1]) * 2.0;
+        let image = ((x + y + Tensor::from_slice(&[0f32, 10.0, 20.0])) * shade).clamp(0.0, 255.0).to_kind(Kind::Uint8);
+        write_png(&at.join(name), &image).unwrap();
+    };
+    picture("dark.png", 0.3);
+    picture("light.png", 0.9);
+    let sample = |out: &str, more: &[&str]| {
+        let common = ["sample", "runs/both", "--steps", "3", "--guidance", "2", "--device", "cpu", "--out", out];
+        let said = run_in(at, &[&common, more].concat());
+        assert_eq!(said.status, 0, "{}", said.err);
+        read_safetensors(&at.join(out)).unwrap().0["clips"].to_kind(Kind::Float) // [N, 3, F, H, W]
+    };
+    let pictures = ["--first-frame", "dark.png", "--first-frame", "light.png"];
+    let made = sample("two.safetensors", &[&["--prompt", "a red cat"], &pictures[..], &["--seeds", "4"]].concat());
+    assert_eq!(made.size(), [2, 3, 4, 16, 16]);
+    for (i, name) in ["dark.png", "light.png"].into_iter().enumerate() {
+        let latent = generator.picture_latent(&read_picture(&at.join(name)).unwrap());
+        let wanted = lvdm::data::to_u8(&tch::no_grad(|| generator.space.decode(&latent))).to_kind(Kind::Float);
+        let first = made.narrow(0, i as i64, 1).narrow(2, 0, 1);
+        assert!((first - wanted).abs().max().double_value(&[]) <= 1.0, "{name}");
+    }
+    let rest = |clips: &Tensor, i| clips.get(i).narrow(1, 1, 3);
+    let differ = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) > 1.0;
+    assert!(differ(&rest(&made, 0), &rest(&made, 1)), "the frames that follow do not see the picture");
+    let other = sample("other.safetensors", &["--prompt", "a dog", "--first-frame", "dark.png", "--seeds", "4"]);
+    assert!(differ(&rest(&made, 0), &rest(&other, 0)), "the frames that follow do not see the text");
+    assert_eq!(sample("none.safetensors", &["--prompt", "a dog"]).size()[0], 1);
+
+    let refused = |run: &str, more: &[&str], word: &str| {
+        let arguments = [&["sample", run, "--prompt", "a", "--out", "x"], more].concat();
+        let said = run_in(at, &arguments);
+        assert!(said.error(2).contains(word), "{}", said.err);
+    };
+    refused("sd-run", &["--first-frame", "dark.png"], "not trained to be given a first frame");
+    refused("runs/both", &["--first-frame", "no.png"], "no.png");
+}
+
+/// With a seed of its own, a video depends on that and on its prompt alone: not on its number, nor on what is made beside it.
+#[test]
+fn each_video_has_its_own_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    assert_eq!(import(at, "sd", "run", &[]).status, 0);
+    fs::write(at.join("prompts.txt"), "a cat\na dog\n").unwrap();
+    let sample = |out: &str, more: &[&str]| {
+        let common = ["sample", "run", "--steps", "2", "--device", "cpu", "--out", out];
+        succeed_in(at, &[&common, more].concat());
+        read_safetensors(&at.join(out)).unwrap().0["clips"].to_kind(Kind::Float)
+    };
+    let alike = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]) <= 1.0;
+    let all = sample("all.safetensors", &["--prompts", "prompts.txt", "--seeds", "7,9,7,9"]);
+    assert_eq!(all.size()[0], 4);
+    let cat = sample("cat.safetensors", &["--prompt", "a cat", "--seed", "7"]);
+    let dog = sample("dog.safetensors", &["--prompt", "a dog", "--seeds", "9"]);
+    assert!(alike(&all.get(0), &cat.get(0)) && alike(&all.get(1), &dog.get(0)));
+    assert!(alike(&all.get(2), &cat.get(0)) && !alike(&all.get(1), &cat.get(0)));
+    let batches = sample("one.safetensors", &["--prompts", "prompts.txt", "--seeds", "9,9", "--batch", "1"]);
+    assert!(alike(&batches.get(1), &dog.get(0)));
+    let both = ["sample", "run", "--prompt", "a", "--seed", "1", "--seeds", "2", "--out", "x"];
+    assert_eq!(run_in(at, &both).status, 2);
 }
 
 /// Latents and texts encoded once: rows are what the encoders make, and training uses them.
@@ -341,6 +468,60 @@ fn latents_and_texts_are_kept() {
     // a run keeps the encoder that it started with
     let file = experiment(at, "kept-3", BESIDE, "latents: latents.safetensors\n");
     assert!(run_in(at, &["train", "diffusion", &file]).error(2).contains("another text encoder"));
+}
+
+/// Importing and sampling hold the weights once: not the file's beside the network's, nor random ones before those of the
+/// file, nor a second copy in another order. Half precision in the file does not change that, nor do averages and adapters
+/// in a checkpoint.
+#[test]
+fn weights_are_held_once_by_import_and_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers_of(&at.join("sd"), 5);
+    let file = at.join("sd/unet/diffusion_pytorch_model.safetensors");
+    let halves: Tensors =
+        read_safetensors(&file).unwrap().0.into_iter().map(|(name, t)| (name, t.to_kind(Kind::Half))).collect();
+    write_tensors(&file, &halves);
+    drop(halves);
+    let told = StableDiffusionTold { frames: 4, resolution: 16, ..StableDiffusionTold::default() };
+    let run = at.join("run");
+    let (imported, peak) = peak_host_memory(|| import_stable_diffusion(&at.join("sd"), &told, &run).unwrap());
+    let weights = 4 * imported.iter().map(|network| network.part.parameters).sum::<i64>();
+    assert!(weights > 60_000_000, "{weights} bytes are too few to tell");
+    println!("import: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "import holds {peak} bytes for weights of {weights}");
+
+    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    drop(opened);
+    println!("opened: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
+
+    // a checkpoint of training: weights, averages and adapters
+    let path = checkpoint::list(&run).unwrap().pop().unwrap();
+    let mut found = Checkpoint::read(&path).unwrap();
+    let rank = 4;
+    let maps: Vec<(String, Vec<i64>)> = found
+        .tensors
+        .iter()
+        .filter(|(name, _)| name.contains(".to_") && name.ends_with(".weight"))
+        .map(|(name, tensor)| (name.trim_end_matches("weight").to_string(), tensor.size()))
+        .collect();
+    assert!(maps.len() > 20);
+    for (place, size) in maps {
+        for (name, shape) in [("adapter_down", [rank, size[1]]), ("adapter_up", [size[0], rank])] {
+            found.tensors.insert(format!("{place}{name}"), noise(7, &shape) * 0.01);
+        }
+    }
+    found.experiment["trained"] = serde_json::json!({"kind": "adapters", "rank": rank, "alpha": 4.0});
+    let averages: Vec<_> =
+        found.tensors.iter().map(|(name, tensor)| (name.replacen("model.", "ema.", 1), tensor * 1.0)).collect();
+    found.tensors.extend(averages);
+    found.write(&path).unwrap();
+    drop(found);
+    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    drop(opened);
+    println!("averages and adapters: {:.2} times the weights", peak as f64 / weights as f64);
+    assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
 }
 
 /// A dropped caption is the empty prompt: with all dropped, what the captions say makes no difference; with none, it does.

@@ -95,7 +95,7 @@ fn step(recompute: Recompute) -> (f64, Vec<(String, Tensor)>, i64) {
     }
     parameters.zero_grad();
     let (loss, peak) = peak_host_memory(|| {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Condition::Nothing);
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Condition::default());
         loss.backward();
         loss.double_value(&[])
     });
@@ -212,7 +212,7 @@ fn the_objective_is_the_formula() {
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
             let found =
-                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::Nothing);
+                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::default());
             let error = relative_error(&found, &expected);
             assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
         }
@@ -283,7 +283,14 @@ fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
                     masked_loss,
                 };
                 let objective = Objective { predict: Predict::Velocity, loss };
-                let found = objective.loss(&unet, &schedule, &z_0, &times(&t), &at_t, &Condition::Frames(given));
+                let found = objective.loss(
+                    &unet,
+                    &schedule,
+                    &z_0,
+                    &times(&t),
+                    &at_t,
+                    &Condition { frames: Some(given), text: None },
+                );
                 let error = relative_error(&found, &expected);
                 assert!(error < 1e-5, "level {level}, masked {masked_loss}, {loss:?}: {error:e}");
             }

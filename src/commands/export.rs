@@ -1,37 +1,85 @@
-//! `lvdm export`: a run → a file with the released names.
+//! `lvdm export`: a run → files of other programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::parts_table;
 use crate::{exchange, experiment::Mistake};
 
-/// Write a run's networks under the released names, as safetensors
+/// Write a run's networks for other programs
 ///
-/// Raw weights, averaged weights and the autoencoder, with the prefixes of released checkpoints; tensors that
-/// those list under two names are written twice. `lvdm import lvdm` reads the file back.
+/// `lvdm export RUN --out FILE` writes them under the released names, as safetensors: raw weights, averaged weights and
+/// the autoencoder, with the prefixes of released checkpoints; tensors that those list under two names are written
+/// twice. `lvdm import lvdm` reads the file back.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Export {
     /// Run folder, or one of its checkpoints
-    run: PathBuf,
+    #[arg(required = true)]
+    run: Option<PathBuf>,
     /// File to write (.safetensors)
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required = true)]
+    out: Option<PathBuf>,
+    #[command(subcommand)]
+    to: Option<To>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum To {
+    /// A folder that diffusers opens: the image networks of a text-to-video run, as they are now
+    ///
+    /// U-Net, image autoencoder, text encoder, tokenizer and schedule, as a StableDiffusionPipeline. Layers over frames
+    /// have no place there and are left out, so that it makes single pictures. `lvdm import stable-diffusion` reads the
+    /// folder too.
+    StableDiffusion {
+        /// Run folder, or one of its checkpoints
+        run: PathBuf,
+        /// Folder to make
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// The adapters that a run has trained, on their own: a folder of PEFT
+    ///
+    /// adapter_model.safetensors and adapter_config.json, with the places spelled as in diffusers. `lvdm import lora`
+    /// reads the folder too.
+    Lora {
+        /// Run folder of a training with `trained: {kind: adapters, …}`, or one of its checkpoints
+        run: PathBuf,
+        /// Folder to make
+        #[arg(long)]
+        out: PathBuf,
+    },
 }
 
 impl Export {
     /// # Errors
     /// A folder that is not a run; a full disk.
     pub fn run(self) -> Result<()> {
-        if !self.run.exists() {
-            return Err(Mistake(format!("there is no run {}", self.run.display())).into());
-        }
-        if self.out.extension().is_none_or(|extension| extension != "safetensors") {
-            return Err(Mistake(format!("--out {}: give it the ending .safetensors", self.out.display())).into());
-        }
-        print!("{}", parts_table(&exchange::export(&self.run, &self.out)?));
-        println!("{}", self.out.display());
+        let there = |run: &Path| match run.exists() {
+            true => Ok(()),
+            false => Err(Mistake(format!("there is no run {}", run.display()))),
+        };
+        let (parts, out) = match (self.to, self.run, self.out) {
+            (Some(To::StableDiffusion { run, out }), ..) => {
+                there(&run)?;
+                (exchange::export_stable_diffusion(&run, &out)?, out)
+            }
+            (Some(To::Lora { run, out }), ..) => {
+                there(&run)?;
+                (exchange::export_lora(&run, &out)?, out)
+            }
+            (None, Some(run), Some(out)) => {
+                there(&run)?;
+                if out.extension().is_none_or(|extension| extension != "safetensors") {
+                    return Err(Mistake(format!("--out {}: give it the ending .safetensors", out.display())).into());
+                }
+                (exchange::export(&run, &out)?, out)
+            }
+            (None, ..) => return Err(Mistake("export needs RUN and --out FILE".into()).into()),
+        };
+        print!("{}", parts_table(&parts));
+        println!("{}", out.display());
         Ok(())
     }
 }

@@ -21,12 +21,43 @@ enum From {
     /// Networks and their settings come from the names and shapes in the file, whose pickle is read as data:
     /// nothing in it is executed. What the file does not tell is asked for. Anything missing or unknown is an error.
     Lvdm(Lvdm),
-    /// A Stable Diffusion 1.x, to be made a text-to-video network
+    /// A Stable Diffusion 1.x or 2.x, to be made a text-to-video network
     ///
     /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/; safetensors or .bin, whole or in shards; also a
     /// hub's cache) or one original file, safetensors or of PyTorch, whatever its name ends in. Kernels gain a frame axis; temporal layers are new and start as the identity, so that
     /// each frame is what the image network makes. Anything missing or unknown is an error.
     StableDiffusion(StableDiffusion),
+    /// A LoRA of Stable Diffusion, merged into the weights of a run
+    ///
+    /// In the names of kohya-ss, PEFT or diffusers; of linear maps and convolutions, of the U-Net and the text encoder. A
+    /// new run is made of the weights with which RUN samples, each changed one W + scale · α / rank · up · down; the run
+    /// itself stays. Anything unknown is an error.
+    Lora(Lora),
+}
+
+#[derive(Debug, clap::Args)]
+struct Lora {
+    /// File (.safetensors, .bin, .pt), or folder of PEFT or diffusers
+    path: PathBuf,
+    /// Run, or one of its checkpoints, whose weights are changed: of `lvdm import stable-diffusion`, or trained from one
+    #[arg(long, value_name = "RUN")]
+    into: PathBuf,
+    /// Run folder to make
+    #[arg(long)]
+    out: PathBuf,
+    /// How much of the change is added
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    scale: f64,
+}
+
+impl Lora {
+    fn run(self) -> Result<()> {
+        let Lora { path, into, out, scale } = self;
+        let [unet, text_encoder] = exchange::import_lora(&path, &into, scale, &out)?;
+        println!("merged into {unet} maps of the U-Net and {text_encoder} of the text encoder");
+        println!("a run of the diffusion at step 0: {}", out.display());
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +105,7 @@ impl Import {
         match self.from {
             From::Lvdm(lvdm) => lvdm.run(),
             From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
+            From::Lora(lora) => lora.run(),
         }
     }
 }

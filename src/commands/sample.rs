@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::{
-    data::{DataConfig, PackedWriter, numpy::NumpyWriter, write_video},
-    diffusion::{SamplerConfig, Variance},
+    data::{DataConfig, PackedWriter, frame_folder::read_picture, numpy::NumpyWriter, write_video},
+    diffusion::{GuidanceConfig, SamplerConfig, Variance},
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Numerics, Precision},
-    generate::{Generator, Given},
-    torch::DeviceName,
+    generate::{ClipId, FramesOfClip, Generator, Given, TextPrompts},
+    torch::{DeviceName, upload},
     train::progress::Progress,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub struct Sample {
     /// Run folder of `lvdm train diffusion`, or one of its checkpoints
     run: PathBuf,
-    /// How many [default: one a prompt; without prompts 16]
+    /// How many [default: one a prompt, seed or first frame, whichever are most; without any 16]
     #[arg(long)]
     videos: Option<u64>,
     #[command(flatten)]
@@ -42,6 +42,14 @@ pub struct Sample {
     /// Video i depends on the seed and i alone
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// A seed a video, in place of --seed: video i has seed i, from the first again after the last, and is video 0 of --seed
+    /// with that number, whichever others are made beside it
+    #[arg(long, value_delimiter = ',', conflicts_with = "seed")]
+    seeds: Vec<u64>,
+    /// Picture (JPEG or PNG) that a video begins with; given several times, video i begins with picture i, from the first
+    /// again after the last. For runs trained with `conditioning`
+    #[arg(long = "first-frame", value_name = "FILE")]
+    first_frames: Vec<PathBuf>,
     /// Videos in one pass of the network
     #[arg(long, default_value_t = 16)]
     batch: u64,
@@ -244,7 +252,8 @@ impl Sample {
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
     pub fn run(self) -> Result<()> {
         let prompts = self.text.prompts()?;
-        let videos = self.videos.unwrap_or(if prompts.is_empty() { 16 } else { prompts.len() as u64 });
+        let most = prompts.len().max(self.seeds.len()).max(self.first_frames.len()) as u64;
+        let videos = self.videos.unwrap_or(if most == 0 { 16 } else { most });
         if videos == 0 || self.batch == 0 {
             return Err(Mistake("--videos and --batch must be at least 1".into()).into());
         }
@@ -258,6 +267,30 @@ impl Sample {
             return Err(Mistake(format!("there is no run {}", self.run.display())).into());
         }
         distributed::run(&self.launch, self.device, |ranks, device| self.sample(&prompts, videos, form, ranks, device))
+    }
+
+    /// The numbers that a video's noise depends on.
+    fn clip_id(&self, sample: u64) -> ClipId {
+        match self.seeds.len() as u64 {
+            0 => ClipId { seed: self.seed, sample, clip: 0 },
+            count => ClipId { seed: self.seeds[(sample % count) as usize], sample: 0, clip: 0 },
+        }
+    }
+
+    /// The latents of the first frames, `[n, C, 1, h, w]`, and how they are given.
+    fn first_latents(&self, generator: &Generator) -> Result<Option<(Tensor, GuidanceConfig)>> {
+        if self.first_frames.is_empty() {
+            return Ok(None);
+        }
+        let guidance = generator
+            .first_frame_guidance(generator.text.is_some())
+            .map_err(|error| Mistake(format!("--first-frame: {}: {error}", self.run.display())))?;
+        let latent = |path: &PathBuf| {
+            let picture = read_picture(path).map_err(|error| Mistake(format!("--first-frame: {error:#}")))?;
+            Ok(generator.picture_latent(&picture))
+        };
+        let latents: Vec<Tensor> = self.first_frames.iter().map(latent).collect::<Result<_>>()?;
+        Ok(Some((Tensor::cat(&latents, 0), guidance)))
     }
 
     /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
@@ -279,6 +312,7 @@ impl Sample {
         if let Err(error) = sampler.build().start(&generator.schedule) {
             return Err(Mistake(format!("{error:#}")).into());
         }
+        let first_frames = self.first_latents(&generator)?;
         let _prepared = generator.keep_prepared();
         let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
         let samples_of = |i: usize| (firsts[i]..(firsts[i] + self.batch).min(videos)).collect::<Vec<u64>>();
@@ -294,14 +328,26 @@ impl Sample {
         let make = |i: usize| {
             let samples = samples_of(i);
             let shown = shown_in(&samples);
-            let given = (!shown.is_empty()).then(|| Given::Text {
+            let text = (!shown.is_empty()).then(|| TextPrompts {
                 prompts: &shown,
                 negative: self.text.negative.as_deref().unwrap_or_default(),
                 guidance: self.text.guidance.unwrap_or(7.5),
             });
-            let clips = generator.videos(&samples, given.as_ref(), sampler, self.seed, &mut |step, steps| {
+            let first = first_frames.as_ref().map(|(latents, guidance)| {
+                let rows: Vec<i64> = samples.iter().map(|sample| *sample as i64 % latents.size()[0]).collect();
+                (latents.index_select(0, &upload(&Tensor::from_slice(&rows), latents.device())), *guidance)
+            });
+            let frames =
+                first.as_ref().map(|(frames, guidance)| FramesOfClip { indices: &[0], frames, guidance: *guidance });
+            let given = Given { frames, text };
+            let ids: Vec<ClipId> = samples.iter().map(|&sample| self.clip_id(sample)).collect();
+            let z_0 = generator.clips(&ids, generator.latent[1], &given, sampler, &mut |step, steps| {
                 bar.borrow_mut().step(samples[0], &format!("step {step} of {steps}"));
             })?;
+            if let Some((frames, _)) = &first {
+                z_0.narrow(2, 0, 1).copy_(frames);
+            }
+            let clips = generator.decode(&z_0)?;
             Ok(vec![clips])
         };
         ranks.collect(firsts.len(), make, |i, made| {

@@ -175,29 +175,50 @@ pub struct GivenLatents<'a> {
     pub guidance: GuidanceConfig,
 }
 
-/// The denoiser of a network with a mask channel, for clips `[B, C, F, h, w]` of the shape of `like`.
-/// With nothing given the mask is empty and the network is told no level.
+/// A text that clips must show, when sampling.
+pub struct GivenTexts {
+    /// Encoded, one a clip: `[B, S, context_width]`.
+    pub contexts: Tensor,
+    /// What guidance leads away from, of the same shape, and w in ε_u + w (ε_c − ε_u); none without guidance.
+    pub guidance: Option<(Tensor, f64)>,
+}
+
+/// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, given frames, texts, both or nothing. A
+/// network with a mask channel is shown an empty mask, and told no level, where no frames are given. Given both, guidance is
+/// the text's: frames are given on both of its sides.
 ///
 /// # Errors
 /// A `like` that is no batch of videos; given frames that do not fit into it.
-pub fn frame_conditioned<'a>(
+pub fn conditioned<'a>(
     unet: &'a UNet3d,
     schedule: &'a NoiseSchedule,
     predict: Predict,
+    has_mask: bool,
     like: &Tensor,
-    given: Option<&GivenLatents>,
+    frames: Option<&GivenLatents>,
+    texts: Option<&GivenTexts>,
 ) -> Result<Box<dyn Denoiser + 'a>> {
     let (b, _, f, _, _) = like.size5()?;
-    let network = |mask: &Tensor, level: Option<&Tensor>| UNetDenoiser {
+    let network = |mask: Option<&Tensor>, level: Option<&Tensor>, context: Option<&Tensor>| UNetDenoiser {
         unet,
         schedule,
         predict,
-        mask: Some(mask.shallow_clone()),
-        given: UNetCondition { level: level.map(Tensor::shallow_clone), context: None },
+        mask: mask.map(Tensor::shallow_clone),
+        given: UNetCondition { level: level.map(Tensor::shallow_clone), context: context.map(Tensor::shallow_clone) },
     };
     let on_clip = |given: &[i64]| upload(&mask(given, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
-    let empty = on_clip(&[]);
-    let Some(given) = given else { return Ok(Box::new(network(&empty, None))) };
+    let context = texts.map(|texts| &texts.contexts);
+    let text_guidance = texts.and_then(|texts| texts.guidance.as_ref());
+    let empty = has_mask.then(|| on_clip(&[]));
+    let guided =
+        |conditional, unconditional, weight, form| Guided { conditional, unconditional, weight, form, schedule };
+    let Some(given) = frames else {
+        let conditional = network(empty.as_ref(), None, context);
+        let Some((negative, weight)) = text_guidance else { return Ok(Box::new(conditional)) };
+        let unconditional = network(empty.as_ref(), None, Some(negative));
+        return Ok(Box::new(guided(conditional, unconditional, *weight, Guidance::Interpolate)));
+    };
+    ensure!(has_mask, "this network has no mask channel: it cannot be given frames");
     let mask = on_clip(given.indices);
     let (frames, level) = match given.guidance.level {
         None => (given.frames.shallow_clone(), None),
@@ -209,12 +230,20 @@ pub fn frame_conditioned<'a>(
     let places = upload(&Tensor::from_slice(given.indices), like.device());
     let frames =
         like.zeros_like().f_index_copy(2, &places, &frames).context("given frames do not fit into the clip")?;
-    let conditional = network(&mask, level.as_ref());
-    if given.guidance.only_conditional() {
-        return Ok(Box::new(FrameConditioned { inner: conditional, frames, mask }));
-    }
-    let GuidanceConfig { weight, form, .. } = given.guidance;
-    let inner = Guided { conditional, unconditional: network(&empty, None), weight, form, schedule };
+    let conditional = network(Some(&mask), level.as_ref(), context);
+    let inner = match text_guidance {
+        Some((negative, weight)) => {
+            let unconditional = network(Some(&mask), level.as_ref(), Some(negative));
+            guided(conditional, unconditional, *weight, Guidance::Interpolate)
+        }
+        None if given.guidance.only_conditional() => {
+            return Ok(Box::new(FrameConditioned { inner: conditional, frames, mask }));
+        }
+        None => {
+            let GuidanceConfig { weight, form, .. } = given.guidance;
+            guided(conditional, network(empty.as_ref(), None, context), weight, form)
+        }
+    };
     Ok(Box::new(FrameConditioned { inner, frames, mask }))
 }
 

@@ -8,7 +8,7 @@ mod objective;
 mod sampler;
 mod schedule;
 
-pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GuidanceConfig, frame_conditioned};
+pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GivenTexts, GuidanceConfig, conditioned};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
 pub use objective::{Condition, GivenFrames, Loss, Objective};

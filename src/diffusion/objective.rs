@@ -44,20 +44,13 @@ pub struct GivenFrames {
     pub masked_loss: bool,
 }
 
-/// What a batch is given besides z_t and t.
-pub enum Condition {
-    /// Only noise and time.
-    Nothing,
+/// What a batch is given besides z_t and t; by default nothing.
+#[derive(Default)]
+pub struct Condition {
     /// Frames with their mask.
-    Frames(GivenFrames),
+    pub frames: Option<GivenFrames>,
     /// Encoded texts `[B, S, context_width]`.
-    Text(Tensor),
-}
-
-impl From<Option<GivenFrames>> for Condition {
-    fn from(given: Option<GivenFrames>) -> Self {
-        given.map_or(Condition::Nothing, Condition::Frames)
-    }
+    pub text: Option<Tensor>,
 }
 
 impl Objective {
@@ -72,13 +65,10 @@ impl Objective {
         given: &Condition,
     ) -> Tensor {
         let z_t = schedule.add_noise(z_0, t, noise);
-        let (prediction, given_frames) = match given {
-            Condition::Nothing => (unet.forward(&z_t, t, &UNetCondition::default()), None),
-            Condition::Text(context) => {
-                let condition = UNetCondition { level: None, context: Some(context.shallow_clone()) };
-                (unet.forward(&z_t, t, &condition), None)
-            }
-            Condition::Frames(given) => {
+        let context = given.text.as_ref().map(Tensor::shallow_clone);
+        let (prediction, given_frames) = match &given.frames {
+            None => (unet.forward(&z_t, t, &UNetCondition { level: None, context }), None),
+            Some(given) => {
                 let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
                 let mask = given.mask.to_kind(z_0.kind()).expand([b, 1, f, h, w], false);
                 let frames = match &given.level {
@@ -86,7 +76,7 @@ impl Objective {
                     None => z_0.shallow_clone(),
                 };
                 let z = z_t * (1.0 - &mask) + frames * &mask;
-                let condition = UNetCondition { level: given.level.as_ref().map(Tensor::shallow_clone), context: None };
+                let condition = UNetCondition { level: given.level.as_ref().map(Tensor::shallow_clone), context };
                 let output = unet.forward(&Tensor::cat(&[z, mask.shallow_clone()], 1), t, &condition);
                 (output, Some((mask, given)))
             }

@@ -57,8 +57,8 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 run.display()
             );
             let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
-            let (first_path, first_stage) = checkpoint::open(&folder.join(AUTOENCODER_FILE))?;
-            let first_stage = first_stage.expect("autoencoder", &first_path)?;
+            let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
+            let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
             let known: Carried =
                 serde_json::from_value(first_stage.experiment.clone()).context("the carried autoencoder")?;
             let inferred = InferredUNet::from_shapes(&Shapes::from(&found.part("model"))).with_context(context)?;
@@ -71,7 +71,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
                 export_network(&mut export, &network, UNET, AVERAGED_UNET, &found, average).with_context(context)?,
             );
             let network = Declared::first_stage(&known.autoencoder);
-            let frozen = weights(&first_stage)?;
+            let frozen = weights(&mut first_stage)?;
             network.parameters.check(&frozen).with_context(|| first_path.display().to_string())?;
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
@@ -132,7 +132,7 @@ fn export_text_encoder(export: &mut Export, path: &Path) -> Result<(Part, TextEn
     Ok((network.report(), known))
 }
 
-fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
+pub(super) fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
     let measured = autoencoder.part("latent");
     let value = |name: &str| {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))

@@ -334,6 +334,11 @@ impl Import<'_> {
 
         let mut config = inferred.config.clone();
         config.heads = setting.heads;
+        if let Some(DiffusionExperiment { unet: own, .. }) = self.exported_diffusion() {
+            // these leave no trace in the tensors, or not in all
+            config.norm_groups = own.norm_groups;
+            config.head_width = config.head_width.or(own.head_width);
+        }
         if let Err(error) = config.validate() {
             return mistake(format!("{error:#}"));
         }

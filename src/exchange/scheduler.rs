@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::betas::schedule;
 use crate::{
-    diffusion::{NoiseSchedule, ScheduleConfig, ScheduleKind},
+    diffusion::{NoiseSchedule, Predict, ScheduleConfig, ScheduleKind},
     file_format::read_json,
 };
 
@@ -76,14 +76,15 @@ fn of_runs() -> [(&'static str, Value); 4] {
     ]
 }
 
-/// The noise schedule of the training; that of Stable Diffusion 1.x where there is no such file.
+/// The noise schedule of the training and what the network predicts; those of Stable Diffusion 1.x where there is no such
+/// file.
 ///
 /// # Errors
 /// Names the key of what runs have no counterpart for: another prediction or schedule, flow matching, a key that nobody
 /// knows.
-pub(super) fn scheduler(path: &Path) -> Result<ScheduleConfig> {
+pub(super) fn scheduler(path: &Path) -> Result<(ScheduleConfig, Predict)> {
     if !path.exists() {
-        return schedule(None, true);
+        return Ok((schedule(None, true)?, Predict::Noise));
     }
     let config = read_json(path)?;
     let context = || path.display().to_string();
@@ -91,7 +92,7 @@ pub(super) fn scheduler(path: &Path) -> Result<ScheduleConfig> {
     read(keys).with_context(context)
 }
 
-fn read(keys: &Map<String, Value>) -> Result<ScheduleConfig> {
+fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
     let set = |key: &str| keys.get(key).filter(|value| !value.is_null());
     let number = |key: &str, default: f64| {
         set(key).map_or(Ok(default), |value| value.as_f64().with_context(|| format!("{key} = {value} is no number")))
@@ -107,9 +108,15 @@ fn read(keys: &Map<String, Value>) -> Result<ScheduleConfig> {
         ),
         Some(name) => bail!("_class_name = {name} is not known"),
     }
-    if let Some(prediction) = set("prediction_type").filter(|prediction| **prediction != "epsilon") {
-        bail!("prediction_type = {prediction} is not supported, only \"epsilon\"");
-    }
+    let predict = match set("prediction_type").map(|prediction| prediction.as_str().unwrap_or_default()) {
+        None | Some("epsilon") => Predict::Noise,
+        Some("v_prediction") => Predict::Velocity,
+        Some("sample") => Predict::Z0,
+        Some(_) => bail!(
+            "prediction_type = {} is not supported, only \"epsilon\", \"v_prediction\" and \"sample\"",
+            keys["prediction_type"]
+        ),
+    };
     // these change what the network was trained on, or what sampling does with its output
     let only = [
         ("rescale_betas_zero_snr", json!(false)),
@@ -149,7 +156,7 @@ fn read(keys: &Map<String, Value>) -> Result<ScheduleConfig> {
             values.len(),
             schedule.steps
         );
-        return super::betas::schedule(Some(&values), true).context("trained_betas");
+        return Ok((super::betas::schedule(Some(&values), true).context("trained_betas")?, predict));
     }
     schedule.kind = match set("beta_schedule") {
         None => ScheduleKind::ScaledLinear,
@@ -160,7 +167,7 @@ fn read(keys: &Map<String, Value>) -> Result<ScheduleConfig> {
     schedule.beta_start = number("beta_start", schedule.beta_start)?;
     schedule.beta_end = number("beta_end", schedule.beta_end)?;
     NoiseSchedule::new(&schedule)?;
-    Ok(schedule)
+    Ok((schedule, predict))
 }
 
 #[cfg(test)]
@@ -168,7 +175,7 @@ mod tests {
     use super::*;
 
     fn of(config: Value) -> Result<ScheduleConfig> {
-        read(config.as_object().unwrap())
+        Ok(read(config.as_object().unwrap())?.0)
     }
 
     /// The folders' own files are read; whatever would change figures is refused by its key.
@@ -195,12 +202,17 @@ mod tests {
         assert_eq!(with("trained_betas", json!(betas)).unwrap(), curve);
         with("_class_name", json!("EulerAncestralDiscreteScheduler")).unwrap();
         with("use_karras_sigmas", json!(true)).unwrap();
+        for (said, predict) in
+            [("epsilon", Predict::Noise), ("v_prediction", Predict::Velocity), ("sample", Predict::Z0)]
+        {
+            assert_eq!(read(json!({"prediction_type": said}).as_object().unwrap()).unwrap().1, predict);
+        }
         for (key, value) in [
             ("_class_name", json!("FlowMatchEulerDiscreteScheduler")),
             ("_class_name", json!("LCMScheduler")),
             ("_class_name", json!("EDMEulerScheduler")),
-            ("prediction_type", json!("v_prediction")),
-            ("prediction_type", json!("sample")),
+            ("prediction_type", json!("flow")),
+            ("prediction_type", json!(1)),
             ("rescale_betas_zero_snr", json!(true)),
             ("thresholding", json!(true)),
             ("use_flow_sigmas", json!(true)),

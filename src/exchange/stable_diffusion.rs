@@ -12,30 +12,36 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part, betas::schedule, carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
-    scheduler::scheduler, tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
+    Carried, Part,
+    betas::schedule,
+    carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
+    replacement::{Replacement, Replacements},
+    scheduler::scheduler,
+    tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
-    diffusion::ScheduleConfig,
+    diffusion::{Predict, ScheduleConfig},
     experiment::{DiffusionExperiment, TextConditioning},
     file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     models::{
         ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
-        TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts, stable_diffusion as settings,
+        TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts,
+        stable_diffusion as settings,
     },
     nn::Parameters,
     weights::{
-        WeightsKind,
+        Layout, WeightsKind,
         lvdm_checkpoint::Tensors,
+        open_clip,
         stable_diffusion::{Import, Network, has_average, split, take_average},
     },
 };
 
 /// What the user says of a Stable Diffusion.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct StableDiffusionTold {
     /// Frames of the clips that it is to make
     #[arg(long, default_value_t = 16)]
@@ -46,9 +52,14 @@ pub struct StableDiffusionTold {
     /// Of one original file: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Of one original file: attention heads of the U-Net [default: 8]
+    /// Of one original file: attention heads of the U-Net, of Stable Diffusion 2.x those of its first level, since
+    /// deeper ones have more [default: 8; of Stable Diffusion 2.x as many as are 64 wide]
     #[arg(long)]
     pub heads: Option<i64>,
+    /// Of one original file: what the U-Net predicts; asked for of Stable Diffusion 2.x, of which there are both [default:
+    /// noise]
+    #[arg(long, value_parser = ["noise", "velocity"])]
+    pub predict: Option<String>,
     /// Of one original file: groups of all group norms [default: 32]
     #[arg(long)]
     pub norm_groups: Option<i64>,
@@ -64,6 +75,9 @@ pub struct StableDiffusionTold {
     /// Leave out tensors whose names begin so (may be given several times)
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
+    /// Networks that come from elsewhere.
+    #[command(flatten)]
+    pub replaced: Replacements,
 }
 
 /// A network that was imported, and what became of the names.
@@ -80,11 +94,11 @@ struct Found {
     autoencoder: (ImageAutoencoderConfig, Tensors),
     text_encoder: (ClipTextConfig, Tensors),
     scale: f64,
-    schedule: ScheduleConfig,
+    schedule: (ScheduleConfig, Predict),
     tokenizer: TokenizerFiles,
 }
 
-/// Turns a Stable Diffusion 1.x, a folder of diffusers or one original file, into a run.
+/// Turns a Stable Diffusion 1.x or 2.x, a folder of diffusers or one original file, into a run.
 ///
 /// # Errors
 /// [`crate::experiment::Mistake`] for what the user said; else names what is missing, unknown, of another shape, or a
@@ -95,6 +109,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     }
     let _lock = new_run(run)?;
     let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
+    let found = replace(found, told)?;
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);
     ensure!(
@@ -124,8 +139,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
 
     let mut imported = Vec::new();
     let mut take =
-        |part: &'static str, network: Network, parameters: &Parameters, tensors: &Tensors| -> Result<Tensors> {
-            let names = network.import(tensors, parameters).context(part)?;
+        |part: &'static str, network: Network, parameters: &Parameters, tensors: Tensors| -> Result<Tensors> {
+            let names = network.import_all(tensors, parameters).context(part)?;
             let own: Tensors = parameters.named().into_iter().collect();
             warn_of_infinities(part, &own);
             imported.push(ImportedNetwork {
@@ -134,25 +149,24 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             });
             Ok(with_prefix("model", own).collect())
         };
-    let declared = || Parameters::new(Device::Cpu, 0);
+    let declared = || Parameters::unfilled(Device::Cpu);
     let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
     let parameters = declared();
     UNet3d::new(&parameters.root(), &unet, &ports);
     let network = Network::UNet { blocks_per_level: unet.blocks_per_level as usize };
-    let model = take("U-Net", network, &parameters, &tensors)?;
-    drop(tensors);
+    let model = take("U-Net", network, &parameters, tensors)?;
 
     let parameters = declared();
     ImageAutoencoder::new(&parameters.root(), &autoencoder.0);
     let network = Network::Autoencoder { levels: autoencoder.0.widths.len() };
-    let mut frames = take("image autoencoder", network, &parameters, &autoencoder.1)?;
+    let mut frames = take("image autoencoder", network, &parameters, autoencoder.1)?;
     frames.extend(latent_tensors(scale, LatentMoments::STABLE_DIFFUSION.shift));
 
     let parameters = declared();
     ClipText::new(&parameters.root(), &text.0);
-    let texts = take("text encoder", Network::TextEncoder, &parameters, &text.1)?;
+    let texts = take("text encoder", Network::TextEncoder, &parameters, text.1)?;
     let text = TextEncoderConfig { text_encoder: text.0, tokenizer: Some(found.tokenizer) };
-    let encoder = TextEncoder::new(&text, &parameters.named().into_iter().collect(), Device::Cpu)?;
+    let encoder = TextEncoder::new(&text, parameters.named().into_iter().collect(), Device::Cpu)?;
     let [rows, tokens] = encoder.vocabulary();
     warn_of_unused_rows(rows, tokens);
 
@@ -163,8 +177,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             "resolution": told.resolution,
         },
         "autoencoder": run.join(AUTOENCODER_FILE),
-        "schedule": found.schedule,
-        "objective": {"predict": "noise", "loss": "l2"},
+        "schedule": found.schedule.0,
+        "objective": {"predict": found.schedule.1, "loss": "l2"},
         "optimizer": {"kind": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},
         "trainer": {"steps": 100_000, "batch": 1},
     }))?;
@@ -185,6 +199,62 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
     write_run(run, path, "diffusion", &experiment, progress, model)?;
     Ok(imported)
+}
+
+/// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
+/// the base.
+fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
+    let variant = told.variant.as_deref();
+    if let Some(path) = &told.replaced.unet {
+        let blocks_per_level = found.unet.0.blocks_per_level as usize;
+        let new = Replacement::read("--unet", path, Network::UNet { blocks_per_level }, variant)?;
+        if let Some(config) = &new.config {
+            (found.unet.0, found.unet.1) = settings::unet(config).context("--unet: config.json")?;
+        }
+        found.unet.2 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.vae {
+        let network = Network::Autoencoder { levels: found.autoencoder.0.widths.len() };
+        let new = Replacement::read("--vae", path, network, variant)?;
+        let inferred = ImageAutoencoderConfig::from_shapes(&Shapes::from(&new.under_our_names(network)));
+        match (&new.config, inferred) {
+            (Some(config), _) => {
+                found.autoencoder.0 = settings::autoencoder(config).context("--vae: config.json")?;
+                found.scale = latent_scale(config).context("--vae: config.json")?;
+            }
+            (None, Ok(image)) => {
+                found.autoencoder.0 = ImageAutoencoderConfig { norm_groups: found.autoencoder.0.norm_groups, ..image };
+            }
+            (None, Err(_)) => {}
+        }
+        found.autoencoder.1 = new.tensors;
+    }
+    if let Some(path) = &told.replaced.text_encoder {
+        let new = Replacement::read("--text-encoder", path, Network::TextEncoder, variant)?;
+        let tensors = Shapes::from(&new.under_our_names(Network::TextEncoder));
+        match (&new.config, ClipTextConfig::from_shapes(&tensors, told.text_heads)) {
+            (Some(config), _) => {
+                found.text_encoder.0 = settings::text_encoder(config).context("--text-encoder: config.json")?;
+            }
+            (None, Ok(clip)) => {
+                found.text_encoder.0 = ClipTextConfig { activation: found.text_encoder.0.activation, ..clip };
+            }
+            (None, Err(_)) => {}
+        }
+        found.text_encoder.1 = new.tensors;
+    }
+    Ok(found)
+}
+
+/// The factor of an autoencoder's latents, by its configuration file.
+fn latent_scale(config: &Value) -> Result<f64> {
+    for key in ["shift_factor", "latents_mean", "latents_std"] {
+        ensure!(config[key].is_null(), "{key} = {} is not supported", config[key]);
+    }
+    match &config["scaling_factor"] {
+        Value::Null => Ok(LatentMoments::STABLE_DIFFUSION.scale),
+        scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("scaling_factor = {scale}")),
+    }
 }
 
 /// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
@@ -232,12 +302,16 @@ fn pipeline_folder(path: &Path) -> Result<PathBuf> {
 }
 
 /// # Errors
-/// What it is, where that is known and no Stable Diffusion 1.x.
+/// What it is, where that is known and no Stable Diffusion 1.x or 2.x.
 fn supported(kind: &WeightsKind, path: &Path) -> Result<()> {
-    if matches!(kind, WeightsKind::StableDiffusion1(_) | WeightsKind::Unknown) {
+    use WeightsKind as Kind;
+    if matches!(kind, Kind::StableDiffusion1(_) | Kind::StableDiffusion2(_) | Kind::Unknown) {
         return Ok(());
     }
-    bail!("{} is {kind}; a Stable Diffusion 1.x is wanted, a folder of diffusers or one original file", path.display())
+    bail!(
+        "{} is {kind}; a Stable Diffusion 1.x or 2.x is wanted, a folder of diffusers or one original file",
+        path.display()
+    )
 }
 
 /// A folder of diffusers.
@@ -246,9 +320,10 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--heads", told.heads.is_some()),
         ("--norm-groups", told.norm_groups.is_some()),
         ("--text-heads", told.text_heads.is_some()),
+        ("--predict", told.predict.is_some()),
     ] {
         if given {
-            return mistake(format!("{option}: the config.json files of {} tell it", path.display()));
+            return mistake(format!("{option}: the configuration files of {} tell it", path.display()));
         }
     }
     if told.ema {
@@ -261,6 +336,15 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let mut part = |name: &str| -> Result<(Value, Tensors)> {
         let folder = path.join(name);
         let config = folder.join("config.json");
+        let replaced = match name {
+            "vae" => told.replaced.vae.is_some(),
+            "text_encoder" => told.replaced.text_encoder.is_some(),
+            _ => false,
+        };
+        if replaced {
+            let config = if config.is_file() { read_json(&config)? } else { json!({}) };
+            return Ok((config, Tensors::new()));
+        }
         if !config.is_file() {
             return mistake(format!(
                 "{} is no folder of diffusers with a Stable Diffusion: there is no {name}/config.json{}",
@@ -284,15 +368,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let (config, tensors) = part("unet")?;
     let unet = settings::unet(&config).context("unet/config.json")?;
     let (config, frames) = part("vae")?;
-    let scale = match &config["scaling_factor"] {
-        Value::Null => LatentMoments::STABLE_DIFFUSION.scale,
-        scale => {
-            scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("vae: scaling_factor = {scale}"))?
-        }
-    };
-    for key in ["shift_factor", "latents_mean", "latents_std"] {
-        ensure!(config[key].is_null(), "vae/config.json: {key} = {} is not supported", config[key]);
-    }
+    let scale = latent_scale(&config).context("vae/config.json")?;
     let autoencoder = settings::autoencoder(&config).context("vae/config.json")?;
     let (config, texts) = part("text_encoder")?;
     let text_encoder = settings::text_encoder(&config).context("text_encoder/config.json")?;
@@ -332,7 +408,10 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     }
     let opened = open_weights(path, &told.ignore)?;
     let kind = WeightsKind::of_shapes(opened.shapes());
-    supported(&kind, path)?;
+    let whole = told.replaced.vae.is_none() || told.replaced.text_encoder.is_none();
+    if whole || !matches!(kind, WeightsKind::UNet(Layout::Original)) {
+        supported(&kind, path)?;
+    }
     if kind == WeightsKind::Unknown {
         let names: Vec<String> = opened.shapes().keys().take(3).map(|name| format!("`{name}`")).collect();
         let (count, names) = (opened.shapes().len(), names.join(", "));
@@ -346,7 +425,23 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     };
     let tokenizer = tokenizer(files)?;
     let context = || path.display().to_string();
-    let [mut unet, autoencoder, text_encoder] = split(opened.read()?);
+    let is_second = matches!(kind, WeightsKind::StableDiffusion2(_));
+    let predict = match told.predict.as_deref() {
+        None if is_second => {
+            return mistake(format!(
+                "{} is {kind}, some of which predict noise (those made for 512x512) and some velocity (768x768): give \
+                 --predict noise or --predict velocity",
+                path.display()
+            ));
+        }
+        Some("velocity") => Predict::Velocity,
+        _ => Predict::Noise,
+    };
+    let [mut unet, autoencoder, mut text_encoder] = split(opened.read()?);
+    let is_open = open_clip::is_open_clip(&text_encoder);
+    if is_open {
+        text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;
+    }
     if told.ema {
         match take_average(&mut unet).with_context(context)? {
             0 => return mistake(format!("--ema: {} holds no averaged weights (`model_ema.*`)", path.display())),
@@ -355,11 +450,16 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     } else if has_average(&unet) {
         tracing::info!("the file also holds averaged weights (EMA): the raw ones are taken; --ema takes the averages");
     }
-    for (part, name) in [(&unet, "U-Net"), (&autoencoder, "image autoencoder"), (&text_encoder, "text encoder")] {
-        ensure!(!part.is_empty(), "{} holds no {name} of a Stable Diffusion", path.display());
+    let Replacements { vae, text_encoder: text, .. } = &told.replaced;
+    for (part, name, replaced, hint) in [
+        (&unet, "U-Net", false, ""),
+        (&autoencoder, "image autoencoder", vae.is_some(), ": give one with --vae"),
+        (&text_encoder, "text encoder", text.is_some(), ": give one with --text-encoder"),
+    ] {
+        ensure!(replaced || !part.is_empty(), "{} holds no {name} of a Stable Diffusion{hint}", path.display());
     }
     ensure!(
-        autoencoder.keys().any(|name| name.contains(".encoder.")),
+        vae.is_some() || autoencoder.keys().any(|name| name.contains(".encoder.")),
         "{} holds the decoder of its image autoencoder alone: the encoder is missing",
         path.display()
     );
@@ -367,19 +467,35 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
+    let widths = inferred.config.multipliers.iter().map(|multiplier| multiplier * inferred.config.channels);
+    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
+    let heads = match head_width {
+        Some(head) => widths.last().unwrap_or_default() / head.max(1),
+        None => told.heads.unwrap_or(8),
+    };
     let unet_config = UNetConfig {
-        heads: told.heads.unwrap_or(8),
+        heads,
+        head_width,
         norm_groups,
         norm_per_frame: true,
         temporal: true,
         relative_position: true,
         ..inferred.config
     };
-    let image = ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder));
-    let image = ImageAutoencoderConfig { norm_groups, ..image.with_context(context)? };
-    let clip = ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads);
-    let clip = clip.with_context(context)?;
-    for checked in [unet_config.validate(), image.validate(), clip.validate()] {
+    let image = match vae {
+        Some(_) => ImageAutoencoderConfig::default(),
+        None => ImageAutoencoderConfig::from_shapes(&shapes(Network::Autoencoder { levels: 0 }, &autoencoder))
+            .with_context(context)?,
+    };
+    let image = ImageAutoencoderConfig { norm_groups, ..image };
+    let clip = match text {
+        Some(_) => ClipTextConfig::default(),
+        None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
+            .with_context(context)?,
+    };
+    let clip = ClipTextConfig { activation: if is_open { TextActivation::Gelu } else { clip.activation }, ..clip };
+    let image_fits = if vae.is_some() { Ok(()) } else { image.validate() };
+    for checked in [unet_config.validate(), image_fits, clip.validate()] {
         if let Err(error) = checked {
             return mistake(format!("--heads, --norm-groups or --text-heads do not fit the file: {error:#}"));
         }
@@ -392,7 +508,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         unet: (unet_config, [inferred.inputs, inferred.outputs], unet),
         autoencoder: (image, autoencoder),
         text_encoder: (clip, text_encoder),
-        schedule,
+        schedule: (schedule, predict),
         tokenizer,
     })
 }

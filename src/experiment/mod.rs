@@ -89,7 +89,8 @@ pub enum Trained {
     /// Every parameter.
     #[default]
     All,
-    /// Those over frames, which an image model does not have.
+    /// Those over frames, which an image model does not have; with `conditioning` also the first convolution, which gains
+    /// the channel of given frames, and their noise levels.
     Temporal,
     /// Low-rank additions to the maps of every attention; the network itself stays.
     Adapters(Adapter),
@@ -258,6 +259,14 @@ impl Experiment for DiffusionExperiment {
 }
 
 impl DiffusionExperiment {
+    /// Whether training moves the parameter of this name: what `trained` says, and what a network has because it is given
+    /// frames.
+    pub fn moves(&self, name: &str) -> bool {
+        let given_frames = ["input_blocks.0.0.weight", "label_emb.weight"];
+        self.trained.moves(name)
+            || (self.conditioning.is_some() && self.trained == Trained::Temporal && given_frames.contains(&name))
+    }
+
     fn check_text(&self) -> Result<()> {
         let is_text = self.unet.attention == AttentionKind::Text;
         match (&self.text, is_text) {
@@ -279,13 +288,16 @@ impl DiffusionExperiment {
                 );
             }
         }
-        ensure!(self.conditioning.is_none(), "conditioning: a network is given frames or a text, not both");
         ensure!(
             self.latents.is_some() || self.data.dataset.has_captions(),
             "data.dataset: its videos have no captions; kinds that have are webvid, captioned and packed"
         );
         if let Trained::Adapters(adapter) = &self.trained {
             adapter.validate().context("trained")?;
+            ensure!(
+                self.conditioning.is_none(),
+                "trained: adapters do not learn to see which frames are given (conditioning); take kind: temporal or all"
+            );
         }
         ensure!(
             self.trained == Trained::All || self.start_from.is_some(),

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::{ClipId, Generator, Given};
+use super::{ClipId, FramesOfClip, Generator, Given};
 use crate::{
     checkpoint,
     data::to_u8,
@@ -190,17 +190,17 @@ impl LongVideo {
                 Role::Interpolation => self.interpolation.as_ref().expect("a plan with gaps has it"),
             };
             let clips: Vec<ClipId> = (done..done + pass.len())
-                .flat_map(|clip| samples.iter().map(move |&sample| ClipId { sample, clip: clip as u64 }))
+                .flat_map(|clip| samples.iter().map(move |&sample| ClipId { seed, sample, clip: clip as u64 }))
                 .collect();
             let first = &pass[0];
             let given: Vec<Tensor> =
                 pass.iter().map(|step| z.index_select(2, &Tensor::from_slice(&step.given))).collect();
             let frames = upload(&Tensor::cat(&given, 0), generator.space.device());
             let indices = first.places(&first.given);
-            let given = Given::Frames { indices: &indices, frames: &frames, guidance: self.config.guidance };
-            let given = (!indices.is_empty()).then_some(&given);
+            let given = FramesOfClip { indices: &indices, frames: &frames, guidance: self.config.guidance };
+            let given = Given { frames: (!indices.is_empty()).then_some(given), text: None };
             let base = (done * count) as u64;
-            let made = generator.clips(&clips, first.length, given, self.config.sampler, seed, &mut |i, n| {
+            let made = generator.clips(&clips, first.length, &given, self.config.sampler, &mut |i, n| {
                 on_clip(base + (clips.len() * i / n) as u64);
             })?;
             let made = Readback::of(&made)?.wait()?;

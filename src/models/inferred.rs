@@ -79,6 +79,7 @@ impl InferredUNet {
     pub fn from_shapes(shapes: &Shapes) -> Result<Self> {
         let channels = shapes.axis("input_blocks.0.0.weight", 0)?;
         let (mut multipliers, mut counts, mut attention_factors) = (vec![], vec![0], vec![]);
+        let mut attending: Vec<(usize, i64)> = Vec::new();
         for i in 1.. {
             let block = format!("input_blocks.{i}");
             let level = counts.len() - 1;
@@ -98,8 +99,11 @@ impl InferredUNet {
                 }
                 counts[level] += 1;
                 let factor = 1 << level;
-                if shapes.has_below(&format!("{block}.1.")) && !attention_factors.contains(&factor) {
-                    attention_factors.push(factor);
+                if shapes.has_below(&format!("{block}.1.")) {
+                    attending.push((i, width));
+                    if !attention_factors.contains(&factor) {
+                        attention_factors.push(factor);
+                    }
                 }
             } else {
                 break;
@@ -125,12 +129,20 @@ impl InferredUNet {
         };
         let table = format!("{tables}relative_position_k.embeddings_table");
         let relative_position = shapes.has(&table);
-        let (mut heads, mut temporal_length) = (None, None);
+        let (mut heads, mut head_width, mut temporal_length) = (None, None, None);
         if relative_position {
             let (rows, columns) = (shapes.axis(&table, 0)?, shapes.axis(&table, 1)?);
             ensure!(rows % 2 == 1 && rows > 1, "`{table}` has {rows} rows, 2·L + 1 are wanted");
             ensure!(width % columns == 0, "`{table}` is {columns} wide, which does not divide {width} channels");
             (heads, temporal_length) = (Some(width / columns), Some((rows - 1) / 2));
+            // heads as wide in a level of another width
+            let other = attending.iter().find(|(_, other)| *other != width);
+            let table_of = |block: usize| table.replacen("middle_block.1.", &format!("input_blocks.{block}.1."), 1);
+            if let Some((block, _)) = other
+                && shapes.axis(&table_of(*block), 1)? == columns
+            {
+                head_width = Some(columns);
+            }
         }
         let context_width = match attention {
             AttentionKind::Text => shapes.axis(&format!("{text}attn2.to_k.weight"), 1)?,
@@ -148,6 +160,7 @@ impl InferredUNet {
                 blocks_per_level,
                 attention_factors,
                 heads: heads.unwrap_or(1),
+                head_width,
                 attention,
                 relative_position,
                 adaptive_norm: time == 2 * outputs,

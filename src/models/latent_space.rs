@@ -165,13 +165,13 @@ impl LatentSpace {
     /// Settings that do not fit together; weights that belong to another architecture.
     pub fn new(
         config: &LatentSpaceConfig,
-        weights: &BTreeMap<String, Tensor>,
+        weights: BTreeMap<String, Tensor>,
         moments: LatentMoments,
         clip: i64,
         device: Device,
     ) -> Result<Self> {
         config.validate()?;
-        let parameters = Parameters::new(device, 0);
+        let parameters = Parameters::unfilled(device);
         let autoencoder = match config {
             LatentSpaceConfig::Image { image } => {
                 Autoencoder::Image(Box::new(ImageAutoencoder::new(&parameters.root(), image)))
@@ -180,7 +180,7 @@ impl LatentSpace {
                 Autoencoder::Video(Box::new(VideoAutoencoder::new(&parameters.root(), video)))
             }
         };
-        parameters.load(weights)?;
+        parameters.fill(weights)?;
         let count = parameters.count();
         parameters.freeze();
         Ok(LatentSpace { autoencoder, config: Some(config.clone()), moments, clip, parameters: count, device })
@@ -316,7 +316,7 @@ mod tests {
         VideoAutoencoder::new(&weights.root(), &config);
         let moments = LatentMoments { scale: 1.0, shift: 0.0 };
         let space =
-            LatentSpace::new(&config.into(), &weights.named().into_iter().collect(), moments, 2, Device::Cpu).unwrap();
+            LatentSpace::new(&config.into(), weights.named().into_iter().collect(), moments, 2, Device::Cpu).unwrap();
         let x = normal(0, Purpose::Evaluation, 0, 0, &[1, 3, 4, 16, 16]).clamp(-1.0, 1.0);
         let z_0 = normal(0, Purpose::Evaluation, 1, 0, &space.latent_shape(4, 16, 16).unwrap()).unsqueeze(0);
         let run = |half: bool| {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{AttentionKind, ClipTextConfig, ImageAutoencoderConfig, TextActivation, UNetConfig};
+use super::{AttentionKind, ClipTextConfig, ImageAutoencoderConfig, TextActivation, UNetConfig, UNetPorts};
 
 /// `unet/config.json` (UNet2DConditionModel): the video network made from it, and its input and output channels.
 ///
@@ -30,7 +30,7 @@ pub fn unet(config: &Value) -> Result<(UNetConfig, [i64; 2])> {
     ensure!(down == up, "down_block_types and up_block_types must have attention at the same levels");
 
     let head_key = if keys.is_set("num_attention_heads") { "num_attention_heads" } else { "attention_head_dim" };
-    let heads = keys.uniform(head_key, 8, levels)?;
+    let (heads, head_width) = keys.heads(head_key, &widths)?;
     let blocks_per_level = keys.uniform("layers_per_block", 2, levels)?;
     let depth = keys.uniform("transformer_layers_per_block", 1, levels)?;
     ensure!(depth == 1, "transformer_layers_per_block = {depth}: only 1 is supported");
@@ -46,6 +46,7 @@ pub fn unet(config: &Value) -> Result<(UNetConfig, [i64; 2])> {
         blocks_per_level,
         attention_factors: (0..levels).filter(|&level| down[level]).map(|level| 1 << level).collect(),
         heads,
+        head_width,
         attention: AttentionKind::Text,
         adaptive_norm,
         norm_groups: keys.take("norm_num_groups", json!(32))?,
@@ -135,6 +136,83 @@ pub fn text_encoder(config: &Value) -> Result<ClipTextConfig> {
     Ok(config)
 }
 
+/// The inverse of [`unet`], for latents of so many pixels a side; layers over frames have no words there.
+pub fn unet_in_diffusers(config: &UNetConfig, ports: &UNetPorts, side: i64) -> Value {
+    let levels = 0..config.multipliers.len();
+    let block = |level: usize, way: &str| match config.attention_factors.contains(&(1 << level)) {
+        true => format!("CrossAttn{way}Block2D"),
+        false => format!("{way}Block2D"),
+    };
+    json!({
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": side,
+        "in_channels": ports.inputs,
+        "out_channels": ports.outputs,
+        "block_out_channels": config.multipliers.iter().map(|m| m * config.channels).collect::<Vec<_>>(),
+        "layers_per_block": config.blocks_per_level,
+        "down_block_types": levels.clone().map(|level| block(level, "Down")).collect::<Vec<_>>(),
+        "up_block_types": levels.rev().map(|level| block(level, "Up")).collect::<Vec<_>>(),
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        // diffusers' name for the number of heads
+        "attention_head_dim": match config.head_width {
+            None => json!(config.heads),
+            Some(_) => json!(config.multipliers.iter().map(|m| config.heads_of(m * config.channels)).collect::<Vec<_>>()),
+        },
+        "cross_attention_dim": config.context_width,
+        "resnet_time_scale_shift": if config.adaptive_norm { "scale_shift" } else { "default" },
+        "norm_num_groups": config.norm_groups,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "use_linear_projection": false,
+        "flip_sin_to_cos": true,
+        "freq_shift": 0,
+        "center_input_sample": false,
+        "downsample_padding": 1,
+        "mid_block_scale_factor": 1,
+    })
+}
+
+/// The inverse of [`autoencoder`], with the factor of its latents, for pictures of so many pixels a side.
+pub fn autoencoder_in_diffusers(config: &ImageAutoencoderConfig, scale: f64, side: i64) -> Value {
+    let levels = config.widths.len();
+    json!({
+        "_class_name": "AutoencoderKL",
+        "sample_size": side,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.blocks_per_level,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.attention,
+        "down_block_types": vec!["DownEncoderBlock2D"; levels],
+        "up_block_types": vec!["UpDecoderBlock2D"; levels],
+        "act_fn": "silu",
+        "scaling_factor": scale,
+    })
+}
+
+/// The inverse of [`text_encoder`].
+pub fn text_encoder_in_diffusers(config: &ClipTextConfig) -> Value {
+    json!({
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.positions,
+        "hidden_size": config.width,
+        "projection_dim": config.width,
+        "intermediate_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "hidden_act": match config.activation {
+            TextActivation::QuickGelu => "quick_gelu",
+            TextActivation::Gelu => "gelu",
+        },
+        "layer_norm_eps": 1e-5,
+        "torch_dtype": "float32",
+    })
+}
+
 /// Which levels have attention, out of their blocks' types.
 fn attends(types: &[String], without: &str, with: &str, levels: usize) -> Result<Vec<bool>> {
     ensure!(
@@ -167,6 +245,26 @@ impl Keys {
         let value = self.0.remove(key).unwrap_or(default);
         let text = value.to_string();
         serde_json::from_value(value).with_context(|| format!("{key} = {text} is not supported"))
+    }
+
+    /// Heads of every attention, and the width of each where wider levels have more of them.
+    fn heads(&mut self, key: &str, widths: &[i64]) -> Result<(i64, Option<i64>)> {
+        let list = self.0.get(key).and_then(Value::as_array).map(|list| list.iter().map(Value::as_i64).collect());
+        let several: Option<Option<Vec<i64>>> = list;
+        let Some(heads) = several.flatten().filter(|heads| heads.windows(2).any(|two| two[0] != two[1])) else {
+            return Ok((self.uniform(key, 8, widths.len())?, None));
+        };
+        let fits = |head: i64| heads.iter().zip(widths).all(|(heads, width)| *heads > 0 && heads * head == *width);
+        let head = heads.first().filter(|first| **first > 0).map(|first| widths[0] / first);
+        match head.filter(|head| heads.len() == widths.len() && fits(*head)) {
+            Some(head) => {
+                self.0.remove(key);
+                Ok((heads[heads.len() - 1], Some(head)))
+            }
+            None => bail!(
+                "{key} = {heads:?}: the heads of all levels must be as wide, or as many; levels are {widths:?} wide"
+            ),
+        }
     }
 
     /// One number, or one for each level, all the same.

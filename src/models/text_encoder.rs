@@ -31,7 +31,7 @@ pub struct TextEncoder {
 impl TextEncoder {
     /// # Errors
     /// Settings or weights that do not fit together; no tokenizer, or one with more tokens than the encoder.
-    pub fn new(config: &TextEncoderConfig, weights: &BTreeMap<String, Tensor>, device: Device) -> Result<Self> {
+    pub fn new(config: &TextEncoderConfig, weights: BTreeMap<String, Tensor>, device: Device) -> Result<Self> {
         let TextEncoderConfig { text_encoder: clip, tokenizer } = config;
         let Some(files) = tokenizer else {
             anyhow::bail!("this text encoder came without a tokenizer: import it again with --tokenizer FOLDER")
@@ -39,9 +39,9 @@ impl TextEncoder {
         clip.validate()?;
         let tokenizer = Tokenizer::new(files)?;
         fits(&tokenizer, clip)?;
-        let parameters = Parameters::new(device, 0);
+        let parameters = Parameters::unfilled(device);
         let network = ClipText::new(&parameters.root(), clip);
-        parameters.load(weights)?;
+        parameters.fill(weights)?;
         parameters.freeze();
         Ok(TextEncoder { tokenizer, clip: network, config: clip.clone(), empty: RefCell::default() })
     }

@@ -66,6 +66,8 @@ pub struct UNetConfig {
     pub attention_factors: Vec<i64>,
     /// Of each attention.
     pub heads: i64,
+    /// Channels of each head, in place of `heads`: wider levels have more of them (Stable Diffusion 2.x: 64).
+    pub head_width: Option<i64>,
     /// Over what positions attend.
     pub attention: AttentionKind,
     /// Learned relative positions of frames.
@@ -92,6 +94,7 @@ impl Default for UNetConfig {
             blocks_per_level: 3,
             attention_factors: vec![2, 4, 8],
             heads: 4,
+            head_width: None,
             attention: AttentionKind::Factorized,
             relative_position: true,
             adaptive_norm: true,
@@ -120,6 +123,11 @@ impl UNetConfig {
         }
     }
 
+    /// Heads of the attentions of so many channels.
+    pub fn heads_of(&self, channels: i64) -> i64 {
+        self.head_width.map_or(self.heads, |width| channels / width)
+    }
+
     /// # Errors
     /// Names the number that does not fit and the rule.
     pub fn validate(&self) -> Result<()> {
@@ -137,11 +145,17 @@ impl UNetConfig {
             let width = self.channels * multiplier;
             // there is always attention in the middle
             if level == deepest || self.attention_factors.contains(&(1 << level)) {
-                ensure!(
-                    self.heads > 0 && width % self.heads == 0,
-                    "{width} channels do not divide into {} heads",
-                    self.heads
-                );
+                match self.head_width {
+                    Some(head) => ensure!(
+                        head > 0 && width % head == 0,
+                        "{width} channels do not divide into heads of {head} (head_width)"
+                    ),
+                    None => ensure!(
+                        self.heads > 0 && width % self.heads == 0,
+                        "{width} channels do not divide into {} heads",
+                        self.heads
+                    ),
+                }
             }
         }
         let again = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
@@ -285,7 +299,13 @@ impl Layer {
             AttentionKind::Factorized => Layer::Factorized(FactorizedAttention::new(scope, channels, config, ports)),
             AttentionKind::Joint => {
                 let distance = config.relative_position.then_some(ports.temporal_length);
-                Layer::Joint(JointAttention::new(scope, channels, config.heads, config.norm_groups, distance))
+                Layer::Joint(JointAttention::new(
+                    scope,
+                    channels,
+                    config.heads_of(channels),
+                    config.norm_groups,
+                    distance,
+                ))
             }
             AttentionKind::Text => Layer::Text(Box::new(Transformer::new(scope, channels, config, ports))),
         }

@@ -1,4 +1,4 @@
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Tensor};
 
 use super::{Frames, Init, Scope, norm::full_precision};
 use crate::torch::{Autocast, composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, shortcuts, transposed_conv};
@@ -43,14 +43,6 @@ pub fn lies_channels_last(device: Device) -> bool {
     }
 }
 
-/// Puts a kernel's channels last in memory, as convolution and gradient want it when activations lie so.
-fn lay_channels_last(kernel: &Tensor) {
-    // a set of shapes only has no memory
-    if kernel.is_contiguous() {
-        no_grad(|| kernel.shallow_clone().set_data(&channels_last(&kernel.detach())));
-    }
-}
-
 /// A 3D convolution that keeps the size (divided by its stride).
 pub struct Conv3d {
     weight: Tensor,
@@ -67,7 +59,7 @@ impl Conv3d {
         let shape = [outputs, inputs, kernel, kernel, kernel];
         let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
         if lies_channels_last(scope.device()) {
-            lay_channels_last(&weight);
+            scope.lay_channels_last("conv.weight");
         }
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }
     }
@@ -138,7 +130,7 @@ impl SpatialConv {
 
     fn with_init(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, init: Init) -> Self {
         let weight = scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init);
-        lay_channels_last(&weight);
+        scope.lay_channels_last("weight");
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 

@@ -34,6 +34,16 @@ impl Adapter {
         name.ends_with(Self::DOWN) || name.ends_with(Self::UP)
     }
 
+    /// The map whose adapter a parameter belongs to, and which half of it that is, as PEFT calls it.
+    pub fn half(name: &str) -> Option<(&str, &'static str)> {
+        let (place, leaf) = name.rsplit_once('.')?;
+        match leaf {
+            Self::DOWN => Some((place, "lora_A")),
+            Self::UP => Some((place, "lora_B")),
+            _ => None,
+        }
+    }
+
     /// Adds all adapters to their maps: what is left computes the same without them.
     ///
     /// # Errors

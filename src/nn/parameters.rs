@@ -7,7 +7,7 @@ use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::Adapter;
+use super::{Adapter, channels_last};
 use crate::{
     random::{Purpose, stream},
     torch::upload_all,
@@ -46,6 +46,10 @@ pub struct Entry {
     pub tensor: Tensor,
     /// False for buffers (running statistics).
     pub trainable: bool,
+    /// What its values start as.
+    init: Init,
+    /// A kernel `[o, i, f, h, w]` whose channels lie last in memory.
+    channels_last: bool,
 }
 
 /// All tensors of a network. Cloning shares them.
@@ -54,19 +58,25 @@ pub struct Parameters {
     entries: Rc<RefCell<Vec<Entry>>>,
     device: Device,
     seed: u64,
-    shapes_only: bool,
+    unfilled: bool,
 }
 
 impl Parameters {
     /// An empty set; what is declared in it starts as a function of (seed, name) alone.
     pub fn new(device: Device, seed: u64) -> Self {
-        Parameters { entries: Rc::default(), device, seed, shapes_only: false }
+        Parameters { entries: Rc::default(), device, seed, unfilled: false }
+    }
+
+    /// A set whose tensors have shapes and no memory until [`Self::fill`] gives them values: so that a network that comes
+    /// from a file is held once.
+    pub fn unfilled(device: Device) -> Self {
+        Parameters { unfilled: true, ..Parameters::new(device, 0) }
     }
 
     /// A set whose tensors have shapes but share one element of memory: for counting and checking
     /// names of networks that would not fit.
     pub fn shapes_only() -> Self {
-        Parameters { shapes_only: true, ..Parameters::new(Device::Cpu, 0) }
+        Parameters::unfilled(Device::Cpu)
     }
 
     /// The place from which a network declares its parameters. They start on the host; when this scope and all below it
@@ -78,6 +88,9 @@ impl Parameters {
 
     /// Moves to the device what is still on the host, keeping the identity of tensors for the layers that hold them.
     fn place(&self) {
+        if self.unfilled {
+            return;
+        }
         let entries = self.entries.borrow();
         let (mut own, values): (Vec<Tensor>, Vec<Tensor>) = entries
             .iter()
@@ -155,11 +168,46 @@ impl Parameters {
         }
     }
 
+    /// As [`Self::load`]. An unfilled set takes the values themselves where it can, and each is let go of when its turn has
+    /// come, so that they are held once.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; then nothing is taken.
+    pub fn fill(&self, mut tensors: BTreeMap<String, Tensor>) -> Result<()> {
+        if !self.unfilled {
+            return self.load(&tensors);
+        }
+        self.check(&tensors)?;
+        let entries = self.entries.borrow();
+        let value = |entry: &Entry| {
+            let alias = entry.alias.as_ref().and_then(|alias| tensors.remove(alias));
+            let found = tensors.remove(&entry.name).or(alias).expect("checked above");
+            let value = found.detach().to_kind(entry.tensor.kind());
+            if entry.channels_last { channels_last(&value) } else { value.contiguous() }
+        };
+        let values = upload_all(&entries.iter().map(value).collect::<Vec<_>>(), self.device);
+        no_grad(|| entries.iter().zip(values).for_each(|(entry, value)| entry.tensor.shallow_clone().set_data(&value)));
+        Ok(())
+    }
+
+    /// What a parameter holds, or, where it is still to be filled, starts as; none for a name that was not declared.
+    pub fn value(&self, name: &str) -> Option<Tensor> {
+        let entries = self.entries.borrow();
+        let entry = entries.iter().find(|entry| entry.name == name)?;
+        Some(match self.unfilled {
+            true => initial(self.seed, name, &entry.tensor.size(), entry.init),
+            false => entry.tensor.shallow_clone(),
+        })
+    }
+
     /// Copies values in by name, aliases accepted.
     ///
     /// # Errors
     /// As [`Self::check`]; then nothing is copied.
     pub fn load(&self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        if self.unfilled {
+            return self.fill(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect());
+        }
         self.check(tensors)?;
         let entries = self.entries.borrow();
         let value = |entry: &Entry| {
@@ -205,12 +253,12 @@ impl Parameters {
     }
 
     fn declare(&self, name: String, alias: Option<String>, shape: &[i64], init: Init, trainable: bool) -> Tensor {
-        let tensor = if self.shapes_only {
+        let tensor = if self.unfilled {
             Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false)
         } else {
             initial(self.seed, &name, shape, init).set_requires_grad(trainable)
         };
-        self.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable });
+        self.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable, init, channels_last: false });
         tensor
     }
 
@@ -300,8 +348,27 @@ impl Scope {
     pub fn counter(&self, name: impl Display) -> Tensor {
         let tensor = Tensor::zeros([], (Kind::Int64, self.parameters.device));
         let name = self.full(name);
-        self.parameters.push(Entry { name, alias: None, tensor: tensor.shallow_clone(), trainable: false });
+        self.parameters.push(Entry {
+            name,
+            alias: None,
+            tensor: tensor.shallow_clone(),
+            trainable: false,
+            init: Init::ZEROS,
+            channels_last: false,
+        });
         tensor
+    }
+
+    /// Puts the channels of a kernel that was declared here last in memory, as convolution and gradient want it when
+    /// activations lie so.
+    pub fn lay_channels_last(&self, name: impl Display) {
+        let name = self.full(name);
+        let mut entries = self.parameters.entries.borrow_mut();
+        let entry = entries.iter_mut().rev().find(|entry| entry.name == name).expect("declared before");
+        entry.channels_last = true;
+        if !self.parameters.unfilled {
+            no_grad(|| entry.tensor.set_data(&channels_last(&entry.tensor.detach())));
+        }
     }
 
     /// Where the parameters lie.

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include <tuple>
 #include <vector>
 
@@ -350,6 +351,23 @@ struct Laid {
 struct FixedWeights {
   int64_t depth = 0;
   std::map<std::tuple<const void *, at::ScalarType, int64_t, std::vector<int64_t>>, Laid> laid;
+  std::set<const void *> seen;
+  size_t seen_bytes = 0, kept_bytes = 0;
+
+  // Whether the host has room for a copy of so many bytes of this weight: a small network may be held twice, of a large
+  // one an eighth of what was seen of it so far.
+  bool has_room(const at::Tensor &weight, size_t bytes) {
+    if (seen.insert(weight.const_data_ptr()).second) seen_bytes += weight.nbytes();
+    if (kept_bytes + bytes > std::max(size_t{128} << 20, seen_bytes / 8)) return false;
+    kept_bytes += bytes;
+    return true;
+  }
+
+  void clear() {
+    laid.clear();
+    seen.clear();
+    seen_bytes = kept_bytes = 0;
+  }
 };
 
 thread_local FixedWeights fixed_weights;
@@ -366,27 +384,30 @@ at::Tensor fixed_cast(const at::Tensor &weight) {
   if (!weights_are_fixed() || !at::autocast::is_autocast_enabled(device)) return weight;
   auto kind = at::autocast::get_autocast_dtype(device);
   if (weight.scalar_type() != at::kFloat) return weight;
-  auto &[held, cast, none] = fixed_weights.laid[{weight.const_data_ptr(), kind, 0, {}}];
-  if (!held.defined()) {
-    held = weight;
-    cast = weight.to(kind);
-  }
+  std::tuple key{weight.const_data_ptr(), kind, int64_t{0}, std::vector<int64_t>{}};
+  if (auto found = fixed_weights.laid.find(key); found != fixed_weights.laid.end()) return found->second.kernel;
+  if (device == at::kCPU && !fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return weight;
+  auto cast = weight.to(kind);
+  fixed_weights.laid[key] = {weight, cast, {}};
   return cast;
 }
 
-// An undefined tensor where the kernel is not to be kept.
+// An undefined tensor where the kernel is not to be kept, or there is no room.
 at::Tensor fixed_conv(const at::Tensor &x, const at::Tensor &weight, const std::optional<at::Tensor> &bias,
                       int64_t stride, int64_t padding, bool in_float32, bool in_bfloat16) {
   bool mixed = at::autocast::is_autocast_enabled(at::kCPU);
   if (!weights_are_fixed() || !(mixed ? in_bfloat16 : in_float32)) return {};
   auto kind = mixed ? at::kBFloat16 : at::kFloat;
   std::vector<int64_t> strides{stride, stride}, paddings{padding, padding}, ones{1, 1};
-  auto &[held, kernel, offset] = fixed_weights.laid[{weight.const_data_ptr(), kind, stride, x.sizes().vec()}];
-  if (!held.defined()) {
-    held = weight;
-    if (bias) offset = bias->to(kind);
-    kernel = at::mkldnn_reorder_conv2d_weight(weight.to(kind).to_mkldnn(), paddings, strides, ones, 1, x.sizes());
+  std::tuple key{weight.const_data_ptr(), kind, stride, x.sizes().vec()};
+  auto found = fixed_weights.laid.find(key);
+  if (found == fixed_weights.laid.end()) {
+    if (!fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return {};
+    auto kernel = at::mkldnn_reorder_conv2d_weight(weight.to(kind).to_mkldnn(), paddings, strides, ones, 1, x.sizes());
+    auto offset = bias ? std::optional(bias->to(kind)) : std::nullopt;
+    found = fixed_weights.laid.emplace(key, Laid{weight, kernel, offset}).first;
   }
+  auto &[held, kernel, offset] = found->second;
   static auto convolution = c10::Dispatcher::singleton()
                                 .findSchemaOrThrow("mkldnn::_convolution_pointwise", "")
                                 .typed<Pointwise>();
@@ -427,7 +448,7 @@ extern "C" char *lvdm_transposed_conv(const at::Tensor *x, const at::Tensor *wei
 // While `begin` calls outnumber the others, this thread's weights stay as they are: whether they do from now on.
 extern "C" bool lvdm_fixed_weights(bool begin) {
   fixed_weights.depth += begin ? 1 : -1;
-  if (fixed_weights.depth == 0) fixed_weights.laid.clear();
+  if (fixed_weights.depth == 0) fixed_weights.clear();
   return fixed_weights.depth > 0;
 }
 

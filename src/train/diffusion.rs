@@ -10,7 +10,7 @@ use crate::{
     diffusion::{Condition, GivenFrames},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    generate::{Generator, Given, starting_weights},
+    generate::{Generator, Given, TextPrompts, starting_weights},
     models::{LatentSpace, TextEncoder},
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
@@ -70,7 +70,7 @@ impl DiffusionTask {
             weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
-        parameters.train_only(|name| experiment.trained.moves(name));
+        parameters.train_only(|name| experiment.moves(name));
         Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
     }
 }
@@ -155,10 +155,7 @@ impl Task for DiffusionTask {
                 masked_loss: conditioning.masked_loss,
             }
         });
-        let given = match &batch.text {
-            Some(text) => Condition::Text(text.shallow_clone()),
-            None => frames.into(),
-        };
+        let given = Condition { frames, text: batch.text.as_ref().map(Tensor::shallow_clone) };
         let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
@@ -171,9 +168,10 @@ impl Task for DiffusionTask {
             (!endless.is_empty()).then_some(endless)
         });
         let guidance = self.experiment.text.as_ref().map_or(1.0, |text| text.guidance);
-        let given = prompts.as_ref().map(|prompts| Given::Text { prompts, negative: "", guidance });
+        let text = prompts.as_ref().map(|prompts| TextPrompts { prompts, negative: "", guidance });
+        let given = Given { text, frames: None };
         let DiffusionExperiment { sampler, seed, .. } = self.experiment;
-        let clips = self.generator.videos(&samples, given.as_ref(), sampler, seed, &mut |_, _| {})?;
+        let clips = self.generator.videos(&samples, &given, sampler, seed, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])
     }
 }

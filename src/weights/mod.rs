@@ -2,8 +2,10 @@
 
 mod file;
 mod kind;
+pub mod lora;
 pub mod lvdm_checkpoint;
 pub mod numpy;
+pub mod open_clip;
 pub mod pickle;
 pub mod released;
 pub mod stable_diffusion;

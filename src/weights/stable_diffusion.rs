@@ -110,8 +110,16 @@ impl Network {
     /// What diffusers (for the text encoder, transformers 5) calls one of our parameters;
     /// none if the image model does not have it.
     pub fn diffusers_name(self, name: &str) -> Option<String> {
+        if is_temporal(name) { None } else { self.spelled(name) }
+    }
+
+    /// As [`Self::diffusers_name`], of a module (`….attn1.to_q`); layers over frames are spelled as if diffusers had them.
+    pub fn module_in_diffusers(self, place: &str) -> Option<String> {
+        Some(self.spelled(&format!("{place}.weight"))?.strip_suffix(".weight")?.to_string())
+    }
+
+    fn spelled(self, name: &str) -> Option<String> {
         match self {
-            _ if is_temporal(name) => None,
             Network::UNet { blocks_per_level } => unet_name(name, blocks_per_level),
             Network::Autoencoder { levels } => autoencoder_name(name, levels),
             Network::TextEncoder => Some(name.to_string()),
@@ -164,13 +172,23 @@ impl Network {
     /// # Errors
     /// Names what is missing, what has another shape and what nobody knows; then nothing is loaded.
     pub fn import(self, tensors: &BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
+        let shared = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        self.import_all(shared, parameters)
+    }
+
+    /// As [`Self::import`], of tensors that nobody else holds: into a set that is unfilled they go one by one, and are held
+    /// once.
+    ///
+    /// # Errors
+    /// As [`Self::import`].
+    pub fn import_all(self, tensors: BTreeMap<String, Tensor>, parameters: &Parameters) -> Result<Import> {
         let mut import = Import { loaded: Vec::new(), new: Vec::new(), ignored: Vec::new() };
         let mut values = BTreeMap::new();
         let mut wrong = Vec::new();
         for (name, own) in parameters.named() {
             let sources = self.sources(&name);
             if sources.is_empty() {
-                values.insert(name.clone(), own.shallow_clone());
+                values.extend(parameters.value(&name).map(|value| (name.clone(), value)));
                 import.new.push(name);
                 continue;
             }
@@ -201,7 +219,8 @@ impl Network {
             wrong.truncate(3);
             bail!("these weights are not this network's: {}{more}", wrong.join("; "));
         }
-        parameters.load(&values)?;
+        drop(tensors);
+        parameters.fill(values)?;
         Ok(import)
     }
 }

@@ -26,8 +26,13 @@ pub const AUTOENCODER: Network = Network::Autoencoder { levels: 2 };
 
 /// The three networks with random weights, none of them zero, and where each stands in an original checkpoint.
 pub fn networks() -> [(Network, Parameters, &'static str); 3] {
+    networks_of(1)
+}
+
+/// As [`networks`], so many times as wide.
+fn networks_of(times: i64) -> [(Network, Parameters, &'static str); 3] {
     let unet = UNetConfig {
-        channels: 32,
+        channels: 32 * times,
         multipliers: vec![1, 2],
         blocks_per_level: 1,
         attention_factors: vec![1],
@@ -35,11 +40,11 @@ pub fn networks() -> [(Network, Parameters, &'static str); 3] {
         attention: AttentionKind::Text,
         adaptive_norm: false,
         norm_groups: 16,
-        context_width: 24,
+        context_width: 24 * times,
         ..UNetConfig::default()
     };
     let image = ImageAutoencoderConfig {
-        widths: vec![16, 32],
+        widths: vec![16 * times, 32 * times],
         blocks_per_level: 1,
         norm_groups: 16,
         ..ImageAutoencoderConfig::default()
@@ -47,8 +52,8 @@ pub fn networks() -> [(Network, Parameters, &'static str); 3] {
     let text = ClipTextConfig {
         vocabulary: 600,
         positions: 12,
-        width: 24,
-        hidden: 48,
+        width: 24 * times,
+        hidden: 48 * times,
         layers: 2,
         heads: 2,
         ..ClipTextConfig::default()
@@ -94,19 +99,24 @@ pub fn write_tensors(path: &Path, tensors: &Tensors) {
 
 /// A folder as diffusers writes it.
 pub fn write_diffusers(folder: &Path) {
+    write_diffusers_of(folder, 1);
+}
+
+/// As [`write_diffusers`], its networks so many times as wide.
+pub fn write_diffusers_of(folder: &Path, times: i64) {
     let unet = json!({"_class_name": "UNet2DConditionModel", "in_channels": 4, "out_channels": 4, "layers_per_block": 1,
-        "block_out_channels": [32, 64], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "cross_attention_dim": 24, "attention_head_dim": 2,
+        "block_out_channels": [32 * times, 64 * times], "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "cross_attention_dim": 24 * times, "attention_head_dim": 2,
         "norm_num_groups": 16});
-    let vae = json!({"_class_name": "AutoencoderKL", "block_out_channels": [16, 32], "layers_per_block": 1,
+    let vae = json!({"_class_name": "AutoencoderKL", "block_out_channels": [16 * times, 32 * times], "layers_per_block": 1,
         "down_block_types": vec!["DownEncoderBlock2D"; 2], "up_block_types": vec!["UpDecoderBlock2D"; 2],
         "norm_num_groups": 16, "scaling_factor": 0.3});
-    let text = json!({"vocab_size": 600, "max_position_embeddings": 12, "hidden_size": 24, "intermediate_size": 48,
+    let text = json!({"vocab_size": 600, "max_position_embeddings": 12, "hidden_size": 24 * times, "intermediate_size": 48 * times,
         "num_hidden_layers": 2, "num_attention_heads": 2, "model_type": "clip_text_model"});
     let files =
         ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "model.safetensors"];
     let parts = [("unet", unet), ("vae", vae), ("text_encoder", text)];
-    for (((name, config), file), (network, parameters, _)) in parts.into_iter().zip(files).zip(networks()) {
+    for (((name, config), file), (network, parameters, _)) in parts.into_iter().zip(files).zip(networks_of(times)) {
         let folder = folder.join(name);
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("config.json"), config.to_string()).unwrap();

@@ -10,7 +10,7 @@ use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
     experiment::{Generated, Numerics, sampler_line},
-    generate::{Generator, Given},
+    generate::{Generator, Given, TextPrompts},
 };
 
 /// A run, sampled in one way.
@@ -69,9 +69,9 @@ impl Sampled {
             0 => Vec::new(),
             count => samples.iter().map(|&sample| self.captions[(sample % count) as usize].clone()).collect(),
         };
-        let given = Given::Text { prompts: &prompts, negative: "", guidance: self.guidance };
-        let given = (!prompts.is_empty()).then_some(&given);
-        self.generator.videos(samples, given, self.sampler, self.seed, &mut |_, _| {})
+        let text = TextPrompts { prompts: &prompts, negative: "", guidance: self.guidance };
+        let given = Given { text: (!prompts.is_empty()).then_some(text), frames: None };
+        self.generator.videos(samples, &given, self.sampler, self.seed, &mut |_, _| {})
     }
 
     /// Decoded Gaussian latents, as [`Self::videos`].

@@ -17,7 +17,7 @@ use crate::{
     diffusion::SamplerConfig,
     distributed::Ranks,
     experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
-    generate::{Generator, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
+    generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     models::UNet3d,
     nn::Parameters,
     report::FigureTable,
@@ -109,7 +109,13 @@ impl Cost {
         };
         if videos > 0 {
             let sample = |count: u64| {
-                generator.videos(&(0..count).collect::<Vec<_>>(), None, experiment.sampler, 0, &mut |_, _| {})
+                generator.videos(
+                    &(0..count).collect::<Vec<_>>(),
+                    &Given::default(),
+                    experiment.sampler,
+                    0,
+                    &mut |_, _| {},
+                )
             };
             // videos end on the host, so the clock need not wait for the device
             let (first, bytes) = peak_memory(device, || sample(1).map(drop));

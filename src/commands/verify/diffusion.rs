@@ -8,7 +8,7 @@ use super::{Outputs, case::Case, gradient_norm, moved};
 use crate::{
     diffusion::{
         Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule,
-        Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, frame_conditioned, sample,
+        Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, conditioned, sample,
     },
     models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
@@ -176,7 +176,7 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
             mask: None,
             given: UNetCondition::default(),
         }),
-        "empty" => frame_conditioned(&unet, &schedule, Predict::Noise, &start, None)?,
+        "empty" => conditioned(&unet, &schedule, Predict::Noise, true, &start, None, None)?,
         _ => {
             let form = match config.guidance_form.as_deref() {
                 Some("interpolate") | None => Guidance::Interpolate,
@@ -190,7 +190,7 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
             let frames = case.input("cond_frames")?;
             let noise = if guidance.level.is_some() { case.input("cond_noise")? } else { frames.zeros_like() };
             let given = GivenLatents { indices: &indices, frames: &frames, noise: &noise, guidance };
-            frame_conditioned(&unet, &schedule, Predict::Noise, &start, Some(&given))?
+            conditioned(&unet, &schedule, Predict::Noise, true, &start, Some(&given), None)?
         }
     };
     let sampler: Box<dyn Sampler> = match config.sampler.as_str() {
@@ -241,7 +241,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
         masked_loss: false,
     });
     let objective = objective(&config.loss, &config.parameterization)?;
-    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &given.into());
+    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &Condition { frames: given, text: None });
     backward(&loss);
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
@@ -282,7 +282,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     let mut losses = Vec::new();
     for step in 0..t.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
-        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::Nothing);
+        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::default());
         optimizer.zero_grad()?;
         backward(&loss);
         optimizer.step(&optimizer.gradients(), None)?;

@@ -55,11 +55,11 @@ pub(super) struct FactorizedAttention {
 impl FactorizedAttention {
     pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
         FactorizedAttention {
-            spatial: SelfAttention::new(scope, "s", channels, config.heads, config.norm_groups),
-            temporal: SelfAttention::new(scope, "t", channels, config.heads, config.norm_groups),
+            spatial: SelfAttention::new(scope, "s", channels, config.heads_of(channels), config.norm_groups),
+            temporal: SelfAttention::new(scope, "t", channels, config.heads_of(channels), config.norm_groups),
             relative: config
                 .relative_position
-                .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads)),
+                .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads_of(channels))),
         }
     }
 
@@ -218,10 +218,10 @@ impl TransformerBlock {
         let distance = config.relative_position.then_some(ports.temporal_length);
         let norm = |i: i64| LayerNorm::new(&scope.sub(format!("norm{i}")), channels);
         let temporal = |(i, name): (i64, &str)| {
-            (norm(i), CrossAttention::temporal(&scope.sub(name), channels, config.heads, distance))
+            (norm(i), CrossAttention::temporal(&scope.sub(name), channels, config.heads_of(channels), distance))
         };
-        let attn1 = CrossAttention::new(&scope.sub("attn1"), channels, channels, config.heads);
-        let attn2 = CrossAttention::new(&scope.sub("attn2"), channels, config.context_width, config.heads);
+        let attn1 = CrossAttention::new(&scope.sub("attn1"), channels, channels, config.heads_of(channels));
+        let attn2 = CrossAttention::new(&scope.sub("attn2"), channels, config.context_width, config.heads_of(channels));
         TransformerBlock {
             attn1,
             attn2,
