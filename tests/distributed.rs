@@ -192,10 +192,8 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch {
-        rank_timeout: if ["hang", "pictures"].contains(&names.as_str()) { 3 } else { 60 },
-        ..Launch::default()
-    };
+    let launch =
+        Launch { rank_timeout: if ["hang", "slow"].contains(&names.as_str()) { 3 } else { 60 }, ..Launch::default() };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {
@@ -223,8 +221,25 @@ fn worker() {
                 assert_eq!(skipped, 1, "rank {}", ranks.rank());
                 continue;
             }
-            if name == "pictures" {
-                train_toy(ranks, &Path::new(&out).join("pictures"), false, Duration::from_secs(10))?;
+            if name == "slow" {
+                let long = Duration::from_secs(8);
+                train_toy(ranks, &Path::new(&out).join("slow"), false, long)?;
+                // three pieces: the last one keeps one rank at work, and the other waits
+                let make = |number: usize| {
+                    std::thread::sleep(if number == 2 { long } else { Duration::ZERO });
+                    Ok(Tensor::from(number as i64))
+                };
+                assert_eq!(ranks.share(3, make)?.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
+                let mut taken = Vec::new();
+                ranks.collect(
+                    3,
+                    |number| Ok(vec![make(number)?]),
+                    |number, _| {
+                        taken.push(number);
+                        Ok(())
+                    },
+                )?;
+                assert_eq!(taken, if ranks.is_first() { vec![0, 1, 2] } else { vec![] });
                 continue;
             }
             let found = job(name, ranks);
@@ -653,15 +668,15 @@ fn a_hanging_rank_is_named() {
     said(hanging);
 }
 
-/// Rank 0 samples its pictures for longer than a rank is waited for: the others wait.
+/// Rank 0's pictures, or one rank's piece of shared work, take longer than a late rank is waited for: the others wait.
 #[test]
-fn pictures_may_take_longer_than_ranks_wait() {
+fn work_of_one_rank_may_take_longer_than_ranks_wait() {
     let folder = tempfile::tempdir().unwrap();
-    for worker in workers("pictures", folder.path()) {
+    for worker in workers("slow", folder.path()) {
         let (status, text) = ends_within(worker, 120);
         assert_eq!(status, 0, "{text}");
     }
-    assert!(folder.path().join("pictures/checkpoints/step-00000004.safetensors").exists());
+    assert!(folder.path().join("slow/checkpoints/step-00000004.safetensors").exists());
 }
 
 /// A rank that fails by itself: its own error, and the other's, which names it; the launcher names it too.
@@ -681,7 +696,11 @@ fn a_rank_that_fails_is_named() {
     assert_eq!(status, 1);
     assert!(text.contains("rank 1 failed") && text.contains("same folder"), "{text}");
     // under the launcher
-    let said = run_in(at, &["train", "autoencoder", "autoencoder.yaml", "--nproc", "2", "autoencoder.channels=8"]);
+    let train = ["train", "autoencoder", "autoencoder.yaml", "--nproc", "2", "autoencoder.channels=8"];
+    let said = run_in(at, &train);
+    assert_eq!(said.status, 1);
+    assert!(said.err.contains("autoencoder.channels: 4 → 8") && said.err.contains("error: rank "), "{}", said.err);
+    let said = run_in(at, &[&train[..], &["--change-settings"]].concat());
     assert_eq!(said.status, 1);
     assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
 }

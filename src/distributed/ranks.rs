@@ -31,7 +31,7 @@ struct Inner {
 }
 
 /// Between two looks whether a rank has come.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(5);
 
 impl Ranks {
     /// No other process.
@@ -283,6 +283,7 @@ impl Ranks {
         for first in (0..count).step_by(size) {
             let own = first + self.rank();
             let mine = if own < count { Some(make(own)?.to_device(Device::Cpu).contiguous()) } else { None };
+            self.meet()?; // a piece takes as long as it takes
             for rank in 0..size.min(count - first) {
                 all.push(self.from(rank, mine.as_ref())?);
             }
@@ -320,6 +321,7 @@ impl Ranks {
         for first in (0..count).step_by(self.size()) {
             let own = first + self.rank();
             let mine = if own < count { make(own)? } else { Vec::new() };
+            self.meet()?; // as in `share`
             for (i, made) in (first..count).zip(self.gather(&mine)?) {
                 take(i, made)?;
             }
@@ -382,6 +384,8 @@ impl Ranks {
             }
             Err(error) => {
                 watch.failed(&format!("{error:#}"));
+                // sums that the others will never answer must not be waited for
+                group.abort();
                 leave_last(Duration::from_secs(5));
                 Err(error.context(who))
             }

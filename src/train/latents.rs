@@ -78,7 +78,12 @@ pub fn pack_latents(
     if !ranks.is_first() {
         return Ok(());
     }
-    let origin = Origin { data: data.clone(), scale: space.moments.scale, shift: space.moments.shift, numerics };
+    let origin = Origin {
+        data: DataConfig { workers: 1, ..data.clone() },
+        scale: space.moments.scale,
+        shift: space.moments.shift,
+        numerics,
+    };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
@@ -130,9 +135,7 @@ impl LatentFile {
             None => None,
             Some(text) => Some(encoded_texts(text, path)?),
         };
-        if ranks.is_first() {
-            check_digest(path)?;
-        }
+        ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
             moments,
             context,
