@@ -96,6 +96,26 @@ fn mistakes_are_status_2() {
     refused(at, &train(&["trainer.steps.more=3"]), 2, &["trainer.steps"]);
     refused(at, &train(&["trainer.steps=many"]), 2, &["override `trainer.steps`"]);
     refused(at, &train(&["trainer.steps"]), 2, &["key.path=value"]);
+    // lengths without an end: never an abort
+    let largest = "9223372036854775807";
+    let tiny = "autoencoder=pixels unet.channels=4 unet.norm_groups=2 data.frames=2 data.resolution=8";
+    for key in [
+        "data.frames",
+        "data.resolution",
+        "data.workers",
+        "trainer.batch",
+        "schedule.steps",
+        "unet.channels",
+        "unet.blocks_per_level",
+        "unet.multipliers.0",
+        "latent_stride",
+        "sampler.steps",
+    ] {
+        let setting = format!("{key}={largest}");
+        let more = tiny.split(' ').chain([setting.as_str()]);
+        let arguments: Vec<&str> = ["train", "diffusion", "diffusion.yaml"].into_iter().chain(more).collect();
+        refused(at, &arguments, 2, &[key.rsplit('.').find(|part| part.parse::<u8>().is_err()).unwrap()]);
+    }
     refused(at, &["train", "diffusion", "diffusion.yaml"], 2, &["runs/autoencoder", "train it first"]);
     refused(at, &["sample", "runs/nothing", "--out", "samples"], 2, &["runs/nothing"]);
     refused(at, &["sample", ".", "--videos", "0", "--out", "samples"], 2, &["--videos"]);

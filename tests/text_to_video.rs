@@ -255,8 +255,9 @@ fn from_images_to_videos() {
     let video = VideoReader::open(&at.join("out/00001.mp4")).unwrap();
     assert_eq!((video.frames(), video.height(), video.width()), (6, 24, 32));
     assert_eq!(fs::read_to_string(at.join("out/00001.txt")).unwrap(), "a dog\n");
-    assert_eq!(fs::read_dir(at.join("out")).unwrap().count(), 4);
-    fs::write(at.join("prompts.txt"), "a cat\n\n a dog \n").unwrap();
+    assert!(at.join("out/sampling.json").exists());
+    assert_eq!(fs::read_dir(at.join("out")).unwrap().count(), 5);
+    fs::write(at.join("prompts.txt"), "\u{feff}a cat\n\n a dog \n").unwrap();
     assert_eq!(sample("runs/all", "more", &["--prompts", "prompts.txt", "--videos", "3"]).status, 0);
     assert_eq!(fs::read_to_string(at.join("more/00002.txt")).unwrap(), "a cat\n");
 

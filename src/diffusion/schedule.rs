@@ -54,7 +54,10 @@ impl NoiseSchedule {
     /// Where β leaves (0, 1) or there is no step.
     pub fn new(config: &ScheduleConfig) -> Result<Self> {
         let ScheduleConfig { kind, steps, beta_start, beta_end } = *config;
-        ensure!(steps >= 1, "schedule.steps must be at least 1, not {steps}");
+        ensure!(
+            (1..=1_000_000).contains(&steps),
+            "schedule.steps must be at least 1 and at most 1,000,000, not {steps}"
+        );
         ensure!(
             0.0 < beta_start && beta_start <= beta_end && beta_end < 1.0,
             "schedule: beta_start = {beta_start} and beta_end = {beta_end} must satisfy 0 < beta_start ≤ beta_end < 1"

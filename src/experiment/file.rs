@@ -415,8 +415,8 @@ trainer: {steps: 10, batch: 2}
             [2, 8, 2]
         );
         for (given, words) in [
-            ("autoencoder.factors.3=8", "it has 3 elements, counted from 0"),
-            ("autoencoder.factors.last=8", "it has 3 elements, counted from 0"),
+            ("autoencoder.factors.3=8", "`autoencoder.factors` is a list of 3, counted from 0"),
+            ("autoencoder.factors.last=8", "`autoencoder.factors` is a list of 3, counted from 0"),
             ("autoencoder.factors.0.x=8", "`autoencoder.factors.0` is 2, which has no keys"),
             ("trainer.steps.x=8", "`trainer.steps` is 10, which has no keys"),
             ("autoencoder.factors.1=many", "many"),

@@ -247,6 +247,12 @@ impl Experiment for DiffusionExperiment {
             ),
         }
         ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
+        ensure!(
+            self.latent_stride <= self.data.frames,
+            "latent_stride is {}, more than the {} frames of a clip",
+            self.latent_stride,
+            self.data.frames
+        );
         self.check_text()?;
         if let Some(run) = &self.start_from {
             ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());

@@ -40,7 +40,7 @@ impl ImageAutoencoderConfig {
     /// Names the number that does not fit and the rule.
     pub fn validate(&self) -> Result<()> {
         ensure!(!self.widths.is_empty(), "widths: at least one level is needed");
-        ensure!(self.blocks_per_level > 0, "blocks_per_level must be at least 1");
+        ensure!((1..=1000).contains(&self.blocks_per_level), "blocks_per_level must be from 1 to 1000");
         ensure!(self.latent_channels > 0, "latent_channels must be positive");
         for width in &self.widths {
             ensure!(

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -131,18 +131,24 @@ impl UNetConfig {
     /// # Errors
     /// Names the number that does not fit and the rule.
     pub fn validate(&self) -> Result<()> {
+        /// No network is meant to be wider.
+        const MOST_CHANNELS: i64 = 1 << 20;
         ensure!(!self.multipliers.is_empty(), "multipliers: at least one level is needed");
+        ensure!(self.multipliers.len() <= 32, "multipliers: at most 32 levels, not {}", self.multipliers.len());
         ensure!(
             self.channels > 0 && self.norm_groups > 0 && self.channels % self.norm_groups == 0,
             "channels = {} is not a multiple of the {} norm groups",
             self.channels,
             self.norm_groups
         );
-        ensure!(self.blocks_per_level > 0, "blocks_per_level must be at least 1");
+        ensure!((1..=1000).contains(&self.blocks_per_level), "blocks_per_level must be from 1 to 1000");
         let deepest = self.multipliers.len() - 1;
         for (level, &multiplier) in self.multipliers.iter().enumerate() {
             ensure!(multiplier > 0, "multipliers must be positive, not {multiplier}");
-            let width = self.channels * multiplier;
+            let width = self.channels.checked_mul(multiplier).filter(|width| *width <= MOST_CHANNELS);
+            let Some(width) = width else {
+                bail!("multipliers: {} channels times {multiplier} are more than {MOST_CHANNELS}", self.channels)
+            };
             // there is always attention in the middle
             if level == deepest || self.attention_factors.contains(&(1 << level)) {
                 match self.head_width {

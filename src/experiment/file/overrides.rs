@@ -51,7 +51,7 @@ impl Override {
                 Value::Sequence(list) => {
                     let count = list.len();
                     let element = part.parse::<usize>().ok().and_then(|i| list.get_mut(i));
-                    element.ok_or_else(|| wrong(format!("is a list: it has {count} elements, counted from 0")))?
+                    element.ok_or_else(|| wrong(format!("is a list of {count}, counted from 0")))?
                 }
                 value => {
                     let text = serde_yaml::to_string(value).unwrap_or_default();
