@@ -404,6 +404,33 @@ fn a_video_is_turned_as_its_display_matrix_says() {
     assert_eq!(turned("nothing", [0.0; 4]), turned("upright", [1.0, 0.0, 0.0, 1.0]));
 }
 
+/// What the coded video itself says at a key frame turns all frames up to the next one, and not the first alone.
+#[test]
+fn an_orientation_in_the_coded_video_holds_from_its_key_frame_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.h264");
+    if encoder::find_by_name("libx264").is_none() {
+        eprintln!("not tested: this FFmpeg has no encoder libx264");
+        return;
+    }
+    let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
+    encode(&path, "libx264", &[("crf", "8"), ("g", "100")], &picture, Space::Unspecified, Range::Unspecified);
+    let mut bytes = fs::read(&path).unwrap();
+    // a message (6) on orientation (47) of three bytes before the key frame (5): a quarter anticlockwise
+    let key = (0..bytes.len()).find(|&at| bytes[at..].starts_with(&[0, 0, 1]) && bytes[at + 3] & 31 == 5).unwrap();
+    bytes.splice(key..key, [0, 0, 1, 6, 47, 3, 0x08, 0x00, 0x09, 0x80]);
+    fs::write(&path, bytes).unwrap();
+    for frame in frames_of(&path) {
+        assert_eq!((frame.width, frame.height), (2 * SQUARE, 4 * SQUARE));
+        for (i, right) in COLOURS.iter().enumerate() {
+            let [x, y] = [i % 4, i / 4].map(|square| square * SQUARE + SQUARE / 2);
+            let at = ((4 * SQUARE - 1 - x) * frame.width + y) * 3;
+            let found = &frame.pixels[at..at + 3];
+            assert!(found.iter().zip(right).all(|(a, b)| a.abs_diff(*b) <= 3), "{i}: {found:?} {right:?}");
+        }
+    }
+}
+
 /// Names that are no text, and names that look like addresses or patterns.
 #[test]
 fn a_name_may_be_any_bytes() {
