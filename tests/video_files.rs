@@ -431,6 +431,33 @@ fn an_orientation_in_the_coded_video_holds_from_its_key_frame_on() {
     }
 }
 
+/// What comes before the first key frame cannot be decoded, which the error says; the rest is read.
+#[test]
+fn a_stream_that_begins_without_a_key_frame_is_read_from_the_first_one_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ts");
+    if encoder::find_by_name("libx264").is_none() {
+        eprintln!("not tested: this FFmpeg has no encoder libx264");
+        return;
+    }
+    let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
+    encode(&path, "libx264", &[("crf", "8"), ("g", "6")], &picture, Space::Unspecified, Range::Unspecified);
+    let bytes = fs::read(&path).unwrap();
+    // without the first two frames: a transport packet of the stream (0x100) begins a frame where a bit says so
+    let mut begun = 0;
+    let kept = bytes.chunks(188).filter(|packet| {
+        let is_video = u16::from_be_bytes([packet[1] & 31, packet[2]]) == 0x100;
+        begun += usize::from(is_video && packet[1] & 64 > 0);
+        !is_video || begun > 2
+    });
+    fs::write(&path, kept.collect::<Vec<_>>().concat()).unwrap();
+    let mut reader = VideoReader::open(&path).unwrap();
+    assert_eq!(reader.frames(), 10);
+    let error = format!("{:#}", reader.read(0, 1, 1).unwrap_err());
+    assert!(error.contains("there is no key frame before it") && error.contains("a.ts"), "{error}");
+    assert!(reader.read(4, 6, 1).unwrap().iter().all(|frame| against_stored(frame).1 <= 3));
+}
+
 /// Names that are no text, and names that look like addresses or patterns.
 #[test]
 fn a_name_may_be_any_bytes() {
