@@ -125,11 +125,13 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
     found
 }
 
-/// One number that is trained; at the second step the loss of the last rank is NaN.
+/// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
     weight: Tensor,
     bad: bool,
+    /// How long its pictures take.
+    pictures: Duration,
 }
 
 impl Task for Toy {
@@ -153,22 +155,24 @@ impl Task for Toy {
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
+        std::thread::sleep(self.pictures);
         Ok(Vec::new())
     }
 }
 
-/// A loss that is not finite on one rank leaves the step out on all.
-fn left_out_together(ranks: &Ranks, out: &Path) -> Result<()> {
+/// Four steps; returns how many were left out.
+fn train_toy(ranks: &Ranks, run: &Path, bad: bool, pictures: Duration) -> Result<i64> {
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
-    let task = Toy { parameters, weight: weight.shallow_clone(), bad: ranks.rank() == 1 };
-    let config = serde_json::from_value(json!({"steps": 4, "batch": 1, "log_every": 4, "ema_decay": 0.9}))?;
+    let task = Toy { parameters, weight: weight.shallow_clone(), bad, pictures };
+    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9});
     let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1}))?;
-    let progress = Trainer::new(task, &out.join("nan"), &config, &optimizer, &json!({}), Device::Cpu, None)?
-        .over(ranks)?
-        .train()?;
-    assert_eq!((progress.step, progress.skipped_steps), (4, 1), "rank {}", ranks.rank());
-    ranks.ensure_same("after it", &[("weight".to_string(), weight)])
+    let config = serde_json::from_value(config)?;
+    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), Device::Cpu, None)?;
+    let progress = trainer.over(ranks)?.train()?;
+    assert_eq!(progress.step, 4, "rank {}", ranks.rank());
+    ranks.ensure_same("after it", &[("weight".to_string(), weight)])?;
+    Ok(progress.skipped_steps)
 }
 
 fn job(name: &str, ranks: &Ranks) -> Found {
@@ -188,7 +192,8 @@ fn job(name: &str, ranks: &Ranks) -> Found {
 fn worker() {
     let (Ok(names), Ok(out)) = (std::env::var(JOB), std::env::var(OUT)) else { return };
     tch::set_num_threads(1);
-    let launch = Launch { rank_timeout: if names == "hang" { 3 } else { 60 }, ..Launch::default() };
+    let launch =
+        Launch { rank_timeout: if ["hang", "slow"].contains(&names.as_str()) { 3 } else { 60 }, ..Launch::default() };
     let done = distributed::run(&launch, DeviceName::Cpu, |ranks, _| {
         for name in names.split(',') {
             if name == "hang" {
@@ -196,7 +201,7 @@ fn worker() {
                 if !ranks.is_first() {
                     std::thread::sleep(Duration::from_secs(600));
                 }
-                ranks.meet()?;
+                ranks.sum(&[0.0])?;
             }
             if name == "differ" {
                 let mut tensors: Found = ["a", "b", "c"].map(|n| (n.to_string(), noise(1, &[5]))).into();
@@ -210,7 +215,31 @@ fn worker() {
                 continue;
             }
             if name == "nan" {
-                left_out_together(ranks, Path::new(&out))?;
+                // a loss that is not finite on one rank leaves the step out on all
+                let bad = ranks.rank() == 1;
+                let skipped = train_toy(ranks, &Path::new(&out).join("nan"), bad, Duration::ZERO)?;
+                assert_eq!(skipped, 1, "rank {}", ranks.rank());
+                continue;
+            }
+            if name == "slow" {
+                let long = Duration::from_secs(8);
+                train_toy(ranks, &Path::new(&out).join("slow"), false, long)?;
+                // three pieces: the last one keeps one rank at work, and the other waits
+                let make = |number: usize| {
+                    std::thread::sleep(if number == 2 { long } else { Duration::ZERO });
+                    Ok(Tensor::from(number as i64))
+                };
+                assert_eq!(ranks.share(3, make)?.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
+                let mut taken = Vec::new();
+                ranks.collect(
+                    3,
+                    |number| Ok(vec![make(number)?]),
+                    |number, _| {
+                        taken.push(number);
+                        Ok(())
+                    },
+                )?;
+                assert_eq!(taken, if ranks.is_first() { vec![0, 1, 2] } else { vec![] });
                 continue;
             }
             let found = job(name, ranks);
@@ -639,6 +668,17 @@ fn a_hanging_rank_is_named() {
     said(hanging);
 }
 
+/// Rank 0's pictures, or one rank's piece of shared work, take longer than a late rank is waited for: the others wait.
+#[test]
+fn work_of_one_rank_may_take_longer_than_ranks_wait() {
+    let folder = tempfile::tempdir().unwrap();
+    for worker in workers("slow", folder.path()) {
+        let (status, text) = ends_within(worker, 120);
+        assert_eq!(status, 0, "{text}");
+    }
+    assert!(folder.path().join("slow/checkpoints/step-00000004.safetensors").exists());
+}
+
 /// A rank that fails by itself: its own error, and the other's, which names it; the launcher names it too.
 #[test]
 fn a_rank_that_fails_is_named() {
@@ -656,7 +696,11 @@ fn a_rank_that_fails_is_named() {
     assert_eq!(status, 1);
     assert!(text.contains("rank 1 failed") && text.contains("same folder"), "{text}");
     // under the launcher
-    let said = run_in(at, &["train", "autoencoder", "autoencoder.yaml", "--nproc", "2", "autoencoder.channels=8"]);
+    let train = ["train", "autoencoder", "autoencoder.yaml", "--nproc", "2", "autoencoder.channels=8"];
+    let said = run_in(at, &train);
+    assert_eq!(said.status, 1);
+    assert!(said.err.contains("autoencoder.channels: 4 → 8") && said.err.contains("error: rank "), "{}", said.err);
+    let said = run_in(at, &[&train[..], &["--change-settings"]].concat());
     assert_eq!(said.status, 1);
     assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
 }

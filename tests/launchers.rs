@@ -13,7 +13,7 @@ use std::{
 use common::{
     lvdm_in,
     processes::{ends_within, free_port, said, signal, start, start_rank},
-    source, write_packed,
+    skip, source, write_packed,
 };
 use lvdm::checkpoint;
 
@@ -178,7 +178,7 @@ impl Machines {
         }
         for line in lines {
             if let Err(reason) = ip(&line) {
-                println!("SKIPPED: no network namespaces here: `ip {line}`: {reason}");
+                skip(&format!("no network namespaces here: `ip {line}`: {reason}"), false);
                 return None;
             }
         }
@@ -290,14 +290,12 @@ fn torchrun() -> Option<Command> {
         Ok(output) if output.status.success() => Some(command),
         Ok(output) => {
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            println!(
-                "SKIPPED: no torchrun on the PATH, nor in LibTorch's wheel: {}",
-                text.lines().last().unwrap_or("")
-            );
+            let last = text.lines().last().unwrap_or_default();
+            skip(&format!("no torchrun on the PATH, nor in LibTorch's wheel: {last}"), true);
             None
         }
         Err(error) => {
-            println!("SKIPPED: no torchrun on the PATH, and no Python: {error}");
+            skip(&format!("no torchrun on the PATH, and no Python: {error}"), true);
             None
         }
     }

@@ -6,12 +6,15 @@ mod common;
 
 use std::{collections::BTreeMap, fs, path::PathBuf, process::Command};
 
-use common::{Said, lvdm_in, source};
+use common::{Said, lvdm_in, skip, source};
 use lvdm::torch::SHORTCUTS;
 
-/// What a mixed-precision result may be off by. The tiny networks of some cases are beyond the 2e-2 that `lvdm verify`
-/// asks for, with LibTorch's ordinary calls as with ours (experiments/bench/README.md): the worst is 7.8e-2.
-const BFLOAT16: f64 = 0.1;
+/// What a mixed-precision result may be off by. The tiny networks of most cases are beyond the 2e-2 that `lvdm verify`
+/// asks for, with LibTorch's ordinary calls as with ours (experiments/bench/README.md): up to 4e-2, and the loss with LPIPS
+/// 7.8e-2.
+fn bfloat16_bound(case: &str) -> f64 {
+    if case.starts_with("autoencoder_loss_lpips") { 0.1 } else { 0.05 }
+}
 
 /// The parity cases; in `float32_networks` those alone that neither shortcut nor instruction leaves as they are: metrics,
 /// schedules and training traces compute in float64, I3D and LPIPS by LibTorch's ordinary calls.
@@ -49,15 +52,17 @@ fn verify(cases: &[String], dtype: &str, environment: &[(&str, &str)]) -> Said {
 
 #[test]
 fn parity_holds_without_shortcuts_as_with_them_in_both_precisions() {
-    for (dtype, bound) in [("f32", None), ("bf16", Some(BFLOAT16))] {
-        let cases = cases(bound.is_some());
+    for dtype in ["f32", "bf16"] {
+        let is_bfloat16 = dtype == "bf16";
+        let cases = cases(is_bfloat16);
         let [with, without] = [vec![], vec![(SHORTCUTS, "off")]].map(|set| verify(&cases, dtype, &set));
         let (taken, ordinary) = (errors(&with, cases.len()), errors(&without, cases.len()));
         for (case, error) in &taken {
             println!("{case:38} {dtype}: {error:.1e}, without shortcuts {:.1e}", ordinary[case]);
-            assert!(bound.is_none_or(|bound| *error < bound && ordinary[case] < bound), "{case}, {dtype}");
+            let bound = bfloat16_bound(case);
+            assert!(!is_bfloat16 || (*error < bound && ordinary[case] < bound), "{case}, {dtype}");
         }
-        if bound.is_none() {
+        if !is_bfloat16 {
             assert_eq!((with.status, without.status), (0, 0), "{}{}", with.out, without.out);
         }
         // they were off: other roundings
@@ -81,11 +86,11 @@ fn parity_holds_with_fewer_vector_instructions() {
 fn sampling_in_bfloat16_works_without_avx512() {
     const EMULATOR: &str = "qemu-x86_64";
     if Command::new(EMULATOR).arg("--version").output().is_err() {
-        eprintln!("SKIPPED: {EMULATOR} is not installed (Debian package qemu-user): no processor without AVX-512");
+        skip(&format!("{EMULATOR} is not installed (Debian package qemu-user): no processor without AVX-512"), true);
         return;
     }
     let case = source("tests/parity/sample_ddim_pred.safetensors");
-    for (dtype, bound) in [("f32", 1e-4), ("bf16", BFLOAT16)] {
+    for (dtype, bound) in [("f32", 1e-4), ("bf16", bfloat16_bound("sample"))] {
         let mut command = Command::new(EMULATOR);
         command.args(["-cpu", "Haswell", env!("CARGO_BIN_EXE_lvdm"), "verify", "--dtype", dtype]).arg(&case);
         command.env_remove("LD_LIBRARY_PATH").env_remove(SHORTCUTS);
@@ -127,7 +132,7 @@ fn waiting_threads_give_way_unless_the_user_says_otherwise() {
 #[test]
 fn a_cgroup_quota_limits_the_number_of_threads() {
     if std::thread::available_parallelism().unwrap().get() < 2 {
-        eprintln!("SKIPPED: this process may use one CPU only");
+        skip("this process may use one CPU only", false);
         return;
     }
     let name = format!("lvdm-test-{}", std::process::id());
@@ -143,7 +148,7 @@ fn a_cgroup_quota_limits_the_number_of_threads() {
         set.then_some(group)
     });
     let Some(group) = group else {
-        eprintln!("SKIPPED: no cgroup with a quota can be made here (that needs root and a writable /sys/fs/cgroup)");
+        skip("no cgroup with a quota can be made here (that needs root and a writable /sys/fs/cgroup)", false);
         return;
     };
     let join = format!("echo $$ > {}/cgroup.procs && exec \"$@\"", group.display());

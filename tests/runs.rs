@@ -248,8 +248,14 @@ fn going_on_with_other_settings_is_told_or_asked_for() {
     let train = |more: &[&'static str]| [&["train", "diffusion", "diffusion.yaml"], more].concat();
     succeed_in(at, &train(&[]));
     let before = contents(&run);
-    let other =
-        ["seed=5", "objective.predict=velocity", "schedule.beta_end=0.02", "data.frame_stride=2", "data.flip=true"];
+    let other = [
+        "seed=5",
+        "objective.predict=velocity",
+        "schedule.beta_end=0.02",
+        "data.frame_stride=2",
+        "data.flip=true",
+        "unet.heads=1",
+    ];
     // whether or not there is anything left to do
     for (setting, steps) in other.into_iter().zip(["trainer.steps=6", "trainer.steps=8"].into_iter().cycle()) {
         let key = setting.split('=').next().unwrap();

@@ -120,6 +120,9 @@ def parity(machine, found, dtype, cases=None, graphs=False):
             found["refused"] = line
 
     machine.lvdm("verify", "--device", "cuda", "--dtype", dtype, *cases, on_line=row, graphs=graphs)
+    wrong = [row["case"] for row in found["rows"] if dtype == "f32" and row["verdict"] == "FAIL"]
+    if len(found["rows"]) < len(cases) or wrong:
+        raise RuntimeError(f"{len(found['rows'])} of {len(cases)} cases were computed; wrong: {wrong or 'none'}")
 
 
 def lpips(machine):

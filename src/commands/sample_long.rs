@@ -136,10 +136,7 @@ impl SampleLong {
 
     /// Batches are dealt out to ranks, each of which writes its own videos.
     fn sample(&self, long: &LongVideo, out: &Path, ranks: &Ranks) -> Result<()> {
-        if ranks.is_first() {
-            remember(&out.join(SETTINGS_FILE), &long.settings(self.seed)?)?;
-        }
-        ranks.meet()?;
+        ranks.on_first(|| remember(&out.join(SETTINGS_FILE), &long.settings(self.seed)?))?;
         let file = |sample: u64| out.join(format!("{sample:05}.mp4"));
         let there = (0..self.videos).filter(|&sample| file(sample).exists()).count();
         if there > 0 && ranks.is_first() {

@@ -10,7 +10,7 @@ use tch::Device;
 
 use crate::{
     checkpoint::{Progress, RunLock},
-    distributed::{self, Launch, OnSignal, Ranks, Stopped, catch_signals},
+    distributed::{self, Backend, Launch, OnSignal, Ranks, Stopped, catch_signals},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Experiment, TrainerConfig},
     generate::{
         AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
@@ -52,6 +52,9 @@ struct Options {
     /// trained with. What concerns the optimizer, steps, batches and the log may change without
     #[arg(long)]
     change_settings: bool,
+    /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo
+    #[arg(long, value_enum, env = "LVDM_BACKEND", default_value_t)]
+    backend: Backend,
     #[command(flatten)]
     launch: Launch,
 }
@@ -83,14 +86,10 @@ impl Options {
         trainer: &TrainerConfig,
         body: impl FnOnce(&Path, &Ranks, Device) -> Result<Progress>,
     ) -> Result<()> {
-        if trainer.deterministic {
-            be_deterministic();
-        }
-        allow_tf32(trainer.tf32);
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         let mut ended = true;
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
-            ranks.train_on(device, self.launch.backend)?;
+            ranks.train_on(device, self.backend)?;
             let Progress { step, seconds, .. } = body(&run, ranks, device)?;
             // by rank 0's clock
             ended = ranks.of_first(i64::from(trainer.has_ended(step, seconds)))? > 0;
@@ -121,6 +120,14 @@ pub fn run_folder(file: &Path) -> PathBuf {
     parts[start..].iter().fold(PathBuf::from("runs"), |path, part| path.join(part)).with_extension("")
 }
 
+/// How exactly, and how repeatably, this process computes from here on.
+fn compute_as(trainer: &TrainerConfig) {
+    if trainer.deterministic {
+        be_deterministic();
+    }
+    allow_tf32(trainer.tf32);
+}
+
 /// Trains an autoencoder, or goes on with it: with other settings where `change_settings` says so.
 ///
 /// # Errors
@@ -133,12 +140,12 @@ pub fn autoencoder(
     device: Device,
 ) -> Result<Progress> {
     let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
+    compute_as(&experiment.trainer);
     let resume = resume_point(run, "autoencoder", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    let changes = SettingsChanges::since(resume.as_ref(), experiment)?;
+    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
     let task = AutoencoderTask::new(experiment, device, position, ranks)?;
     let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    changes.check(run, change_settings, ranks)?;
     trainer.over(ranks)?.train()
 }
 
@@ -154,28 +161,28 @@ pub fn diffusion(
     device: Device,
 ) -> Result<Progress> {
     let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
+    compute_as(&experiment.trainer);
     let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    if let DiffusionSpace::Latents(autoencoder) = &experiment.autoencoder
-        && ranks.is_first()
-    {
-        if run.join(AUTOENCODER_FILE).exists() {
-            warn_of_another_autoencoder(autoencoder, run);
-        } else {
-            carry_autoencoder(autoencoder, run)?;
-        }
-    }
+    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
     let text_file = run.join(TEXT_ENCODER_FILE);
-    if let Some(text) = experiment.text.as_ref().filter(|_| ranks.is_first() && !text_file.exists()) {
-        carry_text_encoder(&text.encoder, run)?;
-    }
-    ranks.meet()?;
+    ranks.on_first(|| {
+        match &experiment.autoencoder {
+            DiffusionSpace::Latents(autoencoder) if run.join(AUTOENCODER_FILE).exists() => {
+                warn_of_another_autoencoder(autoencoder, run);
+            }
+            DiffusionSpace::Latents(autoencoder) => carry_autoencoder(autoencoder, run)?,
+            DiffusionSpace::Pixels => {}
+        }
+        match &experiment.text {
+            Some(text) if !text_file.exists() => carry_text_encoder(&text.encoder, run),
+            _ => Ok(()),
+        }
+    })?;
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = space_of(experiment, run, device)?;
-    let changes = SettingsChanges::since(resume.as_ref(), experiment)?;
     let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
     let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    changes.check(run, change_settings, ranks)?;
     trainer.over(ranks)?.train()
 }
 

@@ -376,9 +376,9 @@ fn default_stride() -> i64 {
 }
 
 /// As many threads decode as this process has CPUs, where nothing else is said: a GPU waits for two. At most 16, since
-/// each holds clips in memory.
+/// each holds clips in memory; ranks that `--nproc` or torchrun starts on one machine share its CPUs.
 pub fn decode_workers() -> usize {
-    crate::torch::cpus().min(16)
+    (crate::torch::cpus() / crate::distributed::ranks_here()).clamp(1, 16)
 }
 
 impl DataConfig {

@@ -22,13 +22,10 @@ pub struct Launch {
     /// start the processes themselves and whose environment is read
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
-    /// Seconds after which a rank that is silent, or late, is given up; at least as long as rank 0 takes for
-    /// pictures, or a batch of long videos
+    /// Seconds after which a rank that is silent, or late within a training step, is given up. For a batch of samples or
+    /// videos, and for rank 0's pictures and checkpoints, ranks wait as long as it takes
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
-    /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo
-    #[arg(long, value_enum, env = "LVDM_BACKEND", default_value_t)]
-    pub backend: Backend,
 }
 
 /// What sums the gradients that lie on GPUs.
@@ -167,6 +164,8 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
         std::thread::sleep(POLL);
     }
     match first {
+        // a verb that has nothing to save
+        Some(_) if stop_is_told => bail!("asked to stop: the ranks ended before their work was done"),
         Some((words, _)) => bail!("{words}; what it said stands above"),
         None if stopped => Err(Stopped.into()),
         None => Ok(()),

@@ -11,6 +11,6 @@ mod stop;
 mod watch;
 
 pub use launch::{Backend, Launch, run};
-pub use place::{Place, here, rank};
+pub use place::{Place, here, rank, ranks_here};
 pub use ranks::Ranks;
 pub use stop::{Catching, OnSignal, Stopped, ask_to_stop, catch_signals, stop_is_asked};

@@ -88,7 +88,9 @@ impl Place {
             // the same for all ranks, another one for each mpirun
             None => {
                 let job = ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_JOBID"].into_iter().find_map(variable);
-                job.map_or(29_500, |job| any_port(job.bytes().fold(0, |id, byte| id * 31 + u64::from(byte) % 997)))
+                job.map_or(29_500, |job| {
+                    any_port(job.bytes().fold(0u64, |id, byte| id.wrapping_mul(31).wrapping_add(u64::from(byte))))
+                })
             }
         };
         let local_rank = match variable(local_rank) {
@@ -139,9 +141,11 @@ impl Place {
         Self { rank, size, local_rank, host, port, serves: rank == 0 }.checked().map(Some)
     }
 
-    /// What the environment of a process says that has this place, where another one serves the store.
-    pub(super) fn variables(&self) -> [(&'static str, String); 6] {
+    /// What the environment of a process says that has this place among ranks of one machine, where another one serves the
+    /// store.
+    pub(super) fn variables(&self) -> [(&'static str, String); 7] {
         [
+            (RANKS_HERE, self.size.to_string()),
             ("RANK", self.rank.to_string()),
             ("LOCAL_RANK", self.local_rank.to_string()),
             ("WORLD_SIZE", self.size.to_string()),
@@ -155,6 +159,14 @@ impl Place {
         ensure!(self.rank < self.size, "rank {} of {} ranks: they are counted from 0", self.rank, self.size);
         Ok(self)
     }
+}
+
+/// How many ranks torchrun, or `--nproc`, has started on this machine. srun and mpirun give each rank CPUs of its own.
+const RANKS_HERE: &str = "LOCAL_WORLD_SIZE";
+
+/// The ranks that share this process's CPUs, itself among them.
+pub fn ranks_here() -> usize {
+    std::env::var(RANKS_HERE).ok().and_then(|count| count.parse().ok()).unwrap_or(1).max(1)
 }
 
 /// What SLURM calls the step of a batch script.

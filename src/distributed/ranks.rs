@@ -26,7 +26,12 @@ struct Inner {
     watch: Watch,
     overlap: Cell<Overlap>,
     timeout: Duration,
+    /// How often the ranks met.
+    meetings: Cell<u64>,
 }
+
+/// Between two looks whether a rank has come.
+const LOOK: Duration = Duration::from_millis(5);
 
 impl Ranks {
     /// No other process.
@@ -72,8 +77,8 @@ impl Ranks {
                 watch.culprit()
             )
         })?;
-        let overlap = Cell::new(Overlap { early: 0, all: 0 });
-        Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout })) }, device))
+        let (overlap, meetings) = (Cell::new(Overlap { early: 0, all: 0 }), Cell::new(0));
+        Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout, meetings })) }, device))
     }
 
     /// Gradients will lie on this device: those of a GPU are summed by `backend`. What ranks exchange besides stays on
@@ -157,12 +162,35 @@ impl Ranks {
         Ok(tensor.int64_value(&[0]))
     }
 
-    /// Waits for all ranks.
+    /// Waits for all ranks, however long what they still do takes: at the store, in no call that would be given up. Where
+    /// one is gone or has failed, this process ends and says so.
     ///
     /// # Errors
-    /// As [`Self::sum`].
+    /// A store that does not answer.
     pub fn meet(&self) -> Result<()> {
-        self.sum(&[0.0]).map(drop)
+        let Some(inner) = &self.inner else { return Ok(()) };
+        let Inner { place, store, watch, meetings, .. } = &**inner;
+        meetings.set(meetings.get() + 1);
+        let key = |rank: usize| format!("meeting/{}/{rank}", meetings.get());
+        let lost = || watch.culprit();
+        store.set(&key(place.rank), b"here").with_context(lost)?;
+        for rank in 0..place.size {
+            while !store.has(&key(rank)).with_context(lost)? {
+                std::thread::sleep(LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// What rank 0 alone does, for which the others wait as in [`Self::meet`].
+    ///
+    /// # Errors
+    /// Those of `body`, on rank 0; as [`Self::meet`].
+    pub fn on_first(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.is_first() {
+            body()?;
+        }
+        self.meet()
     }
 
     /// Σ over ranks of a tensor of one shape on all of them, in the graph.
@@ -255,6 +283,7 @@ impl Ranks {
         for first in (0..count).step_by(size) {
             let own = first + self.rank();
             let mine = if own < count { Some(make(own)?.to_device(Device::Cpu).contiguous()) } else { None };
+            self.meet()?; // a piece takes as long as it takes
             for rank in 0..size.min(count - first) {
                 all.push(self.from(rank, mine.as_ref())?);
             }
@@ -292,6 +321,7 @@ impl Ranks {
         for first in (0..count).step_by(self.size()) {
             let own = first + self.rank();
             let mine = if own < count { make(own)? } else { Vec::new() };
+            self.meet()?; // as in `share`
             for (i, made) in (first..count).zip(self.gather(&mine)?) {
                 take(i, made)?;
             }
@@ -354,6 +384,8 @@ impl Ranks {
             }
             Err(error) => {
                 watch.failed(&format!("{error:#}"));
+                // sums that the others will never answer must not be waited for
+                group.abort();
                 leave_last(Duration::from_secs(5));
                 Err(error.context(who))
             }

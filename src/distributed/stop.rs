@@ -72,8 +72,9 @@ impl Drop for Catching {
     }
 }
 
-/// From now on, as long as the returned value lives, signals do this. In any case one that comes again, a second later
-/// or more, ends the process at once, SIGUSR1 excepted: a warning may be repeated. A signal that this process was
+/// From now on, as long as the returned value lives, signals do this. In any case the same one again, a second later or
+/// more, ends the process at once, SIGUSR1 excepted: a warning may be repeated. Another one does not: a launcher that was
+/// interrupted, or whose warning came first, sends SIGTERM after it. A signal that this process was
 /// started to ignore, as `nohup` does, is ignored.
 ///
 /// # Errors

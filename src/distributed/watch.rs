@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Write},
     sync::{
         Arc, Condvar, Mutex, MutexGuard,
         mpsc::{RecvTimeoutError, Sender, channel},
@@ -113,7 +114,7 @@ impl Drop for Thread {
 }
 
 fn end(rank: usize, step: i64, words: &str) -> ! {
-    eprintln!("error: rank {rank}{}: {words}", at(step));
+    let _ = writeln!(io::stderr(), "error: rank {rank}{}: {words}", at(step));
     signal_hook::low_level::exit(1)
 }
 
@@ -146,8 +147,13 @@ impl Watch {
         let theirs = shared.clone();
         let (wake, woken) = channel();
         let handle = std::thread::Builder::new().name("guard".into()).spawn(move || {
+            let mut last = Instant::now();
             while let Err(RecvTimeoutError::Timeout) = woken.recv_timeout(BEAT) {
-                let state = theirs.state();
+                let mut state = theirs.state();
+                // after a sleep of the whole process (a suspended job, a debugger) the store is asked anew first
+                if std::mem::replace(&mut last, Instant::now()).elapsed() > STILL {
+                    state.answered = last;
+                }
                 let (silent, step, words) = (state.answered.elapsed(), state.sign.step, state.silence.clone());
                 drop(state);
                 if silent > GRACE + if stop_is_asked() { STILL } else { timeout } {

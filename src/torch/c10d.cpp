@@ -27,14 +27,27 @@ using Milliseconds = std::chrono::milliseconds;
 
 // ---- store ------------------------------------------------------------------------------------
 
+namespace {
+
+// While it lives, LibTorch prints nothing, and afterwards no warnings, unless the user has said what it prints.
+struct Quiet {
+  const bool unsaid = !getenv("TORCH_CPP_LOG_LEVEL");
+  Quiet() { set(3); }
+  ~Quiet() { set(2); }
+  void set(int level) {
+    if (unsaid) FLAGS_caffe2_log_level = level;
+  }
+};
+
+}  // namespace
+
 // Port 0 lets a server choose one.
 extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, int64_t timeout, Store **store,
                                  uint16_t *chosen) {
   return guarded([&] {
     // what goes wrong here, or later with a server that is gone, is an error that the caller tells in one line: no
     // warning with a backtrace beside it
-    bool quiet = !getenv("TORCH_CPP_LOG_LEVEL");
-    if (quiet) FLAGS_caffe2_log_level = 3;
+    Quiet quiet;
     c10d::TCPStoreOptions options;
     options.port = port;
     options.isServer = server;
@@ -42,7 +55,6 @@ extern "C" char *lvdm_store_open(const char *host, uint16_t port, bool server, i
     options.timeout = Milliseconds(timeout);
     auto tcp = c10::make_intrusive<c10d::TCPStore>(host, options);
     *chosen = tcp->getPort();
-    if (quiet) FLAGS_caffe2_log_level = 2;
     *store = new Store(std::move(tcp));
   });
 }

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     backtrace::{Backtrace, BacktraceStatus},
     cell::Cell,
+    io::{self, Write},
     panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind, set_hook},
     sync::{Mutex, PoisonError},
     thread::{self, ThreadId},
@@ -27,11 +28,12 @@ pub fn locate_panics() {
         let place = place(panic);
         let backtrace = Backtrace::capture();
         if backtrace.status() == BacktraceStatus::Captured {
-            eprintln!("{}, at {place}:\n{backtrace}", words(panic.payload()));
+            let _ = writeln!(io::stderr(), "{}, at {place}:\n{backtrace}", words(panic.payload()));
         }
         let thread = thread::current();
         if ATTEMPTS.get() == 0 {
-            eprintln!("warning: thread {} ended: {}, at {place}", thread.name().unwrap_or("?"), words(panic.payload()));
+            let (name, words) = (thread.name().unwrap_or("?"), words(panic.payload()));
+            let _ = writeln!(io::stderr(), "warning: thread {name} ended: {words}, at {place}");
         }
         PLACES.lock().unwrap_or_else(PoisonError::into_inner).push((thread.id(), place));
     }));

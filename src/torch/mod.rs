@@ -1,7 +1,8 @@
 //! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
 //!
-//! Six C++ files (`core.cpp`; `fused.cpp`, kernels of our own; `composed.cpp`, what GPUs have in their place; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
-//! opened on its own), one small safe Rust file a subject.
+//! The C++ files: `core.cpp`; `fused.cpp`, kernels of our own for CPUs, whose inner loops `rows.cpp` has once for each kind
+//! of processor; `composed.cpp`, what GPUs have in their place; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
+//! opened on its own. Beside them stands one small safe Rust file a subject.
 
 mod autocast;
 mod backend;

@@ -82,7 +82,8 @@ pub fn pack_latents(
         return Ok(());
     }
     let (scale, shift, reading) = (space.moments.scale, space.moments.shift, data.dataset.reading()?);
-    let origin = Origin { data: data.clone(), scale, shift, numerics, reading };
+    let data = DataConfig { workers: 1, ..data.clone() };
+    let origin = Origin { data, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
@@ -134,12 +135,10 @@ impl LatentFile {
             None => None,
             Some(text) => Some(encoded_texts(text, path)?),
         };
-        if ranks.is_first() {
-            if !matches!(origin.data.dataset, DatasetConfig::Numpy { .. }) {
-                warn_of_former_reading(path, origin.reading, "lvdm encode");
-            }
-            check_digest(path)?;
+        if ranks.is_first() && !matches!(origin.data.dataset, DatasetConfig::Numpy { .. }) {
+            warn_of_former_reading(path, origin.reading, "lvdm encode");
         }
+        ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
             moments,
             context,

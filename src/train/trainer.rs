@@ -303,9 +303,9 @@ impl<T: Task> Trainer<T> {
             };
             if let Some(record) = &mut record {
                 record.bar.step(step as u64, &message);
-                if shows {
-                    self.show(&mut record.log, step)?;
-                }
+            }
+            if shows {
+                self.on_first(&mut record, |trainer, record| trainer.show(&mut record.log, step))?;
             }
             let bad = self.bad_in_a_row > 0;
             left = out_of_time || (self.stop && !bad);
@@ -313,17 +313,26 @@ impl<T: Task> Trainer<T> {
                 due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
                 self.ensure_same()?;
-                if let Some(record) = &mut record {
-                    self.save(record, &window)?;
-                }
+                self.on_first(&mut record, |trainer, record| trainer.save(record, &window))?;
             }
         }
-        if let Some(Record { log, bar, mut saver }) = record {
+        self.ranks.on_first(|| {
+            let Some(Record { log, bar, mut saver }) = record else { return Ok(()) };
             bar.finish();
             saver.finish()?;
-            log.finish()?;
-        }
+            log.finish()
+        })?;
         Ok(self.progress)
+    }
+
+    /// What rank 0 does with its record; it may take long.
+    fn on_first(
+        &mut self,
+        record: &mut Option<Record>,
+        body: impl FnOnce(&mut Self, &mut Record) -> Result<()>,
+    ) -> Result<()> {
+        let ranks = self.ranks.clone();
+        ranks.on_first(|| record.as_mut().map_or(Ok(()), |record| body(self, record)))
     }
 
     /// By rank 0's clock.
