@@ -26,7 +26,7 @@ use lvdm::{
     models::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
-    safetensors::read_safetensors,
+    safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{Autocast, peak_host_memory},
     weights::stable_diffusion::is_temporal,
 };
@@ -446,8 +446,18 @@ fn latents_and_texts_are_kept() {
         assert!((0..3).any(|caption| known.get(caption).equal(&tensors["context"].get(row))), "row {row}");
     }
     assert!(tensors["context_empty"].equal(&texts.encode(&[""]).unwrap()));
-    let file = experiment(at, "kept", "{kind: captioned, root: gone}", "latents: latents.safetensors\n");
-    succeed_in(at, &["train", "diffusion", &file]);
+    let train = |name: &str| {
+        let file = experiment(at, name, "{kind: captioned, root: gone}", "latents: latents.safetensors\n");
+        let said = succeed_in(at, &["train", "diffusion", &file]);
+        said.err.matches("latents.safetensors was made when lvdm read every video as BT.601").count()
+    };
+    assert_eq!(train("kept"), 0);
+    // of videos that were read in a former way, which is told
+    let (tensors, mut origin) = read_safetensors(&at.join("latents.safetensors")).unwrap();
+    origin.as_mut().unwrap().as_object_mut().unwrap().remove("reading").unwrap();
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    write_safetensors_atomically(&at.join("latents.safetensors"), &tensors, &origin.unwrap()).unwrap();
+    assert_eq!(train("kept-before"), 1);
 
     // packed clips carry their captions: the same training without video files
     succeed_in(at, &[&["data", "pack", "--captions", "--out", "clips.safetensors"], &clips[..]].concat());

@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use lvdm::data::{RgbFrame, VideoReader, VideoWriter};
+use lvdm::data::{DataConfig, DatasetConfig, RgbFrame, VideoReader, VideoWriter};
 use video_rs::ffmpeg::{
     Dictionary, Packet, Rational, codec,
     color::{Range, Space},
@@ -97,15 +97,15 @@ fn coloured_squares(format: Pixel, [red, blue]: [f64; 2], full: bool) -> Video {
     frame
 }
 
-/// A file of four such frames that says its matrix and its range.
+/// A file of twelve such frames that says its matrix and its range.
 fn encode(path: &Path, codec: &str, options: &[(&str, &str)], picture: &Video, space: Space, range: Range) {
     let mut output = format::output(path).unwrap();
     let mut context = codec::Context::new_with_codec(encoder::find_by_name(codec).unwrap()).encoder().video().unwrap();
     context.set_width(picture.width());
     context.set_height(picture.height());
     context.set_format(picture.format());
-    context.set_time_base(Rational::new(1, 8));
-    context.set_frame_rate(Some(Rational::new(8, 1)));
+    context.set_time_base(Rational::new(1, 25));
+    context.set_frame_rate(Some(Rational::new(25, 1)));
     context.set_colorspace(space);
     context.set_color_range(range);
     context.set_max_b_frames(0);
@@ -115,13 +115,13 @@ fn encode(path: &Path, codec: &str, options: &[(&str, &str)], picture: &Video, s
     let settings: Dictionary = options.iter().copied().collect();
     let mut encoder = context.open_with(settings).unwrap();
     let mut stream = output.add_stream_with(&encoder).unwrap();
-    stream.set_time_base(Rational::new(1, 8));
-    stream.set_avg_frame_rate(Rational::new(8, 1));
+    stream.set_time_base(Rational::new(1, 25));
+    stream.set_avg_frame_rate(Rational::new(25, 1));
     output.write_header().unwrap();
     let to = output.stream(0).unwrap().time_base();
     let mut packet = Packet::empty();
-    for number in 0..5 {
-        if number < 4 {
+    for number in 0..13 {
+        if number < 12 {
             let mut frame = picture.clone();
             frame.set_pts(Some(number));
             frame.set_color_space(space);
@@ -133,7 +133,7 @@ fn encode(path: &Path, codec: &str, options: &[(&str, &str)], picture: &Video, s
         while encoder.receive_packet(&mut packet).is_ok() {
             packet.set_stream(0);
             packet.set_duration(1);
-            packet.rescale_ts(Rational::new(1, 8), to);
+            packet.rescale_ts(Rational::new(1, 25), to);
             packet.write_interleaved(&mut output).unwrap();
         }
     }
@@ -159,12 +159,20 @@ fn against_stored(frame: &RgbFrame) -> (f64, u8) {
 #[test]
 fn colours_are_of_the_matrix_and_the_range_that_a_video_says() {
     let folder = tempfile::tempdir().unwrap();
-    let codecs: [(&str, &str, Pixel, &str, &[(&str, &str)]); 5] = [
-        ("H.264", "libx264", Pixel::YUV420P, "mp4", &[("crf", "8")]),
-        ("HEVC 10 bit", "libx265", Pixel::YUV420P10LE, "mp4", &[("x265-params", "crf=6:log-level=none")]),
-        ("VP9", "libvpx-vp9", Pixel::YUV420P, "webm", &[("crf", "8"), ("b", "0"), ("cpu-used", "8")]),
-        ("AV1", "libaom-av1", Pixel::YUV420P, "mkv", &[("crf", "8"), ("cpu-used", "8")]),
-        ("FFV1", "ffv1", Pixel::YUV444P, "mkv", &[]),
+    struct Coder<'a> {
+        name: &'a str,
+        encoder: &'a str,
+        format: Pixel,
+        ending: &'a str,
+        options: &'a [(&'a str, &'a str)],
+    }
+    let coder = |name, encoder, format, ending, options| Coder { name, encoder, format, ending, options };
+    let coders = [
+        coder("H.264", "libx264", Pixel::YUV420P, "mp4", &[("crf", "8")][..]),
+        coder("HEVC 10 bit", "libx265", Pixel::YUV420P10LE, "mp4", &[("x265-params", "crf=6:log-level=none")]),
+        coder("VP9", "libvpx-vp9", Pixel::YUV420P, "webm", &[("crf", "8"), ("b", "0"), ("cpu-used", "8")]),
+        coder("AV1", "libaom-av1", Pixel::YUV420P, "mkv", &[("crf", "8"), ("cpu-used", "8")]),
+        coder("FFV1", "ffv1", Pixel::YUV444P, "mkv", &[]),
     ];
     // the parts of red and of blue in luma
     let matrices = [
@@ -177,9 +185,9 @@ fn colours_are_of_the_matrix_and_the_range_that_a_video_says() {
         "codec        matrix   range    from what was stored   from ffmpeg's frames\n{:42}mean  most      mean  most",
         ""
     );
-    for (name, codec, format, ending, options) in codecs {
-        if encoder::find_by_name(codec).is_none() {
-            eprintln!("{name} is not tested: this FFmpeg has no encoder {codec}");
+    for Coder { name, encoder, format, ending, options } in coders {
+        if encoder::find_by_name(encoder).is_none() {
+            eprintln!("{name} is not tested: this FFmpeg has no encoder {encoder}");
             continue;
         }
         for (matrix, space, parts) in matrices {
@@ -188,15 +196,15 @@ fn colours_are_of_the_matrix_and_the_range_that_a_video_says() {
                 if (matrix == "unsaid") != (range_name == "unsaid") {
                     continue;
                 }
-                let path = folder.path().join(format!("{codec}-{matrix}-{range_name}.{ending}"));
+                let path = folder.path().join(format!("{encoder}-{matrix}-{range_name}.{ending}"));
                 let picture = coloured_squares(format, parts, range == Range::JPEG);
-                encode(&path, codec, options, &picture, space, range);
+                encode(&path, encoder, options, &picture, space, range);
                 let frames = frames_of(&path);
                 let (mean, most) = against_stored(&frames[0]);
                 let exact = against_ffmpeg(&path, &frames);
                 let other = exact.map_or("no such command".into(), |(mean, most)| format!("{mean:.3} {most:4}"));
                 println!("{name:12} {matrix:8} {range_name:8} {mean:15.2} {most:5}     {other}");
-                assert!(frames.len() == 4 && mean < 1.0 && most <= 3, "{name} {matrix} {range_name}: {mean} {most}");
+                assert!(frames.len() == 12 && mean < 1.0 && most <= 3, "{name} {matrix} {range_name}: {mean} {most}");
                 assert!(exact.is_none_or(|(_, most)| most == 0), "{name} {matrix} {range_name}: {exact:?}");
             }
         }
@@ -220,6 +228,25 @@ fn an_unknown_matrix_is_none() {
         fs::write(&said, bytes).unwrap();
         assert_eq!(frames_of(&said), frames_of(&none), "{unknown}");
     }
+}
+
+/// All that FFmpeg reads is found by its ending and read.
+#[test]
+fn files_of_other_endings_are_videos_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
+    let files = [("m4v", "mpeg4"), ("TS", "mpeg2video"), ("mpg", "mpeg2video"), ("wmv", "wmv2"), ("flv", "flv")];
+    for (ending, encoder) in files {
+        let path = folder.path().join("a").with_extension(ending);
+        encode(&path, encoder, &[("b", "8000000")], &picture, Space::Unspecified, Range::Unspecified);
+        let frames = frames_of(&path);
+        let (mean, most) = against_stored(&frames[0]);
+        assert!(frames.len() == 12 && mean < 2.0 && most <= 10, "{ending}: {} frames, {mean} {most}", frames.len());
+        assert!(against_ffmpeg(&path, &frames).is_none_or(|(_, most)| most == 0), "{ending}");
+    }
+    let listed = DatasetConfig::Folder { root: folder.path().into() };
+    let data = DataConfig { dataset: listed, frames: 12, frame_stride: 1, resolution: 16, flip: false, workers: 1 };
+    assert_eq!(data.videos().unwrap().videos.len(), files.len());
 }
 
 /// An mp4 of numbered frames of 64×32, eight a second: ten fields, white for the ones of the number.
@@ -375,6 +402,60 @@ fn a_video_is_turned_as_its_display_matrix_says() {
     }
     // nonsense turns nothing
     assert_eq!(turned("nothing", [0.0; 4]), turned("upright", [1.0, 0.0, 0.0, 1.0]));
+}
+
+/// What the coded video itself says at a key frame turns all frames up to the next one, and not the first alone.
+#[test]
+fn an_orientation_in_the_coded_video_holds_from_its_key_frame_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.h264");
+    if encoder::find_by_name("libx264").is_none() {
+        eprintln!("not tested: this FFmpeg has no encoder libx264");
+        return;
+    }
+    let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
+    encode(&path, "libx264", &[("crf", "8"), ("g", "100")], &picture, Space::Unspecified, Range::Unspecified);
+    let mut bytes = fs::read(&path).unwrap();
+    // a message (6) on orientation (47) of three bytes before the key frame (5): a quarter anticlockwise
+    let key = (0..bytes.len()).find(|&at| bytes[at..].starts_with(&[0, 0, 1]) && bytes[at + 3] & 31 == 5).unwrap();
+    bytes.splice(key..key, [0, 0, 1, 6, 47, 3, 0x08, 0x00, 0x09, 0x80]);
+    fs::write(&path, bytes).unwrap();
+    for frame in frames_of(&path) {
+        assert_eq!((frame.width, frame.height), (2 * SQUARE, 4 * SQUARE));
+        for (i, right) in COLOURS.iter().enumerate() {
+            let [x, y] = [i % 4, i / 4].map(|square| square * SQUARE + SQUARE / 2);
+            let at = ((4 * SQUARE - 1 - x) * frame.width + y) * 3;
+            let found = &frame.pixels[at..at + 3];
+            assert!(found.iter().zip(right).all(|(a, b)| a.abs_diff(*b) <= 3), "{i}: {found:?} {right:?}");
+        }
+    }
+}
+
+/// What comes before the first key frame cannot be decoded, which the error says; the rest is read.
+#[test]
+fn a_stream_that_begins_without_a_key_frame_is_read_from_the_first_one_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ts");
+    if encoder::find_by_name("libx264").is_none() {
+        eprintln!("not tested: this FFmpeg has no encoder libx264");
+        return;
+    }
+    let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
+    encode(&path, "libx264", &[("crf", "8"), ("g", "6")], &picture, Space::Unspecified, Range::Unspecified);
+    let bytes = fs::read(&path).unwrap();
+    // without the first two frames: a transport packet of the stream (0x100) begins a frame where a bit says so
+    let mut begun = 0;
+    let kept = bytes.chunks(188).filter(|packet| {
+        let is_video = u16::from_be_bytes([packet[1] & 31, packet[2]]) == 0x100;
+        begun += usize::from(is_video && packet[1] & 64 > 0);
+        !is_video || begun > 2
+    });
+    fs::write(&path, kept.collect::<Vec<_>>().concat()).unwrap();
+    let mut reader = VideoReader::open(&path).unwrap();
+    assert_eq!(reader.frames(), 10);
+    let error = format!("{:#}", reader.read(0, 1, 1).unwrap_err());
+    assert!(error.contains("there is no key frame before it") && error.contains("a.ts"), "{error}");
+    assert!(reader.read(4, 6, 1).unwrap().iter().all(|frame| against_stored(frame).1 <= 3));
 }
 
 /// Names that are no text, and names that look like addresses or patterns.

@@ -257,7 +257,10 @@ impl Prepare {
         for (kind, what) in [
             (ProblemKind::Missing, "missing".to_string()),
             (ProblemKind::Corrupt, "corrupt, left out".to_string()),
-            (ProblemKind::Uneven, "with a gap or pictures of several sizes; in the index all the same".to_string()),
+            (
+                ProblemKind::Uneven,
+                "with a gap, pictures of several sizes or beside others; in the index all the same".to_string(),
+            ),
             (
                 ProblemKind::TooShort,
                 format!("too short for {} frames at stride {stride}; in the index all the same", self.frames),

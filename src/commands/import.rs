@@ -54,8 +54,8 @@ impl Lora {
     fn run(self) -> Result<()> {
         let Lora { path, into, out, scale } = self;
         let [unet, text_encoder] = exchange::import_lora(&path, &into, scale, &out)?;
-        println!("merged into {unet} maps of the U-Net and {text_encoder} of the text encoder");
-        println!("a run of the diffusion at step 0: {}", out.display());
+        say!("merged into {unet} maps of the U-Net and {text_encoder} of the text encoder");
+        say!("a run of the diffusion at step 0: {}", out.display());
         Ok(())
     }
 }

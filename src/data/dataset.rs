@@ -280,6 +280,7 @@ impl DatasetConfig {
     /// # Errors
     /// A place that is missing or holds no video; a clip that makes no sense.
     pub fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
+        self.ensure_nameable()?;
         match self.clone() {
             Self::Folder { root } => Folder { root }.videos(),
             Self::Frames { root } => Frames { root }.videos(),
@@ -289,6 +290,19 @@ impl DatasetConfig {
             Self::Numpy { file } => Numpy { file }.videos(),
             Self::Packed { file } => Packed { file, frame_stride: clip.frame_stride }.videos(),
         }
+    }
+
+    /// What is made of videos says where they lie, in files that hold text alone.
+    fn ensure_nameable(&self) -> Result<()> {
+        let places = match self {
+            Self::Folder { root } | Self::Frames { root } | Self::Captioned { root } => vec![root],
+            Self::Webvid { table, root } => vec![table, root],
+            Self::Indexed { file, .. } | Self::Numpy { file } | Self::Packed { file } => vec![file],
+        };
+        let odd = places.into_iter().find(|place| place.to_str().is_none());
+        odd.map_or(Ok(()), |place| {
+            bail!("the name of {} is not UTF-8: rename it, or link to it by another name", place.display())
+        })
     }
 
     /// What can be seen without opening videos.
@@ -558,6 +572,9 @@ mod tests {
         assert!(serde_yaml::from_str::<DataConfig>(text).is_err());
         let text = "{dataset: {kind: packed, file: a, more: 1}, frames: 16, resolution: 64}";
         assert!(serde_yaml::from_str::<DataConfig>(text).unwrap_err().to_string().contains("more"));
-        assert!(DataConfig { frames: 0, ..config }.clip().is_err());
+        assert!(DataConfig { frames: 0, ..config.clone() }.clip().is_err());
+        let root = PathBuf::from(std::ffi::OsStr::from_bytes(b"caf\xe9"));
+        let error = DataConfig { dataset: DatasetConfig::Folder { root }, ..config }.videos().unwrap_err().to_string();
+        assert!(error.contains("caf\u{fffd} is not UTF-8"), "{error}");
     }
 }

@@ -7,13 +7,14 @@ use anyhow::Result;
 use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk, warn_once};
 
 /// Endings of video files that FFmpeg reads, the usual ones first.
-pub(super) const EXTENSIONS: [&str; 28] = [
+pub(super) const EXTENSIONS: [&str; 33] = [
     "mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "gif", "ts", "mts", "m2ts", "3gp", "3g2",
-    "ogv", "qt", "asf", "f4v", "vob", "m1v", "m2v", "mxf", "dv", "divx", "rm", "y4m",
+    "ogv", "qt", "asf", "f4v", "vob", "m1v", "m2v", "mxf", "dv", "divx", "rm", "rmvb", "y4m", "h264", "hevc", "ivf",
+    "apng",
 ];
 
-/// Endings of files that may be moving pictures and that FFmpeg does not read as such.
-const UNREAD: [&str; 2] = ["webp", "swf"];
+/// The ending of pictures that may move, of which FFmpeg shows no more than one.
+const UNREAD: &str = "webp";
 
 /// Every video file under `root`, at any depth, sorted by path.
 pub struct Folder {
@@ -26,11 +27,9 @@ impl VideoDataset for Folder {
         let (listing, unread) = self.listing_and_unread()?;
         if let Some(first) = unread.first() {
             warn_once(format!(
-                "{} files below {} are passed over, since FFmpeg reads no moving pictures out of files that end in {}; the \
-                 first: {}",
+                "{} {UNREAD} files below {} are passed over, since FFmpeg shows no moving pictures of that format; the first: {}",
                 unread.len(),
                 self.root.display(),
-                UNREAD.join(" or "),
                 first.display()
             ));
         }
@@ -54,7 +53,7 @@ impl Folder {
                     });
                 } else {
                     others += 1;
-                    unread.extend(Some(file).filter(|file| has_extension(file, &UNREAD)));
+                    unread.extend(Some(file).filter(|file| has_extension(file, &[UNREAD])));
                 }
             }
         })?;
@@ -80,6 +79,9 @@ mod tests {
         }
         let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
         assert_eq!(names, ["z.MP4", "b/x.webm", "b/c/y.avi"].map(|name| root.join(name).display().to_string()));
+        fs::write(root.join("moving.webp"), []).unwrap();
+        let (listing, unread) = folder.listing_and_unread().unwrap();
+        assert_eq!((listing.videos.len(), unread), (3, vec![root.join("moving.webp")]));
         fs::remove_dir_all(&root).unwrap();
         assert!(folder.videos().unwrap_err().to_string().contains("there is no folder"));
     }

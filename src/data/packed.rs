@@ -37,7 +37,7 @@ pub struct PackedSpec {
     pub resolution: i64,
     /// The seed that chose their order and places.
     pub seed: u64,
-    /// How videos were read, see [`READING`](super::READING).
+    /// How videos were read, see [`READING`].
     #[serde(default)]
     pub reading: u32,
 }

@@ -82,7 +82,8 @@ pub fn pack_latents(
         return Ok(());
     }
     let (scale, shift, reading) = (space.moments.scale, space.moments.shift, data.dataset.reading()?);
-    let origin = Origin { data: DataConfig { workers: 1, ..data.clone() }, scale, shift, numerics, reading };
+    let data = DataConfig { workers: 1, ..data.clone() };
+    let origin = Origin { data, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));

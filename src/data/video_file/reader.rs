@@ -183,7 +183,8 @@ impl VideoReader {
                 None => orientation,
             };
             while times.get(picked.len()).is_some_and(|&wanted| wanted < time) {
-                ensure!(hold && count > 1, "frame at time {} is missing", times[picked.len()]);
+                let seconds = times[picked.len()] as f64 * f64::from(self.track.time_base);
+                ensure!(hold && count > 1, "nothing can be shown at {seconds:.2} s: there is no key frame before it");
                 picked.push(match before.take() {
                     Some(mut frame) => self.screen.show(&mut frame, shown_before)?,
                     None => picked.last().context("no frame was shown yet")?.clone(),
