@@ -51,12 +51,12 @@ impl Replacement {
             Network::Autoencoder { .. } => ("vae", "image autoencoder"),
             Network::TextEncoder => ("text_encoder", "text encoder"),
         };
-        let fits = |kind: &WeightsKind| match (kind, network) {
-            (WeightsKind::StableDiffusion1(_) | WeightsKind::StableDiffusion2(_) | WeightsKind::Unknown, _) => true,
-            (WeightsKind::UNet(_), Network::UNet { .. }) => true,
-            (WeightsKind::Autoencoder(_), Network::Autoencoder { .. }) => true,
-            (WeightsKind::TextEncoder, Network::TextEncoder) => true,
-            _ => false,
+        use {Network as N, WeightsKind as K};
+        let fits = |kind: &K| match network {
+            _ if matches!(kind, K::StableDiffusion1(_) | K::StableDiffusion2(_) | K::Unknown) => true,
+            N::UNet { .. } => matches!(kind, K::UNet(_)),
+            N::Autoencoder { .. } => matches!(kind, K::Autoencoder(_)),
+            N::TextEncoder => *kind == K::TextEncoder,
         };
         let folder =
             [path.join(part), path.to_path_buf()].into_iter().find(|folder| folder.join("config.json").is_file());

@@ -467,10 +467,10 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
-    let widths = inferred.config.multipliers.iter().map(|multiplier| multiplier * inferred.config.channels);
+    let deepest = inferred.config.multipliers.last().map_or(0, |multiplier| multiplier * inferred.config.channels);
     let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
     let heads = match head_width {
-        Some(head) => widths.last().unwrap_or_default() / head.max(1),
+        Some(head) => deepest / head.max(1),
         None => told.heads.unwrap_or(8),
     };
     let unet_config = UNetConfig {
