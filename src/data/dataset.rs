@@ -103,6 +103,8 @@ pub enum Source {
     Frames(Vec<PathBuf>),
     /// A folder of pictures, which is listed when it is opened.
     PictureFolder(PathBuf),
+    /// One of the two, which shows when it is opened.
+    FileOrFolder(PathBuf),
     /// A video of a numpy array.
     Numpy { file: Arc<NumpyFile>, index: i64 },
     /// A clip of a packed file, which holds every `step`-th frame of the original video.
@@ -115,8 +117,13 @@ impl Source {
         match self {
             Self::Numpy { file, .. } => Some(file.path()),
             Self::Packed { file, .. } => Some(file.path()),
-            Self::File(_) | Self::Frames(_) | Self::PictureFolder(_) => None,
+            Self::File(_) | Self::Frames(_) | Self::PictureFolder(_) | Self::FileOrFolder(_) => None,
         }
+    }
+
+    /// What lies at a path.
+    fn at(path: &Path) -> Self {
+        if path.is_dir() { Self::PictureFolder(path.to_path_buf()) } else { Self::File(path.to_path_buf()) }
     }
 
     /// Of the sizes of its files and of so many blocks of each.
@@ -132,6 +139,7 @@ impl Source {
             Self::File(path) => look_at(path, blocks, &mut hash)?,
             Self::Frames(pictures) => of_pictures(pictures, &mut hash)?,
             Self::PictureFolder(folder) => of_pictures(&pictures_in(folder)?.frames, &mut hash)?,
+            Self::FileOrFolder(path) => return Self::at(path).digest(blocks),
             Self::Numpy { file, .. } => look_at(file.path(), blocks, &mut hash)?,
             Self::Packed { file, .. } => look_at(file.path(), blocks, &mut hash)?,
         }
@@ -147,6 +155,7 @@ impl Source {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
             Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?.frames)),
+            Self::FileOrFolder(path) => return Self::at(path).open(),
             Self::Numpy { file, index } => Box::new(NumpyVideo::new(file.clone(), *index)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
