@@ -1,17 +1,15 @@
 //! Videos with captions: a table and a folder, or a text beside each video.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::BufReader,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, warn_once},
     folder::{EXTENSIONS, Folder},
     table::{Row, Rows, names},
 };
@@ -205,16 +203,6 @@ fn listing(videos: Vec<VideoEntry>, groups: &[(LeftOut, &str)], place: &Path) ->
         warn_once(said);
     }
     Ok(Listing { videos, left_out })
-}
-
-/// A command that lists its videos several times says once what it leaves out.
-fn warn_once(said: String) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut before = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if !before.contains(&said) {
-        tracing::warn!("{said}");
-        before.insert(said);
-    }
 }
 
 #[cfg(test)]
