@@ -74,6 +74,12 @@ impl Listing {
         digests.iter().for_each(|digest| hash.update(digest));
         Ok(format!("{:x}", hash.finalize()))
     }
+
+    /// Of how many pictures its videos are made.
+    fn pictures(&self) -> usize {
+        let of = |video: &VideoEntry| if let Source::Frames(pictures) = &video.source { pictures.len() } else { 0 };
+        self.videos.iter().map(of).sum()
+    }
 }
 
 impl From<Vec<VideoEntry>> for Listing {
@@ -207,7 +213,7 @@ pub enum DatasetConfig {
 
 impl DatasetConfig {
     /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
-    /// folder of videos, a folder of folders of pictures.
+    /// folder of videos, a folder of folders of pictures. Pictures that move are videos where they outnumber the others.
     ///
     /// # Errors
     /// Nothing there, or nothing of these; says what was found.
@@ -230,13 +236,18 @@ impl DatasetConfig {
             return Ok(Self::Packed { file });
         }
         let root = path.to_path_buf();
-        if let Err(no_videos) = (Folder { root: root.clone() }).listing_and_unread() {
-            return match (Frames { root: root.clone() }).listing_and_strays() {
+        let frames = || (Frames { root: root.clone() }).listing_and_strays();
+        match (Folder { root: root.clone() }).found() {
+            Ok(found) if found.is_of_pictures() => match frames() {
+                Ok((listing, _)) if listing.pictures() > found.videos.len() => Ok(Self::Frames { root }),
+                _ => Ok(Self::Folder { root }),
+            },
+            Ok(_) => Ok(Self::Folder { root }),
+            Err(no_videos) => match frames() {
                 Ok(_) => Ok(Self::Frames { root }),
                 Err(no_frames) => bail!("{no_videos}; {no_frames}"),
-            };
+            },
         }
-        Ok(Self::Folder { root })
     }
 
     /// The same, one split of it.
@@ -429,10 +440,10 @@ pub(super) fn warn_once(text: String) {
     }
 }
 
-/// The videos that were found, of which there must be some; else says what was looked for and what is there.
-pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Listing> {
-    ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
-    Ok(videos.into())
+/// There must be some videos; else says what was looked for and what is there.
+pub(super) fn ensure_some(videos: usize, root: &Path, wanted: &str, others: usize) -> Result<()> {
+    ensure!(videos > 0, "no {wanted} in {} or below it, but {others} other files", root.display());
+    Ok(())
 }
 
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names are passed over. A
@@ -585,5 +596,21 @@ mod tests {
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(b"caf\xe9"));
         let error = DataConfig { dataset: DatasetConfig::Folder { root }, ..config }.videos().unwrap_err().to_string();
         assert!(error.contains("caf\u{fffd} is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_preview_makes_no_folder_of_videos_of_folders_of_pictures() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().to_path_buf();
+        let write = |name: &str| {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), b"").unwrap();
+        };
+        ["a/1.png", "a/1.gif"].into_iter().for_each(write);
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Folder { root: root.clone() });
+        write("a/2.png");
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Frames { root: root.clone() });
+        write("b.mp4");
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Folder { root });
     }
 }
