@@ -350,15 +350,20 @@ impl DatasetConfig {
         Ok(())
     }
 
-    /// How its videos are read: as this version reads them, or as the one did that packed them.
+    /// How its videos are read: as this version reads them, or as the one did that packed them; none of arrays.
     ///
     /// # Errors
     /// A packed file that is missing or damaged.
-    pub fn reading(&self) -> Result<u32> {
+    pub fn reading(&self) -> Result<Option<u32>> {
         match self {
             Self::Packed { file } => Ok(PackedFile::open(file)?.spec.reading()),
-            _ => Ok(READING),
+            _ => Ok(self.reading_of(READING)),
         }
+    }
+
+    /// How its videos were read for a file that gives this number: none of arrays, which are what they are.
+    pub fn reading_of(&self, number: u32) -> Option<u32> {
+        (!matches!(self, Self::Numpy { .. })).then_some(number)
     }
 
     /// Whether its videos may have captions.
