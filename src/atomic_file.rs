@@ -15,6 +15,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rustix::{
+    io::Errno,
+    process::{Pid, test_kill_process},
+};
 
 /// Writes `path` by way of a temporary file in the same folder: a reader, or a run that was killed,
 /// finds the old file or the new one and nothing in between. Missing folders are made.
@@ -92,11 +96,22 @@ const ENDING: &str = "partial";
 
 /// Where the numbers of processes mean what they mean here: the machine and, of containers on one machine, the
 /// container.
-fn place() -> String {
+pub fn place() -> String {
+    let text = |file: &str| fs::read_to_string(file).unwrap_or_default();
+    let processes = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    place_of(&text("/etc/machine-id"), &text("/proc/sys/kernel/hostname"), &processes)
+}
+
+/// Machines that share a disk may have one name, and containers of one machine one name and one identity.
+fn place_of(machine: &str, host: &str, processes: &Path) -> String {
     let mut hasher = DefaultHasher::new();
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().hash(&mut hasher);
-    fs::read_link("/proc/self/ns/pid").unwrap_or_default().hash(&mut hasher);
+    (machine, host, processes).hash(&mut hasher);
     format!("{:08x}", hasher.finish() as u32)
+}
+
+/// Whether there is no process of this number here. The kernel is asked, since `/proc` may hide those of other people.
+pub fn is_dead(process: Pid) -> bool {
+    test_kill_process(process) == Err(Errno::SRCH)
 }
 
 /// Deletes what processes of this machine that are no more have left half written in a folder, once for each folder: a
@@ -108,7 +123,6 @@ fn sweep(folder: &Path) {
     }
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let is_dead = |pid: u32| pid != process::id() && !Path::new(&format!("/proc/{pid}")).exists();
         if writer(&entry.file_name().to_string_lossy()).is_some_and(is_dead) {
             let _ = fs::remove_file(entry.path());
         }
@@ -116,11 +130,11 @@ fn sweep(folder: &Path) {
 }
 
 /// The process of this machine that writes a file of this name, if it is a temporary one.
-fn writer(name: &str) -> Option<u32> {
+fn writer(name: &str) -> Option<Pid> {
     let (_, of) = name.strip_prefix('.')?.strip_suffix(ENDING)?.strip_suffix('.')?.rsplit_once('.')?;
     let (pid, count) = of.strip_prefix(&place())?.strip_prefix('-')?.split_once('-')?;
     count.parse::<u64>().ok()?;
-    pid.parse().ok()
+    Pid::from_raw(pid.parse().ok().filter(|pid| *pid > 0)?)
 }
 
 /// Brings the finished `temporary` to the disk and gives it its name, `path`, in the same folder.
@@ -159,6 +173,17 @@ mod tests {
         assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn machines_of_one_name_are_told_apart() {
+        let processes = Path::new("pid:[4026531836]");
+        let here = place_of("1c4e", "node", processes);
+        assert_eq!(here, place_of("1c4e", "node", processes));
+        assert_ne!(here, place_of("77ab", "node", processes));
+        assert_ne!(here, place_of("1c4e", "node", Path::new("pid:[4026532999]")));
+        // of everybody, and of this process itself
+        assert!(!is_dead(Pid::INIT) && !is_dead(rustix::process::getpid()));
     }
 
     #[test]

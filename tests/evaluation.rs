@@ -119,9 +119,9 @@ fn clips_of_a_former_reading_are_told_of() {
     write_generated(&at.join("generated.safetensors"), &clips.narrow(0, 4, 4));
     let spec = |dataset: serde_json::Value| serde_json::json!({"dataset": dataset, "frames": 10, "frame_stride": 1, "resolution": 32, "seed": 0});
     let real = || clips.narrow(0, 0, 4).contiguous();
-    for (dataset, told) in [
-        (serde_json::json!({"kind": "folder", "root": "clips"}), 1),
-        (serde_json::json!({"kind": "numpy", "file": "clips.npy"}), 0),
+    for (dataset, reading, told) in [
+        (serde_json::json!({"kind": "folder", "root": "clips"}), Some(0), 1),
+        (serde_json::json!({"kind": "numpy", "file": "clips.npy"}), None, 0),
     ] {
         write_safetensors_atomically(&at.join("real.safetensors"), &[("clips", real())], &spec(dataset)).unwrap();
         let files = ["evaluate", "--real", "real.safetensors", "--generated", "generated.safetensors"];
@@ -129,6 +129,8 @@ fn clips_of_a_former_reading_are_told_of() {
         let line = "real.safetensors was made when lvdm read every video as BT.601";
         assert_eq!(said.err.matches(line).count(), told, "{}", said.err);
         assert_eq!(said.err.matches("make it again with `lvdm data pack`").count(), told, "{}", said.err);
+        // and the figures say of which reading they are
+        assert_eq!(json(&at.join("out/figures.json"))["protocol"]["reading"].as_u64(), reading);
     }
 }
 

@@ -5,14 +5,19 @@
 
 #![cfg(feature = "video")]
 
+mod common;
+
 use std::{
+    cell::Cell,
     ffi::OsStr,
     fs,
+    io::ErrorKind,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use common::skip;
 use lvdm::data::{DataConfig, DatasetConfig, RgbFrame, VideoReader, VideoWriter};
 use video_rs::ffmpeg::{
     Dictionary, Packet, Rational, codec,
@@ -25,11 +30,34 @@ use video_rs::ffmpeg::{
 /// The way in which lvdm has FFmpeg convert colours.
 const FLAGS: &str = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact";
 
+/// Says once a test that its frames are not compared with those of the command `ffmpeg`.
+fn skip_ffmpeg() {
+    thread_local!(static SAID: Cell<bool> = const { Cell::new(false) });
+    if !SAID.replace(true) {
+        skip("the command ffmpeg is not installed: frames are compared with what was stored alone", true);
+    }
+}
+
+/// Whether this FFmpeg has an encoder that Debian's has; says so where it does not.
+fn has_encoder(name: &str) -> bool {
+    let found = encoder::find_by_name(name).is_some();
+    if !found {
+        skip(&format!("this FFmpeg has no encoder {name}"), true);
+    }
+    found
+}
+
 /// Mean and largest difference of all frames from those that `ffmpeg` shows; none where it is not installed.
 fn against_ffmpeg(path: &Path, frames: &[RgbFrame]) -> Option<(f64, u8)> {
     let sync = ["-fps_mode", "passthrough", "-sws_flags", FLAGS, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"];
     let mut command = Command::new("ffmpeg");
-    let shown = command.args(["-v", "error", "-i"]).arg(path).args(sync).output().ok()?;
+    let shown = match command.args(["-v", "error", "-i"]).arg(path).args(sync).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            skip_ffmpeg();
+            return None;
+        }
+        shown => shown.unwrap(),
+    };
     assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
     let pixels: Vec<u8> = frames.iter().flat_map(|frame| frame.pixels.iter().copied()).collect();
     assert_eq!(pixels.len(), shown.stdout.len(), "{}: other frames than ffmpeg's", path.display());
@@ -186,8 +214,7 @@ fn colours_are_of_the_matrix_and_the_range_that_a_video_says() {
         ""
     );
     for Coder { name, encoder, format, ending, options } in coders {
-        if encoder::find_by_name(encoder).is_none() {
-            eprintln!("{name} is not tested: this FFmpeg has no encoder {encoder}");
+        if !has_encoder(encoder) {
             continue;
         }
         for (matrix, space, parts) in matrices {
@@ -409,8 +436,7 @@ fn a_video_is_turned_as_its_display_matrix_says() {
 fn an_orientation_in_the_coded_video_holds_from_its_key_frame_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.h264");
-    if encoder::find_by_name("libx264").is_none() {
-        eprintln!("not tested: this FFmpeg has no encoder libx264");
+    if !has_encoder("libx264") {
         return;
     }
     let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);
@@ -436,8 +462,7 @@ fn an_orientation_in_the_coded_video_holds_from_its_key_frame_on() {
 fn a_stream_that_begins_without_a_key_frame_is_read_from_the_first_one_on() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.ts");
-    if encoder::find_by_name("libx264").is_none() {
-        eprintln!("not tested: this FFmpeg has no encoder libx264");
+    if !has_encoder("libx264") {
         return;
     }
     let picture = coloured_squares(Pixel::YUV420P, [0.299, 0.114], false);

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::atomic_file::{is_dead, place};
 
 /// The file by which a run folder is held. It is there as long as it is.
 const LOCK_FILE: &str = ".lock";
@@ -24,7 +27,11 @@ const STALE_AFTER: Duration = Duration::from_secs(300);
 /// Who holds a run folder, as its file says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
+    /// For people.
     host: String,
+    /// Where its number means this process.
+    #[serde(default)]
+    place: String,
     pid: u32,
     /// In the kernel's ticks since the machine was started: tells a process from a later one of the same number.
     started: u64,
@@ -37,7 +44,7 @@ impl Holder {
     fn new() -> Self {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let pid = std::process::id();
-        Holder { host: host.trim().into(), pid, started: start_of(pid).unwrap_or(0), since: now() }
+        Holder { host: host.trim().into(), place: place(), pid, started: start_of(pid).unwrap_or(0), since: now() }
     }
 
     fn read(file: &mut File) -> Option<Self> {
@@ -53,10 +60,17 @@ impl Holder {
         Ok(writeln!(file, "{}", serde_json::to_string(self)?)?)
     }
 
-    /// Whether it lives, for all that can be known from `here`: on one machine by the process, else by how long ago
-    /// the file was renewed.
+    /// Whether it lives, for all that can be known from the place `here`: on one machine by the process, else by how
+    /// long ago the file was renewed.
     fn lives(&self, here: &str, renewed: Duration) -> bool {
-        if self.host == here { start_of(self.pid) == Some(self.started) } else { renewed < STALE_AFTER }
+        if self.place != here {
+            return renewed < STALE_AFTER;
+        }
+        match start_of(self.pid) {
+            Some(started) => started == self.started,
+            // `/proc` may hide it
+            None => i32::try_from(self.pid).ok().and_then(Pid::from_raw).is_some_and(|pid| !is_dead(pid)),
+        }
     }
 }
 
@@ -116,7 +130,7 @@ impl RunLock {
             let own = Holder::new();
             if !by_system
                 && let Some(holder) = Holder::read(&mut file)
-                && holder.lives(&own.host, file.metadata()?.modified()?.elapsed().unwrap_or_default())
+                && holder.lives(&own.place, file.metadata()?.modified()?.elapsed().unwrap_or_default())
             {
                 return refuse(run, Some(holder));
             }
@@ -193,12 +207,15 @@ mod tests {
     fn without_locks_of_the_system_host_process_and_time_decide() {
         let own = Holder::new();
         let (old, new) = (2 * STALE_AFTER, Duration::ZERO);
-        assert!(own.lives(&own.host, old), "this process lives");
+        assert!(own.lives(&own.place, old), "this process lives");
         let reused = Holder { started: own.started + 1, ..own.clone() };
-        assert!(!reused.lives(&own.host, new), "a later process of the same number is another one");
-        assert!(!Holder { pid: u32::MAX, ..own.clone() }.lives(&own.host, new));
-        let far = Holder { host: "elsewhere".into(), ..own.clone() };
-        assert!(far.lives(&own.host, new) && !far.lives(&own.host, old));
+        assert!(!reused.lives(&own.place, new), "a later process of the same number is another one");
+        assert!(!Holder { pid: u32::MAX, ..own.clone() }.lives(&own.place, new));
+        // another machine may have the same name
+        let namesake = Holder { place: "elsewhere".into(), pid: u32::MAX, ..own.clone() };
+        assert!(namesake.lives(&own.place, new), "its processes are not those of this machine");
+        let far = Holder { host: "elsewhere".into(), ..namesake };
+        assert!(far.lives(&own.place, new) && !far.lives(&own.place, old));
         // and the file is what says so
         let folder = tempfile::tempdir().unwrap();
         let mut file = File::create_new(folder.path().join(LOCK_FILE)).unwrap();

@@ -14,6 +14,7 @@ use crate::{
     atomic_file::write_atomically,
     data::{PackedWriter, numpy::NumpyWriter, write_video},
     experiment::Mistake,
+    file_format::read_json,
 };
 
 /// What videos are written as.
@@ -164,8 +165,7 @@ const SETTINGS_FILE: &str = "sampling.json";
 pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
     let file = folder.join(SETTINGS_FILE);
     if file.exists() {
-        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let before: Value = serde_json::from_str(&text).with_context(|| format!("{} is damaged", file.display()))?;
+        let before = read_json(&file)?;
         if before == *settings {
             return Ok(());
         }

@@ -1,17 +1,15 @@
 //! Videos with captions: a table and a folder, or a text beside each video.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
-    io::BufReader,
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, warn_once},
     folder::{EXTENSIONS, Folder},
     table::{Row, Rows, names},
 };
@@ -60,7 +58,7 @@ impl Webvid {
             header = match first {
                 Some(Row { cells: Ok(cells), .. }) => cells,
                 Some(Row { cells: Err(_), .. }) if separator != b',' => continue,
-                Some(Row { line, cells: Err(why) }) => {
+                Some(Row { line, cells: Err(why), .. }) => {
                     bail!("{name} is not a table of comma-separated values: its header, on line {line}, {why}")
                 }
                 None => Vec::new(),
@@ -80,6 +78,20 @@ impl Webvid {
             lacking.join("`, `"),
             heads.join("`, `")
         )
+    }
+
+    /// Whether a quote that is open has swallowed rows, up to one that ends in a quote: lines with as many cells as the
+    /// header, whose id is another than the row's, and a number as WebVid's are or that of a video that is there.
+    fn holds_rows(&self, row: &Row, rows: &Rows<impl BufRead>, columns: &Columns) -> bool {
+        let own = row.cells.as_ref().ok().and_then(|cells| cells.get(columns.id));
+        rows.inner(row).any(|cells| {
+            let id = trim(cells.get(columns.id).map_or("", String::as_str));
+            let is_id = || {
+                let folder = columns.folder.and_then(|column| cells.get(column)).map_or("", |folder| trim(folder));
+                id.bytes().all(|byte| byte.is_ascii_digit()) || self.video(folder, id).is_some()
+            };
+            cells.len() == columns.count && !id.is_empty() && own.is_none_or(|own| trim(own) != id) && is_id()
+        })
     }
 
     /// `root/page_dir/videoid.mp4`, without the folder where there is none, or with another ending, which the id may have
@@ -106,11 +118,16 @@ impl VideoDataset for Webvid {
         let mut videos = Vec::new();
         let (mut absent, mut silent, mut unfit) = (LeftOut::default(), LeftOut::default(), LeftOut::default());
         let mut count = 0;
-        while let Some(Row { line, cells }) =
-            rows.next_row().with_context(|| format!("cannot read the table {name}"))?
-        {
+        while let Some(row) = rows.next_row().with_context(|| format!("cannot read the table {name}"))? {
             count += 1;
-            let cells = match cells {
+            let line = row.line;
+            let cells = match &row.cells {
+                Ok(_) if self.holds_rows(&row, &rows, &columns) => {
+                    unfit
+                        .add(&format!("row {count}, on line {line}, has other rows within quotes: is one not closed?"));
+                    rows.read_again(row);
+                    continue;
+                }
                 Ok(cells) => cells,
                 Err(why) => {
                     unfit.add(&format!("row {count}, on line {line}, {why}"));
@@ -207,16 +224,6 @@ fn listing(videos: Vec<VideoEntry>, groups: &[(LeftOut, &str)], place: &Path) ->
     Ok(Listing { videos, left_out })
 }
 
-/// A command that lists its videos several times says once what it leaves out.
-fn warn_once(said: String) {
-    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut before = SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if !before.contains(&said) {
-        tracing::warn!("{said}");
-        before.insert(said);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -288,6 +295,22 @@ mod tests {
         for (separator, header) in [(';', "name;videoid"), ('\t', "\u{feff}\"name\"\tvideoid")] {
             let (found, _) = read(&format!("{header}\nA dog, running{separator}1\n")).unwrap();
             assert_eq!(found, [pair(1, "A dog, running")]);
+        }
+    }
+
+    /// A quote that is open ends at the next one that stands at the end of a row: that row is none of its caption.
+    #[test]
+    fn an_open_quote_that_a_later_row_seems_to_close_swallows_no_row() {
+        let pair = |i: usize, caption: &str| (format!("{i}.mp4"), caption.to_string());
+        let (found, count) = read("videoid,name\n1,\"A dog\n2,a cat\n5,pipe 5\"\n6,a bird\n").unwrap();
+        assert_eq!((found, count), (vec![pair(2, "a cat"), pair(5, "pipe 5\""), pair(6, "a bird")], 1));
+        // what is one caption stays one, wherever its column stands
+        for (text, caption) in [
+            ("videoid,name\n1,\"A dog,\nwalks, slowly\nhome, 2\"\n", "A dog,\nwalks, slowly\nhome, 2"),
+            ("name,videoid\n\"A dog,\nrunning\",1\n", "A dog,\nrunning"),
+            ("name,videoid\n\"A dog\nwalks, slowly\",1\n", "A dog\nwalks, slowly"),
+        ] {
+            assert_eq!(read(text).unwrap(), (vec![pair(1, caption)], 0), "{text}");
         }
     }
 

@@ -74,6 +74,12 @@ impl Listing {
         digests.iter().for_each(|digest| hash.update(digest));
         Ok(format!("{:x}", hash.finalize()))
     }
+
+    /// Of how many pictures its videos are made.
+    fn pictures(&self) -> usize {
+        let of = |video: &VideoEntry| if let Source::Frames(pictures) = &video.source { pictures.len() } else { 0 };
+        self.videos.iter().map(of).sum()
+    }
 }
 
 impl From<Vec<VideoEntry>> for Listing {
@@ -103,6 +109,8 @@ pub enum Source {
     Frames(Vec<PathBuf>),
     /// A folder of pictures, which is listed when it is opened.
     PictureFolder(PathBuf),
+    /// One of the two, which shows when it is opened.
+    FileOrFolder(PathBuf),
     /// A video of a numpy array.
     Numpy { file: Arc<NumpyFile>, index: i64 },
     /// A clip of a packed file, which holds every `step`-th frame of the original video.
@@ -115,8 +123,13 @@ impl Source {
         match self {
             Self::Numpy { file, .. } => Some(file.path()),
             Self::Packed { file, .. } => Some(file.path()),
-            Self::File(_) | Self::Frames(_) | Self::PictureFolder(_) => None,
+            Self::File(_) | Self::Frames(_) | Self::PictureFolder(_) | Self::FileOrFolder(_) => None,
         }
+    }
+
+    /// What lies at a path.
+    fn at(path: &Path) -> Self {
+        if path.is_dir() { Self::PictureFolder(path.to_path_buf()) } else { Self::File(path.to_path_buf()) }
     }
 
     /// Of the sizes of its files and of so many blocks of each.
@@ -132,6 +145,7 @@ impl Source {
             Self::File(path) => look_at(path, blocks, &mut hash)?,
             Self::Frames(pictures) => of_pictures(pictures, &mut hash)?,
             Self::PictureFolder(folder) => of_pictures(&pictures_in(folder)?.frames, &mut hash)?,
+            Self::FileOrFolder(path) => return Self::at(path).digest(blocks),
             Self::Numpy { file, .. } => look_at(file.path(), blocks, &mut hash)?,
             Self::Packed { file, .. } => look_at(file.path(), blocks, &mut hash)?,
         }
@@ -147,6 +161,7 @@ impl Source {
             Self::File(path) => Box::new(VideoReader::open(path)?),
             Self::Frames(pictures) => Box::new(FrameFolder::new(pictures.clone())),
             Self::PictureFolder(folder) => Box::new(FrameFolder::new(pictures_in(folder)?.frames)),
+            Self::FileOrFolder(path) => return Self::at(path).open(),
             Self::Numpy { file, index } => Box::new(NumpyVideo::new(file.clone(), *index)),
             Self::Packed { file, index, step } => Box::new(PackedVideo::new(file.clone(), *index, *step)),
         })
@@ -198,7 +213,7 @@ pub enum DatasetConfig {
 
 impl DatasetConfig {
     /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
-    /// folder of videos, a folder of folders of pictures.
+    /// folder of videos, a folder of folders of pictures. Pictures that move are videos where they outnumber the others.
     ///
     /// # Errors
     /// Nothing there, or nothing of these; says what was found.
@@ -221,13 +236,18 @@ impl DatasetConfig {
             return Ok(Self::Packed { file });
         }
         let root = path.to_path_buf();
-        if let Err(no_videos) = (Folder { root: root.clone() }).listing_and_unread() {
-            return match (Frames { root: root.clone() }).listing_and_strays() {
+        let frames = || (Frames { root: root.clone() }).listing_and_strays();
+        match (Folder { root: root.clone() }).found() {
+            Ok(found) if found.is_of_pictures() => match frames() {
+                Ok((listing, _)) if listing.pictures() > found.videos.len() => Ok(Self::Frames { root }),
+                _ => Ok(Self::Folder { root }),
+            },
+            Ok(_) => Ok(Self::Folder { root }),
+            Err(no_videos) => match frames() {
                 Ok(_) => Ok(Self::Frames { root }),
                 Err(no_frames) => bail!("{no_videos}; {no_frames}"),
-            };
+            },
         }
-        Ok(Self::Folder { root })
     }
 
     /// The same, one split of it.
@@ -330,15 +350,20 @@ impl DatasetConfig {
         Ok(())
     }
 
-    /// How its videos are read: as this version reads them, or as the one did that packed them.
+    /// How its videos are read: as this version reads them, or as the one did that packed them; none of arrays.
     ///
     /// # Errors
     /// A packed file that is missing or damaged.
-    pub fn reading(&self) -> Result<u32> {
+    pub fn reading(&self) -> Result<Option<u32>> {
         match self {
             Self::Packed { file } => Ok(PackedFile::open(file)?.spec.reading()),
-            _ => Ok(READING),
+            _ => Ok(self.reading_of(READING)),
         }
+    }
+
+    /// How its videos were read for a file that gives this number: none of arrays, which are what they are.
+    pub fn reading_of(&self, number: u32) -> Option<u32> {
+        (!matches!(self, Self::Numpy { .. })).then_some(number)
     }
 
     /// Whether its videos may have captions.
@@ -420,10 +445,10 @@ pub(super) fn warn_once(text: String) {
     }
 }
 
-/// The videos that were found, of which there must be some; else says what was looked for and what is there.
-pub(super) fn some(videos: Vec<VideoEntry>, root: &Path, wanted: &str, others: usize) -> Result<Listing> {
-    ensure!(!videos.is_empty(), "no {wanted} in {} or below it, but {others} other files", root.display());
-    Ok(videos.into())
+/// There must be some videos; else says what was looked for and what is there.
+pub(super) fn ensure_some(videos: usize, root: &Path, wanted: &str, others: usize) -> Result<()> {
+    ensure!(videos > 0, "no {wanted} in {} or below it, but {others} other files", root.display());
+    Ok(())
 }
 
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names are passed over. A
@@ -576,5 +601,21 @@ mod tests {
         let root = PathBuf::from(std::ffi::OsStr::from_bytes(b"caf\xe9"));
         let error = DataConfig { dataset: DatasetConfig::Folder { root }, ..config }.videos().unwrap_err().to_string();
         assert!(error.contains("caf\u{fffd} is not UTF-8"), "{error}");
+    }
+
+    #[test]
+    fn a_preview_makes_no_folder_of_videos_of_folders_of_pictures() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().to_path_buf();
+        let write = |name: &str| {
+            fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
+            fs::write(root.join(name), b"").unwrap();
+        };
+        ["a/1.png", "a/1.gif"].into_iter().for_each(write);
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Folder { root: root.clone() });
+        write("a/2.png");
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Frames { root: root.clone() });
+        write("b.mp4");
+        assert_eq!(DatasetConfig::at(&root).unwrap(), DatasetConfig::Folder { root });
     }
 }

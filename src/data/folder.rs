@@ -1,22 +1,49 @@
 //! A folder of video files.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk, warn_once};
+use super::dataset::{
+    Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, walk, warn_once,
+};
 
 /// Endings of video files that FFmpeg reads, the usual ones first.
 pub(super) const EXTENSIONS: [&str; 33] = [
-    "mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "gif", "ts", "mts", "m2ts", "3gp", "3g2",
-    "ogv", "qt", "asf", "f4v", "vob", "m1v", "m2v", "mxf", "dv", "divx", "rm", "rmvb", "y4m", "h264", "hevc", "ivf",
+    "mp4", "avi", "webm", "mkv", "mov", "m4v", "mpg", "mpeg", "wmv", "flv", "ts", "mts", "m2ts", "3gp", "3g2", "ogv",
+    "qt", "asf", "f4v", "vob", "m1v", "m2v", "mxf", "dv", "divx", "rm", "rmvb", "y4m", "h264", "hevc", "ivf", "gif",
     "apng",
 ];
+
+/// Those of pictures that move: videos of a data set that has no others, and beside others their previews.
+const MOVING_PICTURES: [&str; 2] = ["gif", "apng"];
 
 /// The ending of pictures that may move, of which FFmpeg shows no more than one.
 const UNREAD: &str = "webp";
 
-/// Every video file under `root`, at any depth, sorted by path.
+/// Takes the previews out of the videos of a data set: pictures that move, where there are other videos too.
+pub(super) fn take_previews(videos: &mut Vec<PathBuf>) -> Vec<PathBuf> {
+    let (mut moving, others): (Vec<_>, Vec<_>) =
+        std::mem::take(videos).into_iter().partition(|video| has_extension(video, &MOVING_PICTURES));
+    *videos = if others.is_empty() { std::mem::take(&mut moving) } else { others };
+    moving
+}
+
+/// Says that [`take_previews`] took some.
+pub(super) fn warn_of_previews(previews: &[PathBuf], root: &Path) {
+    if let Some(first) = previews.first() {
+        warn_once(format!(
+            "{} files ending in {} below {} are passed over, since they are taken for previews of the other videos there; \
+             the first: {}",
+            previews.len(),
+            MOVING_PICTURES.join(" or "),
+            root.display(),
+            first.display()
+        ));
+    }
+}
+
+/// Every video file under `root`, at any depth, sorted by path. Pictures that move count where there is no other video.
 pub struct Folder {
     /// Searched at any depth.
     pub root: PathBuf,
@@ -24,7 +51,8 @@ pub struct Folder {
 
 impl VideoDataset for Folder {
     fn videos(&self) -> Result<Listing> {
-        let (listing, unread) = self.listing_and_unread()?;
+        let Found { videos, unread, previews } = self.found()?;
+        warn_of_previews(&previews, &self.root);
         if let Some(first) = unread.first() {
             warn_once(format!(
                 "{} {UNREAD} files below {} are passed over, since FFmpeg shows no moving pictures of that format; the first: {}",
@@ -33,31 +61,47 @@ impl VideoDataset for Folder {
                 first.display()
             ));
         }
-        Ok(listing)
+        let entry =
+            |file: PathBuf| VideoEntry { name: file.display().to_string(), source: Source::File(file), caption: None };
+        Ok(videos.into_iter().map(entry).collect::<Vec<_>>().into())
+    }
+}
+
+/// What lies below a folder of videos.
+pub(super) struct Found {
+    /// At least one.
+    pub videos: Vec<PathBuf>,
+    /// May be videos, and cannot be read.
+    pub unread: Vec<PathBuf>,
+    /// Show the videos to people.
+    pub previews: Vec<PathBuf>,
+}
+
+impl Found {
+    /// Whether all videos are pictures that move.
+    pub fn is_of_pictures(&self) -> bool {
+        self.videos.iter().all(|video| has_extension(video, &MOVING_PICTURES))
     }
 }
 
 impl Folder {
-    /// The videos, and files that may be videos and cannot be read.
-    pub(super) fn listing_and_unread(&self) -> Result<(Listing, Vec<PathBuf>)> {
+    pub(super) fn found(&self) -> Result<Found> {
         let wanted = format!("video files ({})", EXTENSIONS.join(", "));
         ensure_folder(&self.root, &wanted)?;
         let (mut videos, mut unread, mut others) = (Vec::new(), Vec::new(), 0);
         walk(&self.root, &mut |_, files| {
             for file in files {
                 if has_extension(&file, &EXTENSIONS) {
-                    videos.push(VideoEntry {
-                        name: file.display().to_string(),
-                        source: Source::File(file),
-                        caption: None,
-                    });
+                    videos.push(file);
                 } else {
                     others += 1;
                     unread.extend(Some(file).filter(|file| has_extension(file, &[UNREAD])));
                 }
             }
         })?;
-        Ok((some(videos, &self.root, &wanted, others)?, unread))
+        ensure_some(videos.len(), &self.root, &wanted, others)?;
+        let previews = take_previews(&mut videos);
+        Ok(Found { videos, unread, previews })
     }
 }
 
@@ -80,9 +124,29 @@ mod tests {
         let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
         assert_eq!(names, ["z.MP4", "b/x.webm", "b/c/y.avi"].map(|name| root.join(name).display().to_string()));
         fs::write(root.join("moving.webp"), []).unwrap();
-        let (listing, unread) = folder.listing_and_unread().unwrap();
-        assert_eq!((listing.videos.len(), unread), (3, vec![root.join("moving.webp")]));
+        let found = folder.found().unwrap();
+        assert_eq!((found.videos.len(), found.unread), (3, vec![root.join("moving.webp")]));
         fs::remove_dir_all(&root).unwrap();
         assert!(folder.videos().unwrap_err().to_string().contains("there is no folder"));
+    }
+
+    #[test]
+    fn pictures_that_move_are_videos_only_where_no_others_are() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path();
+        for name in ["samples.gif", "a/x.GIF", "a/y.apng"] {
+            fs::create_dir_all(root.join("a")).unwrap();
+            fs::write(root.join(name), []).unwrap();
+        }
+        let folder = Folder { root: root.to_path_buf() };
+        let found = folder.found().unwrap();
+        assert!(found.videos.len() == 3 && found.previews.is_empty() && found.is_of_pictures());
+        fs::create_dir(root.join("samples")).unwrap();
+        fs::write(root.join("samples/00000.mp4"), []).unwrap();
+        let found = folder.found().unwrap();
+        assert_eq!(found.previews, ["samples.gif", "a/x.GIF", "a/y.apng"].map(|name| root.join(name)));
+        assert!(!found.is_of_pictures());
+        let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
+        assert_eq!(names, [root.join("samples/00000.mp4").display().to_string()]);
     }
 }

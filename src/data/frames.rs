@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, some, walk, warn_once},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, walk, warn_once},
     folder,
     frame_folder::{EXTENSIONS, Pictures},
 };
@@ -62,7 +62,8 @@ impl Frames {
             videos.remove(0);
             strays.retain(|stray| stray.parent() != Some(&self.root));
         }
-        Ok((some(videos, &self.root, &wanted, others)?, strays))
+        ensure_some(videos.len(), &self.root, &wanted, others)?;
+        Ok((videos.into(), strays))
     }
 }
 

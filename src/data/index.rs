@@ -42,11 +42,12 @@ pub struct IndexEntry {
 impl IndexEntry {
     /// What holds its frames.
     pub fn source(&self) -> Source {
-        // A folder may end like a file. Where the name and the rate say the same, the disk is not asked.
-        let said = self.fps.is_some() && has_extension(&self.path, &folder::EXTENSIONS);
-        match said || !self.path.is_dir() {
-            true => Source::File(self.path.clone()),
-            false => Source::PictureFolder(self.path.clone()),
+        // A folder may end like a file. Where the name and the rate say the same, the disk is not asked; else it is when
+        // the video is opened, since the disk may not be there yet.
+        match (self.fps.is_some(), has_extension(&self.path, &folder::EXTENSIONS)) {
+            (true, true) => Source::File(self.path.clone()),
+            (false, false) => Source::PictureFolder(self.path.clone()),
+            _ => Source::FileOrFolder(self.path.clone()),
         }
     }
 }
@@ -178,5 +179,26 @@ mod tests {
         assert!(videos(None, 99).unwrap_err().to_string().contains("shorter"));
         fs::write(moved.join("index.jsonl"), "{\"path\": 3}\n").unwrap();
         assert!(format!("{:#}", videos(None, 1).unwrap_err()).contains("line 1"));
+    }
+
+    #[test]
+    fn a_disk_that_comes_later_is_asked_later() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("v.mp4");
+        let of = |path: &Path, fps| IndexEntry { fps, ..entry(path.to_path_buf(), 2, "train") }.source();
+        let source = of(&folder, None);
+        assert!(matches!(of(&folder, Some(25.0)), Source::File(_)));
+        assert!(matches!(of(&place.path().join("v"), None), Source::PictureFolder(_)));
+        assert!(source.open().is_err());
+        // as a network's disk is mounted after the index was read
+        fs::create_dir(&folder).unwrap();
+        for frame in 0..2 {
+            let pixels = tch::Tensor::zeros([4, 4, 3], (tch::Kind::Uint8, tch::Device::Cpu));
+            super::super::pictures::write_png(&folder.join(format!("{frame}.png")), &pixels).unwrap();
+        }
+        assert_eq!(source.open().unwrap().frames(), 2);
+        let listing = |source| Listing::from(vec![VideoEntry { name: String::new(), source, caption: None }]);
+        let pictures = listing(Source::PictureFolder(folder));
+        assert_eq!(listing(source).fingerprint().unwrap(), pictures.fingerprint().unwrap());
     }
 }

@@ -44,7 +44,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
         frame_stride: clip.frame_stride,
         resolution: clip.resolution,
         seed,
-        reading: config.dataset.reading()?,
+        reading: config.dataset.reading()?.unwrap_or(READING),
     };
     let metadata = serde_json::to_value(&spec)?;
     let [frames, side] = [clip.frames as usize, clip.resolution as usize];

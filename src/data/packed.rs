@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     clip::{FrameSource, RgbFrame, window},
     dataset::{DatasetConfig, Listing, Source, VideoDataset, VideoEntry},
-    reading::{READING, warn_of_former_reading},
+    reading::warn_of_former_reading,
 };
 use crate::safetensors::Header;
 
@@ -37,19 +37,15 @@ pub struct PackedSpec {
     pub resolution: i64,
     /// The seed that chose their order and places.
     pub seed: u64,
-    /// How videos were read, see [`READING`].
+    /// How videos were read, see [`READING`](super::READING).
     #[serde(default)]
     pub reading: u32,
 }
 
 impl PackedSpec {
-    /// How the videos were read that the clips came from.
-    pub fn reading(&self) -> u32 {
-        match self.dataset {
-            // generated clips and arrays are what they are
-            None | Some(DatasetConfig::Numpy { .. }) => READING,
-            Some(_) => self.reading,
-        }
+    /// How the videos were read that the clips came from; none of generated clips and of arrays, which are what they are.
+    pub fn reading(&self) -> Option<u32> {
+        self.dataset.as_ref().and_then(|dataset| dataset.reading_of(self.reading))
     }
 }
 

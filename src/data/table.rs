@@ -1,5 +1,5 @@
 //! Tables of separated values (RFC 4180), read row by row and strictly: a row that does not fit is told apart, and costs
-//! no other row.
+//! no other row. The crate csv reads an open quote to the end of the file and cannot go back to the rows behind it.
 
 use std::{
     collections::VecDeque,
@@ -8,7 +8,7 @@ use std::{
 
 use crate::text_file::{BYTE_ORDER_MARK, trim};
 
-/// Bytes of one row at most: a quote that is never closed reaches no further.
+/// Bytes of a line at most, and of the lines that a quote is looked for in: one that is never closed reaches no further.
 const LONGEST_ROW: usize = 1 << 16;
 
 /// One row.
@@ -18,6 +18,8 @@ pub struct Row {
     pub line: usize,
     /// Its cells without quotes, or why it has none.
     pub cells: Result<Vec<String>, &'static str>,
+    /// Its lines behind the first, which quotes hold together.
+    more: Vec<Vec<u8>>,
 }
 
 /// The rows of a text, the header among them. Lines end in LF, CRLF or CR; empty ones are no rows.
@@ -36,15 +38,15 @@ impl<R: BufRead> Rows<R> {
         Rows { input, separator, ahead: VecDeque::new(), lines: 0 }
     }
 
-    /// The next line, with its end.
+    /// The next line, with its end; of one that is too long for a row the beginning.
     fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         if let Some(line) = self.ahead.pop_front() {
             return Ok(Some(line));
         }
-        let mut line = Vec::new();
+        let (mut line, mut last) = (Vec::new(), None);
         loop {
             let bytes = self.input.fill_buf()?;
-            if bytes.is_empty() || line.last() == Some(&b'\r') {
+            if bytes.is_empty() || last == Some(b'\r') {
                 // LF behind CR belongs to the same end
                 if bytes.first() == Some(&b'\n') {
                     line.push(b'\n');
@@ -54,9 +56,10 @@ impl<R: BufRead> Rows<R> {
             }
             let end = bytes.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
             let count = end.map_or(bytes.len(), |end| end + 1);
-            line.extend_from_slice(&bytes[..count]);
+            line.extend_from_slice(&bytes[..count.min((LONGEST_ROW + 1).saturating_sub(line.len()))]);
+            last = Some(bytes[count - 1]);
             self.input.consume(count);
-            if line.last() == Some(&b'\n') {
+            if last == Some(b'\n') {
                 break;
             }
         }
@@ -73,11 +76,14 @@ impl<R: BufRead> Rows<R> {
             self.lines += 1;
             let begins_file = self.lines == 1;
             let line = self.lines;
-            let row = |cells| Ok(Some(Row { line, cells }));
+            let row = |cells, more| Ok(Some(Row { line, cells, more }));
             let mark = BYTE_ORDER_MARK.to_string();
             let first = first.strip_prefix(mark.as_bytes()).filter(|_| begins_file).unwrap_or(&first);
             if first.iter().all(|byte| matches!(byte, b'\n' | b'\r')) {
                 continue;
+            }
+            if first.len() > LONGEST_ROW {
+                return row(Err("is too long"), Vec::new());
             }
             let mut cells = Cells::new(self.separator);
             let (mut taken, mut length, mut more) = (cells.take(first), first.len(), Vec::new());
@@ -85,8 +91,7 @@ impl<R: BufRead> Rows<R> {
                 match taken {
                     Taken::Whole => {
                         self.lines += more.len();
-                        let texts: Result<_, _> = cells.done.into_iter().map(String::from_utf8).collect();
-                        return row(texts.map_err(|_| "is not UTF-8"));
+                        return row(cells.texts(), more);
                     }
                     Taken::Wrong => break "has something behind a closing quote",
                     Taken::Open => {}
@@ -94,12 +99,30 @@ impl<R: BufRead> Rows<R> {
                 let Some(line) = (if length < LONGEST_ROW { self.line()? } else { None }) else {
                     break "has a quote that is not closed";
                 };
-                (taken, length) = (cells.take(&line), length + line.len());
+                length += line.len();
+                if line.len() <= LONGEST_ROW {
+                    taken = cells.take(&line);
+                }
                 more.push(line);
             };
             more.into_iter().rev().for_each(|line| self.ahead.push_front(line));
-            return row(Err(why));
+            return row(Err(why), Vec::new());
         }
+    }
+
+    /// The cells of each line behind the first of a row that stands on several, read as if the line were a row.
+    pub fn inner<'a>(&self, row: &'a Row) -> impl Iterator<Item = Vec<String>> + use<'a, R> {
+        let separator = self.separator;
+        row.more.iter().filter_map(move |line| {
+            let mut cells = Cells::new(separator);
+            if let Taken::Whole = cells.take(line) { cells.texts().ok() } else { None }
+        })
+    }
+
+    /// Takes back the lines behind the first of the row that came last: they are rows of their own.
+    pub fn read_again(&mut self, row: Row) {
+        self.lines -= row.more.len();
+        row.more.into_iter().rev().for_each(|line| self.ahead.push_front(line));
     }
 }
 
@@ -124,6 +147,10 @@ enum Taken {
 impl Cells {
     fn new(separator: u8) -> Self {
         Cells { separator, done: Vec::new(), cell: Vec::new(), in_quotes: false }
+    }
+
+    fn texts(self) -> Result<Vec<String>, &'static str> {
+        self.done.into_iter().map(String::from_utf8).collect::<Result<_, _>>().map_err(|_| "is not UTF-8")
     }
 
     fn take(&mut self, line: &[u8]) -> Taken {
@@ -224,5 +251,19 @@ mod tests {
         let found = rows(&long);
         assert_eq!((found.len(), &found[0], &found[99_999]), (100_001, &(1, open), &good(100_000, &["2", "b"])));
         assert_eq!(rows(b"a\xff,b\nc,d\n"), [(1, Err("is not UTF-8")), good(2, &["c", "d"])]);
+    }
+
+    /// A line without an end costs itself alone, and no more memory than a row may.
+    #[test]
+    fn a_line_without_an_end_is_not_held() {
+        let long = "x".repeat(3 * LONGEST_ROW);
+        let too_long = Err("is too long");
+        for end in ["\n", "\r\n", "\r"] {
+            let found = rows(format!("1,a{end}2,{long}{end}3,c").as_bytes());
+            assert_eq!(found, [good(1, &["1", "a"]), (2, too_long.clone()), good(3, &["3", "c"])]);
+        }
+        let open = (1, Err("has a quote that is not closed"));
+        assert_eq!(rows(format!("1,\"a\n{long}\"\n3,c").as_bytes()), [open, (2, too_long), good(3, &["3", "c"])]);
+        assert_eq!(Rows::new(long.as_bytes(), b',').line().unwrap().unwrap().len(), LONGEST_ROW + 1);
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Divisor, FeatureExtractor};
-use crate::data::{DataConfig, DatasetConfig, Draw, Fit, READING};
+use crate::data::{DataConfig, DatasetConfig, Draw, Fit};
 
 /// A way to measure, as a file says it: everything but the videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -238,6 +238,9 @@ pub struct Protocol {
     pub real: DatasetConfig,
     /// What the real videos are: [`Listing::fingerprint`](crate::data::Listing::fingerprint).
     pub real_sha256: String,
+    /// How they were read: [`READING`](crate::data::READING), or the one of a packed file; none of arrays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading: Option<u32>,
     /// Draws the real clips.
     pub seed: u64,
     /// The network's name.
@@ -251,11 +254,13 @@ pub struct Protocol {
 }
 
 impl Protocol {
-    /// The settings with the stride that is used, on these real data, whose fingerprint is `real_sha256`.
+    /// The settings with the stride that is used, on these real data, whose fingerprint is `real_sha256` and which are read
+    /// so.
     pub fn new(
         config: &ProtocolConfig,
         real: &DataConfig,
         real_sha256: &str,
+        reading: Option<u32>,
         seed: u64,
         extractor: &dyn FeatureExtractor,
     ) -> Self {
@@ -264,6 +269,7 @@ impl Protocol {
             settings: ProtocolConfig { frame_stride: Some(stride), ..config.clone() },
             real: real.dataset.clone(),
             real_sha256: real_sha256.into(),
+            reading,
             seed,
             extractor: extractor.name().into(),
             extractor_sha256: extractor.weights_sha256().into(),
@@ -275,9 +281,14 @@ impl Protocol {
     /// All of it but where data and weights lie: equal figures need equal identities.
     pub fn identity(&self) -> Value {
         let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
-        let Protocol { real_sha256, seed, extractor, extractor_sha256, fvd, kvd, .. } = self;
-        json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
-            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd, "reading": READING})
+        let Protocol { real_sha256, reading, seed, extractor, extractor_sha256, fvd, kvd, .. } = self;
+        let mut identity = json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
+            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd});
+        // figures of arrays, and of the first reading, are those of before there were readings
+        if let Some(reading @ 1..) = reading {
+            identity["reading"] = json!(reading);
+        }
+        identity
     }
 
     /// The first twelve digits of the SHA-256 of its identity; equal protocols have equal hashes.
@@ -335,11 +346,10 @@ mod tests {
     #[test]
     fn whatever_moves_a_figure_moves_the_hash() {
         let plain = ProtocolConfig::plain(96, &data());
-        let hash =
-            |config: &ProtocolConfig, data: &DataConfig, seed| Protocol::new(config, data, "aa", seed, &Nothing).hash();
+        let hash = |config: &ProtocolConfig, data: &DataConfig, seed| {
+            Protocol::new(config, data, "aa", Some(1), seed, &Nothing).hash()
+        };
         let base = hash(&plain, &data(), 0);
-        // and the way in which videos are read, which no setting says
-        assert_eq!(Protocol::new(&plain, &data(), "aa", 0, &Nothing).identity()["reading"], READING);
         // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
         let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };
@@ -349,7 +359,9 @@ mod tests {
         let mut others = vec![
             hash(&plain, &data(), 1),
             hash(&plain, &DataConfig { frame_stride: 1, ..data() }, 0),
-            Protocol::new(&plain, &data(), "bb", 0, &Nothing).hash(),
+            Protocol::new(&plain, &data(), "bb", Some(1), 0, &Nothing).hash(),
+            Protocol::new(&plain, &data(), "aa", Some(2), 0, &Nothing).hash(),
+            Protocol::new(&plain, &data(), "aa", None, 0, &Nothing).hash(),
         ];
         for config in [
             plain.clone().at(95),
@@ -371,9 +383,19 @@ mod tests {
         others.dedup();
         assert_eq!(others.len(), count);
         // and a figure's file gives back the same protocol
-        let protocol = Protocol::new(&plain, &data(), "aa", 0, &Nothing);
+        let protocol = Protocol::new(&plain, &data(), "aa", Some(1), 0, &Nothing);
         let text = serde_json::to_string(&protocol).unwrap();
         assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), protocol);
+    }
+
+    #[test]
+    fn arrays_and_videos_of_the_first_reading_keep_their_hash() {
+        let identity = |reading| {
+            Protocol::new(&ProtocolConfig::plain(96, &data()), &data(), "aa", reading, 0, &Nothing).identity()
+        };
+        assert!(identity(None).get("reading").is_none());
+        assert_eq!(identity(Some(0)), identity(None));
+        assert_eq!(identity(Some(1))["reading"], 1);
     }
 
     #[test]
@@ -385,7 +407,7 @@ mod tests {
             dataset: DatasetConfig::Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) },
             ..data()
         };
-        let line = Protocol::new(&config.at(96), &test, "aa", 0, &Nothing).line();
+        let line = Protocol::new(&config.at(96), &test, "aa", Some(1), 0, &Nothing).line();
         assert!(line.starts_with("lvdm16@96: 96 clips of 16 frames at stride 2, 64 px"), "{line}");
         for word in ["sky/index.jsonl, split test (sha256 aa…)", "covariances over n - 1", "224x224", "unbiased MMD²"]
         {

@@ -1,13 +1,13 @@
 //! CLIP's tokenizer: a prompt → the numbers that the text encoder reads.
 
-use std::{collections::BTreeMap, fs, path::Path, str::FromStr};
+use std::{collections::BTreeMap, path::Path, str::FromStr};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::captions::mended;
-use crate::file_format::read_json;
+use crate::{file_format::read_json, text_file::read_text};
 
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -39,7 +39,7 @@ impl TokenizerFiles {
                 "{} holds neither tokenizer.json nor vocab.json and merges.txt",
                 folder.display()
             );
-            let merges = fs::read_to_string(&merges).with_context(|| format!("cannot read {}", merges.display()))?;
+            let merges = read_text(&merges).with_context(|| format!("cannot read {}", merges.display()))?;
             described(&read_json(&vocabulary)?, &merges).with_context(|| vocabulary.display().to_string())?
         };
         let optional = |path: &Path| if path.exists() { read_json(path) } else { Ok(Value::Null) };
@@ -191,5 +191,26 @@ impl Tokenizer {
             all.extend(self.more.get(id).filter(|more| !ids[i + 1..].starts_with(more)).into_iter().flatten());
         }
         all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_no_merge() {
+        let folder = tempfile::tempdir().unwrap();
+        let vocabulary = json!({"a": 0, "b</w>": 1, "ab</w>": 2, START: 3, END: 4}).to_string();
+        let read = |mark: &str| {
+            fs::write(folder.path().join("vocab.json"), format!("{mark}{vocabulary}")).unwrap();
+            fs::write(folder.path().join("merges.txt"), format!("{mark}#version: 0.2\na b</w>\n")).unwrap();
+            TokenizerFiles::read(folder.path()).unwrap().contents
+        };
+        let right = read("");
+        assert_eq!(right["model"]["merges"].as_array().unwrap().len(), 1);
+        assert_eq!(read("\u{feff}"), right);
     }
 }

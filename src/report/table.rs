@@ -113,6 +113,7 @@ mod tests {
             settings: ProtocolConfig::plain(clips, &real),
             real: real.dataset,
             real_sha256: "00".into(),
+            reading: Some(1),
             seed: 0,
             extractor: "I3D".into(),
             extractor_sha256: "00".into(),

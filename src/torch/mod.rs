@@ -1,4 +1,4 @@
-//! What LibTorch has and `tch` does not expose. The only `unsafe` of the project.
+//! What LibTorch has and `tch` does not expose. All `unsafe` of the project is here and in `src/ffmpeg.rs`.
 //!
 //! The C++ files: `core.cpp`; `fused.cpp`, kernels of our own for CPUs, whose inner loops `rows.cpp` has once for each kind
 //! of processor; `composed.cpp`, what GPUs have in their place; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each

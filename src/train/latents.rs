@@ -9,7 +9,7 @@ use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
-    data::{DataConfig, DatasetConfig, Loader, normalise, reading::warn_of_former_reading},
+    data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
     experiment::{Mistake, Numerics},
     models::{LatentSpace, TextEncoder},
@@ -81,7 +81,8 @@ pub fn pack_latents(
     if !ranks.is_first() {
         return Ok(());
     }
-    let (scale, shift, reading) = (space.moments.scale, space.moments.shift, data.dataset.reading()?);
+    let (scale, shift, reading) =
+        (space.moments.scale, space.moments.shift, data.dataset.reading()?.unwrap_or(READING));
     let data = DataConfig { workers: 1, ..data.clone() };
     let origin = Origin { data, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
@@ -135,8 +136,8 @@ impl LatentFile {
             None => None,
             Some(text) => Some(encoded_texts(text, path)?),
         };
-        if ranks.is_first() && !matches!(origin.data.dataset, DatasetConfig::Numpy { .. }) {
-            warn_of_former_reading(path, origin.reading, "lvdm encode");
+        if ranks.is_first() {
+            warn_of_former_reading(path, origin.data.dataset.reading_of(origin.reading), "lvdm encode");
         }
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {

@@ -173,6 +173,7 @@ pub struct RealClips<'a> {
     seed: u64,
     listing: Listing,
     sha256: String,
+    reading: Option<u32>,
 }
 
 /// Which two sets of so many clips give the floor.
@@ -224,13 +225,13 @@ impl<'a> RealClips<'a> {
     pub fn new(data: &DataConfig, protocol: &'a ProtocolConfig, seed: u64) -> Result<Self> {
         let data = protocol.applied_to(data);
         let listing = data.videos()?;
-        let sha256 = listing.fingerprint()?;
-        Ok(RealClips { protocol, data, seed, listing, sha256 })
+        let (sha256, reading) = (listing.fingerprint()?, data.dataset.reading()?);
+        Ok(RealClips { protocol, data, seed, listing, sha256, reading })
     }
 
     /// What figures against these clips depend on.
     pub fn protocol(&self, extractor: &dyn FeatureExtractor) -> Protocol {
-        Protocol::new(self.protocol, &self.data, &self.sha256, self.seed, extractor)
+        Protocol::new(self.protocol, &self.data, &self.sha256, self.reading, self.seed, extractor)
     }
 
     /// What the videos show, in their order.

@@ -287,6 +287,9 @@ impl Tree {
                 picture_folders.push(folder.to_path_buf());
             }
         })?;
+        let previews = folder::take_previews(&mut videos);
+        folder::warn_of_previews(&previews, root);
+        others.extend(previews);
         Ok(Tree { root: root.to_path_buf(), videos, picture_folders, folders, others })
     }
 
