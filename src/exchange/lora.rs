@@ -16,10 +16,11 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
+    file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
     models::AttentionKind,
     nn::Adapter,
-    safetensors::{read_notes, write_foreign_safetensors},
+    safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},
 };
 
@@ -112,11 +113,8 @@ fn read(path: &Path) -> Result<Lora> {
     let mut notes = json!({});
     let beside = path.with_file_name(CONFIGURATION);
     if beside.is_file() {
-        let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
-        notes = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", beside.display()))?;
-    } else if path.extension().is_some_and(|ending| ending == "safetensors")
-        && let Some(note) = read_notes(path)?.get("lora_adapter_metadata")
-    {
+        notes = read_json(&beside)?;
+    } else if let Some(note) = file.notes()?.get("lora_adapter_metadata") {
         notes = serde_json::from_str(note).context("its note `lora_adapter_metadata` is not JSON")?;
     }
     Lora::sort(file.read()?, &notes)
