@@ -17,7 +17,10 @@ use lvdm::{
     checkpoint,
     diffusion::{Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
     generate::{Generator, open_text_encoder, weights},
-    models::{ClipText, TextEncoderConfig, TokenizerFiles, UNetCondition, stable_diffusion},
+    models::{
+        AttentionKind, ClipText, ClipTextConfig, TextActivation, TextEncoderConfig, TokenizerFiles, UNet3d,
+        UNetCondition, UNetConfig, UNetPorts, stable_diffusion,
+    },
     nn::Parameters,
     safetensors::read_safetensors,
     weights::stable_diffusion::is_temporal,
@@ -360,6 +363,15 @@ fn a_lora_in_any_spelling_is_merged() {
     let mut more = pair(place, &[2, 32], &[32, 2]);
     more.insert("something.else".into(), noise(1, &[2]));
     assert!(refused("e.safetensors", more).contains("`something.else`"));
+    let mut strength = pair(place, &[2, 32], &[32, 2]);
+    strength.insert(format!("{place}.alpha"), noise(1, &[2]));
+    assert!(refused("f.safetensors", strength).contains("alpha` has shape [2]"));
+    let mut strength = pair(place, &[2, 32], &[32, 2]);
+    strength.insert(format!("{place}.alpha"), Tensor::from(f32::NAN));
+    assert!(refused("g.safetensors", strength).contains("alpha` = NaN"));
+    let mut none = pair(place, &[0, 32], &[32, 0]);
+    none.extend(pair(&place.replace("to_q", "to_k"), &[2, 32], &[32, 2]));
+    assert!(refused("h.safetensors", none).contains("a rank of 0"));
     let said = run_in(
         at,
         &["import", "lora", "sd/unet/diffusion_pytorch_model.safetensors", "--into", "run", "--out", "none"],
@@ -367,6 +379,38 @@ fn a_lora_in_any_spelling_is_merged() {
     assert!(said.error(1).contains("not a LoRA"), "{}", said.err);
     let said = run_in(at, &["import", "lora", "nothing", "--into", "run", "--out", "none"]);
     assert!(said.error(2).contains("there is no nothing"), "{}", said.err);
+}
+
+/// The strength that diffusers notes in the header counts whatever the file is called.
+#[test]
+fn the_noted_strength_of_a_lora_counts_under_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    assert_eq!(import(at, "sd", "run", &[]).status, 0);
+    let change = changes().remove(0);
+    let half = |half: &str| format!("unet.{}.lora_{half}.weight", change.diffusers);
+    let plain = at.join("plain.safetensors");
+    let tensors = Tensors::from([(half("A"), change.down.shallow_clone()), (half("B"), change.up.shallow_clone())]);
+    write_tensors(&plain, &tensors);
+    let bytes = fs::read(&plain).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    header["__metadata__"] =
+        serde_json::json!({"format": "pt", "lora_adapter_metadata": r#"{"unet.lora_alpha": 7.5}"#});
+    let mut header = header.to_string();
+    header += &" ".repeat(header.len().next_multiple_of(8) - header.len());
+    let noted = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes[8 + length..]].concat();
+    let before = model_of(&at.join("run"));
+    let weight = &before[&format!("{}.weight", change.own)];
+    let wanted = weight + change.up.matmul(&change.down) * (7.5 / RANK as f64);
+    for (i, name) in ["x.safetensors", "x.SAFETENSORS", "x.bin", "x"].into_iter().enumerate() {
+        fs::write(at.join(name), &noted).unwrap();
+        let out = format!("merged-{i}");
+        succeed_in(at, &["import", "lora", name, "--into", "run", "--out", &out]);
+        let after = &model_of(&at.join(out))[&format!("{}.weight", change.own)];
+        assert!(relative_error(after, &wanted) < 1e-6, "{name}");
+    }
 }
 
 /// Adapters of a training, on their own as PEFT has them, merged again into what they were trained over: the weights with
@@ -640,9 +684,87 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     let encoder = |run: &str| open_text_encoder(&at.join(run), CPU).unwrap().encode(&["a cat"]).unwrap();
     assert!(encoder("run").equal(&encoder("original")), "OpenCLIP's nonlinearity is GELU");
 
+    // its networks over a first one: heads, nonlinearity and what is predicted are theirs
+    let experiment_of = |run: &str| Generator::open(&at.join(run), CPU).unwrap().1;
+    write_diffusers(&at.join("sd"));
+    write_tensors(&at.join("sd1.safetensors"), &common::text_runs::original());
+    let over = ["--unet", "sd2", "--text-encoder", "sd2.safetensors"];
+    let said = import(at, "sd1.safetensors", "mixed", &[&over[..], &TOLD].concat());
+    assert_eq!(said.status, 0, "{}", said.err);
+    let mixed = experiment_of("mixed");
+    assert_eq!((&mixed.unet, &mixed.schedule), (&experiment.unet, &experiment.schedule));
+    assert_eq!(mixed.objective.predict, Predict::Velocity);
+    assert!(encoder("run").equal(&encoder("mixed")), "OpenCLIP's nonlinearity is GELU");
+    let whole = [&over[..], &TOLD, &["--predict", "noise"]].concat();
+    assert!(import(at, "sd1.safetensors", "x", &whole).error(2).contains("scheduler_config.json"));
+    // and where nothing says what it predicts, it must be told
+    fs::copy(at.join("sd2/unet/diffusion_pytorch_model.safetensors"), at.join("alone.safetensors")).unwrap();
+    let line = import(at, "sd2", "x", &["--unet", "alone.safetensors"]).error(2).to_string();
+    assert!(line.contains("alone.safetensors") && line.contains("--predict velocity"), "{line}");
+    let said = import(at, "sd2", "told", &["--unet", "alone.safetensors", "--predict", "noise"]);
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert_eq!(experiment_of("told").objective.predict, Predict::Noise);
+
     // heads that are neither as many nor as wide
     let mut config = json(&at.join("sd2/unet/config.json"));
     config["attention_head_dim"] = serde_json::json!([2, 8]);
     let error = format!("{:#}", stable_diffusion::unet(&config).unwrap_err());
     assert!(error.contains("[2, 8]") && error.contains("[8, 16]"), "{error}");
+}
+
+/// A U-Net alone that attends to states 1024 wide is one of Stable Diffusion 2.x, whatever the parts beside it come from:
+/// its heads are 64 wide, what it predicts is asked for, and its text encoder has OpenCLIP's nonlinearity.
+#[test]
+fn a_bare_unet_of_stable_diffusion_2_is_known_by_its_width() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    let config = UNetConfig {
+        channels: 64,
+        multipliers: vec![1, 2],
+        blocks_per_level: 1,
+        attention_factors: vec![1],
+        heads: 2,
+        head_width: Some(64),
+        attention: AttentionKind::Text,
+        adaptive_norm: false,
+        context_width: 1024,
+        temporal: false,
+        ..UNetConfig::default()
+    };
+    let parameters = Parameters::new(CPU, 24);
+    UNet3d::new(&parameters.root(), &config, &UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None });
+    let image = |tensor: Tensor| if tensor.dim() == 5 { tensor.squeeze_dim(2) } else { tensor };
+    let named = parameters.named().into_iter();
+    let bare = named.map(|(name, tensor)| (format!("model.diffusion_model.{name}"), image(tensor.detach())));
+    write_tensors(&at.join("bare.safetensors"), &bare.collect());
+    let text = ClipTextConfig {
+        vocabulary: 600,
+        positions: 12,
+        width: 1024,
+        hidden: 32,
+        layers: 1,
+        heads: 16,
+        ..ClipTextConfig::default()
+    };
+    let parameters = Parameters::new(CPU, 25);
+    ClipText::new(&parameters.root(), &text);
+    let named = parameters.named().into_iter();
+    write_tensors(
+        &at.join("text.safetensors"),
+        &named.map(|(name, tensor)| (format!("text_model.{name}"), tensor.detach())).collect(),
+    );
+    let parts = ["--vae", "sd/vae", "--text-encoder", "text.safetensors", "--tokenizer", "sd/tokenizer"];
+    let line = import(at, "bare.safetensors", "x", &parts).error(2).to_string();
+    assert!(line.contains("Stable Diffusion 2.x") && line.contains("--predict velocity"), "{line}");
+    let said = import(at, "bare.safetensors", "run", &[&parts[..], &["--predict", "velocity"]].concat());
+    assert_eq!(said.status, 0, "{}", said.err);
+    let experiment = Generator::open(&at.join("run"), CPU).unwrap().1;
+    let found = (experiment.unet.head_width, experiment.unet.heads, experiment.objective.predict);
+    assert_eq!(found, (Some(64), 2, Predict::Velocity));
+    let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;
+    let config: TextEncoderConfig = serde_json::from_value(carried.experiment).unwrap();
+    assert_eq!((config.text_encoder.activation, config.text_encoder.heads), (TextActivation::Gelu, 16));
+    let heads = import(at, "bare.safetensors", "x", &[&parts[..], &["--predict", "noise", "--heads", "65"]].concat());
+    assert!(heads.error(2).contains("--heads 65"), "{}", heads.err);
 }

@@ -145,14 +145,22 @@ fn weight_files_are_told_by_their_first_bytes() {
     }
 }
 
-/// Cut anywhere or with any bit flipped, a file of before PyTorch 1.6 is read right or refused; never a panic.
+/// Cut anywhere or with any bit flipped, a file of before PyTorch 1.6 is refused or gives numbers of its own tensors, each
+/// its own: it has no sum that would tell a changed number or stride, but it is never read into the next storage, and
+/// there is never a panic.
 #[test]
 fn damage_of_an_old_checkpoint_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.ckpt");
-    let tensors = Tensors::from([("a".to_string(), noise(1, &[2, 3]))]);
+    let tensors = Tensors::from([("a".to_string(), noise(1, &[2, 3])), ("b".to_string(), noise(2, &[3, 2]))]);
     write_legacy_checkpoint(&path, &tensors);
     let whole = fs::read(&path).unwrap();
+    let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
+    // a length of 8 bytes and six numbers each
+    let is_number = |byte: usize| {
+        let from_end = whole.len() - byte;
+        from_end <= 24 || (33..=56).contains(&from_end)
+    };
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
         assert!(read_state_dict(&path).is_err(), "cut to {length} of {} bytes", whole.len());
@@ -161,7 +169,28 @@ fn damage_of_an_old_checkpoint_is_an_error() {
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         fs::write(&path, &flipped).unwrap();
-        let _ = std::panic::catch_unwind(|| read_state_dict(&path)).expect("no panic");
+        let read = std::panic::catch_unwind(|| read_state_dict(&path)).expect("no panic");
+        let Ok(found) = read else { continue };
+        for (name, tensor) in &found {
+            let (Some(own), false) = (tensors.get(name), is_number(bit / 8)) else { continue };
+            let own = numbers(own);
+            for number in numbers(tensor) {
+                assert!(own.contains(&number), "bit {bit}: {number} is none of `{name}`'s {own:?}");
+            }
+        }
+    }
+    // more or fewer elements than the storage has, which would be read on into the next one
+    let flipped = |at: usize, value: u8| {
+        let mut flipped = whole.clone();
+        assert_eq!(flipped[at], 6);
+        flipped[at] = value;
+        fs::write(&path, &flipped).unwrap();
+        format!("{:#}", read_state_dict(&path).unwrap_err())
+    };
+    let first = whole.windows(7).position(|bytes| bytes == b"J\x06\0\0\0Nt").unwrap() + 1;
+    for (at, value) in [(first, 8), (first, 4), (whole.len() - 64, 7), (whole.len() - 64, 5)] {
+        let error = flipped(at, value);
+        assert!(error.contains("storage"), "{error}");
     }
 }
 
@@ -553,6 +582,25 @@ fn an_original_file_is_read_as_tools_leave_it() {
     assert!(found[weight].equal(&(&plain[weight] * 3.0)));
     let line = import(at, "plain", "x", &[&TOLD[..], &["--ema"]].concat()).error(2).to_string();
     assert!(line.contains("holds no averaged weights"), "{line}");
+
+    // the factor of the latents is one number, in whatever shape
+    let mut factor: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    factor.insert("scale_factor".into(), Tensor::from_slice(&[0.25f32]));
+    run(&factor, "factor", &[]);
+    factor.insert("scale_factor".into(), noise(4, &[2]));
+    write_tensors(&at.join("factors"), &factor);
+    let line = import(at, "factors", "x", &TOLD).error(1).to_string();
+    assert!(line.contains("`scale_factor` has shape [2]"), "{line}");
+
+    // numbers that no clip and no network has
+    for wrong in ["--frames=1000000000", "--frames=0", "--resolution=1000000000", "--heads=0", "--heads=-3"] {
+        let told: Vec<&str> =
+            TOLD.into_iter().filter(|word| !(wrong.starts_with("--heads") && *word == "--heads")).collect();
+        let told = if told.len() < TOLD.len() { vec!["--tokenizer", "sd/tokenizer"] } else { told };
+        let all = [&["import", "stable-diffusion", "plain", "--out", "x"][..], &told, &[wrong]].concat();
+        let line = run_in(at, &all).error(2).to_string();
+        assert!(line.contains(wrong.split('=').next().unwrap()) && !at.join("x").exists(), "{line}");
+    }
 
     // strict, but for what is told to be left out
     let mut more: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();

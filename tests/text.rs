@@ -121,6 +121,41 @@ fn words_that_were_added_to_a_tokenizer_are_tokens() {
     }
 }
 
+/// A word that was added is found as tokenizer_config.json says, also where added_tokens.json, which says nothing of it,
+/// names the word too.
+#[test]
+fn added_words_are_found_as_their_flags_say() {
+    let with = |flag: &str, value: bool| {
+        let mut token = json!({"content": "<cat-toy>", "normalized": true, "special": false});
+        token[flag] = json!(value);
+        let config = json!({"added_tokens_decoder": {"520": token}});
+        tokenizer(&[("tokenizer_config.json", config), ("added_tokens.json", json!({"<cat-toy>": 520}))])
+    };
+    let count = |tokenizer: &Tokenizer, prompt: &str| {
+        let tokens = tokenizer.tokens(prompt, 40).unwrap();
+        tokens.into_iter().filter(|token| *token == 520).count()
+    };
+    let plain = with("single_word", false);
+    assert_eq!([count(&plain, "a<cat-toy>a"), count(&plain, "<Cat-Toy>")], [1, 1]);
+    let alone = with("single_word", true);
+    assert_eq!([count(&alone, "a<cat-toy>a"), count(&alone, "a <cat-toy> a")], [0, 1]);
+    let exact = with("normalized", false);
+    assert_eq!([count(&exact, "<Cat-Toy>"), count(&exact, "<cat-toy>")], [0, 1]);
+    let files = TokenizerFiles::read(
+        folder_with(&[(
+            "tokenizer_config.json",
+            json!({"added_tokens_decoder": {"520": {"content": "<x>", "lstrip": true, "rstrip": true, "special": true}}}),
+        )])
+        .path(),
+    );
+    let files = files.unwrap();
+    let token = files.contents["added_tokens"].as_array().unwrap().iter().find(|token| token["content"] == "<x>");
+    let token = token.unwrap();
+    for flag in ["lstrip", "rstrip", "special"] {
+        assert_eq!(token[flag], true, "{flag}");
+    }
+}
+
 /// Where two files name a padding, the one that transformers believes.
 #[test]
 fn the_padding_is_that_of_special_tokens_map() {

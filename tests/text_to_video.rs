@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use common::{
     noise,
@@ -619,4 +619,30 @@ fn what_is_trained_is_counted() {
             moved.map(|(_, tensor)| tensor.numel() as i64).sum::<i64>()
         });
     assert_eq!(counts, [958_924_964, 99_404_000, 6_383_616]);
+}
+
+/// A disk that has room for the first files of a run and not for the last: nothing stays, and the same command goes on when
+/// there is room. (A limit on the size of files stands for the disk.)
+#[test]
+fn an_import_that_cannot_be_written_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    let within = |blocks: &str| {
+        let line = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.args(["-c", &line, env!("CARGO_BIN_EXE_lvdm"), "import", "stable-diffusion", "sd", "--out", "run"]);
+        command.args(SIZE).current_dir(at).env_remove("LD_LIBRARY_PATH").env("CUDA_VISIBLE_DEVICES", "");
+        common::Said::from(command.output().unwrap())
+    };
+    assert_eq!(within("unlimited").status, 0);
+    let size = |name: &str| fs::metadata(at.join("run").join(name)).unwrap().len();
+    let (first, last) = (size("autoencoder.safetensors"), size("checkpoints/step-00000000.safetensors"));
+    assert!(first + 4096 < last, "{first}, {last}");
+    fs::remove_dir_all(at.join("run")).unwrap();
+    // in blocks of 512 bytes
+    let error = within(&(first / 512 + 4).to_string()).error(1).to_string();
+    assert!(error.contains("run"), "{error}");
+    assert!(!at.join("run").exists());
+    assert_eq!(within("unlimited").status, 0);
 }

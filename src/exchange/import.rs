@@ -7,9 +7,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Carried, ConditioningKind, Exported, Imported, LatentPreset, Part, Told, betas::schedule, carried_checkpoint,
-    declared::Declared, latent_tensors, mistake, new_run, open_weights, tokenizer, warn_of_unused_rows, with_prefix,
-    write_run,
+    Carried, ConditioningKind, Exported, Imported, LatentPreset, NewRun, Part, Told, betas::schedule,
+    carried_checkpoint, declared::Declared, imported_from, latent_tensors, mistake, open_weights, tokenizer,
+    warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
     checkpoint::Progress,
@@ -58,7 +58,7 @@ const CLIP_FRAMES: i64 = 16;
 /// anything that is unknown, or lacks anything.
 pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
     let file = &*checkpoint_file(file)?;
-    let _lock = new_run(run)?;
+    let new = NewRun::begin(run)?;
     for (option, value) in told.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));
@@ -73,11 +73,10 @@ pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
     };
     let import = Import { file, told, run, exported };
     let context = || file.display().to_string();
-    if found.unet.is_empty() {
-        import.autoencoder(found).with_context(context)
-    } else {
-        import.diffusion(found).with_context(context)
-    }
+    let imported = if found.unet.is_empty() { import.autoencoder(found) } else { import.diffusion(found) };
+    let imported = imported.with_context(context)?;
+    new.finish();
+    Ok(imported)
 }
 
 /// The file that a path means: itself, or the weights in a folder that DeepSpeed wrote.
@@ -521,7 +520,7 @@ impl Import<'_> {
         ignored: Vec<Ignored>,
     ) -> Result<Imported> {
         let step = progress.step;
-        write_run(self.run, self.file, task, experiment, progress, tensors)?;
+        write_run(self.run, &imported_from(self.file), task, experiment, progress, tensors)?;
         Ok(Imported { task, step, parts, ignored })
     }
 }

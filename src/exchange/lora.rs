@@ -4,22 +4,22 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::{Part, mistake, new_run, with_prefix};
+use super::{NewRun, Part, mistake, must_be_new, warn_of_infinities, with_prefix, write_run};
 use crate::{
-    atomic_file::write_atomically,
+    atomic_file::{write_atomically, write_folder_atomically},
     checkpoint::{self, Checkpoint, Progress},
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
+    file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
     models::AttentionKind,
     nn::Adapter,
-    safetensors::{read_notes, write_foreign_safetensors},
+    safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},
 };
 
@@ -55,13 +55,15 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
         "{} is no network of Stable Diffusion's kind: a LoRA has no place in it",
         into.display()
     );
-    let _lock = new_run(out)?;
+    let new = NewRun::begin(out)?;
     let mut unet = weights(&mut found)?;
     let text_path = folder.join(TEXT_ENCODER_FILE);
     let mut text = Checkpoint::read(&text_path)?.expect(generate::TEXT_ENCODER, &text_path)?;
     let mut text_weights = text.take_part("model");
     let blocks = experiment.unet.blocks_per_level as usize;
     let counts = lora.merge(blocks, &mut unet, &mut text_weights, scale).with_context(|| file.display().to_string())?;
+    warn_of_infinities("U-Net", &unet);
+    warn_of_infinities("text encoder", &text_weights);
 
     text.tensors.extend(with_prefix("model", text_weights));
     text.write(&out.join(TEXT_ENCODER_FILE))?;
@@ -75,19 +77,10 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
     }
     experiment.trained = Trained::All;
     experiment.start_from = None;
-    let yaml = serde_yaml::to_string(&experiment)?;
-    write_atomically(&out.join("experiment.yaml"), |text| {
-        writeln!(text, "# The weights of {}, with {} merged at a scale of {scale}.", into.display(), file.display())?;
-        Ok(text.write_all(yaml.as_bytes())?)
-    })?;
+    let note = format!("The weights of {}, with {} merged at a scale of {scale}.", into.display(), file.display());
     let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
-    Checkpoint {
-        task: "diffusion".into(),
-        experiment: serde_json::to_value(&experiment)?,
-        tensors: with_prefix("model", unet).collect(),
-        progress,
-    }
-    .write(&checkpoint::path(out, 0))?;
+    write_run(out, &note, "diffusion", &experiment, progress, with_prefix("model", unet).collect())?;
+    new.finish();
     Ok(counts)
 }
 
@@ -112,11 +105,8 @@ fn read(path: &Path) -> Result<Lora> {
     let mut notes = json!({});
     let beside = path.with_file_name(CONFIGURATION);
     if beside.is_file() {
-        let text = fs::read_to_string(&beside).with_context(|| format!("cannot read {}", beside.display()))?;
-        notes = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", beside.display()))?;
-    } else if path.extension().is_some_and(|ending| ending == "safetensors")
-        && let Some(note) = read_notes(path)?.get("lora_adapter_metadata")
-    {
+        notes = read_json(&beside)?;
+    } else if let Some(note) = file.notes()?.get("lora_adapter_metadata") {
         notes = serde_json::from_str(note).context("its note `lora_adapter_metadata` is not JSON")?;
     }
     Lora::sort(file.read()?, &notes)
@@ -128,9 +118,7 @@ fn read(path: &Path) -> Result<Lora> {
 /// # Errors
 /// [`crate::experiment::Mistake`] for a folder that is there already, or a run that has trained no adapters; a full disk.
 pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
-    if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
-        return mistake(format!("{} is there already: an export makes a new folder", out.display()));
-    }
+    must_be_new(out, "an export makes a new folder")?;
     let (path, found) = checkpoint::open_averaged(run)?;
     let mut found = found.expect("diffusion", &path)?;
     let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
@@ -168,8 +156,10 @@ pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "use_dora": false,
         "target_modules": modules,
     });
-    write_atomically(&out.join(CONFIGURATION), |file| Ok(serde_json::to_writer_pretty(file, &configuration)?))?;
-    write_foreign_safetensors(&out.join(FILES[0]), &tensors)?;
+    write_folder_atomically(out, |out| {
+        write_atomically(&out.join(CONFIGURATION), |file| Ok(serde_json::to_writer_pretty(file, &configuration)?))?;
+        write_foreign_safetensors(&out.join(FILES[0]), &tensors)
+    })?;
     let parameters = tensors.iter().map(|(_, tensor)| tensor.numel() as i64).sum();
     Ok(vec![Part { name: "adapters", tensors: tensors.len(), parameters }])
 }

@@ -9,7 +9,7 @@ use super::{mistake, part_weights};
 use crate::{
     file_format::read_json,
     weights::{
-        WeightsFile, WeightsKind,
+        TensorShapes, WeightsFile, WeightsKind, is_second,
         lvdm_checkpoint::Tensors,
         open_clip,
         stable_diffusion::{Network, split},
@@ -33,6 +33,10 @@ pub struct Replacements {
 /// A network with what its configuration file says, where there is one.
 pub(super) struct Replacement {
     pub config: Option<Value>,
+    /// Of a U-Net in a folder of diffusers: the file beside it that says what it was trained on.
+    pub scheduler: Option<PathBuf>,
+    /// Whether it is of a Stable Diffusion 2.x.
+    pub is_second: bool,
     pub tensors: Tensors,
 }
 
@@ -61,11 +65,20 @@ impl Replacement {
         let folder =
             [path.join(part), path.to_path_buf()].into_iter().find(|folder| folder.join("config.json").is_file());
         let context = || format!("{option} {}", path.display());
+        let scheduler = |folder: &Path| {
+            let file = folder.join("../scheduler/scheduler_config.json");
+            (part == "unet" && file.is_file()).then_some(file)
+        };
         if let Some(folder) = folder {
             let kind = WeightsKind::of_folder(&folder)?;
             ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion", folder.display());
             let tensors = part_weights::read(&folder, variant).with_context(context)?;
-            return Ok(Replacement { config: Some(read_json(&folder.join("config.json"))?), tensors });
+            return Ok(Replacement {
+                config: Some(read_json(&folder.join("config.json"))?),
+                scheduler: scheduler(&folder),
+                is_second: is_second(&shapes_of(&tensors)),
+                tensors,
+            });
         }
         if path.is_dir() {
             return mistake(format!("{option}: {} holds neither config.json nor {part}/config.json", path.display()));
@@ -73,14 +86,16 @@ impl Replacement {
         let file = WeightsFile::open(path).with_context(context)?;
         let kind = WeightsKind::of_shapes(file.shapes());
         ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion", path.display());
+        let is_second = is_second(file.shapes());
         let beside = path.with_file_name("config.json");
         let config = beside.is_file().then(|| read_json(&beside)).transpose()?;
+        let scheduler = config.as_ref().and_then(|_| scheduler(&path.with_file_name("")));
         let mut tensors = file.read().with_context(context)?;
         if network == Network::TextEncoder && open_clip::is_open_clip(&tensors) {
             let [_, _, text] = split(tensors);
             tensors = open_clip::as_clip(text).with_context(context)?;
         }
-        Ok(Replacement { config, tensors })
+        Ok(Replacement { config, scheduler, is_second, tensors })
     }
 
     /// The tensors under our names, where the file has the original ones.
@@ -91,4 +106,8 @@ impl Replacement {
         }
         self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
     }
+}
+
+fn shapes_of(tensors: &Tensors) -> TensorShapes {
+    tensors.iter().map(|(name, tensor)| (name.clone(), tensor.size())).collect()
 }

@@ -76,6 +76,29 @@ fn of_runs() -> [(&'static str, Value); 4] {
     ]
 }
 
+/// What the classes of diffusers mean by keys that a file leaves out. What names no class is of the first releases, and
+/// those have Stable Diffusion's schedule.
+fn defaults(class: Option<&str>) -> Value {
+    let Some(class) = class else {
+        return json!({"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012});
+    };
+    let [beta_start, beta_end] = match class {
+        "HeunDiscreteScheduler"
+        | "KDPM2DiscreteScheduler"
+        | "KDPM2AncestralDiscreteScheduler"
+        | "DPMSolverSDEScheduler" => [0.00085, 0.012],
+        _ => [0.0001, 0.02],
+    };
+    let mut all = json!({"beta_schedule": "linear", "beta_start": beta_start, "beta_end": beta_end});
+    if class.starts_with("DDIM") || class.starts_with("DDPM") {
+        all["clip_sample"] = json!(true);
+    }
+    if class.starts_with("DDIM") {
+        all["set_alpha_to_one"] = json!(true);
+    }
+    all
+}
+
 /// The noise schedule of the training and what the network predicts; those of Stable Diffusion 1.x where there is no such
 /// file.
 ///
@@ -97,7 +120,8 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
     let number = |key: &str, default: f64| {
         set(key).map_or(Ok(default), |value| value.as_f64().with_context(|| format!("{key} = {value} is no number")))
     };
-    match set("_class_name").map(|name| name.as_str().unwrap_or_default()) {
+    let class = set("_class_name").map(|name| name.as_str().unwrap_or_default());
+    match class {
         None => {}
         Some(name) if SAMPLERS.contains(&name) => {}
         Some(name) if name.starts_with("FlowMatch") => {
@@ -130,8 +154,10 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
             bail!("{key} = {value} is not supported, only {wanted}");
         }
     }
+    let defaults = defaults(class);
+    let meant = |key: &str| set(key).or(defaults.get(key));
     for (key, own) in of_runs() {
-        if let Some(value) = set(key).filter(|value| **value != own) {
+        if let Some(value) = meant(key).filter(|value| **value != own) {
             tracing::warn!("scheduler_config.json: {key} = {value} is not followed: runs sample with {own}");
         }
     }
@@ -146,7 +172,9 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
     }
 
     let mut schedule = schedule(None, true)?;
-    schedule.steps = number("num_train_timesteps", schedule.steps as f64)? as i64;
+    let steps = number("num_train_timesteps", schedule.steps as f64)?;
+    ensure!(steps.fract() == 0.0, "num_train_timesteps = {steps}: a whole number is wanted");
+    schedule.steps = steps as i64;
     if let Some(betas) = set("trained_betas") {
         let values: Option<Vec<f64>> = betas.as_array().and_then(|list| list.iter().map(Value::as_f64).collect());
         let values = values.context("trained_betas: a list of numbers is wanted")?;
@@ -158,14 +186,16 @@ fn read(keys: &Map<String, Value>) -> Result<(ScheduleConfig, Predict)> {
         );
         return Ok((super::betas::schedule(Some(&values), true).context("trained_betas")?, predict));
     }
-    schedule.kind = match set("beta_schedule") {
-        None => ScheduleKind::ScaledLinear,
+    schedule.kind = match meant("beta_schedule") {
         Some(kind) if *kind == "scaled_linear" => ScheduleKind::ScaledLinear,
         Some(kind) if *kind == "linear" => ScheduleKind::Linear,
-        Some(other) => bail!("beta_schedule = {other} is not supported, only \"linear\" and \"scaled_linear\""),
+        other => bail!(
+            "beta_schedule = {} is not supported, only \"linear\" and \"scaled_linear\"",
+            other.unwrap_or(&Value::Null)
+        ),
     };
-    schedule.beta_start = number("beta_start", schedule.beta_start)?;
-    schedule.beta_end = number("beta_end", schedule.beta_end)?;
+    schedule.beta_start = number("beta_start", defaults["beta_start"].as_f64().unwrap_or(schedule.beta_start))?;
+    schedule.beta_end = number("beta_end", defaults["beta_end"].as_f64().unwrap_or(schedule.beta_end))?;
     NoiseSchedule::new(&schedule)?;
     Ok((schedule, predict))
 }
@@ -194,8 +224,20 @@ mod tests {
             config[key] = value;
             of(config)
         };
+        assert!(with("num_train_timesteps", json!(999.7)).unwrap_err().to_string().contains("num_train_timesteps"));
         let linear = with("beta_schedule", json!("linear")).unwrap();
         assert_eq!((linear.kind, linear.beta_start), (ScheduleKind::Linear, 0.00085));
+        // what a file leaves out is as its class has it
+        for (class, start, end) in [("DDIMScheduler", 0.0001, 0.02), ("HeunDiscreteScheduler", 0.00085, 0.012)] {
+            let left = of(json!({"_class_name": class})).unwrap();
+            let wanted = ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000, beta_start: start, beta_end: end };
+            assert_eq!(left, wanted, "{class}");
+        }
+        let half = of(json!({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_end": 0.012}));
+        assert_eq!(half.unwrap(), ScheduleConfig { beta_start: 0.0001, ..stable_diffusion.clone() });
+        assert_eq!(defaults(Some("DDIMScheduler"))["clip_sample"], true);
+        assert_eq!(defaults(Some("DDIMScheduler"))["set_alpha_to_one"], true);
+        assert_eq!(defaults(Some("PNDMScheduler"))["clip_sample"], Value::Null);
         // a list of β that is a known curve is that curve
         let curve = ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000, beta_start: 0.0001, beta_end: 0.02 };
         let betas = NoiseSchedule::new(&curve).unwrap().beta;

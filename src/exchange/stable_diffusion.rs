@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::value_parser;
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, Part,
+    Carried, NewRun, Part,
     betas::schedule,
-    carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
+    carried_checkpoint, imported_from, latent_tensors, mistake, open_weights, part_weights,
     replacement::{Replacement, Replacements},
     scheduler::scheduler,
     tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
@@ -33,8 +34,8 @@ use crate::{
     },
     nn::Parameters,
     weights::{
-        Layout, WeightsKind,
-        lvdm_checkpoint::Tensors,
+        Layout, WeightsKind, is_second,
+        lvdm_checkpoint::{Tensors, scalar},
         open_clip,
         stable_diffusion::{Import, Network, has_average, split, take_average},
     },
@@ -44,40 +45,53 @@ use crate::{
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct StableDiffusionTold {
     /// Frames of the clips that it is to make
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     pub frames: i64,
     /// Height and width of the clips
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = value_parser!(i64).range(1..=MOST_PIXELS))]
     pub resolution: i64,
-    /// Of one original file: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
+    /// Single-file checkpoints only: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Of one original file: attention heads of the U-Net, of Stable Diffusion 2.x those of its first level, since
-    /// deeper ones have more [default: 8; of Stable Diffusion 2.x as many as are 64 wide]
-    #[arg(long)]
+    /// Single-file checkpoints only: attention heads of the U-Net. In Stable Diffusion 2.x wider levels have more heads, and
+    /// this is the number of the first level [default: 8; for Stable Diffusion 2.x as many as are 64 wide]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
     pub heads: Option<i64>,
-    /// Of one original file: what the U-Net predicts; asked for of Stable Diffusion 2.x, of which there are both [default:
-    /// noise]
+    /// What the U-Net predicts, where no scheduler_config.json says it: of single-file checkpoints and of --unet. Must be
+    /// given for Stable Diffusion 2.x, which exists in both kinds [default: noise]
     #[arg(long, value_parser = ["noise", "velocity"])]
     pub predict: Option<String>,
-    /// Of one original file: groups of all group norms [default: 32]
-    #[arg(long)]
+    /// Single-file checkpoints only: groups of all group norms [default: 32]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
     pub norm_groups: Option<i64>,
-    /// Of one original file: attention heads of the text encoder [default: as many as are 64 wide]
-    #[arg(long)]
+    /// Single-file checkpoints only: attention heads of the text encoder [default: as many as are 64 wide]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
     pub text_heads: Option<i64>,
-    /// Of a folder: the variant of the weights to take where a part has it, such as non_ema or fp16
+    /// Folders of diffusers only: the variant of the weights to take where a part has it, such as non_ema or fp16
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Of one original file: take the averaged weights of the U-Net (`model_ema.*`), not the raw ones
+    /// Single-file checkpoints only: take the averaged weights of the U-Net (`model_ema.*`) instead of the raw ones
     #[arg(long)]
     pub ema: bool,
-    /// Leave out tensors whose names begin so (may be given several times)
+    /// Ignore tensors whose names begin with PREFIX (may be given several times)
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
     /// Networks that come from elsewhere.
     #[command(flatten)]
     pub replaced: Replacements,
+}
+
+/// No clip is meant to be longer: a network has tables of relative positions for all of its frames.
+const MOST_FRAMES: i64 = 10_000;
+/// No side of a video is meant to be longer.
+const MOST_PIXELS: i64 = 1 << 16;
+/// No network has more heads or groups.
+const MOST_HEADS: i64 = 1 << 16;
+
+impl StableDiffusionTold {
+    fn predicted(&self) -> Option<Predict> {
+        self.predict.as_deref().map(|word| if word == "velocity" { Predict::Velocity } else { Predict::Noise })
+    }
 }
 
 /// A network that was imported, and what became of the names.
@@ -107,7 +121,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     if !path.exists() {
         return mistake(format!("there is no {}", path.display()));
     }
-    let _lock = new_run(run)?;
+    let new = NewRun::begin(run)?;
     let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
     let found = replace(found, told)?;
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
@@ -197,7 +211,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         .collect();
     write_atomically(&run.join(NAMES_FILE), |out| Ok(serde_json::to_writer_pretty(out, &lists)?))?;
     let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
-    write_run(run, path, "diffusion", &experiment, progress, model)?;
+    write_run(run, &imported_from(path), "diffusion", &experiment, progress, model)?;
+    new.finish();
     Ok(imported)
 }
 
@@ -211,6 +226,7 @@ fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
         if let Some(config) = &new.config {
             (found.unet.0, found.unet.1) = settings::unet(config).context("--unet: config.json")?;
         }
+        found.schedule = objective_of(path, &new, found.schedule, told)?;
         found.unet.2 = new.tensors;
     }
     if let Some(path) = &told.replaced.vae {
@@ -237,13 +253,54 @@ fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
                 found.text_encoder.0 = settings::text_encoder(config).context("--text-encoder: config.json")?;
             }
             (None, Ok(clip)) => {
-                found.text_encoder.0 = ClipTextConfig { activation: found.text_encoder.0.activation, ..clip };
+                let base = &found.text_encoder.0;
+                let activation = match new.is_second {
+                    true => TextActivation::Gelu,
+                    false if clip.width == base.width => base.activation,
+                    false => clip.activation,
+                };
+                found.text_encoder.0 = ClipTextConfig { activation, ..clip };
             }
             (None, Err(_)) => {}
         }
         found.text_encoder.1 = new.tensors;
     }
     Ok(found)
+}
+
+/// What a U-Net from elsewhere was trained on: as the scheduler's file beside it says, or else `--predict` and the β in its
+/// file. Where nothing says it, it is as in the base, if both are such as predict noise.
+///
+/// # Errors
+/// [`crate::experiment::Mistake`]: it must be told what the network predicts, or is told twice.
+fn objective_of(
+    path: &Path,
+    new: &Replacement,
+    (schedule, predict): (ScheduleConfig, Predict),
+    told: &StableDiffusionTold,
+) -> Result<(ScheduleConfig, Predict)> {
+    if let Some(file) = &new.scheduler {
+        if told.predict.is_some() {
+            return mistake(format!("--predict: {} says what the U-Net predicts", file.display()));
+        }
+        return scheduler(file).context("--unet");
+    }
+    if told.predict.is_none() && (new.is_second || predict != Predict::Noise) {
+        return mistake(format!(
+            "--unet {}: no scheduler_config.json beside it says what this U-Net predicts; give --predict noise or \
+             --predict velocity",
+            path.display()
+        ));
+    }
+    let of_file = schedule_of(&new.tensors).context("--unet")?;
+    Ok((of_file.unwrap_or(schedule), told.predicted().unwrap_or(Predict::Noise)))
+}
+
+/// The schedule that the β in a file follow, where there are some.
+fn schedule_of(tensors: &Tensors) -> Result<Option<ScheduleConfig>> {
+    let Some(betas) = tensors.get("betas") else { return Ok(None) };
+    let betas = Vec::<f64>::try_from(betas.to_kind(Kind::Double).flatten(0, -1))?;
+    schedule(Some(&betas), true).map(Some)
 }
 
 /// The factor of an autoencoder's latents, by its configuration file.
@@ -320,7 +377,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--heads", told.heads.is_some()),
         ("--norm-groups", told.norm_groups.is_some()),
         ("--text-heads", told.text_heads.is_some()),
-        ("--predict", told.predict.is_some()),
+        ("--predict", told.predict.is_some() && told.replaced.unet.is_none()),
     ] {
         if given {
             return mistake(format!(
@@ -340,6 +397,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         let folder = path.join(name);
         let config = folder.join("config.json");
         let replaced = match name {
+            "unet" => told.replaced.unet.is_some(),
             "vae" => told.replaced.vae.is_some(),
             "text_encoder" => told.replaced.text_encoder.is_some(),
             _ => false,
@@ -376,7 +434,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let (config, texts) = part("text_encoder")?;
     let text_encoder = settings::text_encoder(&config).context("text_encoder/config.json")?;
     if let Some(prefix) = unmet.first() {
-        return mistake(format!("--ignore {prefix}: no tensor in {} is called so", path.display()));
+        return mistake(format!("--ignore {prefix}: the name of no tensor in {} begins so", path.display()));
     }
     let files = told.tokenizer.clone().unwrap_or_else(|| path.join("tokenizer"));
     Ok(Found {
@@ -428,19 +486,16 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     };
     let tokenizer = tokenizer(files)?;
     let context = || path.display().to_string();
-    let is_second = matches!(kind, WeightsKind::StableDiffusion2(_));
-    let predict = match told.predict.as_deref() {
-        None if is_second => {
-            return mistake(format!(
-                "{} is {kind}, some of which predict noise (those made for 512x512) and some velocity (768x768): give \
-                 --predict noise or --predict velocity",
-                path.display()
-            ));
-        }
-        Some("velocity") => Predict::Velocity,
-        _ => Predict::Noise,
-    };
-    let [mut unet, autoencoder, mut text_encoder] = split(opened.read()?);
+    let is_second = is_second(opened.shapes());
+    if is_second && told.predict.is_none() && told.replaced.unet.is_none() {
+        return mistake(format!(
+            "{} holds the U-Net of a Stable Diffusion 2.x: some of them predict noise (those made for 512x512) and some \
+             velocity (768x768); give --predict noise or --predict velocity",
+            path.display()
+        ));
+    }
+    let predict = told.predicted().unwrap_or(Predict::Noise);
+    let [mut unet, mut autoencoder, mut text_encoder] = split(opened.read()?);
     let is_open = open_clip::is_open_clip(&text_encoder);
     if is_open {
         text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;
@@ -471,9 +526,13 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
     let norm_groups = told.norm_groups.unwrap_or(32);
     let deepest = inferred.config.multipliers.last().map_or(0, |multiplier| multiplier * inferred.config.channels);
-    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads.max(1)));
+    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads));
+    if head_width == Some(0) || told.heads.is_some_and(|heads| heads < 1) {
+        let (heads, channels) = (told.heads.unwrap_or_default(), inferred.config.channels);
+        return mistake(format!("--heads {heads}: the first level of the U-Net has {channels} channels"));
+    }
     let heads = match head_width {
-        Some(head) => deepest / head.max(1),
+        Some(head) => deepest / head,
         None => told.heads.unwrap_or(8),
     };
     let unet_config = UNetConfig {
@@ -503,11 +562,19 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
             return mistake(format!("--heads, --norm-groups or --text-heads do not fit the file: {error:#}"));
         }
     }
-    let betas = unet.get("betas").map(|betas| Vec::<f64>::try_from(betas.to_kind(Kind::Double))).transpose()?;
-    let schedule = schedule(betas.as_deref(), true).with_context(context)?;
-    let number = |name: &str| unet.get(name).map(|value| value.double_value(&[]));
+    let of_file = schedule_of(&unet).with_context(context)?;
+    let schedule = of_file.map_or_else(|| schedule(None, true), Ok)?;
+    let scale =
+        unet.get("scale_factor").map(|scale| scalar("scale_factor", scale)).transpose().with_context(context)?;
+    let Replacements { unet: denoiser, vae, text_encoder: text } = &told.replaced;
+    // what comes from elsewhere is not held twice
+    for (part, replaced) in [(&mut unet, denoiser), (&mut autoencoder, vae), (&mut text_encoder, text)] {
+        if replaced.is_some() {
+            part.clear();
+        }
+    }
     Ok(Found {
-        scale: number("scale_factor").unwrap_or(LatentMoments::STABLE_DIFFUSION.scale),
+        scale: scale.unwrap_or(LatentMoments::STABLE_DIFFUSION.scale),
         unet: (unet_config, [inferred.inputs, inferred.outputs], unet),
         autoencoder: (image, autoencoder),
         text_encoder: (clip, text_encoder),

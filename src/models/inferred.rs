@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::{
     AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig, Recompute,
-    UNetConfig, UNetPorts,
+    TextActivation, UNetConfig, UNetPorts,
 };
 
 /// Deeper networks are not believed.
@@ -279,7 +279,8 @@ impl ImageAutoencoderConfig {
 
 impl ClipTextConfig {
     /// All but heads and nonlinearity, which leave no trace: where they are not told, heads are 64 wide as in every
-    /// CLIP, and the rest is as in the one that Stable Diffusion 1.x uses.
+    /// CLIP, and the nonlinearity is that of Stable Diffusion's text encoder of this width: of 2.x, which is OpenCLIP's and
+    /// 1024 wide, or of 1.x.
     ///
     /// # Errors
     /// Names the tensor that is missing or out of line.
@@ -299,7 +300,7 @@ impl ClipTextConfig {
             hidden: shapes.axis(&layer(0), 0)?,
             layers,
             heads: heads.unwrap_or(width / 64),
-            ..ClipTextConfig::default()
+            activation: if width == 1024 { TextActivation::Gelu } else { TextActivation::QuickGelu },
         })
     }
 }

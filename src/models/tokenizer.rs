@@ -45,15 +45,15 @@ impl TokenizerFiles {
         let optional = |path: &Path| if path.exists() { read_json(path) } else { Ok(Value::Null) };
         let config = optional(&config)?;
         let [added, special] = ["added_tokens.json", "special_tokens_map.json"].map(|name| folder.join(name));
-        for (content, id) in optional(&added)?.as_object().into_iter().flatten() {
-            add_token(&mut contents, content, id).with_context(|| added.display().to_string())?;
-        }
         let decoder = config["added_tokens_decoder"].as_object();
         for (id, token) in decoder.into_iter().flatten() {
             let context = || format!("added_tokens_decoder of {}", folder.join("tokenizer_config.json").display());
             let content = token["content"].as_str().with_context(context)?;
             let id: i64 = id.parse().with_context(context)?;
-            add_token(&mut contents, content, &json!(id)).with_context(context)?;
+            add_token(&mut contents, content, &json!(id), token).with_context(context)?;
+        }
+        for (content, id) in optional(&added)?.as_object().into_iter().flatten() {
+            add_token(&mut contents, content, id, &Value::Null).with_context(|| added.display().to_string())?;
         }
         let special = if decoder.is_some() { Value::Null } else { optional(&special)? };
         let padding = [&special, &config].into_iter().find_map(|of| {
@@ -64,8 +64,9 @@ impl TokenizerFiles {
     }
 }
 
-/// A word that is one token, whatever stands beside it; one that is there already has its number.
-fn add_token(contents: &mut Value, content: &str, id: &Value) -> Result<()> {
+/// A word that is one token; one that is there already has its number. How it is found in a text (alone or within a word,
+/// with the white space beside it, in the text as it is or in lower case) is as `flags` say, or as by default.
+fn add_token(contents: &mut Value, content: &str, id: &Value, flags: &Value) -> Result<()> {
     let listed = contents["added_tokens"].as_array().into_iter().flatten();
     let listed = listed.map(|token| (token["content"].as_str().unwrap_or_default(), &token["id"]));
     let vocabulary = contents["model"]["vocab"].as_object();
@@ -80,8 +81,13 @@ fn add_token(contents: &mut Value, content: &str, id: &Value) -> Result<()> {
     if !is_listed {
         let words = contents["model"]["vocab"].as_object_mut().context("the tokenizer has no vocabulary of words")?;
         words.insert(content.to_string(), id.clone());
-        let token = json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+        let mut token = json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": true, "special": false});
+        for flag in ["single_word", "lstrip", "rstrip", "normalized", "special"] {
+            if flags[flag].is_boolean() {
+                token[flag] = flags[flag].clone();
+            }
+        }
         match contents["added_tokens"].as_array_mut() {
             Some(listed) => listed.push(token),
             None => contents["added_tokens"] = json!([token]),

@@ -1,7 +1,7 @@
 //! A foreign file of weights, whatever its name ends in: safetensors, or a checkpoint of PyTorch of any age.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use tch::Tensor;
 use super::{kind::TensorShapes, pickle::Value, torch_file::TorchFile};
 use crate::{
     file_format::FileFormat,
-    safetensors::{read_metadata, read_safetensors, read_shapes},
+    safetensors::{read_metadata, read_notes, read_safetensors, read_shapes},
 };
 
 /// What trainings wrap around networks: segments of names that say nothing of the network.
@@ -105,6 +105,17 @@ impl WeightsFile {
         }
     }
 
+    /// The notes in the header of a safetensors file, whatever its name ends in.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn notes(&self) -> Result<HashMap<String, String>> {
+        match self.source {
+            Source::Safetensors => read_notes(&self.path),
+            Source::Torch(_) => Ok(HashMap::new()),
+        }
+    }
+
     /// Leaves tensors and entries beside them out whose names begin so, and tells how many.
     ///
     /// # Errors
@@ -121,7 +132,7 @@ impl WeightsFile {
                 file.beside.retain(|(name, _)| !name.starts_with(prefix));
                 count += before - file.beside.len();
             }
-            ensure!(count > 0, "{prefix}: nothing in {} is called so", self.path.display());
+            ensure!(count > 0, "{prefix}: no name in {} begins so", self.path.display());
             tracing::info!("{count} names that begin with `{prefix}` are ignored");
         }
         Ok(())
@@ -133,7 +144,7 @@ impl WeightsFile {
     /// A file that is damaged; a tensor of a type that is not read, or beyond its storage.
     pub fn read(self) -> Result<BTreeMap<String, Tensor>> {
         for wrapper in &self.wrappers {
-            tracing::info!("names are read without `{wrapper}`, which is of the training, not of the network");
+            tracing::info!("names are read without `{wrapper}`, which the training that wrote the file put into them");
         }
         let mut tensors = match self.source {
             Source::Safetensors => read_safetensors(&self.path)?.0,

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use anyhow::Result;
 use serde_json::Value;
 
-use super::file::WeightsFile;
 use crate::file_format::read_json;
 
 /// The shape of each tensor by its name.
@@ -99,20 +98,12 @@ impl fmt::Display for WeightsKind {
                 "a video network already: `lvdm import lvdm` reads checkpoints of LVDM, and a run needs no import"
             }
             Kind::OtherPipeline(class) => return write!(f, "a {class} of diffusers"),
-            Kind::Unknown => "nothing that is known here",
+            Kind::Unknown => "of a kind that this program does not know",
         })
     }
 }
 
 impl WeightsKind {
-    /// Of a file or folder.
-    ///
-    /// # Errors
-    /// A file that cannot be read as weights; a folder whose own description is damaged.
-    pub fn of_path(path: &Path) -> Result<Self> {
-        if path.is_dir() { Self::of_folder(path) } else { Ok(Self::of_shapes(WeightsFile::open(path)?.shapes())) }
-    }
-
     /// Of a folder: of a pipeline, or of a part of one.
     ///
     /// # Errors
@@ -153,10 +144,6 @@ impl WeightsKind {
         let any = |word: &str| shapes.keys().any(|name| name.contains(word));
         let below = |prefix: &str| shapes.keys().any(|name| name.starts_with(prefix));
         let inputs = |name: &str| shapes.get(name).and_then(|shape| shape.get(1)).copied();
-        // whatever the prefix: a network within a file of several
-        let context =
-            shapes.iter().find(|(name, _)| name.ends_with("attn2.to_k.weight")).and_then(|(_, shape)| shape.get(1));
-
         if any(".base_layer.") {
             return WeightsKind::UnfusedLora;
         }
@@ -198,11 +185,10 @@ impl WeightsKind {
         }
         if whole {
             let parts = below("first_stage_model.") || below("cond_stage_model.");
-            return match context {
-                _ if below("cond_stage_model.model.") => WeightsKind::StableDiffusion2(Layout::Original),
-                Some(1024) if parts => WeightsKind::StableDiffusion2(Layout::Original),
+            return match is_second(shapes) {
                 _ if !parts => WeightsKind::UNet(Layout::Original),
-                _ => WeightsKind::StableDiffusion1(Layout::Original),
+                true => WeightsKind::StableDiffusion2(Layout::Original),
+                false => WeightsKind::StableDiffusion1(Layout::Original),
             };
         }
         let control = ["zero_convs.", "input_hint_block.", "controlnet_cond_embedding.", "controlnet_down_blocks."];
@@ -235,6 +221,15 @@ impl WeightsKind {
         }
         WeightsKind::Unknown
     }
+}
+
+/// Whether networks are those of Stable Diffusion 2.x, alone or together, under whatever prefix: their text encoder is
+/// OpenCLIP's, to whose states, 1024 wide, the U-Net attends.
+pub fn is_second(shapes: &TensorShapes) -> bool {
+    let is_open = |name: &String| name.starts_with("cond_stage_model.model.");
+    let attended =
+        |(name, shape): (&String, &Vec<i64>)| name.ends_with("attn2.to_k.weight") && shape.get(1) == Some(&1024);
+    shapes.keys().any(is_open) || shapes.iter().any(attended)
 }
 
 /// A folder of several networks, by the class that its index names and its U-Net's configuration.

@@ -11,7 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
-use super::stable_diffusion::Network;
+use super::{
+    lvdm_checkpoint::{first_few, scalar},
+    stable_diffusion::Network,
+};
 
 /// The tensors of one change.
 #[derive(Debug, Default)]
@@ -110,11 +113,15 @@ impl Lora {
                 Role::Down => change.down.replace(tensor).is_some(),
                 Role::Up => change.up.replace(tensor).is_some(),
                 Role::Mid => change.mid.replace(tensor).is_some(),
-                Role::Alpha => change.alpha.replace(tensor.double_value(&[])).is_some(),
+                Role::Alpha => {
+                    let alpha = scalar(&name, &tensor)?;
+                    ensure!(alpha.is_finite(), "`{name}` = {alpha}: a number is needed");
+                    change.alpha.replace(alpha).is_some()
+                }
             };
             ensure!(!twice, "`{name}` and another name are the same change");
         }
-        ensure!(unknown.is_empty(), "these are no names of a LoRA: {}", first_of(&unknown));
+        ensure!(unknown.is_empty(), "these are no names of a LoRA: {}", first_few(&unknown));
         ensure!(!changes.is_empty(), "there is no LoRA in it");
         Ok(Lora { changes, alpha: scalings(notes)? })
     }
@@ -138,35 +145,36 @@ impl Lora {
         ] {
             for (name, weight) in weights.iter().filter(|(_, weight)| weight.dim() >= 2) {
                 for spelled in spellings(network, name) {
-                    places.insert((side, spelled), (name.clone(), weight.shallow_clone()));
+                    places.insert((side, spelled), (name.clone(), weight.size()));
                 }
             }
         }
-        let (mut changed, mut unknown, mut used) = (Vec::new(), Vec::new(), BTreeSet::new());
+        // all are checked before the first weight is changed, so that old and new ones are never held together
+        let (mut checked, mut unknown, mut used) = (Vec::new(), Vec::new(), BTreeSet::new());
         for ((side, place), change) in self.changes {
             let sides = side.map_or(vec![Side::UNet, Side::TextEncoder], |side| vec![side]);
             let found = sides.into_iter().find_map(|side| Some((side, places.get(&(side, place.clone()))?)));
-            let Some((side, (name, weight))) = found else {
+            let Some((side, (name, shape))) = found else {
                 unknown.push(change.place);
                 continue;
             };
             ensure!(used.insert((side, name)), "two changes of `{name}`, one of them as `{}`", change.place);
             let scaling = self.alpha.iter().find(|(of, _)| of.is_none_or(|of| of == side)).map(|(_, scaling)| *scaling);
-            let value = change.of(weight, scale, scaling)?;
-            changed.push((side, name.clone(), value));
+            checked.push((side, name.clone(), change.whole(shape, scaling)?));
         }
         ensure!(
             unknown.is_empty(),
             "these networks have no {}: is the LoRA of another Stable Diffusion than the run?",
-            first_of(&unknown)
+            first_few(&unknown)
         );
         let mut counts = [0, 0];
-        for (side, name, value) in changed {
+        for (side, name, change) in checked {
             let (weights, count) = match side {
                 Side::UNet => (&mut *unet, &mut counts[0]),
                 Side::TextEncoder => (&mut *text_encoder, &mut counts[1]),
             };
-            weights.insert(name, value);
+            let weight = weights.get_mut(&name).with_context(|| format!("the network has no `{name}`"))?;
+            *weight = change.added_to(weight, scale);
             *count += 1;
         }
         Ok(counts)
@@ -174,52 +182,68 @@ impl Lora {
 }
 
 impl Change {
-    /// The changed weight.
-    fn of(self, weight: &Tensor, scale: f64, scaling: Option<Scaling>) -> Result<Tensor> {
+    /// The change, if it is whole and fits a weight of this shape.
+    fn whole(self, shape: &[i64], scaling: Option<Scaling>) -> Result<WholeChange> {
         let Change { place, down, up, mid, alpha } = self;
-        let (down, up) = (down.context(Half("down", &place).to_string())?, up.context(Half("up", &place).to_string())?);
-        let single = |tensor: Tensor| tensor.to_kind(Kind::Float);
-        let (down, up, mid) = (single(down), single(up), mid.map(single));
+        let half = |half: Option<Tensor>, name: &str| half.with_context(|| format!("`{place}` has no {name} map"));
+        let (down, up) = (half(down, "down")?, half(up, "up")?);
         ensure!(down.dim() >= 2 && up.dim() >= 2, "`{place}`: maps of shape {:?} and {:?}", down.size(), up.size());
-        let rank = down.size()[0];
-        let shapes = || format!("down {:?}, up {:?}, and the network's {:?}", down.size(), up.size(), weight.size());
+        let (d, u) = (down.size(), up.size());
+        let rank = d[0];
+        ensure!(rank >= 1, "`{place}` has a rank of 0: there is nothing in it");
+        let shapes = || format!("down {d:?}, up {u:?}, and the network's {shape:?}");
+        // positions that the two maps and, where there is one, the map between them look at
+        let positions = |size: &[i64]| size[2..].iter().product::<i64>();
+        let mut inner = positions(&d);
+        if let Some(mid) = &mid {
+            let m = mid.size();
+            ensure!(
+                m.len() == 4 && m[..2] == [rank, rank] && inner == 1,
+                "`{place}`: the map between, {m:?}, does not fit: {}",
+                shapes()
+            );
+            inner = positions(&m);
+        }
+        ensure!(
+            u[0] == shape[0]
+                && u[1] == rank
+                && positions(&u) == 1
+                && d[1] == shape[1]
+                && u[0] * d[1] * inner == shape.iter().product::<i64>(),
+            "`{place}` does not fit: {}: is the LoRA of another Stable Diffusion than the run?",
+            shapes()
+        );
         let factor = match (alpha, scaling) {
             (Some(alpha), _) => alpha / rank as f64,
             (None, Some(Scaling { alpha, by_root: true })) => alpha / (rank as f64).sqrt(),
             (None, Some(Scaling { alpha, by_root: false })) => alpha / rank as f64,
             (None, None) => 1.0,
         };
-        let inner = match &mid {
-            None => down.flatten(1, -1), // [rank, i·k·k]
-            Some(mid) => {
-                ensure!(
-                    mid.dim() == 4 && mid.size()[1] == rank && down.numel() as i64 == rank * down.size()[1],
-                    "`{place}`: the map between, {:?}, does not fit: {}",
-                    mid.size(),
-                    shapes()
-                );
-                Tensor::einsum("rskl,si->rikl", &[mid, &down.flatten(1, -1)], None::<i64>).flatten(1, -1)
-            }
-        };
-        let up_matrix = up.flatten(1, -1); // [o, rank]
-        ensure!(
-            up_matrix.size()[1] == inner.size()[0]
-                && up.size()[0] == weight.size()[0]
-                && down.size()[1] == weight.size()[1]
-                && up.size()[0] * inner.size()[1] == weight.numel() as i64,
-            "`{place}` does not fit: {}: is the LoRA of another Stable Diffusion than the run?",
-            shapes()
-        );
-        let change = up_matrix.matmul(&inner) * (scale * factor);
-        Ok(weight + change.reshape(weight.size()))
+        ensure!(factor.is_finite(), "`{place}`: its α is {factor} times its rank");
+        Ok(WholeChange { down, up, mid, factor })
     }
 }
 
-struct Half<'a>(&'a str, &'a str);
+/// A change that was found to fit its weight.
+struct WholeChange {
+    down: Tensor,
+    up: Tensor,
+    mid: Option<Tensor>,
+    /// α / rank, or what stands for it.
+    factor: f64,
+}
 
-impl std::fmt::Display for Half<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "`{}` has no {} map", self.1, self.0)
+impl WholeChange {
+    /// W + scale · α / rank · up · down
+    fn added_to(self, weight: &Tensor, scale: f64) -> Tensor {
+        let single = |tensor: Tensor| tensor.to_kind(Kind::Float);
+        let down = single(self.down).flatten(1, -1); // [rank, i·k·k]
+        let inner = match self.mid.map(single) {
+            None => down,
+            Some(mid) => Tensor::einsum("rskl,si->rikl", &[mid, down], None::<i64>).flatten(1, -1),
+        };
+        let up = single(self.up).flatten(1, -1); // [o, rank]
+        weight + (up.matmul(&inner) * (scale * self.factor)).reshape(weight.size())
     }
 }
 
@@ -274,24 +298,46 @@ fn spellings(network: Network, name: &str) -> Vec<String> {
 /// α and how it is used, out of `adapter_config.json` or diffusers' keys of the same with a network's name before them.
 fn scalings(notes: &Value) -> Result<Vec<(Option<Side>, Scaling)>> {
     let mut found = Vec::new();
+    let kind = notes["peft_type"].as_str().unwrap_or("LORA");
+    ensure!(kind == "LORA", "its configuration says peft_type {kind}: only LoRA is imported");
     for (prefix, side) in [("unet.", Some(Side::UNet)), ("text_encoder.", Some(Side::TextEncoder)), ("", None)] {
         let note = |key: &str| &notes[format!("{prefix}{key}")];
-        let is_on = |key: &str| note(key).as_bool() == Some(true);
+        let is_on = |key: &str| !matches!(note(key), Value::Null | Value::Bool(false));
         ensure!(!is_on("use_dora"), "its configuration says use_dora: only LoRA is imported, not DoRA");
         for key in ["alpha_pattern", "rank_pattern"] {
             let empty = note(key).as_object().is_none_or(|pattern| pattern.is_empty());
             // a rank is seen in the tensors; an α of its own is not
             ensure!(empty || key == "rank_pattern", "its configuration has an alpha_pattern, which is not supported");
         }
-        if let Some(alpha) = note("lora_alpha").as_f64() {
+        if !note("lora_alpha").is_null() {
+            let alpha = note("lora_alpha").as_f64().with_context(|| {
+                format!("its configuration says lora_alpha {}: a number is wanted", note("lora_alpha"))
+            })?;
             found.push((side, Scaling { alpha, by_root: is_on("use_rslora") }));
         }
     }
     Ok(found)
 }
 
-fn first_of(names: &[String]) -> String {
-    let shown: Vec<String> = names.iter().take(3).map(|name| format!("`{name}`")).collect();
-    let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
-    format!("{}{more}", shown.join(", "))
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn notes_that_are_not_of_a_lora_are_refused() {
+        let of = |notes: Value| scalings(&notes);
+        assert_eq!(of(json!({})).unwrap(), []);
+        let found = of(json!({"peft_type": "LORA", "lora_alpha": 4, "use_rslora": true})).unwrap();
+        assert_eq!(found, [(None, Scaling { alpha: 4.0, by_root: true })]);
+        for (notes, word) in [
+            (json!({"peft_type": "LOHA", "r": 2}), "LOHA"),
+            (json!({"lora_alpha": "1"}), "lora_alpha"),
+            (json!({"use_dora": "true"}), "use_dora"),
+        ] {
+            let error = of(notes).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
 }

@@ -345,7 +345,11 @@ pub fn averaged_name(prefix: &str, name: &str) -> String {
     format!("{AVERAGED}{}", flattened(prefix, name))
 }
 
-fn scalar(name: &str, tensor: &Tensor) -> Result<f64> {
+/// The one number that a tensor holds, whatever its shape and type.
+///
+/// # Errors
+/// It holds none, or several.
+pub fn scalar(name: &str, tensor: &Tensor) -> Result<f64> {
     ensure!(tensor.numel() == 1, "`{name}` has shape {:?}, one number is wanted", tensor.size());
     Ok(tensor.to_kind(Kind::Double).reshape([1]).double_value(&[0]))
 }
@@ -356,7 +360,8 @@ fn as_written(value: f64) -> f64 {
     if f64::from(single) == value { single.to_string().parse().unwrap_or(value) } else { value }
 }
 
-fn first_few(names: &[String]) -> String {
+/// The first three of some names, and how many more there are.
+pub(super) fn first_few(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(3).map(|name| format!("`{name}`")).collect();
     let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
     format!("{}{more}", shown.join(", "))

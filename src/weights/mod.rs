@@ -14,6 +14,6 @@ mod torch_file;
 mod torch_legacy;
 
 pub use file::{WeightsFile, read_state_dict};
-pub use kind::{Layout, TensorShapes, WeightsKind};
+pub use kind::{Layout, TensorShapes, WeightsKind, is_second};
 pub use lvdm_checkpoint::LvdmCheckpoint;
 pub use synthetic::synthesize;

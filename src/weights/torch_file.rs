@@ -203,9 +203,10 @@ impl Source {
             }
             Source::Legacy { file, places } => {
                 let key = entry.trim_start_matches("data/");
-                let (start, _) = places.get(key).with_context(|| format!("the storage {key} is missing"))?;
-                file.seek(SeekFrom::Start(*start))?;
-                file.take(most).read_to_end(&mut bytes).with_context(|| format!("the storage {key} is damaged"))?;
+                let (start, length) = *places.get(key).with_context(|| format!("the storage {key} is missing"))?;
+                ensure!(length <= most, "the storage {key} has {length} bytes, {most} are told");
+                file.seek(SeekFrom::Start(start))?;
+                file.take(length).read_to_end(&mut bytes).with_context(|| format!("the storage {key} is damaged"))?;
             }
         }
         Ok(bytes)
@@ -230,7 +231,7 @@ impl Storages {
     fn tensor(&mut self, value: &Value) -> Result<Tensor> {
         let Layout { storage, offset, size, stride } = Layout::of(value)?;
         let [_, kind, key, _, count, view @ ..] = storage else {
-            bail!("its storage is not told");
+            bail!("the pickle does not say where its numbers lie");
         };
         ensure!(
             view.iter().all(|view| *view == Value::None),

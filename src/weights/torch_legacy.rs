@@ -8,15 +8,15 @@ use std::{
     rc::Rc,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     pickle::{self, Value},
     torch_file::{MOST_PICKLE_BYTES, storage_kind},
 };
 
-/// Where each storage lies in the file: its first byte and its number of elements.
-pub(super) type Places = BTreeMap<String, (u64, i64)>;
+/// Where each storage lies in the file: its first byte and how many bytes it has.
+pub(super) type Places = BTreeMap<String, (u64, u64)>;
 
 /// The object that was saved, and the places of its storages.
 ///
@@ -55,13 +55,14 @@ pub(super) fn open(file: &mut File) -> Result<(Value, Places)> {
         file.seek(SeekFrom::Start(at))?;
         file.read_exact(&mut count).with_context(|| format!("it is truncated: the storage {key} is missing"))?;
         let count = i64::from_le_bytes(count);
-        let end = u64::try_from(count).ok().and_then(|count| count.checked_mul(size)?.checked_add(at + 8));
-        ensure!(
-            end.is_some_and(|end| end <= length),
-            "it is truncated or damaged: the storage {key} of {count} elements reaches beyond its {length} bytes"
-        );
-        places.insert(key.to_string(), (at + 8, count));
-        at = end.unwrap_or(length);
+        let (start, bytes) = (at + 8, u64::try_from(count).ok().and_then(|count| count.checked_mul(size)));
+        let Some(bytes) = bytes.filter(|bytes| *bytes <= length.saturating_sub(start)) else {
+            bail!(
+                "it is truncated or damaged: the storage {key} of {count} elements reaches beyond its {length} bytes"
+            );
+        };
+        places.insert(key.to_string(), (start, bytes));
+        at = start + bytes;
     }
     Ok((root, places))
 }
