@@ -323,7 +323,10 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--predict", told.predict.is_some()),
     ] {
         if given {
-            return mistake(format!("{option}: the configuration files of {} tell it", path.display()));
+            return mistake(format!(
+                "{option}: the config.json and scheduler_config.json of {} tell it",
+                path.display()
+            ));
         }
     }
     if told.ema {
