@@ -492,8 +492,10 @@ fn a_foreign_checkpoint_is_refused() {
     succeed_in(at, &train(&["trainer.steps=2"]));
     let before = contents(at);
     let said = run_in(at, &train(&["trainer.steps=4", "autoencoder.channels=8"]));
+    assert!(said.error(2).contains("autoencoder.channels: 4 → 8"), "{}", said.err);
+    let said = run_in(at, &train(&["trainer.steps=4", "autoencoder.channels=8", "--change-settings"]));
     let line = said.error(1);
-    assert!(line.contains("another architecture") && line.contains("shape"), "{line}");
+    assert!(line.contains("another --run") && line.contains("shape"), "{line}");
     let said = run_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/autoencoder"]);
     assert!(said.error(1).contains("autoencoder"), "{}", said.err);
     assert!(contents(at) == before, "a refused start wrote something");

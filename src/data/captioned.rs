@@ -252,6 +252,13 @@ mod tests {
         assert_eq!(names(&listing), [("1.mp4".to_string(), "A dog, \"running\"\nfast"), ("2.webm".to_string(), "Cat")]);
         assert_eq!(listing.left_out, 4);
 
+        // a preview beside a video is not the video
+        fs::write(root.join("6.gif"), []).unwrap();
+        fs::write(root.join("6.ts"), []).unwrap();
+        fs::write(&table, "videoid,name\n6,Bird\n").unwrap();
+        let listing = Webvid { table: table.clone(), root: root.clone() }.videos().unwrap();
+        assert_eq!(names(&listing), [("6.ts".to_string(), "Bird")]);
+
         fs::write(&table, "videoid,page_dir,contentUrl\n1,a,b\n").unwrap();
         let webvid = Webvid { table: table.clone(), root: root.clone() };
         let error = webvid.check().unwrap_err().to_string();

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::dataset::{
-    Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, walk, warn_once,
+use super::{
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, warn_once},
+    walk::walk,
 };
 
 /// Endings of video files that FFmpeg reads, the usual ones first.

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, walk, warn_once},
+    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, warn_once},
     folder,
     frame_folder::{EXTENSIONS, Pictures},
+    walk::walk,
 };
 
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth. Pictures that lie in `root`

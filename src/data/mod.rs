@@ -28,6 +28,7 @@ pub mod video_file;
 #[cfg(not(feature = "video"))]
 #[path = "video_file_absent.rs"]
 pub mod video_file;
+mod walk;
 
 pub use clip::{ClipSpec, Filter, Fit, FrameSource, RgbFrame, normalise, to_u8};
 pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry, decode_workers};

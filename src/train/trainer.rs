@@ -10,7 +10,13 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Ema, Optimizer, logger::RunLogger, progress::Progress as ProgressBar, saver::Saver};
+use super::{
+    Ema, Optimizer,
+    logger::RunLogger,
+    progress::Progress as ProgressBar,
+    record::{Pending, Record, Window},
+    saver::Saver,
+};
 use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
@@ -102,14 +108,6 @@ pub trait Task {
     fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
         Ok(Vec::new())
     }
-}
-
-/// A phase's terms and the norm of its gradient, on their way to the host while the next step is queued.
-struct Pending {
-    phase: usize,
-    step: i64,
-    names: Vec<&'static str>,
-    values: Readback,
 }
 
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
@@ -559,68 +557,5 @@ impl<T: Task> Trainer<T> {
             tensors,
         };
         record.saver.save(checkpoint, checkpoint::path(&self.run, self.progress.step))
-    }
-}
-
-/// What rank 0 writes.
-struct Record {
-    log: RunLogger,
-    bar: ProgressBar,
-    saver: Saver,
-    /// Steps whose pictures could not be made.
-    missing_pictures: u64,
-}
-
-/// What the time of a step is called in the log.
-pub const SECONDS_PER_STEP: &str = "seconds_per_step";
-
-/// Means over the steps since the last line of the log.
-#[derive(Default)]
-struct Window {
-    sums: Vec<(String, f64, i64)>,
-    steps: i64,
-    seconds: f64,
-    waited: f64,
-    rate: f64,
-}
-
-impl Window {
-    fn add(&mut self, name: &'static str, value: f64) {
-        match self.sums.iter_mut().find(|(n, _, _)| *n == name) {
-            Some((_, sum, count)) => {
-                *sum += value;
-                *count += 1;
-            }
-            None => self.sums.push((name.to_string(), value, 1)),
-        }
-    }
-
-    /// What a checkpoint keeps of it, so that the log of a run that goes on has the same means: `[sum, count]` each.
-    fn stored(&self) -> Vec<(String, Tensor)> {
-        let one = |(i, (name, sum, count)): (usize, &(String, f64, i64))| {
-            (format!("window.{i:02}.{name}"), Tensor::from_slice(&[*sum, *count as f64]))
-        };
-        self.sums.iter().enumerate().map(one).collect()
-    }
-
-    fn restore(&mut self, stored: &BTreeMap<String, Tensor>) {
-        for (name, pair) in stored {
-            let name = name.split_once('.').map_or(name.as_str(), |(_, name)| name);
-            self.sums.push((name.to_string(), pair.double_value(&[0]), pair.double_value(&[1]) as i64));
-        }
-    }
-
-    /// The means, with `clips` of a step over all ranks; the next ones begin anew.
-    fn take(&mut self, clips: i64, skipped: i64) -> Vec<(String, f64)> {
-        let window = std::mem::take(self);
-        let mut values: Vec<(String, f64)> =
-            window.sums.into_iter().map(|(name, sum, count)| (name, sum / count as f64)).collect();
-        let clips = (window.steps * clips) as f64;
-        values.push(("learning_rate".into(), window.rate));
-        values.push(("clips_per_second".into(), clips / window.seconds));
-        values.push((SECONDS_PER_STEP.into(), window.seconds / window.steps.max(1) as f64));
-        values.push(("seconds_waiting_for_data".into(), window.waited / window.steps.max(1) as f64));
-        values.push(("skipped_steps".into(), skipped as f64));
-        values
     }
 }

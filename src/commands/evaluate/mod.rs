@@ -6,16 +6,16 @@ mod measure;
 mod notes;
 mod reconstruction;
 mod sampled;
+mod shown;
 
 use std::{
     collections::BTreeMap,
-    fs,
     io::Write,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -24,19 +24,16 @@ use tch::{Device, Tensor};
 use super::sample::PrecisionOptions;
 use crate::{
     atomic_file::write_atomically,
-    data::{
-        ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers, normalise, pictures, to_u8, write_video,
-    },
+    data::{ClipStream, DataConfig, DatasetConfig, decode_workers},
     distributed::{self, Launch, Ranks, rank},
     experiment::{
         DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Numerics,
         Precision, built_in_protocols, protocol, read,
     },
-    generate::Generator,
-    metrics::{Figure, Floor, Protocol, ProtocolConfig, psnr_db},
+    metrics::{Figure, Floor, Protocol, ProtocolConfig},
     models::I3d,
     report::FigureTable,
-    torch::{DeviceName, Readback, device_name, upload},
+    torch::{DeviceName, device_name},
 };
 
 pub(super) use card::CARD_FILE;
@@ -46,6 +43,7 @@ use measure::{Extraction, enough, generated_sets, refit};
 use reconstruction::Reconstruction;
 pub(super) use reconstruction::{FIGURES_FILE as RECONSTRUCTION_FILE, Figures as ReconstructionFigures};
 use sampled::Sampled;
+use shown::{RECONSTRUCTED, Reconstructions, Shown};
 
 /// Measure FVD and KVD of generated clips against real ones
 #[derive(Debug, clap::Args)]
@@ -503,103 +501,4 @@ impl Measurement<'_> {
         }
         Ok(sets)
     }
-}
-
-/// How many real clips at most go through the autoencoder and back.
-const RECONSTRUCTED: i64 = 64;
-
-/// Real clips through an autoencoder and back.
-#[derive(Default)]
-struct Reconstructions {
-    psnr: Vec<f64>,
-    /// The first clips, each before its reconstruction.
-    pairs: Vec<Tensor>,
-}
-
-impl Reconstructions {
-    /// One clip u8 `[1, 3, F, H, W]`.
-    fn take(&mut self, generator: &Generator, clip: &Tensor) -> Result<()> {
-        let x = normalise(&upload(clip, generator.space.device()));
-        let back = Readback::of(&to_u8(&generator.space.reconstruct(&x)))?.wait()?;
-        self.psnr.push(psnr_db(clip, &back).double_value(&[0]));
-        if self.pairs.len() < 2 * 4 {
-            self.pairs.extend([clip.shallow_clone(), back]);
-        }
-        Ok(())
-    }
-
-    fn psnr_db(&self) -> Option<f64> {
-        (!self.psnr.is_empty()).then(|| self.psnr.iter().sum::<f64>() / self.psnr.len() as f64)
-    }
-}
-
-/// Videos of all samples (packed, where this binary or their size allows no mp4), and pictures of the first of each set.
-struct Shown<'a> {
-    out: &'a Path,
-    count: i64,
-    first: Vec<Tensor>,
-    packed: Option<PackedWriter>,
-}
-
-/// Frames a second of the videos that are kept.
-const FPS: f64 = 8.0;
-
-impl<'a> Shown<'a> {
-    /// For `count` clips of the shape of `[3, F, S, S]`.
-    fn new(out: &'a Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
-        // mp4 needs even sides
-        let packed = match cfg!(feature = "video") && side % 2 == 0 {
-            true => None,
-            false => Some(PackedWriter::create(&out.join("samples.safetensors"), count, frames, side, seed)?),
-        };
-        Ok(Shown { out, count: 0, first: Vec::new(), packed })
-    }
-
-    fn take(&mut self, clips: &Tensor) -> Result<()> {
-        match &mut self.packed {
-            Some(packed) => packed.push(clips)?,
-            None => {
-                for i in 0..clips.size()[0] {
-                    let path = self.out.join(format!("samples/{:05}.mp4", self.count + i));
-                    write_video(&path, &clips.get(i), FPS)?;
-                }
-            }
-        }
-        self.count += clips.size()[0];
-        for i in 0..clips.size()[0].min(8 - self.first.len() as i64) {
-            self.first.push(clips.narrow(0, i, 1).copy());
-        }
-        Ok(())
-    }
-
-    fn finish(self, reconstructions: &Reconstructions, gaussian: Option<&Tensor>) -> Result<()> {
-        match self.packed {
-            Some(packed) => packed.finish()?,
-            None => forget_from(&self.out.join("samples"), self.count)?,
-        }
-        let mut sheets = vec![("samples", Tensor::cat(&self.first, 0))];
-        if !reconstructions.pairs.is_empty() {
-            sheets.push(("reconstructions", Tensor::cat(&reconstructions.pairs, 0)));
-        }
-        sheets.extend(gaussian.map(|clips| ("gaussian", clips.shallow_clone())));
-        for (name, clips) in &sheets {
-            let every = (clips.size()[2] / 8).max(1);
-            pictures::write_png(&self.out.join(format!("{name}.png")), &pictures::grid(clips, every)?)?;
-        }
-        let gif = pictures::gif(&sheets[0].1, FPS)?;
-        write_atomically(&self.out.join("samples.gif"), |file| Ok(file.write_all(&gif)?))
-    }
-}
-
-/// Deletes the numbered videos that an evaluation of more clips left in a folder.
-fn forget_from(folder: &Path, count: i64) -> Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = entry?.path();
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy()).filter(|stem| stem.len() == 5);
-        let number = stem.and_then(|stem| stem.parse::<i64>().ok());
-        if number.is_some_and(|number| number >= count) && path.extension().is_some_and(|end| end == "mp4") {
-            fs::remove_file(&path).with_context(|| path.display().to_string())?;
-        }
-    }
-    Ok(())
 }

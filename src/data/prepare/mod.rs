@@ -19,10 +19,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     VideoReader,
-    dataset::{has_extension, walk},
+    dataset::has_extension,
     folder,
     frame_folder::{self, Pictures, gap, picture_size, pictures_in, read_picture},
     index::{IndexEntry, write_index},
+    walk::walk,
 };
 use crate::{atomic_file::write_atomically, torch::caught};
 
