@@ -14,7 +14,7 @@ pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConf
     };
     let (Some(&first), Some(&last)) = (betas.first(), betas.last()) else { bail!("`betas` is empty") };
     ensure!(betas.iter().all(|beta| beta.is_finite()), "`betas` holds values that are not finite");
-    let rounding = rounding(betas);
+    let Rounding { relative, absolute } = Rounding::of(betas);
     let written = |beta: f64, digits: usize| format!("{beta:.digits$e}").parse::<f64>();
     for digits in 0..=2 * MOST_DIGITS {
         for of_first in digits.saturating_sub(MOST_DIGITS)..=digits.min(MOST_DIGITS) {
@@ -22,9 +22,7 @@ pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConf
             for kind in [ScheduleKind::ScaledLinear, ScheduleKind::Linear] {
                 let config = ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end };
                 let Ok(schedule) = NoiseSchedule::new(&config) else { continue };
-                // below 2⁻¹⁴ half precision has steps of 2⁻²⁴
-                let near =
-                    |(ours, theirs): (&f64, &f64)| (ours - theirs).abs() <= (rounding * ours).max(2f64.powi(-25));
+                let near = |(ours, theirs): (&f64, &f64)| (ours - theirs).abs() <= (relative * ours).max(absolute);
                 if schedule.beta.iter().zip(betas).all(near) {
                     return Ok(config);
                 }
@@ -37,19 +35,29 @@ pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConf
 /// Digits behind the first with which the ends of a schedule are written down.
 const MOST_DIGITS: usize = 5;
 
-/// How far numbers may be from those that they were before they were stored, relative to them: as far as the shortest
-/// type that holds them all rounds.
-fn rounding(values: &[f64]) -> f64 {
-    let singles: Vec<f32> = values.iter().map(|&value| value as f32).collect();
-    let given = Tensor::from_slice(&singles);
-    let survive = |kind: Kind| given.to_kind(kind).to_kind(Kind::Float).equal(&given);
-    if survive(Kind::BFloat16) {
-        2f64.powi(-8)
-    } else if survive(Kind::Half) {
-        2f64.powi(-11)
-    } else {
-        // they come squared out of float32
-        1e-5
+/// How far numbers may be from those that they were before they were stored.
+struct Rounding {
+    /// Relative to them.
+    relative: f64,
+    /// However small they are.
+    absolute: f64,
+}
+
+impl Rounding {
+    /// Of the shortest type that holds all of these values.
+    fn of(values: &[f64]) -> Self {
+        let singles: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+        let given = Tensor::from_slice(&singles);
+        let survive = |kind: Kind| given.to_kind(kind).to_kind(Kind::Float).equal(&given);
+        if survive(Kind::BFloat16) {
+            Rounding { relative: 2f64.powi(-8), absolute: 0.0 }
+        } else if survive(Kind::Half) {
+            // below 2⁻¹⁴ half precision has steps of 2⁻²⁴
+            Rounding { relative: 2f64.powi(-11), absolute: 2f64.powi(-25) }
+        } else {
+            // they come squared out of float32
+            Rounding { relative: 1e-5, absolute: 0.0 }
+        }
     }
 }
 
@@ -89,6 +97,12 @@ mod tests {
                 let stored = Tensor::from_slice(&betas).to_kind(kind).to_kind(Kind::Float).to_kind(Kind::Double);
                 let mut stored = Vec::<f64>::try_from(stored).unwrap();
                 assert_eq!(schedule(Some(&stored), true).unwrap(), config, "{kind:?}");
+                // in float32 the smallest is held as exactly as the others
+                if kind == Kind::Float {
+                    let mut bent = stored.clone();
+                    bent[0] *= 1.0002;
+                    assert!(schedule(Some(&bent), true).is_err(), "{config:?}");
+                }
                 // a bend of a percent is none of rounding
                 stored[500] *= 1.02;
                 let bent = Tensor::from_slice(&stored).to_kind(kind).to_kind(Kind::Double);
