@@ -29,6 +29,25 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<File>) -> 
     written.with_context(|| format!("cannot write {} (what was there before is untouched)", path.display()))
 }
 
+/// Makes the folder `path` by way of a temporary one beside it, into which `fill` writes: a reader, or a process that was
+/// killed, finds it whole or not at all. An empty folder of this name gives way.
+///
+/// # Errors
+/// Those of `fill`; a folder that cannot be made, or that is there and holds something. Then nothing is left.
+pub fn write_folder_atomically<T>(path: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let temporary = temporary_path(path)?;
+    fs::create_dir(&temporary).with_context(|| format!("cannot make the folder {}", temporary.display()))?;
+    let written = fill(&temporary).and_then(|made| {
+        fs::rename(&temporary, path)?;
+        File::open(folder_of(path))?.sync_all().context("the folder did not reach the disk")?;
+        Ok(made)
+    });
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// A file that is written piece by piece, as [`write_atomically`] writes one at once: dropped before it is published,
 /// it was never there.
 #[derive(Debug)]
@@ -110,7 +129,8 @@ fn sweep(folder: &Path) {
     for entry in entries.flatten() {
         let is_dead = |pid: u32| pid != process::id() && !Path::new(&format!("/proc/{pid}")).exists();
         if writer(&entry.file_name().to_string_lossy()).is_some_and(is_dead) {
-            let _ = fs::remove_file(entry.path());
+            // a file, or a folder with all that is in it
+            let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
         }
     }
 }
@@ -159,6 +179,32 @@ mod tests {
         assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_folder_is_whole_or_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/folder");
+        let error = write_folder_atomically(&path, |at| {
+            fs::write(at.join("half"), "half")?;
+            bail!("no more") as Result<()>
+        });
+        assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
+        // what a process that was killed left of one goes with the next
+        let mut ended = process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let left = folder.path().join(format!(".export.{}-{}-0.partial", place(), ended.id()));
+        fs::create_dir_all(left.join("unet")).unwrap();
+        fs::write(left.join("unet/config.json"), "{").unwrap();
+        let path = folder.path().join("export");
+        fs::create_dir(&path).unwrap();
+        write_folder_atomically(&path, |at| Ok(fs::write(at.join("whole"), "whole")?)).unwrap();
+        assert_eq!(fs::read(path.join("whole")).unwrap(), b"whole");
+        assert!(!left.exists());
+        // what is in a folder stays
+        assert!(write_folder_atomically(&path, |at| Ok(fs::write(at.join("other"), "")?)).is_err());
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
     }
 
     #[test]

@@ -149,10 +149,10 @@ pub struct Told {
     /// Height and width of a clip [default: 256]
     #[arg(long)]
     pub resolution: Option<i64>,
-    /// Of a text-to-video network: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
+    /// Text-to-video networks only: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Leave out what begins so: tensors, or entries beside them (may be given several times)
+    /// Ignore tensors, and entries beside them, whose names begin with PREFIX (may be given several times)
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
 }
@@ -251,28 +251,44 @@ fn mistake<T>(text: String) -> Result<T> {
     Err(Mistake(text).into())
 }
 
+/// # Errors
+/// [`Mistake`]: a folder that holds something, or a file.
+fn must_be_new(folder: &Path, why: &str) -> Result<()> {
+    if folder.exists() && fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_some()) {
+        return mistake(format!("{} is there already: {why}", folder.display()));
+    }
+    Ok(())
+}
+
 /// Takes the folder of a run that is not there yet.
 fn new_run(run: &Path) -> Result<RunLock> {
-    if run.exists() && fs::read_dir(run).map_or(true, |mut entries| entries.next().is_some()) {
-        return mistake(format!("{} is there already: an import makes a new run", run.display()));
-    }
+    must_be_new(run, "an import makes a new run")?;
     RunLock::take(run)
 }
 
-/// The checkpoint comes last: without it the folder is no run.
+/// What the experiment of a run says of its origin.
+fn imported_from(file: &Path) -> String {
+    format!(
+        "Imported from {}. The networks are as the file has them; the rest is as published,\nand data.dataset is a \
+         placeholder: put in your own before training.",
+        file.file_name().unwrap_or_default().to_string_lossy()
+    )
+}
+
+/// The checkpoint comes last: without it the folder is no run. `note` heads the experiment.
 fn write_run(
     run: &Path,
-    from: &Path,
+    note: &str,
     task: &str,
     experiment: &impl Serialize,
     progress: Progress,
     tensors: Tensors,
 ) -> Result<()> {
     let yaml = serde_yaml::to_string(experiment)?;
-    let from = from.file_name().unwrap_or_default().to_string_lossy();
     write_atomically(&run.join("experiment.yaml"), |out| {
-        writeln!(out, "# Imported from {from}. The networks are as the file has them; the rest is as published,")?;
-        writeln!(out, "# and data.dataset is a placeholder: put in your own before training.")?;
+        for line in note.lines() {
+            writeln!(out, "# {line}")?;
+        }
         out.write_all(yaml.as_bytes())?;
         Ok(())
     })?;

@@ -1,15 +1,15 @@
 //! A text-to-video run → a folder of diffusers: the image networks that the run was made from, as they are now. Layers over
 //! frames are left out.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{Carried, Part, export::latent_constants, mistake};
+use super::{Carried, Part, export::latent_constants, must_be_new};
 use crate::{
-    atomic_file::write_atomically,
+    atomic_file::{write_atomically, write_folder_atomically},
     checkpoint,
     diffusion::{Predict, ScheduleConfig, ScheduleKind},
     experiment::{DiffusionExperiment, DiffusionSpace},
@@ -31,20 +31,8 @@ use crate::{
 /// [`crate::experiment::Mistake`] for a folder that is there already; a run that is not made of a Stable Diffusion's parts;
 /// a full disk, and then nothing is left.
 pub fn export_stable_diffusion(run: &Path, out: &Path) -> Result<Vec<Part>> {
-    if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
-        return mistake(format!("{} is there already: an export makes a new folder", out.display()));
-    }
-    let name = out.file_name().with_context(|| format!("--out {}: a folder has a name", out.display()))?;
-    let pending = out.with_file_name(format!(".{}.{}.partial", name.to_string_lossy(), std::process::id()));
-    let written = write_folder(run, &pending).and_then(|parts| {
-        let _ = fs::remove_dir(out); // an empty one
-        fs::rename(&pending, out).with_context(|| format!("cannot write {}", out.display()))?;
-        Ok(parts)
-    });
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&pending);
-    }
-    written
+    must_be_new(out, "an export makes a new folder")?;
+    write_folder_atomically(out, |out| write_folder(run, out))
 }
 
 fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {

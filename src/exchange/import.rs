@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     Carried, ConditioningKind, Exported, Imported, LatentPreset, Part, Told, betas::schedule, carried_checkpoint,
-    declared::Declared, latent_tensors, mistake, new_run, open_weights, tokenizer, warn_of_unused_rows, with_prefix,
-    write_run,
+    declared::Declared, imported_from, latent_tensors, mistake, new_run, open_weights, tokenizer, warn_of_unused_rows,
+    with_prefix, write_run,
 };
 use crate::{
     checkpoint::Progress,
@@ -521,7 +521,7 @@ impl Import<'_> {
         ignored: Vec<Ignored>,
     ) -> Result<Imported> {
         let step = progress.step;
-        write_run(self.run, self.file, task, experiment, progress, tensors)?;
+        write_run(self.run, &imported_from(self.file), task, experiment, progress, tensors)?;
         Ok(Imported { task, step, parts, ignored })
     }
 }

@@ -4,16 +4,15 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use super::{Part, mistake, new_run, with_prefix};
+use super::{Part, mistake, must_be_new, new_run, with_prefix, write_run};
 use crate::{
-    atomic_file::write_atomically,
+    atomic_file::{write_atomically, write_folder_atomically},
     checkpoint::{self, Checkpoint, Progress},
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
     file_format::read_json,
@@ -76,19 +75,9 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
     }
     experiment.trained = Trained::All;
     experiment.start_from = None;
-    let yaml = serde_yaml::to_string(&experiment)?;
-    write_atomically(&out.join("experiment.yaml"), |text| {
-        writeln!(text, "# The weights of {}, with {} merged at a scale of {scale}.", into.display(), file.display())?;
-        Ok(text.write_all(yaml.as_bytes())?)
-    })?;
+    let note = format!("The weights of {}, with {} merged at a scale of {scale}.", into.display(), file.display());
     let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
-    Checkpoint {
-        task: "diffusion".into(),
-        experiment: serde_json::to_value(&experiment)?,
-        tensors: with_prefix("model", unet).collect(),
-        progress,
-    }
-    .write(&checkpoint::path(out, 0))?;
+    write_run(out, &note, "diffusion", &experiment, progress, with_prefix("model", unet).collect())?;
     Ok(counts)
 }
 
@@ -126,9 +115,7 @@ fn read(path: &Path) -> Result<Lora> {
 /// # Errors
 /// [`crate::experiment::Mistake`] for a folder that is there already, or a run that has trained no adapters; a full disk.
 pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
-    if out.exists() && fs::read_dir(out).map_or(true, |mut entries| entries.next().is_some()) {
-        return mistake(format!("{} is there already: an export makes a new folder", out.display()));
-    }
+    must_be_new(out, "an export makes a new folder")?;
     let (path, found) = checkpoint::open_averaged(run)?;
     let mut found = found.expect("diffusion", &path)?;
     let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
@@ -166,8 +153,10 @@ pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "use_dora": false,
         "target_modules": modules,
     });
-    write_atomically(&out.join(CONFIGURATION), |file| Ok(serde_json::to_writer_pretty(file, &configuration)?))?;
-    write_foreign_safetensors(&out.join(FILES[0]), &tensors)?;
+    write_folder_atomically(out, |out| {
+        write_atomically(&out.join(CONFIGURATION), |file| Ok(serde_json::to_writer_pretty(file, &configuration)?))?;
+        write_foreign_safetensors(&out.join(FILES[0]), &tensors)
+    })?;
     let parameters = tensors.iter().map(|(_, tensor)| tensor.numel() as i64).sum();
     Ok(vec![Part { name: "adapters", tensors: tensors.len(), parameters }])
 }

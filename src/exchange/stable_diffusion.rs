@@ -15,7 +15,7 @@ use tch::{Device, Kind};
 use super::{
     Carried, Part,
     betas::schedule,
-    carried_checkpoint, latent_tensors, mistake, new_run, open_weights, part_weights,
+    carried_checkpoint, imported_from, latent_tensors, mistake, new_run, open_weights, part_weights,
     replacement::{Replacement, Replacements},
     scheduler::scheduler,
     tokenizer, warn_of_infinities, warn_of_unused_rows, with_prefix, write_run,
@@ -211,7 +211,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         .collect();
     write_atomically(&run.join(NAMES_FILE), |out| Ok(serde_json::to_writer_pretty(out, &lists)?))?;
     let progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
-    write_run(run, path, "diffusion", &experiment, progress, model)?;
+    write_run(run, &imported_from(path), "diffusion", &experiment, progress, model)?;
     Ok(imported)
 }
 
