@@ -58,8 +58,8 @@ pub struct Sample {
     /// Video i depends on the seed and i alone
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// A seed a video, in place of --seed: video i has seed i, from the first again after the last, and is video 0 of --seed
-    /// with that number, whichever others are made beside it
+    /// One seed for each video instead of --seed, separated by commas. With more videos than seeds they are used again from
+    /// the first. `--seeds 7,9` makes the first video of `--seed 7` and the first video of `--seed 9`
     #[arg(long, value_delimiter = ',', conflicts_with = "seed")]
     seeds: Vec<u64>,
     /// Picture (JPEG or PNG) that a video begins with; given several times, video i begins with picture i, from the first

@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use anyhow::Result;
 use serde_json::Value;
 
-use super::file::WeightsFile;
 use crate::file_format::read_json;
 
 /// The shape of each tensor by its name.
@@ -99,20 +98,12 @@ impl fmt::Display for WeightsKind {
                 "a video network already: `lvdm import lvdm` reads checkpoints of LVDM, and a run needs no import"
             }
             Kind::OtherPipeline(class) => return write!(f, "a {class} of diffusers"),
-            Kind::Unknown => "nothing that is known here",
+            Kind::Unknown => "of a kind that this program does not know",
         })
     }
 }
 
 impl WeightsKind {
-    /// Of a file or folder.
-    ///
-    /// # Errors
-    /// A file that cannot be read as weights; a folder whose own description is damaged.
-    pub fn of_path(path: &Path) -> Result<Self> {
-        if path.is_dir() { Self::of_folder(path) } else { Ok(Self::of_shapes(WeightsFile::open(path)?.shapes())) }
-    }
-
     /// Of a folder: of a pipeline, or of a part of one.
     ///
     /// # Errors
