@@ -603,7 +603,7 @@ fn what_is_trained_is_counted() {
     let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
     let counts =
         [Trained::All, Trained::Temporal, Trained::Adapters(Adapter { rank: 16, alpha: 16.0 })].map(|trained| {
-            let parameters = Parameters::shapes_only();
+            let parameters = Parameters::unfilled(CPU);
             UNet3d::new(&parameters.root().with_adapters(trained.adapter()), &UNetConfig::stable_diffusion(), &ports);
             let moved = parameters.trainable().into_iter().filter(|(name, _)| trained.moves(name));
             moved.map(|(_, tensor)| tensor.numel() as i64).sum::<i64>()
