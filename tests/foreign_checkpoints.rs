@@ -117,6 +117,9 @@ fn an_original_file_is_read_as_tools_leave_it() {
         assert!(line.contains(wrong.split('=').next().unwrap()) && !at.join("x").exists(), "{line}");
     }
 
+    let all = ["import", "lvdm", "plain", "--out", "x", "--frames=1000000000"];
+    assert!(run_in(at, &all).error(2).contains("--frames"));
+
     // strict, but for what is told to be left out
     let mut more: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
     more.insert("embedding_manager.words".into(), noise(3, &[2]));
