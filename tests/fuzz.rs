@@ -19,19 +19,22 @@ use anyhow::Result;
 use common::{
     moving_clips, noise,
     pickle::{Pickle, write_checkpoint, write_legacy_checkpoint},
-    run_in, source, write_packed,
+    run_in, source,
+    text_runs::{write_diffusers, write_tokenizer},
+    write_packed,
 };
 use lvdm::{
     checkpoint::{Checkpoint, Progress},
     data::{DataConfig, DatasetConfig, PackedFile, Source, frame_folder, index, pictures, write_video},
+    exchange::{StableDiffusionTold, import_stable_diffusion},
     experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
     models::{Tokenizer, TokenizerFiles},
     random::{Purpose, stream},
-    safetensors::read_safetensors,
-    weights::{numpy::read_arrays, read_state_dict},
+    safetensors::{read_safetensors, write_foreign_safetensors},
+    weights::{lora::Lora, numpy::read_arrays, read_state_dict},
 };
 use rand::{Rng, RngExt};
-use serde_json::json;
+use serde_json::{Value, json};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::FileOptions};
 
 const FOLDER: &str = "LVDM_FUZZ_FOLDER";
@@ -43,8 +46,8 @@ const USUAL: u64 = 200;
 const PATIENCE: u64 = 60;
 /// Bytes that one file may cost.
 const MOST: u64 = 1_000_000_000;
-/// Every so manieth file is also given to the command.
-const COMMAND: u64 = 20;
+/// The tenth, twentieth, … file is also given to the command: a step that leads through all kinds.
+const COMMAND: u64 = 10;
 
 /// What is damaged.
 #[derive(Debug, Clone, Copy)]
@@ -66,11 +69,19 @@ enum Kind {
     Arrays,
     Yaml,
     Tokenizer,
+    /// A text beside a video.
+    Caption,
+    Lora,
+    /// A description in a folder of diffusers.
+    Pipeline,
 }
 
-const KINDS: [Kind; 16] = {
+const KINDS: [Kind; 19] = {
     use Kind::*;
-    [Mp4, Yaml, Torch, Table, Npz, Pickle, Checkpoint, Mp4, Gif, Arrays, Index, Npy, Png, Tokenizer, Packed, Foreign]
+    [
+        Mp4, Yaml, Torch, Table, Npz, Pickle, Checkpoint, Mp4, Gif, Arrays, Index, Npy, Png, Tokenizer, Packed,
+        Foreign, Caption, Lora, Pipeline,
+    ]
 };
 
 // ---- whole files -----------------------------------------------------------------------------------------------------
@@ -142,7 +153,15 @@ fn write_whole(folder: &Path) {
     {
         fs::copy(source("experiments").join(from), at(name)).unwrap();
     }
-    common::text_runs::write_tokenizer(folder);
+    write_tokenizer(folder);
+    write_diffusers(&at("sd"));
+    fs::create_dir(at("captioned")).unwrap();
+    fs::copy(at("whole.mp4"), at("captioned/clip.mp4")).unwrap();
+    fs::write(at("captioned/clip.txt"), "a red ball rolls\n").unwrap();
+    let place = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
+    let lora = [("lora_down.weight", &[2i64, 32][..]), ("lora_up.weight", &[32, 2]), ("alpha", &[])];
+    let lora = lora.map(|(half, shape)| (format!("{place}.{half}"), noise(3, shape)));
+    write_foreign_safetensors(&at("lora.safetensors"), &lora).unwrap();
 }
 
 // ---- damage ------------------------------------------------------------------------------------------------------------
@@ -227,6 +246,20 @@ fn damage_pickle(bytes: &[u8], random: &mut impl Rng) -> Vec<u8> {
     archive.finish().unwrap().into_inner()
 }
 
+/// A folder of diffusers: so many descriptions, then the weights.
+const DESCRIPTIONS: usize = 6;
+const PIPELINE: &[&str] = &[
+    "sd/unet/config.json",
+    "sd/vae/config.json",
+    "sd/text_encoder/config.json",
+    "sd/scheduler/scheduler_config.json",
+    "sd/tokenizer/vocab.json",
+    "sd/tokenizer/merges.txt",
+    "sd/unet/diffusion_pytorch_model.safetensors",
+    "sd/vae/diffusion_pytorch_model.fp16.safetensors",
+    "sd/text_encoder/model.safetensors",
+];
+
 /// What files of a kind are called.
 fn names(kind: Kind) -> &'static [&'static str] {
     match kind {
@@ -245,6 +278,9 @@ fn names(kind: Kind) -> &'static [&'static str] {
         Kind::Arrays => &["whole.pkl"],
         Kind::Yaml => &["a.yaml", "d.yaml", "e.yaml"],
         Kind::Tokenizer => &["vocab.json", "merges.txt"],
+        Kind::Caption => &["captioned/clip.txt"],
+        Kind::Lora => &["lora.safetensors"],
+        Kind::Pipeline => PIPELINE.split_at(DESCRIPTIONS).0,
     }
 }
 
@@ -260,10 +296,16 @@ fn write_damaged(whole: &Path, folder: &Path, number: u64) -> (Kind, PathBuf) {
     } else {
         damage(&mut bytes, &mut random);
     }
-    if let Kind::Tokenizer = kind {
-        for other in ["vocab.json", "merges.txt"] {
-            fs::copy(whole.join(other), folder.join(other)).unwrap();
-        }
+    // what it is read with
+    let beside: &[&str] = match kind {
+        Kind::Tokenizer => names,
+        Kind::Caption => &["captioned/clip.mp4"],
+        Kind::Pipeline => PIPELINE,
+        _ => &[],
+    };
+    for other in beside {
+        fs::create_dir_all(folder.join(other).parent().unwrap()).unwrap();
+        fs::copy(whole.join(other), folder.join(other)).unwrap();
     }
     let path = folder.join(name);
     fs::write(&path, bytes).unwrap();
@@ -320,6 +362,13 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
             _ => read_experiment::<EvaluationExperiment>(path),
         },
         Kind::Tokenizer => Tokenizer::new(&TokenizerFiles::read(path.parent().unwrap())?).map(drop),
+        Kind::Caption => read_dataset(DatasetConfig::Captioned { root: path.parent().unwrap().into() }),
+        Kind::Lora => Lora::sort(read_state_dict(path)?, &Value::Null).map(drop),
+        Kind::Pipeline => {
+            let sd = path.ancestors().find(|folder| folder.ends_with("sd")).unwrap();
+            let told = StableDiffusionTold { frames: 4, resolution: 16, ..Default::default() };
+            import_stable_diffusion(sd, &told, &tempfile::tempdir()?.path().join("run")).map(drop)
+        }
     }
 }
 
@@ -333,7 +382,11 @@ fn command(kind: Kind, path: &str) -> Option<Vec<&str>> {
         Kind::Index | Kind::Npy | Kind::Npz | Kind::Packed => pack(path),
         Kind::Foreign | Kind::Torch | Kind::Pickle => vec!["import", "lvdm", path, "--out", "out"],
         Kind::Checkpoint => vec!["export", path, "--out", "out.safetensors"],
-        Kind::Png | Kind::Table | Kind::Arrays | Kind::Yaml | Kind::Tokenizer => return None,
+        Kind::Lora => vec!["import", "stable-diffusion", path, "--out", "out"],
+        Kind::Pipeline => {
+            vec!["import", "stable-diffusion", "sd", "--frames", "4", "--resolution", "16", "--out", "out"]
+        }
+        Kind::Png | Kind::Table | Kind::Arrays | Kind::Yaml | Kind::Tokenizer | Kind::Caption => return None,
     })
 }
 
@@ -447,13 +500,13 @@ fn damaged_files_are_refused_in_words_or_read() {
     let counted = |outcome: &str| log.lines().filter(|line| line.ends_with(outcome)).count();
     println!("{count} damaged files: {} refused, {} read all the same", counted("refused"), counted(" read"));
     // the command, on some of them
-    let mut commands = 0;
+    let mut commands = BTreeMap::<String, usize>::new();
     for number in (0..count).step_by(COMMAND as usize) {
         let own = tempfile::tempdir().unwrap();
         let (kind, path) = write_damaged(&folder.join("whole"), own.path(), number);
         let Some(arguments) = command(kind, path.file_name().unwrap().to_str().unwrap()) else { continue };
         let said = run_in(own.path(), &arguments);
-        commands += 1;
+        *commands.entry(format!("{kind:?}")).or_default() += 1;
         let written = own.path().join(arguments[arguments.len() - 1]).exists();
         match said.status {
             0 if written => {}
@@ -464,7 +517,8 @@ fn damaged_files_are_refused_in_words_or_read() {
                 .push(format!("{number} {kind:?}: {arguments:?}: status {status}, written: {written}: {}", said.err)),
         }
     }
-    println!("{commands} of them given to the command");
+    println!("given to the command: {commands:?}");
+    assert!(count < COMMAND * KINDS.len() as u64 || commands.len() >= 12, "a kind was not given to the command");
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz");
     for fault in &faults {
         let number: u64 = fault.split(' ').next().unwrap().parse().unwrap();

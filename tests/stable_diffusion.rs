@@ -385,9 +385,8 @@ fn configurations_are_read_strictly() {
     assert_eq!(silent, UNetConfig { context_width: 1280, ..UNetConfig::stable_diffusion() });
     let heads = json!({"num_attention_heads": [5, 5, 5, 5], "attention_head_dim": 8, "class_embed_type": null});
     assert_eq!(stable_diffusion::unet(&heads).unwrap().0.heads, 5);
-    // of Stable Diffusion 2.x: 64 wide at every level
-    let second = stable_diffusion::unet(&json!({"attention_head_dim": [5, 10, 20, 20]})).unwrap().0;
-    assert_eq!((second.heads, second.head_width), (20, Some(64)));
+    let wide = json!({"attention_head_dim": [5, 10, 20, 20]});
+    assert_eq!(stable_diffusion::unet(&wide).unwrap().0.head_width, Some(64), "as Stable Diffusion 2.x says it");
     let none = json!({"block_out_channels": [16, 48], "norm_num_groups": 8, "down_block_types": vec!["DownBlock2D"; 2],
         "up_block_types": vec!["UpBlock2D"; 2], "resnet_time_scale_shift": "scale_shift", "only_cross_attention": [false, false]});
     let none = stable_diffusion::unet(&none).unwrap().0;
@@ -399,7 +398,7 @@ fn configurations_are_read_strictly() {
         (json!({"down_block_types": vec!["DownBlock2D"; 4]}), "the same levels"),
         (json!({"down_block_types": vec!["AttnDownBlock2D"; 4]}), "`AttnDownBlock2D` is not supported"),
         (json!({"transformer_layers_per_block": 2}), "transformer_layers_per_block = 2"),
-        (json!({"attention_head_dim": [5, 10, 20, 10]}), "as wide, or as many"),
+        (json!({"attention_head_dim": [5, 10, 20, 21]}), "as wide, or as many"),
         (json!({"attention_head_dim": 7}), "7 heads"),
         (json!({"norm_num_groups": null}), "norm_num_groups = null"),
         (json!({"mid_block_type": null}), "mid_block_type = null"),

@@ -373,7 +373,10 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         ("--predict", told.predict.is_some() && told.replaced.unet.is_none()),
     ] {
         if given {
-            return mistake(format!("{option}: the configuration files of {} tell it", path.display()));
+            return mistake(format!(
+                "{option}: the config.json and scheduler_config.json of {} tell it",
+                path.display()
+            ));
         }
     }
     if told.ema {

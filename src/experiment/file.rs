@@ -31,8 +31,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     let not_yaml = |error| Mistake(format!("{name}: not YAML: {error}"));
     let text = text.trim_start_matches(BYTE_ORDER_MARK);
     let mut file: Value = serde_yaml::from_str(text).map_err(not_yaml)?;
-    // `<<: *anchor` stands for the anchor's keys; those that are written out win
-    file.apply_merge().map_err(|error| Mistake(format!("{name}: `<<`: {error}")))?;
+    merge(&mut file).map_err(|error| Mistake(format!("{name}: `<<`: {error}")))?;
     if file.is_null() {
         file = Value::Mapping(Mapping::new());
     }
@@ -252,10 +251,24 @@ fn nearest<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option
         .map(|(_, c)| c)
 }
 
+/// `<<: *anchor` stands for the anchor's keys; those that are written out win. From the inside out: what is merged in may
+/// merge something in itself.
+fn merge(value: &mut Value) -> serde_yaml::Result<()> {
+    match value {
+        Value::Mapping(children) => children.values_mut().try_for_each(merge)?,
+        Value::Sequence(children) => children.iter_mut().try_for_each(merge)?,
+        _ => return Ok(()),
+    }
+    value.apply_merge()
+}
+
 /// The line, from 1, on which the last key of a path stands: each key is looked for behind its parent. Of what stands in
 /// a list, that of the list.
 fn line_of(text: &str, path: &[String]) -> Option<usize> {
     let mut at = 0;
+    if path.iter().any(String::is_empty) {
+        return None;
+    }
     for key in path.iter().take_while(|key| key.parse::<usize>().is_err()) {
         at = loop {
             let found = at + text[at..].find(key.as_str())?;
@@ -449,8 +462,24 @@ trainer: {steps: 10, batch: 2}
             error.contains("`data.wokers`; did you mean `workers`?") || error.contains("did you mean `workers`"),
             "{error}"
         );
+        // what is merged in merges something in itself
+        let chain = GOOD.replace("{kind: folder, root: clips}", "{<<: {<<: {kind: folder, root: nope}, root: deep}}");
+        let found: AutoencoderExperiment = parse("x.yaml", &chain, &[]).unwrap();
+        assert_eq!(found.data.dataset.path(), Path::new("deep"));
         let error = mistake(&GOOD.replace("  frames: 16", "  <<: 16"), &[]);
         assert!(error.starts_with("x.yaml: `<<`: expected a mapping"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_key_is_unknown() {
+        for text in [format!("\"\": 3\n{GOOD}"), GOOD.replace("  frames: 16", "  \"\": 3\n  frames: 16")] {
+            let error = mistake(&text, &[]);
+            assert!(error.contains("unknown") && error.contains("``") || error.contains("`data.`"), "{error}");
+        }
+        for given in [".seed=3", "data..frames=3", "data.=3", "=5"] {
+            let error = mistake(GOOD, &[given]);
+            assert!(error.contains(given) && error.contains("empty key"), "{error}");
+        }
     }
 
     #[test]

@@ -66,15 +66,16 @@ impl ClipTextConfig {
     /// # Errors
     /// Names the number that does not fit and the rule.
     pub fn validate(&self) -> Result<()> {
+        const MOST: i64 = 1 << 24;
         for (name, value) in [
             ("vocabulary", self.vocabulary),
             ("positions", self.positions),
             ("width", self.width),
             ("hidden", self.hidden),
         ] {
-            ensure!(value > 0, "{name} must be positive, not {value}");
+            ensure!((1..=MOST).contains(&value), "{name} must be from 1 to {MOST}, not {value}");
         }
-        ensure!(self.layers >= 0, "layers must not be negative");
+        ensure!((0..=1000).contains(&self.layers), "layers must be from 0 to 1000, not {}", self.layers);
         ensure!(
             self.heads > 0 && self.width % self.heads == 0,
             "a width of {} does not divide into {} heads",

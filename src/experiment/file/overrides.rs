@@ -17,6 +17,10 @@ impl Override {
         let Some((key, value)) = text.split_once('=') else {
             return Err(Mistake(format!("`{text}` is not an override: write key.path=value")));
         };
+        let path: KeyPath = key.split('.').map(String::from).collect();
+        if path.iter().any(String::is_empty) {
+            return Err(Mistake(format!("override `{text}`: `{key}` has an empty key: write key.path=value")));
+        }
         let as_typed = Value::String(value.to_string());
         let is_quoted = |mark: char| value.len() > 1 && value.starts_with(mark) && value.ends_with(mark);
         let readings = match serde_yaml::from_str::<Value>(value) {
@@ -24,14 +28,13 @@ impl Override {
             // of a text YAML takes away comments, marks and white space
             Ok(yaml @ (Value::String(_) | Value::Tagged(_))) if yaml != as_typed => vec![as_typed, yaml],
             Ok(yaml @ Value::String(_)) => vec![yaml],
-            Ok(mut yaml) => {
-                // what it merges from does not stand in it, so that this cannot fail where it parses
-                let _ = yaml.apply_merge();
-                vec![yaml, as_typed]
-            }
+            Ok(mut yaml) => match super::merge(&mut yaml) {
+                Ok(()) => vec![yaml, as_typed],
+                Err(_) => vec![as_typed],
+            },
             Err(_) => vec![as_typed],
         };
-        Ok(Override { path: key.split('.').map(String::from).collect(), readings })
+        Ok(Override { path, readings })
     }
 
     /// Puts one of its readings into the tree.
