@@ -182,6 +182,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_process_that_was_killed_left_half_written_is_swept() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut ended = process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let (place, dead, living) = (place(), ended.id(), process::id());
+        let swept = at(&format!(".x.npz.{place}-{dead}-0.partial"));
+        let kept = [
+            at(&format!(".x.npz.{place}-{living}-7.partial")),
+            at(&format!(".x.npz.other-{dead}-0.partial")),
+            at(&format!("x.npz.{place}-{dead}-0.partial")),
+            at(&format!(".x.npz.{place}-{dead}-a.partial")),
+            at(".partial"),
+            at("x.npz"),
+        ];
+        kept.iter().chain([&swept]).for_each(|path| fs::write(path, "half").unwrap());
+        write_atomically(&at("y"), |file| Ok(file.write_all(b"whole")?)).unwrap();
+        assert!(!swept.exists());
+        kept.iter().for_each(|path| assert!(path.exists(), "{} is gone", path.display()));
+    }
+
+    #[test]
     fn a_folder_is_whole_or_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/folder");
@@ -205,27 +227,5 @@ mod tests {
         // what is in a folder stays
         assert!(write_folder_atomically(&path, |at| Ok(fs::write(at.join("other"), "")?)).is_err());
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn what_a_process_that_was_killed_left_half_written_is_swept() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let mut ended = process::Command::new("true").spawn().unwrap();
-        ended.wait().unwrap();
-        let (place, dead, living) = (place(), ended.id(), process::id());
-        let swept = at(&format!(".x.npz.{place}-{dead}-0.partial"));
-        let kept = [
-            at(&format!(".x.npz.{place}-{living}-7.partial")),
-            at(&format!(".x.npz.other-{dead}-0.partial")),
-            at(&format!("x.npz.{place}-{dead}-0.partial")),
-            at(&format!(".x.npz.{place}-{dead}-a.partial")),
-            at(".partial"),
-            at("x.npz"),
-        ];
-        kept.iter().chain([&swept]).for_each(|path| fs::write(path, "half").unwrap());
-        write_atomically(&at("y"), |file| Ok(file.write_all(b"whole")?)).unwrap();
-        assert!(!swept.exists());
-        kept.iter().for_each(|path| assert!(path.exists(), "{} is gone", path.display()));
     }
 }
