@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Result;
+use clap::value_parser;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -116,6 +117,13 @@ impl ConditioningKind {
     }
 }
 
+/// No clip is meant to be longer: a network has tables of relative positions for all of its frames.
+const MOST_FRAMES: i64 = 10_000;
+/// No side of a video is meant to be longer.
+const MOST_PIXELS: i64 = 1 << 16;
+/// No network has more heads or groups, and no clip more frames between two.
+const MOST_PLACES: i64 = 1 << 16;
+
 /// What the user says of a checkpoint.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Told {
@@ -132,22 +140,22 @@ pub struct Told {
     #[arg(long, value_enum)]
     pub conditioning: Option<ConditioningKind>,
     /// Every n-th latent frame is what the network sees [default: 4 for prediction, else 1]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub latent_stride: Option<i64>,
     /// Frames that the autoencoder makes one latent frame of; asked for unless it is the released one (4)
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub temporal_factor: Option<i64>,
     /// Groups of the autoencoder's norms; asked for unless it is the released one (32)
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub norm_groups: Option<i64>,
     /// Attention heads; asked for where there are no relative positions
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub heads: Option<i64>,
     /// Frames of a clip; asked for where there are no relative positions
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_FRAMES))]
     pub frames: Option<i64>,
     /// Height and width of a clip [default: 256]
-    #[arg(long)]
+    #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PIXELS))]
     pub resolution: Option<i64>,
     /// Text-to-video networks only: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
     #[arg(long)]

@@ -156,7 +156,7 @@ impl Generator {
     /// # Errors
     /// A folder that is not such a run.
     pub fn outline(run: &Path) -> Result<Self> {
-        Ok(Self::declared(run, checkpoint::open_head, &Parameters::shapes_only())?.0)
+        Ok(Self::declared(run, checkpoint::open_head, &Parameters::unfilled(Device::Cpu))?.0)
     }
 
     fn declared(

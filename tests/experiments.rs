@@ -159,10 +159,10 @@ fn every_experiment_loads_and_builds() {
                 experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution).unwrap();
                 experiment.optimizer.validate().unwrap();
                 experiment.trainer.validate().unwrap();
-                let parameters = Parameters::shapes_only();
+                let parameters = Parameters::unfilled(tch::Device::Cpu);
                 VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
                 assert!(parameters.count() > 1000);
-                let parameters = Parameters::shapes_only();
+                let parameters = Parameters::unfilled(tch::Device::Cpu);
                 PatchDiscriminator::new(&parameters.root(), 3, &experiment.loss.discriminator);
                 assert!(parameters.count() > 1000);
             }
@@ -188,7 +188,7 @@ fn every_experiment_loads_and_builds() {
                 experiment.trainer.validate().unwrap();
                 let schedule = NoiseSchedule::new(&experiment.schedule).unwrap();
                 experiment.sampler.build().start(&schedule).unwrap();
-                let parameters = Parameters::shapes_only();
+                let parameters = Parameters::unfilled(tch::Device::Cpu);
                 UNet3d::new(&parameters.root(), &experiment.unet, &generate::ports(&experiment, latent));
                 assert!(parameters.count() > 10_000);
             }
@@ -256,7 +256,7 @@ fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] 
     };
     assert_eq!(settings(one), settings(other));
     [one, other].map(|experiment| {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(tch::Device::Cpu);
         let ports = generate::ports(experiment, latent_of(experiment));
         UNet3d::new(&parameters.root(), &experiment.unet, &ports);
         parameters.count()

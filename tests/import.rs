@@ -729,7 +729,7 @@ fn released(file: &str) -> BTreeMap<String, Vec<i64>> {
 
 /// The network that was inferred has exactly the released tensors.
 fn agree(file: &str, declare: &dyn Fn(&Parameters)) {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(Device::Cpu);
     declare(&parameters);
     let tensors: Tensors = released(file)
         .into_iter()
@@ -788,7 +788,7 @@ fn every_setting_leaves_a_trace() {
         UNetConfig { attention_factors: vec![], heads: 8, ..base.clone() },
         UNetConfig { relative_position: false, heads: 1, ..base },
     ] {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(Device::Cpu);
         let ports = UNetPorts { inputs: 5, outputs: 3, temporal_length: 7, classes: Some(9) };
         UNet3d::new(&parameters.root(), &config, &ports);
         let tensors: Tensors = parameters.named().into_iter().collect();

@@ -49,7 +49,7 @@ fn agree(file: &str, parameters: &Parameters) {
 }
 
 fn unet(config: &UNetConfig, inputs: i64, temporal_length: i64, classes: Option<i64>) -> Parameters {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(tch::Device::Cpu);
     config.validate().unwrap();
     UNet3d::new(&parameters.root(), config, &UNetPorts { inputs, outputs: 4, temporal_length, classes });
     parameters
@@ -58,7 +58,7 @@ fn unet(config: &UNetConfig, inputs: i64, temporal_length: i64, classes: Option<
 /// 19,446,759 parameters; ordinary convolutions' kernels under two names.
 #[test]
 fn autoencoder() {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(tch::Device::Cpu);
     VideoAutoencoder::new(&parameters.root(), &AutoencoderConfig::default());
     agree("autoencoder_3d", &parameters);
     assert_eq!(parameters.count(), 19_446_759);
@@ -68,7 +68,7 @@ fn autoencoder() {
 /// Stable Diffusion's: 83,653,863 parameters.
 #[test]
 fn image_autoencoder() {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(tch::Device::Cpu);
     ImageAutoencoder::new(&parameters.root(), &ImageAutoencoderConfig::default());
     agree("autoencoder_2d", &parameters);
     assert_eq!(parameters.count(), 83_653_863);
@@ -76,7 +76,7 @@ fn image_autoencoder() {
 
 #[test]
 fn discriminator() {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(tch::Device::Cpu);
     PatchDiscriminator::new(&parameters.root(), 3, &DiscriminatorConfig::default());
     agree("patch_discriminator", &parameters);
 }

@@ -225,7 +225,7 @@ fn any_unet_has_its_diffusers_names() {
             "down_block_types": attends.iter().map(|&a| block("Down", a)).collect::<Vec<_>>(),
             "up_block_types": attends.iter().rev().map(|&a| block("Up", a)).collect::<Vec<_>>()});
         let (config, [inputs, outputs]) = stable_diffusion::unet(&config).unwrap();
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(CPU);
         let ports = UNetPorts { inputs, outputs, temporal_length: 4, classes: None };
         UNet3d::new(&parameters.root(), &config, &ports);
         let ours = shapes(&Network::UNet { blocks_per_level: blocks }.in_diffusers(&parameters));
@@ -236,7 +236,7 @@ fn any_unet_has_its_diffusers_names() {
 /// The released sizes: 686 tensors of 859,520,964 numbers in the image model's U-Net, the temporal ones are new.
 #[test]
 fn stable_diffusion_1_is_whole() {
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(CPU);
     let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
     UNet3d::new(&parameters.root(), &UNetConfig::stable_diffusion(), &ports);
     let listed = shapes(&Network::UNet { blocks_per_level: 2 }.in_diffusers(&parameters));
@@ -247,7 +247,7 @@ fn stable_diffusion_1_is_whole() {
     assert_eq!(listed["up_blocks.3.resnets.2.conv_shortcut.weight"], [320, 640, 1, 1]);
     assert_eq!(parameters.named().len() - listed.len(), 16 * 18);
 
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(CPU);
     ImageAutoencoder::new(&parameters.root(), &ImageAutoencoderConfig::default());
     let listed = shapes(&Network::Autoencoder { levels: 4 }.in_diffusers(&parameters));
     assert_eq!(listed.len(), 248);
@@ -256,7 +256,7 @@ fn stable_diffusion_1_is_whole() {
     assert_eq!(listed["decoder.up_blocks.2.resnets.0.conv_shortcut.weight"], [256, 512, 1, 1]);
     assert_eq!(listed["decoder.up_blocks.2.upsamplers.0.conv.weight"], [256, 256, 3, 3]);
 
-    let parameters = Parameters::shapes_only();
+    let parameters = Parameters::unfilled(CPU);
     ClipText::new(&parameters.root(), &ClipTextConfig::default());
     assert_eq!(parameters.count(), 123_060_480);
     assert_eq!(parameters.named().len(), 196);

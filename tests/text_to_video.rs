@@ -613,7 +613,7 @@ fn what_is_trained_is_counted() {
     let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
     let counts =
         [Trained::All, Trained::Temporal, Trained::Adapters(Adapter { rank: 16, alpha: 16.0 })].map(|trained| {
-            let parameters = Parameters::shapes_only();
+            let parameters = Parameters::unfilled(CPU);
             UNet3d::new(&parameters.root().with_adapters(trained.adapter()), &UNetConfig::stable_diffusion(), &ports);
             let moved = parameters.trainable().into_iter().filter(|(name, _)| trained.moves(name));
             moved.map(|(_, tensor)| tensor.numel() as i64).sum::<i64>()
@@ -632,7 +632,11 @@ fn an_import_that_cannot_be_written_leaves_nothing() {
         let line = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
         let mut command = Command::new("sh");
         command.args(["-c", &line, env!("CARGO_BIN_EXE_lvdm"), "import", "stable-diffusion", "sd", "--out", "run"]);
-        command.args(SIZE).current_dir(at).env_remove("LD_LIBRARY_PATH").env("CUDA_VISIBLE_DEVICES", "");
+        command
+            .args(["--frames", "4", "--resolution", "16"])
+            .current_dir(at)
+            .env_remove("LD_LIBRARY_PATH")
+            .env("CUDA_VISIBLE_DEVICES", "");
         common::Said::from(command.output().unwrap())
     };
     assert_eq!(within("unlimited").status, 0);

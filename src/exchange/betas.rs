@@ -97,10 +97,12 @@ mod tests {
                 let stored = Tensor::from_slice(&betas).to_kind(kind).to_kind(Kind::Float).to_kind(Kind::Double);
                 let mut stored = Vec::<f64>::try_from(stored).unwrap();
                 assert_eq!(schedule(Some(&stored), true).unwrap(), config, "{kind:?}");
-                // in float32 a bend of a thousandth shows in the smallest of them too, and in half precision it is rounding
-                let mut bent = stored.clone();
-                bent[0] *= 1.0002;
-                assert!(kind != Kind::Float || schedule(Some(&bent), true).ok() != Some(config.clone()), "{kind:?}");
+                // in float32 the smallest is held as exactly as the others
+                if kind == Kind::Float {
+                    let mut bent = stored.clone();
+                    bent[0] *= 1.0002;
+                    assert!(schedule(Some(&bent), true).is_err(), "{config:?}");
+                }
                 // a bend of a percent is none of rounding
                 stored[500] *= 1.02;
                 let bent = Tensor::from_slice(&stored).to_kind(kind).to_kind(Kind::Double);

@@ -1,7 +1,7 @@
 //! Networks without memory, against which the tensors of a file are held.
 
 use anyhow::{Context, Result, ensure};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{Part, warn_of_infinities};
 use crate::{
@@ -21,7 +21,7 @@ pub(super) struct Declared {
 
 impl Declared {
     pub(super) fn autoencoder(config: &AutoencoderConfig) -> Self {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(Device::Cpu);
         VideoAutoencoder::new(&parameters.root(), config);
         Declared { part: "autoencoder", parameters }
     }
@@ -31,7 +31,7 @@ impl Declared {
         match config {
             LatentSpaceConfig::Video(video) => Declared::autoencoder(video),
             LatentSpaceConfig::Image { image } => {
-                let parameters = Parameters::shapes_only();
+                let parameters = Parameters::unfilled(Device::Cpu);
                 ImageAutoencoder::new(&parameters.root(), image);
                 Declared { part: "image autoencoder", parameters }
             }
@@ -39,19 +39,19 @@ impl Declared {
     }
 
     pub(super) fn text_encoder(config: &ClipTextConfig) -> Self {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(Device::Cpu);
         ClipText::new(&parameters.root(), config);
         Declared { part: "text encoder", parameters }
     }
 
     pub(super) fn unet(config: &UNetConfig, ports: &UNetPorts) -> Self {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(Device::Cpu);
         UNet3d::new(&parameters.root(), config, ports);
         Declared { part: "U-Net", parameters }
     }
 
     pub(super) fn discriminator(config: &DiscriminatorConfig) -> Self {
-        let parameters = Parameters::shapes_only();
+        let parameters = Parameters::unfilled(Device::Cpu);
         PatchDiscriminator::new(&parameters.root(), 3, config);
         Declared { part: "discriminator", parameters }
     }

@@ -66,7 +66,11 @@ impl Replacement {
             [path.join(part), path.to_path_buf()].into_iter().find(|folder| folder.join("config.json").is_file());
         let context = || format!("{option} {}", path.display());
         let scheduler = |folder: &Path| {
-            let file = folder.join("../scheduler/scheduler_config.json");
+            let beside = match folder.file_name() {
+                Some(_) => folder.with_file_name("scheduler"),
+                None => folder.join("../scheduler"),
+            };
+            let file = beside.join("scheduler_config.json");
             (part == "unet" && file.is_file()).then_some(file)
         };
         if let Some(folder) = folder {

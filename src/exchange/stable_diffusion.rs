@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind};
 
 use super::{
-    Carried, NewRun, Part,
+    Carried, MOST_FRAMES, MOST_PIXELS, MOST_PLACES, NewRun, Part,
     betas::schedule,
     carried_checkpoint, imported_from, latent_tensors, mistake, open_weights, part_weights,
     replacement::{Replacement, Replacements},
@@ -55,17 +55,17 @@ pub struct StableDiffusionTold {
     pub tokenizer: Option<PathBuf>,
     /// Single-file checkpoints only: attention heads of the U-Net. In Stable Diffusion 2.x wider levels have more heads, and
     /// this is the number of the first level [default: 8; for Stable Diffusion 2.x as many as are 64 wide]
-    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub heads: Option<i64>,
     /// What the U-Net predicts, where no scheduler_config.json says it: of single-file checkpoints and of --unet. Must be
     /// given for Stable Diffusion 2.x, which exists in both kinds [default: noise]
     #[arg(long, value_parser = ["noise", "velocity"])]
     pub predict: Option<String>,
     /// Single-file checkpoints only: groups of all group norms [default: 32]
-    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub norm_groups: Option<i64>,
     /// Single-file checkpoints only: attention heads of the text encoder [default: as many as are 64 wide]
-    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_HEADS))]
+    #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub text_heads: Option<i64>,
     /// Folders of diffusers only: the variant of the weights to take where a part has it, such as non_ema or fp16
     #[arg(long, value_name = "NAME")]
@@ -80,13 +80,6 @@ pub struct StableDiffusionTold {
     #[command(flatten)]
     pub replaced: Replacements,
 }
-
-/// No clip is meant to be longer: a network has tables of relative positions for all of its frames.
-const MOST_FRAMES: i64 = 10_000;
-/// No side of a video is meant to be longer.
-const MOST_PIXELS: i64 = 1 << 16;
-/// No network has more heads or groups.
-const MOST_HEADS: i64 = 1 << 16;
 
 impl StableDiffusionTold {
     fn predicted(&self) -> Option<Predict> {
@@ -269,7 +262,8 @@ fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
 }
 
 /// What a U-Net from elsewhere was trained on: as the scheduler's file beside it says, or else `--predict` and the β in its
-/// file. Where nothing says it, it is as in the base, if both are such as predict noise.
+/// file. Where nothing says it, it predicts noise, by the base's schedule, unless it or the base is of a kind that may
+/// predict something else.
 ///
 /// # Errors
 /// [`crate::experiment::Mistake`]: it must be told what the network predicts, or is told twice.
@@ -555,6 +549,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
             .with_context(context)?,
     };
+    let is_open = is_open && text.is_none();
     let clip = ClipTextConfig { activation: if is_open { TextActivation::Gelu } else { clip.activation }, ..clip };
     let image_fits = if vae.is_some() { Ok(()) } else { image.validate() };
     for checked in [unet_config.validate(), image_fits, clip.validate()] {

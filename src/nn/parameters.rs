@@ -68,15 +68,9 @@ impl Parameters {
     }
 
     /// A set whose tensors have shapes and no memory until [`Self::fill`] gives them values: so that a network that comes
-    /// from a file is held once.
+    /// from a file is held once, and that one that would not fit can be counted and its names checked.
     pub fn unfilled(device: Device) -> Self {
         Parameters { unfilled: true, ..Parameters::new(device, 0) }
-    }
-
-    /// A set whose tensors have shapes but share one element of memory: for counting and checking
-    /// names of networks that would not fit.
-    pub fn shapes_only() -> Self {
-        Parameters::unfilled(Device::Cpu)
     }
 
     /// The place from which a network declares its parameters. They start on the host; when this scope and all below it

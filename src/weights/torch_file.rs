@@ -204,7 +204,7 @@ impl Source {
             Source::Legacy { file, places } => {
                 let key = entry.trim_start_matches("data/");
                 let (start, length) = *places.get(key).with_context(|| format!("the storage {key} is missing"))?;
-                ensure!(length <= most, "the storage {key} has {length} bytes, {most} are told");
+                ensure!(length <= most, "the storage {key} has {length} bytes, its pickle says {most}");
                 file.seek(SeekFrom::Start(start))?;
                 file.take(length).read_to_end(&mut bytes).with_context(|| format!("the storage {key} is damaged"))?;
             }
@@ -247,7 +247,11 @@ impl Storages {
                 let expected = count as u64 * kind.elt_size_in_bytes() as u64;
                 self.spend(expected)?;
                 let bytes = self.source.bytes_of(&format!("data/{key}"), expected)?;
-                ensure!(bytes.len() as u64 == expected, "storage {key} has {} bytes, {expected} are told", bytes.len());
+                ensure!(
+                    bytes.len() as u64 == expected,
+                    "storage {key} has {} bytes, its pickle says {expected}",
+                    bytes.len()
+                );
                 let whole = Tensor::f_from_data_size(&bytes, &[count], kind)?;
                 self.read.insert(key.to_string(), whole.shallow_clone());
                 whole

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod browser;
+pub mod diffusers;
 pub mod pickle;
 pub mod processes;
 pub mod text_runs;
@@ -176,6 +177,12 @@ pub fn noise(sample: u64, shape: &[i64]) -> Tensor {
 pub fn relative_error(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_kind(tch::Kind::Double), b.to_kind(tch::Kind::Double));
     ((a - &b).norm() / b.norm()).double_value(&[])
+}
+
+/// The same tensors under the same names.
+pub fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) {
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    a.iter().for_each(|(name, tensor)| assert!(tensor.equal(&b[name]), "{name}"));
 }
 
 /// The largest |a − b|, in float64.

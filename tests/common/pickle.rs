@@ -113,6 +113,17 @@ pub fn write_legacy_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>) 
     std::fs::write(path, file).unwrap();
 }
 
+/// A zip of these entries.
+pub fn write_zip(path: &Path, entries: &[(&str, &[u8])]) {
+    let mut archive = ZipWriter::new(File::create(path).unwrap());
+    for (name, contents) in entries {
+        archive.start_file(*name, FileOptions::default()).unwrap();
+        archive.write_all(contents).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
+/// The numbers of a tensor as a file has them.
 pub fn bytes(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().contiguous();
     let mut bytes = vec![0; tensor.numel() * tensor.kind().elt_size_in_bytes()];

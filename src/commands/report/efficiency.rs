@@ -93,7 +93,7 @@ impl Cost {
     fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
         let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
-        let network = Parameters::shapes_only();
+        let network = Parameters::unfilled(Device::Cpu);
         UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
         let mut cost = Cost {
             run: run.to_path_buf(),
