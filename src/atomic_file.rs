@@ -253,30 +253,4 @@ mod tests {
         assert!(!swept.exists());
         kept.iter().for_each(|path| assert!(path.exists(), "{} is gone", path.display()));
     }
-
-    #[test]
-    fn a_folder_is_whole_or_not_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/folder");
-        let error = write_folder_atomically(&path, |at| {
-            fs::write(at.join("half"), "half")?;
-            bail!("no more") as Result<()>
-        });
-        assert!(format!("{:#}", error.unwrap_err()).contains("no more"));
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
-        // what a process that was killed left of one goes with the next
-        let mut ended = process::Command::new("true").spawn().unwrap();
-        ended.wait().unwrap();
-        let left = folder.path().join(format!(".export.{}-{}-0.partial", place(), ended.id()));
-        fs::create_dir_all(left.join("unet")).unwrap();
-        fs::write(left.join("unet/config.json"), "{").unwrap();
-        let path = folder.path().join("export");
-        fs::create_dir(&path).unwrap();
-        write_folder_atomically(&path, |at| Ok(fs::write(at.join("whole"), "whole")?)).unwrap();
-        assert_eq!(fs::read(path.join("whole")).unwrap(), b"whole");
-        assert!(!left.exists());
-        // what is in a folder stays
-        assert!(write_folder_atomically(&path, |at| Ok(fs::write(at.join("other"), "")?)).is_err());
-        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
-    }
 }
