@@ -10,10 +10,10 @@ use common::{Said, lvdm_in, skip, source};
 use lvdm::torch::SHORTCUTS;
 
 /// What a mixed-precision result may be off by. The tiny networks of most cases are beyond the 2e-2 that `lvdm verify`
-/// asks for, with LibTorch's ordinary calls as with ours (experiments/bench/README.md): up to 4e-2, and the loss with LPIPS
-/// 7.8e-2.
+/// asks for, with LibTorch's ordinary calls as with ours (experiments/bench/README.md): up to 4.0e-2. A loss is one number,
+/// in which roundings cancel or not as it happens: 5.0e-2 by LibTorch's ordinary calls with AVX2, with LPIPS 7.9e-2.
 fn bfloat16_bound(case: &str) -> f64 {
-    if case.starts_with("autoencoder_loss_lpips") { 0.1 } else { 0.05 }
+    if case.contains("loss") { 0.1 } else { 0.05 }
 }
 
 /// The parity cases; in `float32_networks` those alone that neither shortcut nor instruction leaves as they are: metrics,
