@@ -75,7 +75,7 @@ impl LatentPreset {
         }
     }
 
-    /// The data set of the published training: where it would lie, and every how manieth frame is taken.
+    /// The data set of the published training: where it would lie, and the stride of its frames.
     fn data(self) -> (Value, i64) {
         match self {
             LatentPreset::Sky => (json!({"kind": "frames", "root": "data/sky_timelapse"}), 1),

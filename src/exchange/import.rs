@@ -1,6 +1,6 @@
 //! A released checkpoint → a run.
 
-use std::{borrow::Cow, fs, path::Path};
+use std::{borrow::Cow, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -20,6 +20,7 @@ use crate::{
         AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig,
         InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig, Tokenizer,
     },
+    text_file::{read_text, trim},
     weights::{
         WeightsKind,
         lvdm_checkpoint::{
@@ -85,8 +86,8 @@ fn checkpoint_file(path: &Path) -> Result<Cow<'_, Path>> {
         return Ok(path.into());
     }
     const STATES: [&str; 2] = ["mp_rank_00_model_states.pt", "checkpoint/mp_rank_00_model_states.pt"];
-    let latest = fs::read_to_string(path.join("latest")).unwrap_or_default();
-    let folders = [path.to_path_buf(), path.join(latest.trim())];
+    let latest = read_text(&path.join("latest")).unwrap_or_default();
+    let folders = [path.to_path_buf(), path.join(trim(&latest))];
     let states = folders.iter().flat_map(|folder| STATES.map(|name| folder.join(name)));
     match states.into_iter().find(|file| file.is_file()) {
         Some(file) => {

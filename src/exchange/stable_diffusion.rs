@@ -33,6 +33,7 @@ use crate::{
         stable_diffusion as settings,
     },
     nn::Parameters,
+    text_file::{read_text, trim},
     weights::{
         Layout, WeightsKind, is_second,
         lvdm_checkpoint::{Tensors, scalar},
@@ -341,9 +342,9 @@ fn pipeline_folder(path: &Path) -> Result<PathBuf> {
             pipeline_folder(one)
         }
         several => {
-            let main = fs::read_to_string(path.join("refs/main")).unwrap_or_default();
+            let main = read_text(&path.join("refs/main")).unwrap_or_default();
             let shown = |snapshot: &PathBuf| {
-                let newest = !main.is_empty() && snapshot.ends_with(main.trim());
+                let newest = !main.is_empty() && snapshot.ends_with(trim(&main));
                 format!("{}{}", snapshot.display(), if newest { " (main)" } else { "" })
             };
             let several: Vec<String> = several.iter().map(shown).collect();
