@@ -24,6 +24,13 @@ pub fn open_input(path: &Path) -> Result<format::context::Input> {
     }
 }
 
+/// How many packets of a stream the container's own list has so far. That of mp4 and mov files has them all once the file
+/// is open, as their edit lists leave them.
+pub fn listed_packets(stream: &format::stream::Stream) -> i64 {
+    // SAFETY: the pointer is that of the stream, which is borrowed.
+    unsafe { ffi::avformat_index_get_entries_count(stream.as_ptr()).into() }
+}
+
 /// Whether a packet is decoded because others need it and its frame is not to be shown, as edit lists say.
 pub fn is_hidden(packet: &Packet) -> bool {
     use codec::packet::Ref;

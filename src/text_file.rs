@@ -11,11 +11,25 @@ pub const BYTE_ORDER_MARK: char = '\u{feff}';
 /// # Errors
 /// The disk's; bytes that are not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = fs::read_to_string(path)?;
+    let bytes = fs::read(path)?;
+    let mut text = match String::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it {}", not_utf8(error.as_bytes()))));
+        }
+    };
     if text.starts_with(BYTE_ORDER_MARK) {
         text.drain(..BYTE_ORDER_MARK.len_utf8());
     }
     Ok(text)
+}
+
+/// What there is to say of bytes that are not UTF-8.
+pub fn not_utf8(bytes: &[u8]) -> &'static str {
+    match bytes {
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "is UTF-16, as some of Windows' programs write; save it as UTF-8",
+        _ => "is not UTF-8",
+    }
 }
 
 /// Without white space and byte order marks around it: one stands inside a file where several were joined.
@@ -34,6 +48,10 @@ mod tests {
         assert_eq!(read_text(file.path()).unwrap(), "a ball");
         fs::write(file.path(), "\u{feff}").unwrap();
         assert_eq!(read_text(file.path()).unwrap(), "");
+        for (bytes, word) in [(&b"\xff\xfea\0"[..], "UTF-16"), (b"\xfe\xff\0a", "UTF-16"), (b"caf\xe9", "not UTF-8")] {
+            fs::write(file.path(), bytes).unwrap();
+            assert!(read_text(file.path()).unwrap_err().to_string().contains(word));
+        }
         assert_eq!((trim(" \u{feff} a b\t\n"), trim("\u{feff}")), ("a b", ""));
     }
 }

@@ -356,12 +356,14 @@ fn an_edit_list_shows_its_frames_alone() {
             ("pause", &[(8, None), (10, Some(7))]),
             ("turned", &[(6, Some(26)), (6, Some(2))]),
             ("twice", &[(6, Some(4)), (6, Some(4))]),
+            ("beyond", &[(90, Some(25))]),
+            ("far beyond", &[(40, Some(37))]),
         ] {
             let path = folder.path().join(format!("{name}.{ending}"));
             cut(&base, &path, pieces);
             let right: Vec<i64> = pieces
                 .iter()
-                .flat_map(|(count, first)| first.map_or(0..0, |first| first..first + count))
+                .flat_map(|(count, first)| first.map_or(0..0, |first| first..(first + count).min(40)))
                 .map(i64::from)
                 .collect();
             let frames = frames_of(&path);

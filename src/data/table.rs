@@ -6,7 +6,7 @@ use std::{
     io::{self, BufRead},
 };
 
-use crate::text_file::{BYTE_ORDER_MARK, trim};
+use crate::text_file::{BYTE_ORDER_MARK, not_utf8, trim};
 
 /// Bytes of a line at most, and of the lines that a quote is looked for in: one that is never closed reaches no further.
 const LONGEST_ROW: usize = 1 << 16;
@@ -150,7 +150,8 @@ impl Cells {
     }
 
     fn texts(self) -> Result<Vec<String>, &'static str> {
-        self.done.into_iter().map(String::from_utf8).collect::<Result<_, _>>().map_err(|_| "is not UTF-8")
+        let text = |cell| String::from_utf8(cell).map_err(|error| not_utf8(error.as_bytes()));
+        self.done.into_iter().map(text).collect()
     }
 
     fn take(&mut self, line: &[u8]) -> Taken {
@@ -251,6 +252,7 @@ mod tests {
         let found = rows(&long);
         assert_eq!((found.len(), &found[0], &found[99_999]), (100_001, &(1, open), &good(100_000, &["2", "b"])));
         assert_eq!(rows(b"a\xff,b\nc,d\n"), [(1, Err("is not UTF-8")), good(2, &["c", "d"])]);
+        assert!(rows(b"\xff\xfea\0,\0b\0\n\0")[0].1.as_ref().unwrap_err().starts_with("is UTF-16"));
     }
 
     /// A line without an end costs itself alone, and no more memory than a row may.

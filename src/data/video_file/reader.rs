@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     data::clip::{FrameSource, RgbFrame, window},
-    ffmpeg::{is_hidden, open_input},
+    ffmpeg::{is_hidden, listed_packets, open_input},
 };
 
 /// A video file, open for reading frames by number.
@@ -230,6 +230,10 @@ impl Track {
         let (mut frames, mut keys, mut untimed, mut hidden) = (Vec::new(), Vec::new(), 0, 0);
         // Where frames are spliced, decoding times fall back; presentation times should not.
         let (mut decoded, mut latest, mut spliced_from, mut overlap) = (i64::MIN, i64::MIN, i64::MIN, false);
+        let stream = self.input.stream(self.stream).context("the video stream is gone")?;
+        let is_mov = self.input.format().name().contains("mov");
+        // before packets are read: other containers list those that were
+        let promised = if is_mov { stream.frames().min(listed_packets(&stream)) } else { stream.frames() };
         let mut packet = Packet::empty();
         loop {
             let count = frames.len() + untimed;
@@ -265,11 +269,9 @@ impl Track {
         // A cut file ends as quietly as a whole one. Some whole files list frames that an edit list
         // leaves out, so the missing ones must show in the duration too.
         let stream = self.input.stream(self.stream).context("the video stream is gone")?;
-        let promised = stream.frames();
         let frame = 1.0 / (fps * f64::from(self.time_base));
         // an edit list can begin with a pause, which counts
-        let begin =
-            if self.input.format().name().contains("mov") { frames.first().min(Some(&0)) } else { frames.first() };
+        let begin = if is_mov { frames.first().min(Some(&0)) } else { frames.first() };
         let shown = match (begin, frames.last()) {
             (Some(first), Some(last)) if untimed == 0 => (last - first) as f64 + frame,
             _ => count as f64 * frame,
