@@ -18,8 +18,10 @@ use tch::Tensor;
 mod betas;
 mod declared;
 mod diffusers;
+pub mod diffusers_config;
 mod export;
 mod import;
+mod inferred;
 mod lora;
 mod part_weights;
 mod replacement;
@@ -29,6 +31,7 @@ mod stable_diffusion;
 pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
+pub use inferred::{InferredAutoencoder, InferredUNet, Shapes};
 pub use lora::{export_lora, import_lora};
 pub use replacement::Replacements;
 pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
@@ -36,9 +39,10 @@ pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, imp
 use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress, RunLock},
+    codecs::LatentSpaceConfig,
     diffusion::FrameConditioning,
     experiment::{DiffusionExperiment, Mistake},
-    models::{LatentSpaceConfig, TextEncoderConfig, TokenizerFiles},
+    text::{TextEncoderConfig, TokenizerFiles},
     weights::{
         WeightsFile,
         lvdm_checkpoint::{Ignored, Tensors},

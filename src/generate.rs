@@ -13,6 +13,7 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
+    codecs::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig},
     data::to_u8,
     diffusion::{
         FrameConditioning, GivenLatents, GivenTexts, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig,
@@ -20,12 +21,10 @@ use crate::{
     },
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
-    models::{
-        AttentionKind, ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig, TextEncoder, TextEncoderConfig,
-        UNet3d, UNetPorts,
-    },
+    networks::{AttentionKind, UNet3d, UNetPorts},
     nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
+    text::{TextEncoder, TextEncoderConfig},
     torch::{FixedWeights, Readback, upload},
 };
 

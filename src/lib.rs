@@ -20,7 +20,9 @@
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
 //! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
-//! data | models                           files → clips; networks, one a file
+//! flops                                   operations of a forward pass
+//! networks | codecs | extractors | text   denoisers; clips ↔ latents; frozen judges; captions → tokens → states
+//! data                                    files → clips
 //! weights                                 foreign weights → our names
 //! nn                                      layers and their parameters
 //! distributed                             several processes that do one piece of work
@@ -39,23 +41,27 @@
 pub mod atomic_file;
 pub mod autoencoder_loss;
 pub mod checkpoint;
+pub mod codecs;
 pub mod commands;
 pub mod data;
 pub mod diffusion;
 pub mod distributed;
 pub mod exchange;
 pub mod experiment;
+pub mod extractors;
 #[cfg(feature = "video")]
 #[allow(unsafe_code)]
 pub mod ffmpeg;
 pub mod file_format;
+pub mod flops;
 pub mod generate;
 pub mod metrics;
-pub mod models;
+pub mod networks;
 pub mod nn;
 pub mod random;
 pub mod report;
 pub mod safetensors;
+pub mod text;
 pub mod text_file;
 #[allow(unsafe_code)]
 pub mod torch;

@@ -126,11 +126,11 @@ fn imports_go_down_only() {
 #[test]
 fn a_planted_import_is_found() {
     let floors = floors();
-    let upward = "use crate::{\n    nn::{Conv3d, GroupNorm},\n    data::Loader,\n};";
-    assert_eq!(imports(upward), BTreeSet::from(["nn".to_string(), "data".to_string()]));
-    assert_eq!(breaks(&floors, "models/x.rs", upward).len(), 1, "data is no floor below models");
+    let upward = "use crate::{\n    nn::{Conv3d, GroupNorm},\n    diffusion::sample,\n};";
+    assert_eq!(imports(upward), BTreeSet::from(["nn".to_string(), "diffusion".to_string()]));
+    assert_eq!(breaks(&floors, "networks/x.rs", upward).len(), 1, "diffusion is no floor below networks");
     for (file, text) in [
-        ("data/x.rs", "fn f() { crate::models::I3d::load(None) }"),
+        ("data/x.rs", "fn f() { crate::extractors::I3d::load(None) }"),
         ("data/x.rs", "use crate::diffusion::NoiseSchedule;"),
         ("metrics/x.rs", "use crate::{diffusion::sample, data::Loader};"),
         ("experiment/x.rs", "use crate::train::Trainer;"),
@@ -138,7 +138,7 @@ fn a_planted_import_is_found() {
     ] {
         assert_eq!(breaks(&floors, file, text).len(), 1, "{file}: {text}");
     }
-    assert_eq!(breaks(&floors, "metrics/x.rs", "use crate::{data::Loader, models::I3d};").len(), 0);
+    assert_eq!(breaks(&floors, "metrics/x.rs", "use crate::{data::Loader, extractors::I3d};").len(), 0);
     assert_eq!(imports(&without_comments("// crate::train\nuse super::x; // crate::data")).len(), 0);
 }
 

@@ -4,9 +4,11 @@ mod common;
 
 use common::{moving_clips, noise, relative_error};
 use lvdm::{
+    autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
+    codecs::{AutoencoderConfig, Posterior, VideoAutoencoder},
     data::normalise,
-    models::{AutoencoderConfig, DiscriminatorConfig, Lpips, Posterior, VideoAutoencoder},
+    extractors::Lpips,
     nn::{Padding, Parameters},
     torch::Autocast,
 };

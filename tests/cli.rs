@@ -396,7 +396,7 @@ fn a_panic_keeps_its_place() {
     let (file, number) = place.split_once(':').unwrap();
     let text = fs::read_to_string(common::source(file)).unwrap();
     let code = text.lines().nth(number.parse::<usize>().unwrap() - 1).unwrap();
-    assert!(file.starts_with("src/models/") && code.contains("noise"), "{place}: {code}");
+    assert!(file.starts_with("src/codecs/") && code.contains("noise"), "{place}: {code}");
     let others = said.err.lines().filter(|line| !line.starts_with("device: "));
     assert_eq!(others.count(), 1, "{}", said.err);
 

@@ -12,8 +12,7 @@ use common::{
     },
 };
 use lvdm::{
-    generate::open_text_encoder,
-    models::{TokenizerFiles, stable_diffusion},
+    exchange::diffusers_config, generate::open_text_encoder, text::TokenizerFiles,
     weights::stable_diffusion::is_temporal,
 };
 use tch::Device;
@@ -41,13 +40,13 @@ fn an_import_goes_back_to_its_folder() {
     }
     let config = |folder: &str, part: &str| json(&at.join(folder).join(part).join("config.json"));
     assert_eq!(
-        stable_diffusion::unet(&config("back", "unet")).unwrap(),
-        stable_diffusion::unet(&config("sd", "unet")).unwrap()
+        diffusers_config::unet(&config("back", "unet")).unwrap(),
+        diffusers_config::unet(&config("sd", "unet")).unwrap()
     );
-    let vae = |folder: &str| stable_diffusion::autoencoder(&config(folder, "vae")).unwrap();
+    let vae = |folder: &str| diffusers_config::autoencoder(&config(folder, "vae")).unwrap();
     assert_eq!(vae("back"), vae("sd"));
     assert_eq!(config("back", "vae")["scaling_factor"], 0.3);
-    let text = |folder: &str| stable_diffusion::text_encoder(&config(folder, "text_encoder")).unwrap();
+    let text = |folder: &str| diffusers_config::text_encoder(&config(folder, "text_encoder")).unwrap();
     assert_eq!(text("back"), text("sd"));
     let schedule = json(&at.join("back/scheduler/scheduler_config.json"));
     assert_eq!((&schedule["num_train_timesteps"], &schedule["beta_start"]), (&900.into(), &0.001.into()));

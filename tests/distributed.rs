@@ -17,11 +17,13 @@ use common::{
     relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
 };
 use lvdm::{
+    autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
     checkpoint::{self, Checkpoint},
+    codecs::{AutoencoderConfig, VideoAutoencoder},
     diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    models::{AutoencoderConfig, DiscriminatorConfig, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder},
+    networks::{UNet3d, UNetConfig, UNetPorts},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
@@ -101,7 +103,7 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
     };
     let loss = AutoencoderLoss::new(&loss, Device::Cpu, kind, 3).unwrap().over(ranks);
     let x = share(ranks, &noise(0, &[4, 3, 4, 32, 32]).clamp(-1.0, 1.0)).to_kind(kind);
-    let posterior_noise = |posterior: &lvdm::models::Posterior| {
+    let posterior_noise = |posterior: &lvdm::codecs::Posterior| {
         let [_, rest @ ..] = &posterior.mean.size()[..] else { unreachable!() };
         share(ranks, &noise(5, &[&[4], rest].concat())).to_kind(kind)
     };

@@ -10,6 +10,8 @@ use std::{
 
 use common::source;
 use lvdm::{
+    autoencoder_loss::PatchDiscriminator,
+    codecs::{AutoencoderConfig, ImageAutoencoderConfig, LatentSpace, LatentSpaceConfig, VideoAutoencoder},
     commands::{BenchExperiment, DemoData},
     diffusion::NoiseSchedule,
     experiment::{
@@ -18,10 +20,7 @@ use lvdm::{
     },
     generate,
     metrics::ProtocolConfig,
-    models::{
-        AttentionKind, AutoencoderConfig, ImageAutoencoderConfig, LatentSpace, LatentSpaceConfig, PatchDiscriminator,
-        UNet3d, UNetConfig, VideoAutoencoder,
-    },
+    networks::{AttentionKind, UNet3d, UNetConfig},
     nn::Parameters,
 };
 use serde_yaml::Value;

@@ -15,8 +15,8 @@ use common::{
 };
 use lvdm::{
     checkpoint,
+    codecs::{AutoencoderConfig, VideoAutoencoder},
     experiment::DiffusionExperiment,
-    models::{AutoencoderConfig, VideoAutoencoder},
     nn::Parameters,
 };
 use serde_json::json;

@@ -13,7 +13,7 @@ use common::{
     text_runs::{TOLD, Tensors, import, write_diffusers, write_tensors, write_tokenizer},
 };
 use lvdm::{
-    models::{i3d::I3d, lpips::Lpips},
+    extractors::{i3d::I3d, lpips::Lpips},
     safetensors::read_safetensors,
     weights::{Layout, TensorShapes, WeightsFile, WeightsKind, read_state_dict},
 };

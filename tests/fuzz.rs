@@ -28,9 +28,9 @@ use lvdm::{
     data::{DataConfig, DatasetConfig, PackedFile, Source, frame_folder, index, pictures, write_video},
     exchange::{StableDiffusionTold, import_stable_diffusion},
     experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
-    models::{Tokenizer, TokenizerFiles},
     random::{Purpose, stream},
     safetensors::{read_safetensors, write_foreign_safetensors},
+    text::{Tokenizer, TokenizerFiles},
     weights::{lora::Lora, numpy::read_arrays, read_state_dict},
 };
 use rand::{Rng, RngExt};

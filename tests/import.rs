@@ -17,18 +17,18 @@ use common::{
     run_in, source, succeed_in, wake, write_packed,
 };
 use lvdm::{
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
     checkpoint::{self, Checkpoint},
+    codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig},
     exchange::{self, LatentPreset, Told},
+    exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
     generate::open_latent_space,
-    models::{
-        AttentionKind, AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder,
-        ImageAutoencoderConfig, InferredAutoencoder, InferredUNet, PatchDiscriminator, Shapes, UNet3d, UNetConfig,
-        UNetPorts, VideoAutoencoder,
-    },
+    networks::{AttentionKind, UNet3d, UNetConfig, UNetPorts},
     nn::Parameters,
     safetensors::{read_safetensors, write_safetensors_atomically},
+    text::{ClipText, ClipTextConfig},
     weights::LvdmCheckpoint,
 };
 use sha2::{Digest, Sha256};

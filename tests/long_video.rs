@@ -6,16 +6,14 @@ use std::{fs, path::Path};
 
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
+    codecs::{AutoencoderConfig, Chunks, LatentMoments, LatentSpace, VideoAutoencoder},
     data::VideoReader,
     diffusion::{
         Condition, FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig,
     },
     experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
-    models::{
-        AutoencoderConfig, Chunks, LatentMoments, LatentSpace, UNet3d, UNetCondition, UNetConfig, UNetPorts,
-        VideoAutoencoder,
-    },
+    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
     safetensors::read_safetensors,
 };

@@ -9,10 +9,9 @@ use std::{
 
 use common::source;
 use lvdm::{
-    models::{
-        AutoencoderConfig, DiscriminatorConfig, ImageAutoencoder, ImageAutoencoderConfig, PatchDiscriminator, UNet3d,
-        UNetConfig, UNetPorts, VideoAutoencoder,
-    },
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
+    codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
+    networks::{UNet3d, UNetConfig, UNetPorts},
     nn::Parameters,
 };
 use serde::Deserialize;

@@ -6,10 +6,10 @@ use std::collections::BTreeMap;
 
 use common::{largest_difference, relative_error, wake};
 use lvdm::{
+    codecs::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
     diffusion::{SamplerConfig, Variance},
     experiment::{DiffusionExperiment, Precision, parse},
     generate::{Generator, Given},
-    models::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
     nn::Parameters,
     random::{Purpose, normal_batch},
 };

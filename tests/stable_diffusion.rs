@@ -6,11 +6,13 @@ use std::{collections::BTreeMap, fs};
 
 use common::{largest_difference, noise, relative_error, source, wake};
 use lvdm::{
-    models::{
-        AutoencoderConfig, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, LatentMoments,
-        LatentSpace, LatentSpaceConfig, TextActivation, UNet3d, UNetCondition, UNetConfig, UNetPorts, stable_diffusion,
+    codecs::{
+        AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, LatentMoments, LatentSpace, LatentSpaceConfig,
     },
+    exchange::diffusers_config,
+    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
+    text::{ClipText, ClipTextConfig, TextActivation},
     weights::{stable_diffusion::Network, synthesize},
 };
 use serde_json::{Value, json};
@@ -55,7 +57,7 @@ const UNET: Network = Network::UNet { blocks_per_level: 1 };
 const AUTOENCODER: Network = Network::Autoencoder { levels: 2 };
 
 fn unet_config() -> UNetConfig {
-    stable_diffusion::unet(&configuration("sd_unet_inflated")).unwrap().0
+    diffusers_config::unet(&configuration("sd_unet_inflated")).unwrap().0
 }
 
 fn unet(config: &UNetConfig) -> (UNet3d, Parameters) {
@@ -66,7 +68,7 @@ fn unet(config: &UNetConfig) -> (UNet3d, Parameters) {
 
 fn autoencoder() -> (ImageAutoencoder, Parameters) {
     let parameters = Parameters::new(CPU, 5);
-    let config = stable_diffusion::autoencoder(&configuration("sd_vae")).unwrap();
+    let config = diffusers_config::autoencoder(&configuration("sd_vae")).unwrap();
     (ImageAutoencoder::new(&parameters.root(), &config), parameters)
 }
 
@@ -115,7 +117,7 @@ fn names_travel_round() {
                 UNet3d::new(&again.root(), &unet_config(), &ports);
             }
             _ => {
-                let config = stable_diffusion::autoencoder(&configuration("sd_vae")).unwrap();
+                let config = diffusers_config::autoencoder(&configuration("sd_vae")).unwrap();
                 ImageAutoencoder::new(&again.root(), &config);
             }
         }
@@ -224,7 +226,7 @@ fn any_unet_has_its_diffusers_names() {
         let config = json!({"block_out_channels": widths, "layers_per_block": blocks, "cross_attention_dim": 40,
             "down_block_types": attends.iter().map(|&a| block("Down", a)).collect::<Vec<_>>(),
             "up_block_types": attends.iter().rev().map(|&a| block("Up", a)).collect::<Vec<_>>()});
-        let (config, [inputs, outputs]) = stable_diffusion::unet(&config).unwrap();
+        let (config, [inputs, outputs]) = diffusers_config::unet(&config).unwrap();
         let parameters = Parameters::unfilled(CPU);
         let ports = UNetPorts { inputs, outputs, temporal_length: 4, classes: None };
         UNet3d::new(&parameters.root(), &config, &ports);
@@ -380,16 +382,16 @@ fn configurations_are_read_strictly() {
         "mid_block_scale_factor": 1, "norm_eps": 1e-05, "norm_num_groups": 32, "out_channels": 4, "sample_size": 64,
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
     });
-    assert_eq!(stable_diffusion::unet(&released).unwrap(), (UNetConfig::stable_diffusion(), [4, 4]));
-    let silent = stable_diffusion::unet(&json!({})).unwrap().0;
+    assert_eq!(diffusers_config::unet(&released).unwrap(), (UNetConfig::stable_diffusion(), [4, 4]));
+    let silent = diffusers_config::unet(&json!({})).unwrap().0;
     assert_eq!(silent, UNetConfig { context_width: 1280, ..UNetConfig::stable_diffusion() });
     let heads = json!({"num_attention_heads": [5, 5, 5, 5], "attention_head_dim": 8, "class_embed_type": null});
-    assert_eq!(stable_diffusion::unet(&heads).unwrap().0.heads, 5);
+    assert_eq!(diffusers_config::unet(&heads).unwrap().0.heads, 5);
     let wide = json!({"attention_head_dim": [5, 10, 20, 20]});
-    assert_eq!(stable_diffusion::unet(&wide).unwrap().0.head_width, Some(64), "as Stable Diffusion 2.x says it");
+    assert_eq!(diffusers_config::unet(&wide).unwrap().0.head_width, Some(64), "as Stable Diffusion 2.x says it");
     let none = json!({"block_out_channels": [16, 48], "norm_num_groups": 8, "down_block_types": vec!["DownBlock2D"; 2],
         "up_block_types": vec!["UpBlock2D"; 2], "resnet_time_scale_shift": "scale_shift", "only_cross_attention": [false, false]});
-    let none = stable_diffusion::unet(&none).unwrap().0;
+    let none = diffusers_config::unet(&none).unwrap().0;
     assert_eq!((none.attention_factors, none.multipliers, none.norm_groups), (vec![], vec![1, 3], 8));
     assert!(none.adaptive_norm);
     for (wrong, word) in [
@@ -407,14 +409,14 @@ fn configurations_are_read_strictly() {
         (json!({"dual_cross_attention": true}), "dual_cross_attention = true"),
         (json!([1]), "dictionary"),
     ] {
-        let error = format!("{:#}", stable_diffusion::unet(&wrong).unwrap_err());
+        let error = format!("{:#}", diffusers_config::unet(&wrong).unwrap_err());
         assert!(error.contains(word), "{wrong}: {error}");
     }
 
     let vae = json!({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "sample_size": 512,
         "down_block_types": vec!["DownEncoderBlock2D"; 4], "up_block_types": vec!["UpDecoderBlock2D"; 4], "act_fn": "silu"});
-    assert_eq!(stable_diffusion::autoencoder(&vae).unwrap(), ImageAutoencoderConfig::default());
-    assert_eq!(stable_diffusion::autoencoder(&json!({})).unwrap().widths, [64]);
+    assert_eq!(diffusers_config::autoencoder(&vae).unwrap(), ImageAutoencoderConfig::default());
+    assert_eq!(diffusers_config::autoencoder(&json!({})).unwrap().widths, [64]);
     for (wrong, word) in [
         (json!({"in_channels": 1}), "in_channels = 1"),
         (json!({"use_quant_conv": false}), "use_quant_conv = false"),
@@ -422,18 +424,18 @@ fn configurations_are_read_strictly() {
         (json!({"block_out_channels": [32, 64]}), "1 levels"),
         (json!({"norm_num_groups": 48}), "48"),
     ] {
-        let error = format!("{:#}", stable_diffusion::autoencoder(&wrong).unwrap_err());
+        let error = format!("{:#}", diffusers_config::autoencoder(&wrong).unwrap_err());
         assert!(error.contains(word), "{wrong}: {error}");
     }
 
     let text = json!({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "top_k": 50});
-    assert_eq!(stable_diffusion::text_encoder(&text).unwrap(), ClipTextConfig::default());
+    assert_eq!(diffusers_config::text_encoder(&text).unwrap(), ClipTextConfig::default());
     for (wrong, word) in [
         (json!({"hidden_act": "relu"}), "`relu`"),
         (json!({"num_attention_heads": 7}), "7 heads"),
         (json!({"layer_norm_eps": 1e-6}), "layer_norm_eps"),
     ] {
-        let error = format!("{:#}", stable_diffusion::text_encoder(&wrong).unwrap_err());
+        let error = format!("{:#}", diffusers_config::text_encoder(&wrong).unwrap_err());
         assert!(error.contains(word), "{wrong}: {error}");
     }
 }
@@ -468,7 +470,7 @@ fn a_latent_space_holds_either_autoencoder() {
     let video = AutoencoderConfig { channels: 8, factors: [2, 4, 4], norm_groups: 8, ..AutoencoderConfig::default() };
     assert_eq!(serde_json::from_value::<LatentSpaceConfig>(old.clone()).unwrap(), video.clone().into());
     assert_eq!(serde_json::to_value(LatentSpaceConfig::from(video)).unwrap(), old);
-    let image = stable_diffusion::autoencoder(&configuration("sd_vae")).unwrap();
+    let image = diffusers_config::autoencoder(&configuration("sd_vae")).unwrap();
     let config = LatentSpaceConfig::from(image.clone());
     let stored = serde_json::to_value(&config).unwrap();
     assert_eq!(stored["image"]["widths"], json!([32, 64]));

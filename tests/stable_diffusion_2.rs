@@ -12,12 +12,11 @@ use common::{
 use lvdm::{
     checkpoint,
     diffusion::{Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
+    exchange::diffusers_config,
     generate::{Generator, open_text_encoder},
-    models::{
-        AttentionKind, ClipText, ClipTextConfig, TextActivation, TextEncoderConfig, UNet3d, UNetCondition, UNetConfig,
-        UNetPorts, stable_diffusion,
-    },
+    networks::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
+    text::{ClipText, ClipTextConfig, TextActivation, TextEncoderConfig},
     weights::stable_diffusion::is_temporal,
 };
 use tch::{Device, Tensor};
@@ -189,7 +188,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     // heads that are neither as many nor as wide
     let mut config = json(&at.join("sd2/unet/config.json"));
     config["attention_head_dim"] = serde_json::json!([2, 8]);
-    let error = format!("{:#}", stable_diffusion::unet(&config).unwrap_err());
+    let error = format!("{:#}", diffusers_config::unet(&config).unwrap_err());
     assert!(error.contains("[2, 8]") && error.contains("[8, 16]"), "{error}");
 }
 

@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeMap, fs, io::Read};
 
 use common::source;
-use lvdm::models::{Tokenizer, TokenizerFiles};
+use lvdm::text::{Tokenizer, TokenizerFiles};
 use serde_json::{Value, json};
 
 /// CLIP's vocabulary and merges out of the file that `make setup` installs, in the two files of a tokenizer's folder.

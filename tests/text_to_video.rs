@@ -23,7 +23,7 @@ use lvdm::{
     exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
     experiment::Trained,
     generate::{Generator, Given, TextPrompts, open_text_encoder, weights},
-    models::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
     safetensors::{read_safetensors, write_safetensors_atomically},

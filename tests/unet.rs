@@ -7,7 +7,7 @@ use lvdm::{
     diffusion::{
         Condition, Denoiser, GivenFrames, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser,
     },
-    models::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::{Frames, Init, Parameters},
     torch::{Autocast, FixedWeights, caught, peak_host_memory, recompute},
     train::Ema,

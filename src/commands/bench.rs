@@ -13,10 +13,13 @@ use self::timing::{Clock, Report};
 use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
+    codecs::{AutoencoderConfig, VideoAutoencoder},
     data::{DataConfig, DatasetConfig, DemoConfig, Loader, decode_workers, demo, to_u8},
     diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
     experiment::{Experiment, Precision, parse},
-    models::{AutoencoderConfig, I3d, UNet3d, UNetCondition, UNetConfig, UNetPorts, VideoAutoencoder, flops},
+    extractors::I3d,
+    flops,
+    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
     random::{Purpose, normal},
     torch::{
@@ -242,7 +245,7 @@ fn unet(
     let z = noise(&[batch, *c, *f, *h, *w], device);
     let target = noise(&[batch, *c, *f, *h, *w], device) * 0.5;
     let t = Tensor::full([batch], 500, (Kind::Int64, device));
-    let context = (network.attention == crate::models::AttentionKind::Text)
+    let context = (network.attention == crate::networks::AttentionKind::Text)
         .then(|| noise(&[batch, TOKENS, network.context_width], device));
     let given = UNetCondition { context, ..Default::default() };
     let flops = batch * network.flops(&ports, bench.latent, TOKENS);

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Denoiser, FrameConditioned, Guidance, Guided, NoiseSchedule, Predict, UNetDenoiser};
 use crate::{
-    models::{UNet3d, UNetCondition},
+    networks::{UNet3d, UNetCondition},
     torch::upload,
 };
 

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::NoiseSchedule;
 use crate::{
-    models::{UNet3d, UNetCondition},
+    networks::{UNet3d, UNetCondition},
     torch::replayed,
 };
 

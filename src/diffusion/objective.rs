@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
 use super::{NoiseSchedule, Predict};
-use crate::models::{UNet3d, UNetCondition};
+use crate::networks::{UNet3d, UNetCondition};
 
 /// How a prediction is compared with its target, averaged over all elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,11 +5,11 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Part, warn_of_infinities};
 use crate::{
-    models::{
-        AutoencoderConfig, ClipText, ClipTextConfig, DiscriminatorConfig, ImageAutoencoder, LatentSpaceConfig,
-        PatchDiscriminator, UNet3d, UNetConfig, UNetPorts, VideoAutoencoder,
-    },
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
+    codecs::{AutoencoderConfig, ImageAutoencoder, LatentSpaceConfig, VideoAutoencoder},
+    networks::{UNet3d, UNetConfig, UNetPorts},
     nn::Parameters,
+    text::{ClipText, ClipTextConfig},
     weights::lvdm_checkpoint::{LvdmCheckpoint, Tensors},
 };
 

@@ -11,15 +11,15 @@ use super::{Carried, Part, export::latent_constants, must_be_new};
 use crate::{
     atomic_file::{write_atomically, write_folder_atomically},
     checkpoint,
+    codecs::{ImageAutoencoder, LatentSpaceConfig},
     diffusion::{Predict, ScheduleConfig, ScheduleKind},
+    exchange::diffusers_config as settings,
     experiment::{DiffusionExperiment, DiffusionSpace},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, ports, run_of, seen, weights},
-    models::{
-        AttentionKind, ClipText, ImageAutoencoder, LatentSpaceConfig, TextEncoderConfig, TokenizerFiles, UNet3d,
-        UNetPorts, stable_diffusion as settings,
-    },
+    networks::{AttentionKind, UNet3d, UNetPorts},
     nn::Parameters,
     safetensors::write_foreign_safetensors,
+    text::{ClipText, TextEncoderConfig, TokenizerFiles},
     weights::stable_diffusion::Network,
 };
 

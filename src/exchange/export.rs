@@ -7,10 +7,12 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Carried, Exported, Part, declared::Declared};
 use crate::{
     checkpoint::{self, Checkpoint},
+    exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, last_and_averaged, run_of, weights},
-    models::{AttentionKind, InferredUNet, Shapes, TextEncoderConfig},
+    networks::AttentionKind,
     safetensors::write_safetensors_atomically,
+    text::TextEncoderConfig,
     weights::lvdm_checkpoint::{AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, TEXT_ENCODER, UNET},
 };
 

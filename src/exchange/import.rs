@@ -12,14 +12,15 @@ use super::{
     warn_of_unused_rows, with_prefix, write_run,
 };
 use crate::{
+    autoencoder_loss::DiscriminatorConfig,
     checkpoint::Progress,
+    codecs::{AutoencoderConfig, ImageAutoencoderConfig, LatentSpaceConfig},
     diffusion::{FrameConditioning, ScheduleConfig},
+    exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
-    models::{
-        AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig,
-        InferredAutoencoder, InferredUNet, LatentSpaceConfig, Shapes, TextEncoderConfig, Tokenizer,
-    },
+    networks::AttentionKind,
+    text::{ClipTextConfig, TextEncoderConfig, Tokenizer},
     text_file::{read_text, trim},
     weights::{
         WeightsKind,

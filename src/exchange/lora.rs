@@ -17,7 +17,7 @@ use crate::{
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
     file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
-    models::AttentionKind,
+    networks::AttentionKind,
     nn::Adapter,
     safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},

@@ -23,16 +23,15 @@ use super::{
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
+    codecs::{ImageAutoencoder, ImageAutoencoderConfig, LatentMoments},
     diffusion::{Predict, ScheduleConfig},
+    exchange::{InferredUNet, Shapes, diffusers_config as settings},
     experiment::{DiffusionExperiment, TextConditioning},
     file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
-    models::{
-        ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, InferredUNet, LatentMoments, Shapes,
-        TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles, UNet3d, UNetConfig, UNetPorts,
-        stable_diffusion as settings,
-    },
+    networks::{UNet3d, UNetConfig, UNetPorts},
     nn::Parameters,
+    text::{ClipText, ClipTextConfig, TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles},
     text_file::{read_text, trim},
     weights::{
         Layout, WeightsKind, is_second,

@@ -15,10 +15,11 @@ pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, T
 
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
+    codecs::AutoencoderConfig,
     data::DataConfig,
     diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig, Variance},
     metrics::ProtocolConfig,
-    models::{AttentionKind, AutoencoderConfig, UNetConfig},
+    networks::{AttentionKind, UNetConfig},
     nn::Adapter,
     weights::stable_diffusion::is_temporal,
 };

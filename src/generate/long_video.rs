@@ -14,10 +14,10 @@ use tch::{Device, Kind, Tensor};
 use super::{ClipId, FramesOfClip, Generator, Given};
 use crate::{
     checkpoint,
+    codecs::Chunks,
     data::to_u8,
     diffusion::{LongVideoPlan, PlanStep, Role},
     experiment::{LongVideoConfig, Mistake},
-    models::Chunks,
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{FixedWeights, Readback, upload},
 };

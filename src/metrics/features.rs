@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use tch::{Kind, Tensor};
 
-use crate::models::i3d::I3d;
+use crate::extractors::i3d::I3d;
 
 /// A frozen network whose features a metric compares.
 pub trait FeatureExtractor {

@@ -1,4 +1,4 @@
-//! How near a reconstruction is to its original: PSNR and SSIM. (LPIPS is a network: `models::Lpips`.)
+//! How near a reconstruction is to its original: PSNR and SSIM. (LPIPS is a network: `extractors::Lpips`.)
 
 use tch::{Kind, Tensor};
 

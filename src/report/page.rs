@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Plot, Scale, Series};
 use crate::{
+    extractors::I3d,
     metrics::{Distances, Figure, Floor, Interval},
-    models::I3d,
 };
 
 const STYLE: &str = include_str!("page/style.css");

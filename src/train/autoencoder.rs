@@ -8,10 +8,10 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::{Batch, Phase, Picture, Task, Terms};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
+    codecs::{LatentMoments, VideoAutoencoder},
     data::{Loader, fixed_clips, normalise, to_u8},
     distributed::Ranks,
     experiment::AutoencoderExperiment,
-    models::{LatentMoments, VideoAutoencoder},
     nn::Parameters,
     random::{Purpose, normal_batch},
     torch::{Readback, upload},

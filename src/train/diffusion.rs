@@ -6,14 +6,15 @@ use tch::{Device, Tensor};
 
 use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
 use crate::{
+    codecs::LatentSpace,
     data::{Loader, normalise},
     diffusion::{Condition, GivenFrames},
     distributed::Ranks,
     experiment::DiffusionExperiment,
     generate::{Generator, Given, TextPrompts, starting_weights},
-    models::{LatentSpace, TextEncoder},
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
+    text::TextEncoder,
     torch::{backward, upload},
 };
 

@@ -9,12 +9,13 @@ use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
+    codecs::LatentSpace,
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
     experiment::{Mistake, Numerics},
-    models::{LatentSpace, TextEncoder},
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
+    text::TextEncoder,
     torch::{Readback, upload},
 };
 

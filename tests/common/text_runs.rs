@@ -3,13 +3,12 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use lvdm::{
+    codecs::{ImageAutoencoder, ImageAutoencoderConfig},
     data::write_video,
-    models::{
-        AttentionKind, ClipText, ClipTextConfig, ImageAutoencoder, ImageAutoencoderConfig, UNet3d, UNetConfig,
-        UNetPorts,
-    },
+    networks::{AttentionKind, UNet3d, UNetConfig, UNetPorts},
     nn::Parameters,
     safetensors::write_safetensors_atomically,
+    text::{ClipText, ClipTextConfig},
     weights::stable_diffusion::Network,
 };
 use serde_json::{Value, json};

@@ -17,8 +17,8 @@ use crate::{
     data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
+    extractors::I3d,
     metrics::ProtocolConfig,
-    models::I3d,
     report::FigureTable,
     torch::device_name,
 };

@@ -30,8 +30,8 @@ use crate::{
         DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Numerics,
         Precision, built_in_protocols, protocol, read,
     },
+    extractors::I3d,
     metrics::{Figure, Floor, Protocol, ProtocolConfig},
-    models::I3d,
     report::FigureTable,
     torch::{DeviceName, device_name},
 };

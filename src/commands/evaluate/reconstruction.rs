@@ -13,9 +13,9 @@ use crate::{
     data::{ClipStream, DataConfig, DatasetConfig, Draw, Fit, decode_workers, normalise, pictures, to_u8},
     distributed::Ranks,
     experiment::Mistake,
+    extractors::Lpips,
     generate::{AUTOENCODER_FILE, open_latent_space},
     metrics::{psnr_db, ssim},
-    models::Lpips,
     torch::{DeviceName, Readback, device_name, upload},
 };
 

@@ -18,7 +18,7 @@ use crate::{
     distributed::Ranks,
     experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
-    models::UNet3d,
+    networks::UNet3d,
     nn::Parameters,
     report::FigureTable,
     text_file::read_text,

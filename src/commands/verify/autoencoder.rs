@@ -7,7 +7,8 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved, scalar};
 use crate::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
-    models::{AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, VideoAutoencoder},
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
+    codecs::{AutoencoderConfig, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
     train::Optimizer,

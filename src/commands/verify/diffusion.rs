@@ -10,7 +10,7 @@ use crate::{
         Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule,
         Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, conditioned, sample,
     },
-    models::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
     nn::Parameters,
     torch::{Adam, Autocast, backward},
     train::{Ema, Optimizer},

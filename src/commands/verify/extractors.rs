@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::{Outputs, case::Case, scalar};
 use crate::{
+    extractors::{I3d, Lpips},
     metrics::{Distances, FeatureExtractor},
-    models::{I3d, Lpips},
 };
 
 pub fn i3d(case: &Case) -> Result<Outputs> {

@@ -5,15 +5,18 @@ use tch::{Tensor, no_grad};
 
 use super::{Outputs, case::Case};
 use crate::{
-    models::{ClipText, ImageAutoencoder, UNet3d, UNetCondition, UNetPorts, stable_diffusion},
+    codecs::ImageAutoencoder,
+    exchange::diffusers_config,
+    networks::{UNet3d, UNetCondition, UNetPorts},
     nn::Parameters,
+    text::ClipText,
     torch::Autocast,
     weights::stable_diffusion::Network,
 };
 
 /// The video U-Net made from an image U-Net, on the case's frames.
 pub fn unet(case: &Case) -> Result<Outputs> {
-    let (config, [inputs, outputs]) = stable_diffusion::unet(&case.config()?)?;
+    let (config, [inputs, outputs]) = diffusers_config::unet(&case.config()?)?;
     let x = case.input("x")?;
     let (b, _, frames, h, w) = x.size5()?;
     let factor = 1 << (config.multipliers.len() - 1);
@@ -30,7 +33,7 @@ pub fn unet(case: &Case) -> Result<Outputs> {
 
 /// The image autoencoder; the case's images are the frames of one video.
 pub fn autoencoder(case: &Case) -> Result<Outputs> {
-    let config = stable_diffusion::autoencoder(&case.config()?)?;
+    let config = diffusers_config::autoencoder(&case.config()?)?;
     let parameters = Parameters::new(case.device(), 0);
     let autoencoder = ImageAutoencoder::new(&parameters.root(), &config);
     case.import(&parameters, Network::Autoencoder { levels: config.widths.len() })?;
@@ -57,7 +60,7 @@ fn images_of(video: &Tensor) -> Tensor {
 
 /// CLIP's text encoder.
 pub fn text_encoder(case: &Case) -> Result<Outputs> {
-    let config = stable_diffusion::text_encoder(&case.config()?)?;
+    let config = diffusers_config::text_encoder(&case.config()?)?;
     let parameters = Parameters::new(case.device(), 0);
     let encoder = ClipText::new(&parameters.root(), &config);
     case.import(&parameters, Network::TextEncoder)?;

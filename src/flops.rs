@@ -2,7 +2,8 @@
 //! two operations a multiply-add. Norms, activations and relative positions are left out.
 //! A backward pass is counted as two forward passes.
 
-use super::{AttentionKind, AutoencoderConfig, UNetConfig, UNetPorts};
+use crate::codecs::AutoencoderConfig;
+use crate::networks::{AttentionKind, UNetConfig, UNetPorts};
 
 /// rows × (inputs → outputs)
 fn product(rows: i64, inputs: i64, outputs: i64) -> i64 {

@@ -8,10 +8,10 @@ use std::{collections::BTreeMap, fmt};
 use anyhow::{Context, Result, bail, ensure};
 use tch::Tensor;
 
-use super::{
-    AttentionKind, AutoencoderConfig, ClipTextConfig, DiscriminatorConfig, ImageAutoencoderConfig, Recompute,
-    TextActivation, UNetConfig, UNetPorts,
-};
+use crate::autoencoder_loss::DiscriminatorConfig;
+use crate::codecs::{AutoencoderConfig, ImageAutoencoderConfig};
+use crate::networks::{AttentionKind, Recompute, UNetConfig, UNetPorts};
+use crate::text::{ClipTextConfig, TextActivation};
 
 /// Deeper networks are not believed.
 const MOST_LEVELS: usize = 16;

@@ -1,15 +1,20 @@
 //! Reconstruction, perceptual and adversarial losses of the autoencoder (paper, section 3.1).
 
+mod discriminator;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
+    codecs::Posterior,
     distributed::Ranks,
-    models::{DiscriminatorConfig, Lpips, PatchDiscriminator, Posterior},
+    extractors::Lpips,
     nn::Parameters,
     torch::{Autocast, backward},
 };
+
+pub use discriminator::{DiscriminatorConfig, PatchDiscriminator};
 
 /// How pixels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,7 +291,7 @@ impl AutoencoderLoss {
     /// reconstruction are `[B, 3, F, H, W]`, the latter in the graph of `last_kernel` ([`VideoAutoencoder::last_kernel`]);
     /// a scalar on the device.
     ///
-    /// [`VideoAutoencoder::last_kernel`]: crate::models::VideoAutoencoder::last_kernel
+    /// [`VideoAutoencoder::last_kernel`]: crate::codecs::VideoAutoencoder::last_kernel
     pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> Tensor {
         let leaf = reconstruction.detach().set_requires_grad(true);
         let by_output = self.likelihood(x, &leaf, step).by_output;

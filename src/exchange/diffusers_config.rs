@@ -6,7 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::{AttentionKind, ClipTextConfig, ImageAutoencoderConfig, TextActivation, UNetConfig, UNetPorts};
+use crate::codecs::ImageAutoencoderConfig;
+use crate::networks::{AttentionKind, UNetConfig, UNetPorts};
+use crate::text::{ClipTextConfig, TextActivation};
 
 /// `unet/config.json` (UNet2DConditionModel): the video network made from it, and its input and output channels.
 ///

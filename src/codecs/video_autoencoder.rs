@@ -56,7 +56,7 @@ impl AutoencoderConfig {
     }
 
     /// The stride of each block: two on every axis that has a factor of two left.
-    pub(super) fn strides(&self) -> Vec<[i64; 3]> {
+    pub(crate) fn strides(&self) -> Vec<[i64; 3]> {
         let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
         (0..blocks).map(|i| self.factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
     }
