@@ -27,7 +27,7 @@ use lvdm::{
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
-    train::{Batch, Phase, Picture, Task, Terms, Trainer},
+    train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -141,15 +141,15 @@ impl Task for Toy {
         "toy"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
         Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 0 })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();
         // the gradient is finite everywhere

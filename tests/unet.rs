@@ -8,7 +8,7 @@ use lvdm::{
         Condition, Denoiser, GivenFrames, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser,
     },
     networks::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
-    nn::{Frames, Init, Parameters},
+    nn::{FrameStack, Init, Parameters},
     torch::{Autocast, FixedWeights, caught, peak_host_memory, recompute},
     train::Ema,
 };
@@ -51,13 +51,13 @@ fn joint_attention_at_one_frame_is_spatial_attention() {
     wake(&spatial_parameters);
     let x = noise(0, &[3, 32, 1, 6, 5]);
     no_grad(|| {
-        let frames = Frames::fold(&x);
+        let frames = FrameStack::fold(&x);
         let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
         let error = largest_difference(&joint.forward(&frames).video(), &by_space);
         assert!(relative_error(&by_space, &x) > 1e-2, "attention does nothing");
         assert!(error < 1e-5, "{error:e}");
         // and at two frames it is not
-        let frames = Frames::fold(&noise(0, &[3, 32, 2, 6, 5]));
+        let frames = FrameStack::fold(&noise(0, &[3, 32, 2, 6, 5]));
         let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
         let error = largest_difference(&joint.forward(&frames).video(), &by_space);
         assert!(error > 1e-3, "{error:e}");

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    nn::{Frames, GroupNorm, Init, Linear, Over, Scope, SpatialConv, timestep_embedding},
+    nn::{FrameStack, GroupNorm, Init, Linear, Over, Scope, SpatialConv, timestep_embedding},
     torch::recompute,
 };
 
@@ -264,7 +264,7 @@ impl ResBlock {
     }
 
     /// x, and the time embedding `[B, 4·channels]`.
-    fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
+    fn forward(&self, x: &FrameStack, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
         let h = self.in_conv.rounded(&self.in_norm.of_frames(x, over, None, true));
         let time = self.time.forward_full(&embedding.silu()); // [B, ·]
@@ -317,7 +317,7 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+    fn forward(&self, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
         match self {
             Layer::Conv(conv) | Layer::Down(conv) => conv.forward(x),
             Layer::Res(block) => block.forward(x, embedding),
@@ -344,10 +344,10 @@ impl Block {
         Block { layers: layers.into_iter().map(|layer| Arc::new(Mutex::new(layer))).collect(), recompute }
     }
 
-    fn forward(&self, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+    fn forward(&self, x: FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
         self.layers.iter().fold(x, |x, layer| {
             // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
-            let of = |layer: &Mutex<Layer>, x: &Frames, embedding: &Tensor, context: Option<&Tensor>| {
+            let of = |layer: &Mutex<Layer>, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>| {
                 layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, embedding, context)
             };
             if !self.recompute {
@@ -356,7 +356,7 @@ impl Block {
             let (layer, frames) = (Arc::clone(layer), x.frames);
             let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
             let output = recompute(&inputs, move |inputs| {
-                let x = Frames { x: inputs[0].shallow_clone(), frames };
+                let x = FrameStack { x: inputs[0].shallow_clone(), frames };
                 of(&layer, &x, &inputs[1], inputs.get(2)).x
             });
             x.with(output)
@@ -467,10 +467,10 @@ impl UNet3d {
             let told = level.ge(0).to_kind(kind).unsqueeze(-1);
             embedding += table.index_select(0, &level.clamp_min(0)) * told;
         }
-        let x = Frames::fold(z_t);
+        let x = FrameStack::fold(z_t);
         let context = given.context.as_ref();
 
-        let mut skips: Vec<Frames> = Vec::new();
+        let mut skips: Vec<FrameStack> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {
             h = block.forward(h, &embedding, context);

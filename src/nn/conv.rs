@@ -1,6 +1,6 @@
 use tch::{Device, Tensor};
 
-use super::{Frames, Init, Scope, norm::full_precision};
+use super::{FrameStack, Init, Scope, norm::full_precision};
 use crate::torch::{Autocast, composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, shortcuts, transposed_conv};
 
 /// What stands beyond the edge of a video.
@@ -136,13 +136,13 @@ impl SpatialConv {
 
     /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what is added up over blocks is
     /// not rounded at each.
-    pub fn forward(&self, x: &Frames) -> Frames {
+    pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let y = self.rounded(x);
         y.with(full_precision(&y.x))
     }
 
     /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.
-    pub fn rounded(&self, x: &Frames) -> Frames {
+    pub fn rounded(&self, x: &FrameStack) -> FrameStack {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;
         let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {

@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Frames, Init, Scope, conv::lies_channels_last};
+use super::{FrameStack, Init, Scope, conv::lies_channels_last};
 use crate::{
     distributed::Ranks,
     torch::{composed_norm, fuses, group_norm},
@@ -54,7 +54,7 @@ pub enum Over {
 impl GroupNorm {
     /// x̂·w + b, then (1 + scale)· + shift of each clip (`[B, C]`, not over tracks) where they are given, then SiLU
     /// where it is asked for. On the CPU in one pass.
-    pub fn of_frames(&self, x: &Frames, over: Over, film: Option<[&Tensor; 2]>, silu: bool) -> Frames {
+    pub fn of_frames(&self, x: &FrameStack, over: Over, film: Option<[&Tensor; 2]>, silu: bool) -> FrameStack {
         let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let (b, f) = (bf / x.frames, x.frames);
         // rows of the clips' factors → rows of the frames'
@@ -231,7 +231,7 @@ mod tests {
         // 130 positions: pieces of the kernel that are not full
         let (x, scale, shift) = (leaf(3, &[2, 8, 3, 13, 10]), leaf(4, &[2, 8]), leaf(5, &[2, 8]));
         let film = with_film.then_some([&scale, &shift]);
-        let y = norm.of_frames(&Frames::fold(&(&x * 2.0 + 3.0)), over, film, silu).video();
+        let y = norm.of_frames(&FrameStack::fold(&(&x * 2.0 + 3.0)), over, film, silu).video();
         (&y * noise(6, &y.size())).sum(None).backward();
         let mut found = vec![y, x.grad(), norm.weight.grad(), norm.bias.grad()];
         if with_film {
@@ -248,7 +248,7 @@ mod tests {
         parameters.to_kind(Kind::Double);
         let x = normal(1, Purpose::Evaluation, 0, 3, &[2, 8, 3, 4, 5]).to_kind(Kind::Double) * 2.0 + 3.0;
         let error = |over, wanted: Tensor| {
-            (norm.of_frames(&Frames::fold(&x), over, None, false).video() - wanted).abs().max().double_value(&[])
+            (norm.of_frames(&FrameStack::fold(&x), over, None, false).video() - wanted).abs().max().double_value(&[])
         };
         let each_frame = norm.forward(&x.transpose(1, 2).flatten(0, 1)).reshape([2, 3, 8, 4, 5]).transpose(1, 2);
         assert!(error(Over::Clip, norm.forward(&x)) < 1e-12);
@@ -301,7 +301,7 @@ mod tests {
         let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
         let x = Tensor::ones([1, 8, 2, 4, 4], (Kind::Float, Device::Cpu));
         let _ = x.narrow(1, 0, 1).fill_(f64::NAN);
-        let y = norm.of_frames(&Frames::fold(&x), Over::Clip, None, true).video();
+        let y = norm.of_frames(&FrameStack::fold(&x), Over::Clip, None, true).video();
         assert!(y.narrow(1, 0, 2).isnan().all().int64_value(&[]) == 1);
         assert!(y.narrow(1, 2, 6).isfinite().all().int64_value(&[]) == 1);
     }

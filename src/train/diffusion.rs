@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor};
 
-use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
+use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork};
 use crate::{
     codecs::LatentSpace,
     data::{Loader, normalise},
@@ -81,8 +81,8 @@ impl Task for DiffusionTask {
         "diffusion"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
@@ -132,7 +132,7 @@ impl Task for DiffusionTask {
         }
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
         let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);

@@ -20,4 +20,4 @@ pub use optimizer::Optimizer;
 pub use record::SECONDS_PER_STEP;
 pub use resume::{SettingsChanges, resume_point};
 pub use saver::Saver;
-pub use trainer::{Batch, Phase, Picture, Task, Terms, Trainer};
+pub use trainer::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer};

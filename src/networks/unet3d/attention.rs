@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::{UNetConfig, UNetPorts, over};
 use crate::{
-    nn::{Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
+    nn::{FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
     torch::fuses,
 };
 
@@ -63,7 +63,7 @@ impl FactorizedAttention {
         }
     }
 
-    pub(super) fn forward(&self, x: &Frames) -> Frames {
+    pub(super) fn forward(&self, x: &FrameStack) -> FrameStack {
         let x = x.from_positions(&self.spatial.forward(&x.positions()));
         if let Some(x) = self.temporal_in_place(&x) {
             return x;
@@ -79,7 +79,7 @@ impl FactorizedAttention {
     }
 
     /// The temporal half without moving frames in memory, where there are kernels for it.
-    fn temporal_in_place(&self, x: &Frames) -> Option<Frames> {
+    fn temporal_in_place(&self, x: &FrameStack) -> Option<FrameStack> {
         let (relative, layer) = (self.relative.as_ref().filter(|_| fuses(&x.x))?, &self.temporal);
         let normed = layer.norm.of_frames(x, Over::Track, None, false).positions(); // [B·F, P, C]
         let qkv = layer.qkv.forward(&normed);
@@ -107,7 +107,7 @@ impl JointAttention {
     }
 
     /// x → the same shape.
-    pub fn forward(&self, x: &Frames) -> Frames {
+    pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let tokens = x.positions().reshape([bf / x.frames, x.frames * h * w, c]); // [B, F·H·W, C]
         let tokens = match &self.relative {
@@ -232,13 +232,13 @@ impl TransformerBlock {
     }
 
     /// context `[B, S, context]`, the same for all frames of a clip
-    fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+    fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
         let [norm1, norm2, norm3] = &self.norms;
-        let spatial = |x: &Frames, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
+        let spatial = |x: &FrameStack, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
             let positions = x.positions();
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
-        let temporal = |x: Frames, layer: usize| {
+        let temporal = |x: FrameStack, layer: usize| {
             let Some((norm, attention)) = self.temporal.as_ref().map(|layers| &layers[layer]) else { return x };
             if fuses(&x.x) {
                 let positions = x.positions();
@@ -285,7 +285,7 @@ impl Transformer {
         }
     }
 
-    pub(super) fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+    pub(super) fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
         let h = self.norm.of_frames(x, over(self.per_frame), None, false);
         let h = h.from_positions(&self.proj_in.forward(&h.positions()));
         let h = self.block.forward(&h, context);
