@@ -96,6 +96,8 @@ fn an_altered_expectation_fails() {
         ("autoencoder_f4s8", "out.reconstruction"),
         ("patch_discriminator", "out.logits"),
         ("sample_ddim_eta1", "out.x_0"),
+        ("latte_unconditional", "out.output"),
+        ("learned_sigma_loss", "out.vb"),
         ("sd_unet_inflated", "out.eps"),
         ("sd_vae", "out.logvar"),
         ("clip_text", "out.last_hidden_state"),

@@ -30,12 +30,12 @@ impl Predict {
             Predict::Noise => from_noise(z_t, output, alpha_bar),
             Predict::Z0 => {
                 let noise = (&z_t - &output * signal) / sigma;
-                Prediction { z_t, z_0: output, noise }
+                Prediction { z_t, z_0: output, noise, variance: None }
             }
             Predict::Velocity => {
                 let z_0 = &z_t * signal - &output * sigma;
                 let noise = &z_t * sigma + &output * signal;
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
         }
     }
@@ -49,6 +49,8 @@ pub struct Prediction {
     pub z_0: Tensor,
     /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
+    /// v of a network that learned the variance of reverse steps, of the shape of z_t.
+    pub variance: Option<Tensor>,
 }
 
 /// Anything that tells signal from noise.
@@ -87,7 +89,7 @@ impl Denoiser for UNetDenoiser<'_> {
 
 fn from_noise(z_t: Tensor, noise: Tensor, alpha_bar: f64) -> Prediction {
     let z_0 = (&z_t - &noise * (1.0 - alpha_bar).sqrt()) / alpha_bar.sqrt();
-    Prediction { z_t, z_0, noise }
+    Prediction { z_t, z_0, noise, variance: None }
 }
 
 /// Writes given frames into z_t before every call (paper, equation 6).

@@ -3,6 +3,7 @@
 
 mod conditioning;
 mod denoiser;
+mod learned_variance;
 mod long_video;
 mod objective;
 mod sampler;
@@ -10,6 +11,7 @@ mod schedule;
 
 pub use conditioning::{FrameConditioning, FrameMask, GivenLatents, GivenTexts, GuidanceConfig, conditioned};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, Predict, Prediction, UNetDenoiser};
+pub use learned_variance::{HybridLoss, RespacedDdim, RespacedDdpm};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
 pub use objective::{Condition, GivenFrames, Loss, Objective};
 pub use sampler::{Ddim, Ddpm, DpmSolver, Sampler, SamplerConfig, SamplerRun, UniPc, Variance, sample};

@@ -520,6 +520,8 @@ pub fn sampler_line(sampler: &SamplerConfig) -> String {
         SamplerConfig::Ddim { steps, eta } => format!("DDIM {steps} steps, η = {eta}"),
         SamplerConfig::DpmSolver { steps } => format!("DPM-Solver++ {steps} steps"),
         SamplerConfig::UniPc { steps } => format!("UniPC {steps} steps"),
+        SamplerConfig::RespacedDdpm { steps } => format!("DDPM respaced to {steps} steps"),
+        SamplerConfig::RespacedDdim { steps, eta } => format!("DDIM respaced to {steps} steps, η = {eta}"),
     }
 }
 

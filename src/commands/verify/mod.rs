@@ -4,6 +4,7 @@ mod autoencoder;
 mod case;
 mod diffusion;
 mod extractors;
+mod latte;
 mod stable_diffusion;
 
 use std::path::{Path, PathBuf};
@@ -127,6 +128,8 @@ fn components(name: &str) -> Option<Component> {
         "sd_unet" => network(stable_diffusion::unet),
         "sd_vae" => network(stable_diffusion::autoencoder),
         "clip_text" => network(stable_diffusion::text_encoder),
+        "latte" => Component { run: latte::network, bound: 2e-5, half_bound: 2e-2 },
+        "learned_sigma_loss" => network(latte::loss),
         "diffusion_trace" => exact(diffusion::trace, 1e-4),
         _ => return None,
     })
