@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +23,8 @@ use tracing::warn;
 
 use super::{
     clip::{ClipSpec, Fit},
-    dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
+    dataset::DataConfig,
+    video::{Listing, VideoEntry},
 };
 use crate::{
     distributed::Ranks,
@@ -123,20 +124,14 @@ impl Loader {
         ensure!(rank < ranks, "rank {rank} of {ranks}");
         ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
         let Listing { videos, left_out } = config.videos()?;
-        ensure!(!videos.is_empty(), "the dataset {:?} has no videos", config.dataset);
+        ensure!(!videos.is_empty(), "the dataset {} has no videos", config.dataset.line());
         ensure!(u32::try_from(videos.len()).is_ok(), "{} videos are more than a loader can number", videos.len());
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|i| format!("decode-{i}"))
             .build()
             .context("cannot start the decoding threads")?;
-        let root = match &config.dataset {
-            DatasetConfig::Folder { root }
-            | DatasetConfig::Frames { root }
-            | DatasetConfig::Webvid { root, .. }
-            | DatasetConfig::Captioned { root } => Some(root.clone()),
-            DatasetConfig::Indexed { .. } | DatasetConfig::Numpy { .. } | DatasetConfig::Packed { .. } => None,
-        };
+        let root = config.dataset.root().map(Path::to_path_buf);
         let away = AtomicBool::new(false);
         let clip = ClipSpec { fit, ..config.clip()? };
         let set = Set { videos, clip, flip: config.flip, seed, root, away };
@@ -284,7 +279,7 @@ impl Set {
         loop {
             let mut generator = stream(self.seed, Purpose::Crop, number, 0);
             // a panic is of this video as an error is
-            let cut = caught(|| self.clip.cut(&video.source, &mut generator, self.flip));
+            let cut = caught(|| self.clip.cut(&mut *video.source.open()?, &mut generator, self.flip));
             let patient = began.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed);
             if cut.is_ok() || !patient || !self.is_away() {
                 if cut.is_ok() && self.away.swap(false, Ordering::Relaxed) {
@@ -389,13 +384,14 @@ pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor>
 
 #[cfg(all(test, feature = "video"))]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::data::{Source, pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
+    use crate::data::{
+        clip::FrameSource, dataset::DatasetConfig, folder::Folder, video::VideoSource,
+        video_file::tests::write_test_video, video_path::VideoFile,
+    };
 
     fn config(root: &Path) -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: root.to_path_buf() };
+        let dataset = DatasetConfig::Folder(Folder { root: root.to_path_buf() });
         DataConfig { dataset, frames: 4, frame_stride: 2, resolution: 16, flip: true, workers: 2 }
     }
 
@@ -427,18 +423,29 @@ mod tests {
         samples
     }
 
+    /// A source whose decoder panics.
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl VideoSource for Panicking {
+        fn open(&self) -> Result<Box<dyn FrameSource>> {
+            panic!("attempt to divide by zero")
+        }
+
+        fn digest(&self, _blocks: u64) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+    }
+
     /// A panic while a video is decoded is of that video: named with its words, counted, passed over.
     #[test]
     fn a_panic_passes_over_one_video_and_is_told() {
-        let folder = folder();
-        let file = folder.path().join("packed.safetensors");
-        let config = DataConfig { frames: 1, ..config(folder.path()) };
-        pack_clips(&config, Some(3), 1, &file, &Ranks::alone()).unwrap();
-        let config = DataConfig { dataset: DatasetConfig::Packed { file }, ..config };
-        let mut videos = config.videos().unwrap().videos;
-        let Source::Packed { step, .. } = &mut videos[1].source else { panic!() };
-        *step = 0; // by which frames are divided
-        let clip = config.clip().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |i: usize| folder.path().join(format!("{i}.mp4"));
+        let mut videos: Vec<VideoEntry> = (0..3).map(|i| VideoEntry::new("video", VideoFile::new(path(i)))).collect();
+        (0..3).for_each(|i| write_test_video(&path(i), 20));
+        videos[1].source = Arc::new(Panicking);
+        let clip = config(folder.path()).clip().unwrap();
         let set = Set { videos, clip, flip: false, seed: 1, root: None, away: AtomicBool::new(false) };
         let sample = set.sample(0, &[1, 0, 2], &AtomicBool::new(false));
         let [(1, reason)] = &sample.skipped[..] else { panic!("{:?}", sample.skipped) };
@@ -560,33 +567,5 @@ mod tests {
             first.into_iter().filter(|batch| batch.skipped.is_empty()).map(|batch| batch.clips).collect()
         };
         assert!(clips.equal(&Tensor::cat(&usable, 0)));
-    }
-
-    #[test]
-    fn packed_clips_are_the_same_and_give_windows() {
-        let folder = folder();
-        let config = DataConfig { frames: 8, flip: false, ..config(folder.path()) };
-        let out = folder.path().join("packed.safetensors");
-        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 5);
-        let clips = fixed_clips(&config, 5, 7).unwrap();
-        let (tensors, _) = crate::safetensors::read_safetensors(&out).unwrap();
-        assert!(tensors["clips"].equal(&clips));
-        assert_eq!(PackedFile::open(&out).unwrap().spec.frame_stride, 2);
-
-        let dataset = DatasetConfig::Packed { file: out.clone() };
-        let packed = DataConfig { dataset, frames: 3, ..config.clone() };
-        let windows = fixed_clips(&packed, 5, 1).unwrap();
-        for i in 0..5 {
-            let found = (0..5).any(|clip| (0..6).any(|f| clips.get(clip).narrow(1, f, 3).equal(&windows.get(i))));
-            assert!(found, "clip {i} is no window of a packed clip");
-        }
-        let other = DataConfig { frame_stride: 3, ..packed.clone() };
-        assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
-        assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
-
-        assert_eq!(pack_clips(&config, Some(12), 7, &out, &Ranks::alone()).unwrap(), 12);
-        let bytes = fs::read(&out).unwrap();
-        fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
-        assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));
     }
 }

@@ -39,7 +39,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     let mut fixed = FixedClips::of_rank(config, seed, ranks)?;
     let clip = config.clip()?;
     let spec = PackedSpec {
-        dataset: Some(config.dataset.clone()),
+        dataset: Some(serde_json::to_value(&config.dataset)?),
         frames: clip.frames,
         frame_stride: clip.frame_stride,
         resolution: clip.resolution,
@@ -179,7 +179,12 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{data::PackedFile, safetensors::read_safetensors};
+    #[cfg(feature = "video")]
+    use crate::data::video_file::tests::write_test_video;
+    use crate::{
+        data::{DatasetConfig, PackedFile, fixed_clips, folder::Folder, packed::Packed},
+        safetensors::read_safetensors,
+    };
 
     #[test]
     fn clips_that_come_one_by_one() {
@@ -206,5 +211,40 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&pieces, bytes).unwrap();
         assert!(read_safetensors(&pieces).unwrap_err().to_string().contains("SHA-256"));
+    }
+
+    #[cfg(feature = "video")]
+    #[test]
+    fn packed_clips_are_the_same_and_give_windows() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..5 {
+            write_test_video(&folder.path().join(format!("good{i}.mp4")), 20 + i);
+        }
+        write_test_video(&folder.path().join("short.mp4"), 6);
+        fs::write(folder.path().join("empty.mp4"), []).unwrap();
+        let dataset = DatasetConfig::Folder(Folder { root: folder.path().to_path_buf() });
+        let config = DataConfig { dataset, frames: 8, frame_stride: 2, resolution: 16, flip: false, workers: 2 };
+        let out = folder.path().join("packed.safetensors");
+        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 5);
+        let clips = fixed_clips(&config, 5, 7).unwrap();
+        let (tensors, _) = read_safetensors(&out).unwrap();
+        assert!(tensors["clips"].equal(&clips));
+        assert_eq!(PackedFile::open(&out).unwrap().spec.frame_stride, 2);
+
+        let dataset = DatasetConfig::Packed(Packed { file: out.clone() });
+        let packed = DataConfig { dataset, frames: 3, ..config.clone() };
+        let windows = fixed_clips(&packed, 5, 1).unwrap();
+        for i in 0..5 {
+            let found = (0..5).any(|clip| (0..6).any(|f| clips.get(clip).narrow(1, f, 3).equal(&windows.get(i))));
+            assert!(found, "clip {i} is no window of a packed clip");
+        }
+        let other = DataConfig { frame_stride: 3, ..packed.clone() };
+        assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
+        assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
+
+        assert_eq!(pack_clips(&config, Some(12), 7, &out, &Ranks::alone()).unwrap(), 12);
+        let bytes = fs::read(&out).unwrap();
+        fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
+        assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));
     }
 }

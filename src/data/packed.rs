@@ -10,11 +10,12 @@ use std::{
 use ::safetensors::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
-    clip::{FrameSource, RgbFrame, window},
-    dataset::{DatasetConfig, Listing, Source, VideoDataset, VideoEntry},
+    clip::{ClipSpec, FrameSource, RgbFrame, window},
     reading::warn_of_former_reading,
+    video::{Listing, VideoDataset, VideoEntry, VideoSource, digest_of_file},
 };
 use crate::safetensors::Header;
 
@@ -24,11 +25,14 @@ pub(super) const CLIPS: &str = "clips";
 /// The name of the tensor of captions, the bytes of a JSON list of N texts.
 pub(super) const CAPTIONS: &str = "captions";
 
+/// The kind of the data sets whose videos are arrays.
+pub(super) const ARRAY: &str = "numpy";
+
 /// What a packed file says about its clips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackedSpec {
-    /// Where the clips came from.
-    pub dataset: Option<DatasetConfig>,
+    /// The settings of the data set that the clips came from, as they were written; none of generated clips.
+    pub dataset: Option<Value>,
     /// Frames of a clip.
     pub frames: i64,
     /// Every n-th frame of the videos was taken.
@@ -45,7 +49,8 @@ pub struct PackedSpec {
 impl PackedSpec {
     /// How the videos were read that the clips came from; none of generated clips and of arrays, which are what they are.
     pub fn reading(&self) -> Option<u32> {
-        self.dataset.as_ref().and_then(|dataset| dataset.reading_of(self.reading))
+        let dataset = self.dataset.as_ref()?;
+        (dataset["kind"] != ARRAY).then_some(self.reading)
     }
 }
 
@@ -63,11 +68,6 @@ pub struct PackedFile {
 }
 
 impl PackedFile {
-    /// The file itself.
-    pub(super) fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
     /// # Errors
     /// A file that is missing, truncated, or of another kind.
     pub fn open(path: &Path) -> Result<Self> {
@@ -133,6 +133,7 @@ impl PackedFile {
 }
 
 /// One clip of a packed file, as a video of which every `step`-th frame is there.
+#[derive(Debug, Clone)]
 pub struct PackedVideo {
     file: Arc<PackedFile>,
     index: i64,
@@ -143,6 +144,20 @@ impl PackedVideo {
     /// The clip with this number, from 0, of which every `step`-th original frame was kept.
     pub fn new(file: Arc<PackedFile>, index: i64, step: i64) -> Self {
         Self { file, index, step }
+    }
+}
+
+impl VideoSource for PackedVideo {
+    fn open(&self) -> Result<Box<dyn FrameSource>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        digest_of_file(&self.file.path, blocks)
+    }
+
+    fn array(&self) -> Option<&Path> {
+        Some(&self.file.path)
     }
 }
 
@@ -159,30 +174,43 @@ impl FrameSource for PackedVideo {
 }
 
 /// The clips of a packed file, for training on every `frame_stride`-th frame of the original videos.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Packed {
     /// Unsigned bytes `[N, 3, F, H, W]` as safetensors.
     pub file: PathBuf,
-    /// What is asked for, in frames of the original videos.
-    pub frame_stride: i64,
 }
 
 impl VideoDataset for Packed {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         let file = Arc::new(PackedFile::open(&self.file)?);
         ensure!(file.clips() > 0, "{} holds no clips", self.file.display());
         warn_of_former_reading(&self.file, file.spec.reading(), "lvdm data pack");
         let packed = file.spec.frame_stride;
         ensure!(
-            packed >= 1 && self.frame_stride % packed == 0,
+            packed >= 1 && clip.frame_stride % packed == 0,
             "{} holds every {packed}th frame of its videos: data.frame_stride is {}, it must be a multiple of {packed}",
             self.file.display(),
-            self.frame_stride
+            clip.frame_stride
         );
+        let name = self.file.display();
         let entry = |index| VideoEntry {
-            name: format!("{}#{index}", self.file.display()),
-            source: Source::Packed { file: file.clone(), index, step: packed },
             caption: file.captions.as_ref().map(|captions| captions[index as usize].clone()),
+            ..VideoEntry::new(format!("{name}#{index}"), PackedVideo::new(file.clone(), index, packed))
         };
         Ok((0..file.clips()).map(entry).collect::<Vec<_>>().into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.file
+    }
+
+    fn has_captions(&self) -> bool {
+        true
+    }
+
+    /// As the videos were read that were packed.
+    fn reading(&self) -> Result<Option<u32>> {
+        Ok(PackedFile::open(&self.file)?.spec.reading())
     }
 }
