@@ -113,7 +113,7 @@ impl Task for DiffusionTask {
                         Some(encoder.encode(&captions.collect::<Result<Vec<_>>>()?)?)
                     }
                 };
-                Ok(Batch { data: moments, text, samples: batch.samples, position: batch.position })
+                Ok(Batch { data: moments, text, classes: None, samples: batch.samples, position: batch.position })
             }
         }
     }

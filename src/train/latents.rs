@@ -1,4 +1,4 @@
-//! Latents, and captions with them, that were encoded once: the raw posterior's moments of many clips in one file.
+//! Latents, and captions and classes with them, that were encoded once: the raw posterior's moments of many clips in one file.
 
 use std::path::Path;
 
@@ -31,10 +31,14 @@ struct Origin {
     /// How their videos were read.
     #[serde(default)]
     reading: u32,
+    /// The names of their classes, of which each latent has the number; none where the data have no classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    classes: Option<Vec<String>>,
 }
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
-/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
+/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt; of data with classes also `label`
+/// `[N]` int64, numbers of the names in its notes. With more samples than
 /// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
 /// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
 ///
@@ -54,6 +58,7 @@ pub fn pack_latents(
 ) -> Result<()> {
     let batch = 8.min(count.max(1));
     let mut loader = Loader::of_rank(data, batch as i64, seed, 0, ranks.rank(), ranks.size())?;
+    let classes = loader.classes().map(<[String]>::to_vec);
     // by which the text encoder is known again: exact in any case
     let empty = text.map(|text| text.empty()).transpose()?;
     let _numerics = numerics.begin(space.device());
@@ -63,6 +68,9 @@ pub fn pack_latents(
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
         let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        if let Some(names) = &classes {
+            encoded.push(class_numbers(names, next.classes.iter().take(clips.size()[0] as usize))?);
+        }
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
@@ -70,10 +78,13 @@ pub fn pack_latents(
         }
         Ok(encoded)
     };
-    let (mut moments, mut context, mut done) = (Vec::new(), Vec::new(), 0);
+    let (mut moments, mut labels, mut context, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
     ranks.collect(count.div_ceil(batch) as usize, encode, |_, encoded| {
         let mut encoded = encoded.into_iter();
         moments.extend(encoded.next());
+        if classes.is_some() {
+            labels.extend(encoded.next());
+        }
         context.extend(encoded.next());
         done += moments.last().map_or(0, |encoded| encoded.size()[0] as u64);
         on_clip(done);
@@ -85,8 +96,11 @@ pub fn pack_latents(
     let (scale, shift, reading) =
         (space.moments.scale, space.moments.shift, data.dataset.reading()?.unwrap_or(READING));
     let data = DataConfig { workers: 1, ..data.clone() };
-    let origin = Origin { data, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
+    if classes.is_some() {
+        tensors.push(("label", Tensor::cat(&labels, 0)));
+    }
+    let origin = Origin { data, scale, shift, numerics, reading, classes };
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
         tensors.push(("context_empty", empty));
@@ -98,6 +112,8 @@ pub fn pack_latents(
 pub struct LatentFile {
     moments: TensorRows,
     context: Option<TensorRows>,
+    /// The number of each latent's class, and the names of classes.
+    labels: Option<(TensorRows, Vec<String>)>,
     seed: u64,
     batch: u64,
     position: u64,
@@ -140,10 +156,12 @@ impl LatentFile {
         if ranks.is_first() {
             warn_of_former_reading(path, origin.data.dataset.reading_of(origin.reading), "lvdm encode");
         }
+        let labels = TensorRows::open(path, "label")?.zip(origin.classes);
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
             moments,
             context,
+            labels,
             seed,
             batch: batch as u64,
             position,
@@ -157,6 +175,11 @@ impl LatentFile {
     pub fn shape(&self) -> Vec<i64> {
         let size = self.moments.size();
         vec![size[1] / 2, size[2], size[3], size[4]]
+    }
+
+    /// The names of the classes, of which [`Batch::classes`] are numbers; none of latents without classes.
+    pub fn classes(&self) -> Option<&[String]> {
+        self.labels.as_ref().map(|(_, names)| names.as_slice())
     }
 
     /// The next samples.
@@ -183,10 +206,31 @@ impl LatentFile {
         Ok(Batch {
             data: self.moments.read(&rows)?,
             text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
+            classes: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
             samples,
             position: self.position,
         })
     }
+}
+
+/// `[N]` int64: the place of each class's name among `names`.
+///
+/// # Errors
+/// A clip without a class, or of a class that is not among them.
+pub(super) fn class_numbers<'a>(names: &[String], classes: impl Iterator<Item = &'a Option<String>>) -> Result<Tensor> {
+    let number = |class: &Option<String>| {
+        let class = class.as_ref().context("data.dataset: a clip has no class")?;
+        let place = names.iter().position(|name| name == class);
+        let place = place.with_context(|| format!("data.dataset: the class `{class}` is none of {}", listed(names)))?;
+        Ok(place as i64)
+    };
+    Ok(Tensor::from_slice(&classes.map(number).collect::<Result<Vec<i64>>>()?))
+}
+
+/// Some of many names, for a message.
+fn listed(names: &[String]) -> String {
+    let first = names.iter().take(5).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > 5 { format!("the {} that the network was made for ({first}, …)", names.len()) } else { first }
 }
 
 /// The captions in a file of latents: by this text encoder, as what it makes of the empty prompt shows.
