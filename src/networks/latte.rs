@@ -1,14 +1,18 @@
 //! Latte, a diffusion transformer on video latents (Ma et al. 2024, arXiv 2401.03048, variant 1): blocks that attend
 //! over the places of each frame and blocks that attend over the frames of each place take turns.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use super::{Inputs, Network, NetworkSettings, Ports};
 use crate::{
-    nn::{Init, Linear, Scope, attention, full_precision, timestep_embedding},
+    nn::{Init, Linear, Scope, attention, full_precision, linear_flops, timestep_embedding},
     torch::recompute,
 };
 
@@ -37,10 +41,8 @@ impl Default for LatteConfig {
     }
 }
 
-impl LatteConfig {
-    /// # Errors
-    /// Names the number that does not fit and the rule.
-    pub fn validate(&self) -> Result<()> {
+impl NetworkSettings for LatteConfig {
+    fn validate(&self) -> Result<()> {
         let Self { depth, hidden_size, heads, patch_size, .. } = *self;
         ensure!(
             (2..=1000).contains(&depth) && depth % 2 == 0,
@@ -58,20 +60,77 @@ impl LatteConfig {
         ensure!((1..=256).contains(&patch_size), "patch_size must be from 1 to 256, not {patch_size}");
         Ok(())
     }
+
+    fn multiple_of(&self) -> [i64; 3] {
+        [1, self.patch_size, self.patch_size]
+    }
+
+    fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
+        let p = self.patch_size;
+        ensure!(ports.text.is_none(), "Latte attends to no text; it is given class labels (labels)");
+        ensure!(
+            ports.levels.is_none(),
+            "Latte is not told the noise level of given frames: give them clean (conditioning.perturbation: null)"
+        );
+        ensure!(
+            ports.height % p == 0 && ports.width % p == 0,
+            "latents of {}x{} do not divide into patches of {p}x{p} (network.patch_size)",
+            ports.height,
+            ports.width
+        );
+        Ok(Box::new(Latte::new(scope, self, ports)))
+    }
+
+    fn takes_frame_times(&self) -> bool {
+        true
+    }
+
+    fn takes_other_clips(&self) -> bool {
+        false
+    }
+
+    /// Channels beside z and the table of classes start at zero.
+    fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
+        if let Some(kernel) = weights.get_mut(FIRST_KERNEL) {
+            let more = ports.inputs() - kernel.size()[1];
+            if more > 0 {
+                *kernel = kernel.constant_pad_nd([0, 0, 0, 0, 0, more]);
+            }
+        }
+        if let Some(classes) = ports.classes {
+            let zeros = || Tensor::zeros([classes + 1, self.hidden_size], (Kind::Float, Device::Cpu));
+            weights.entry(format!("{CLASSES}.weight")).or_insert_with(zeros);
+        }
+    }
+
+    fn is_temporal(&self, name: &str) -> bool {
+        let block = name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
+        block.is_some_and(|block| block % 2 == 1)
+    }
+
+    fn sees_given_frames(&self, name: &str) -> bool {
+        name == FIRST_KERNEL
+    }
+
+    fn flops(&self, ports: &Ports, latent: [i64; 4], _tokens: i64) -> i64 {
+        let LatteConfig { depth, hidden_size: width, patch_size: p, .. } = *self;
+        let [_, f, h, w] = latent;
+        let places = (h / p) * (w / p);
+        let condition = linear_flops(1, TIME_WIDTH, width) + linear_flops(1, width, width);
+        let block = linear_flops(1, width, 6 * width) + linear_flops(f * places, width, 12 * width);
+        // n sequences of so many tokens: scores, and sums of values
+        let attend = |n: i64, tokens: i64| 2 * linear_flops(n * tokens, width, tokens);
+        let pair = 2 * block + attend(f, places) + attend(places, f);
+        let ends = linear_flops(f * places, p * p * (ports.inputs() + ports.outputs), width);
+        condition + ends + depth / 2 * pair + linear_flops(1, width, 2 * width)
+    }
 }
 
-/// What enters and leaves the network besides its own settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LattePorts {
-    /// Channels of what comes in.
-    pub inputs: i64,
-    /// Channels of the prediction: twice the latent's with learned variance.
-    pub outputs: i64,
-    /// F, h, w of a clip: the fixed embeddings are made for them.
-    pub clip: [i64; 3],
-    /// Number of classes, where the network is given labels.
-    pub classes: Option<i64>,
-}
+/// Its channels are those of z, and what lies beside it.
+const FIRST_KERNEL: &str = "x_embedder.proj.weight";
+
+/// The table of classes; its last row is "no class".
+const CLASSES: &str = "y_embedder.embedding_table";
 
 /// `[sin(p·ω) | cos(p·ω)]` of each position p, ω_i = 10000^(−2i/width), in float64: `[positions, width]`.
 fn sinusoids(positions: &Tensor, width: i64) -> Tensor {
@@ -86,13 +145,13 @@ fn positions(count: i64) -> Tensor {
 }
 
 /// The embedding of frames, `[1, F, width]` float32.
-pub fn frame_embedding(frames: i64, width: i64) -> Tensor {
+fn frame_embedding(frames: i64, width: i64) -> Tensor {
     sinusoids(&positions(frames), width).to_kind(Kind::Float).unsqueeze(0)
 }
 
 /// The embedding of places, row by row: the column's in the first half, the row's in the second, `[1, N, width]`
 /// float32.
-pub fn place_embedding(rows: i64, columns: i64, width: i64) -> Tensor {
+fn place_embedding(rows: i64, columns: i64, width: i64) -> Tensor {
     let of = |count| sinusoids(&positions(count), width / 2);
     let column = of(columns).repeat([rows, 1]);
     let row = of(rows).repeat_interleave_self_int(columns, 0, None);
@@ -194,28 +253,26 @@ pub struct Latte {
     final_linear: Linear,
     patch: i64,
     recompute: bool,
+    ports: Ports,
 }
 
 impl Latte {
     /// Declares the parameters under `scope`, with the released names.
-    pub fn new(scope: &Scope, config: &LatteConfig, ports: &LattePorts) -> Self {
+    pub fn new(scope: &Scope, config: &LatteConfig, ports: &Ports) -> Self {
         let LatteConfig { depth, hidden_size: width, patch_size: p, .. } = *config;
-        let [frames, h, w] = ports.clip;
-        let pos_embed = scope.fixed("pos_embed", place_embedding(h / p, w / p, width));
-        let temp_embed = scope.fixed("temp_embed", frame_embedding(frames, width));
-        let window = ports.inputs * p * p;
+        let pos_embed = scope.fixed("pos_embed", place_embedding(ports.height / p, ports.width / p, width));
+        let temp_embed = scope.fixed("temp_embed", frame_embedding(ports.frames, width));
+        let window = ports.inputs() * p * p;
         let x_embedder = Linear::of_kernel(
             &scope.sub("x_embedder").sub("proj"),
-            &[width, ports.inputs, p, p],
+            &[width, ports.inputs(), p, p],
             [Init::xavier(window, width), Init::ZEROS],
         );
         let small = Init::Normal(0.0, 0.02);
         let time = scope.sub("t_embedder").sub("mlp");
         let t_embedder = [(0, TIME_WIDTH), (2, width)]
             .map(|(i, inputs)| Linear::of_kernel(&time.sub(i), &[width, inputs], [small, Init::ZEROS]));
-        let labels = ports.classes.map(|classes| {
-            scope.sub("y_embedder").sub("embedding_table").parameter("weight", &[classes + 1, width], small)
-        });
+        let labels = ports.classes.map(|classes| scope.sub(CLASSES).parameter("weight", &[classes + 1, width], small));
         let blocks = scope.sub("blocks");
         let block = |i| Block::new(&blocks.sub(i), if i % 2 == 0 { Axis::Places } else { Axis::Frames }, config);
         let blocks = (0..depth).map(|i| Arc::new(Mutex::new(block(i)))).collect();
@@ -231,12 +288,18 @@ impl Latte {
             final_modulation: Modulation::new(&last, width, 2),
             patch: p,
             recompute: config.recompute,
+            ports: ports.clone(),
         }
     }
+}
 
-    /// z_t `[B, C, F, h, w]`, diffusion time t `[B]`, or `[B, F]` with a time for each frame, and labels `[B]` → the
-    /// prediction, `[B, outputs, F, h, w]`. Without labels a network that has classes is told "no label".
-    pub fn forward(&self, z_t: &Tensor, t: &Tensor, label: Option<&Tensor>) -> Tensor {
+impl Network for Latte {
+    fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    fn forward(&self, z_t: &Tensor, t: &Tensor, given: &Inputs) -> Tensor {
+        let z_t = given.beside(z_t, &self.ports);
         let (b, c, f, h, w) = z_t.size5().expect("latents [B, C, F, h, w]");
         let p = self.patch;
         let (rows, columns) = (h / p, w / p);
@@ -246,14 +309,14 @@ impl Latte {
             self.temp_embed.size()[1],
             self.pos_embed.size()[1]
         );
-        let condition = self.condition(t, label, z_t.kind()); // [B, 1 or F, 1, D]
+        let condition = self.condition(t, given.label.as_ref(), z_t.kind()); // [B, 1 or F, 1, D]
 
         let windows = z_t.reshape([b, c, f, rows, p, columns, p]).permute([0, 2, 3, 5, 1, 4, 6]);
         let windows = windows.reshape([b, f, rows * columns, c * p * p]);
         let mut x = self.x_embedder.forward(&windows) + self.pos_embed.unsqueeze(1); // [B, F, N, D]
         for (i, block) in self.blocks.iter().enumerate() {
             if i == 1 {
-                x += self.temp_embed.unsqueeze(2); // [1, F, 1, D]
+                x = x + self.temp_embed.unsqueeze(2); // [1, F, 1, D]
             }
             x = self.through(block, &x, &condition);
         }
@@ -262,7 +325,9 @@ impl Latte {
         let x = x.reshape([b, f, rows, columns, p, p, -1]).permute([0, 6, 1, 2, 4, 3, 5]);
         x.reshape([b, -1, f, h, w])
     }
+}
 
+impl Latte {
     /// The time's embedding plus the label's, `[B, 1 or F, 1, D]`.
     fn condition(&self, t: &Tensor, label: Option<&Tensor>, kind: Kind) -> Tensor {
         let kind = if kind == Kind::Double { Kind::Double } else { Kind::Float };

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::Batch;
+use super::{Batch, labels::class_numbers};
 use crate::{
     codecs::LatentSpace,
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
@@ -69,7 +69,8 @@ pub fn pack_latents(
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
         let mut encoded = vec![Readback::of(&moments)?.wait()?];
         if let Some(names) = &classes {
-            encoded.push(class_numbers(names, next.classes.iter().take(clips.size()[0] as usize))?);
+            let classes = next.classes.iter().take(clips.size()[0] as usize).map(Option::as_deref);
+            encoded.push(Tensor::from_slice(&class_numbers(names, classes)?));
         }
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
@@ -138,7 +139,7 @@ impl LatentFile {
         ranks: &Ranks,
     ) -> Result<Self> {
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
-        let origin: Origin = serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)?;
+        let origin = origin_of(path)?;
         let moments = TensorRows::open(path, "moments")?.with_context(not)?;
         let size = moments.size();
         ensure!(size.len() == 5 && size[0] > 0, "{}: moments of shape {size:?}", not());
@@ -177,7 +178,7 @@ impl LatentFile {
         vec![size[1] / 2, size[2], size[3], size[4]]
     }
 
-    /// The names of the classes, of which [`Batch::classes`] are numbers; none of latents without classes.
+    /// The names of the classes, of which [`Batch::labels`] are numbers; none of latents without classes.
     pub fn classes(&self) -> Option<&[String]> {
         self.labels.as_ref().map(|(_, names)| names.as_slice())
     }
@@ -206,31 +207,24 @@ impl LatentFile {
         Ok(Batch {
             data: self.moments.read(&rows)?,
             text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
-            classes: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
+            labels: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
             samples,
             position: self.position,
         })
     }
 }
 
-/// `[N]` int64: the place of each class's name among `names`.
+/// The names of the classes in a file of latents; none of one without classes.
 ///
 /// # Errors
-/// A clip without a class, or of a class that is not among them.
-pub(super) fn class_numbers<'a>(names: &[String], classes: impl Iterator<Item = &'a Option<String>>) -> Result<Tensor> {
-    let number = |class: &Option<String>| {
-        let class = class.as_ref().context("data.dataset: a clip has no class")?;
-        let place = names.iter().position(|name| name == class);
-        let place = place.with_context(|| format!("data.dataset: the class `{class}` is none of {}", listed(names)))?;
-        Ok(place as i64)
-    };
-    Ok(Tensor::from_slice(&classes.map(number).collect::<Result<Vec<i64>>>()?))
+/// A file that `lvdm encode` did not write.
+pub(super) fn classes_in(path: &Path) -> Result<Option<Vec<String>>> {
+    Ok(origin_of(path)?.classes)
 }
 
-/// Some of many names, for a message.
-fn listed(names: &[String]) -> String {
-    let first = names.iter().take(5).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if names.len() > 5 { format!("the {} that the network was made for ({first}, …)", names.len()) } else { first }
+fn origin_of(path: &Path) -> Result<Origin> {
+    let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
+    serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)
 }
 
 /// The captions in a file of latents: by this text encoder, as what it makes of the empty prompt shows.

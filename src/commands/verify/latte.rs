@@ -2,12 +2,15 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use tch::no_grad;
+use tch::{Tensor, no_grad};
 
 use super::{Outputs, case::Case, gradient_norm};
 use crate::{
-    diffusion::{HybridLoss, NoiseSchedule, ScheduleConfig, ScheduleKind},
-    networks::{Latte, LatteConfig, LattePorts},
+    diffusion::{
+        GivenLabels, GivenToClips, HybridLoss, NoiseSchedule, Predict, RespacedDdim, RespacedDdpm, Sampler,
+        ScheduleConfig, ScheduleKind, conditioned, sample,
+    },
+    networks::{Inputs, LatteConfig, Network, NetworkSettings, Ports},
     nn::Parameters,
     torch::{Autocast, backward},
     weights::{
@@ -47,7 +50,7 @@ impl ReleasedLatte {
     }
 
     /// The network with the case's parameters: of its checkpoint, else synthetic; the fixed embeddings are their own.
-    fn build(&self, case: &Case) -> Result<(Latte, Parameters)> {
+    fn build(&self, case: &Case) -> Result<(Box<dyn Network>, Parameters)> {
         let config = LatteConfig {
             depth: self.depth,
             hidden_size: self.hidden_size,
@@ -56,14 +59,13 @@ impl ReleasedLatte {
             recompute: false,
         };
         config.validate()?;
-        let ports = LattePorts {
-            inputs: self.in_channels,
+        let ports = Ports {
             outputs: self.in_channels * if self.learn_sigma { 2 } else { 1 },
-            clip: [self.num_frames, self.input_size, self.input_size],
             classes: self.classes()?,
+            ..Ports::of([self.in_channels, self.num_frames, self.input_size, self.input_size])
         };
         let parameters = Parameters::new(case.device(), 0);
-        let latte = Latte::new(&parameters.root(), &config, &ports);
+        let latte = config.build(&parameters.root(), &ports)?;
         match case.checkpoint() {
             None => {
                 let fixed =
@@ -90,14 +92,15 @@ impl ReleasedLatte {
 pub fn network(case: &Case) -> Result<Outputs> {
     let config: ReleasedLatte = case.config()?;
     let (latte, _parameters) = config.build(case)?;
-    let (x, t, label) = (case.input("x")?, case.input("t")?, case.optional("y"));
+    let (x, t) = (case.input("x")?, case.input("t")?);
+    let given = Inputs { label: case.optional("y"), ..Inputs::default() };
     match config.time.as_deref() {
         Some("clip") | None => ensure!(t.dim() == 1, "time: clip, and in.t is {:?}, not [B]", t.size()),
         Some("frame") => ensure!(t.dim() == 2, "time: frame, and in.t is {:?}, not [B, F]", t.size()),
         Some(other) => bail!("unknown time `{other}`"),
     }
     let _autocast = Autocast::bfloat16(case.device(), case.half);
-    Ok(vec![("output", no_grad(|| latte.forward(&x, &t, label.as_ref())))])
+    Ok(vec![("output", no_grad(|| latte.forward(&x, &t, &given)))])
 }
 
 /// The schedule of a case; its β are as they stand, whatever the number of steps.
@@ -137,10 +140,11 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     ensure!(config.latte.learn_sigma, "learn_sigma is false: without a learned variance there is no such loss");
     let schedule = config.schedule.build()?;
     let (latte, parameters) = config.latte.build(case)?;
-    let (z_0, noise, t, label) = (case.input("x_0")?, case.input("noise")?, case.input("t")?, case.optional("y"));
+    let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
+    let given = Inputs { label: case.optional("y"), ..Inputs::default() };
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let z_t = schedule.add_noise(&z_0, &t, &noise);
-    let output = latte.forward(&z_t, &t, label.as_ref());
+    let output = latte.forward(&z_t, &t, &given);
     let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &t, &noise);
     backward(&loss.mean());
     Ok(vec![
@@ -149,4 +153,38 @@ pub fn loss(case: &Case) -> Result<Outputs> {
         ("vb", loss.vb.detach()),
         ("grad_norm", gradient_norm(&parameters)),
     ])
+}
+
+#[derive(Deserialize)]
+struct SamplingCase {
+    latte: ReleasedLatte,
+    #[serde(flatten)]
+    schedule: ReleasedSchedule,
+    sampler: String,
+    steps: i64,
+    #[serde(default)]
+    eta: f64,
+    guidance: Option<f64>,
+}
+
+pub fn sampling(case: &Case) -> Result<Outputs> {
+    let config: SamplingCase = case.config()?;
+    let schedule = config.schedule.build()?;
+    let (latte, _parameters) = config.latte.build(case)?;
+    let sampler: Box<dyn Sampler> = match config.sampler.as_str() {
+        "ddpm" => Box::new(RespacedDdpm { steps: config.steps }),
+        "ddim" => Box::new(RespacedDdim { steps: config.steps, eta: config.eta }),
+        other => bail!("unknown sampler `{other}`"),
+    };
+    let mut times: Vec<i64> = sampler.start(&schedule)?.timesteps().to_vec();
+    times.reverse();
+    let (start, noise) = (case.input("x_T")?, case.input("noise")?);
+    let labels = case.optional("y").map(|labels| GivenLabels { labels, guidance: config.guidance });
+    ensure!(labels.is_some() || config.guidance.is_none(), "guidance without labels (in.y)");
+    let _autocast = Autocast::bfloat16(case.device(), case.half);
+    let given = GivenToClips { labels, ..GivenToClips::default() };
+    let denoiser = conditioned(&*latte, &schedule, Predict::Noise, &start, given)?;
+    let draw = |i: usize| noise.get(i as i64);
+    let x_0 = sample(&*denoiser, &*sampler, &schedule, &start, &draw, &mut |_, _| {})?;
+    Ok(vec![("timesteps", Tensor::from_slice(&times)), ("x_0", x_0)])
 }
