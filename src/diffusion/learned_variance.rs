@@ -227,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        diffusion::ScheduleConfig,
+        diffusion::{Denoiser, ScheduleConfig, sample},
         random::{Purpose, normal},
     };
 
@@ -289,6 +289,51 @@ mod tests {
             let size = |half: usize| gradient[half].abs().max().double_value(&[]);
             assert!(size(own) > 0.0 && size(1 - own) == 0.0, "{} and {}", size(0), size(1));
         }
+    }
+
+    /// The exact mean and variance of each reverse step for data that are a Gaussian.
+    struct Exact(Respaced);
+    const MEAN: f64 = 0.7;
+    const VARIANCE: f64 = 0.25;
+
+    impl Denoiser for Exact {
+        fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+            let Respaced { times, schedule } = &self.0;
+            let i = times.iter().position(|&time| time == t).unwrap();
+            let a = schedule.alpha_bar[i];
+            let spread = a * VARIANCE + 1.0 - a;
+            let z_0 = MEAN + (z_t - a.sqrt() * MEAN) * (a.sqrt() * VARIANCE / spread);
+            let noise = (z_t - &z_0 * a.sqrt()) / (1.0 - a).sqrt();
+            let [smallest, largest] = log_bounds(schedule, i);
+            let of_z_0 = schedule.posterior_mean(i).0;
+            let exact = (smallest.exp() + of_z_0.powi(2) * VARIANCE * (1.0 - a) / spread).ln();
+            let v = 2.0 * (exact - smallest) / (largest - smallest) - 1.0;
+            Prediction { z_t: z_t.shallow_clone(), z_0, noise, variance: Some(z_t.zeros_like() + v) }
+        }
+    }
+
+    /// With the exact variance of its steps even a short chain ends at the Gaussian; with the fixed one it does not.
+    #[test]
+    fn ten_steps_of_the_right_variance_are_enough() {
+        let (schedule, shape) = (schedule(), [1, 1, 1, 100, 200]);
+        let deviation = |denoiser: &dyn Denoiser| {
+            let start = normal(1, Purpose::SampleStart, 0, 0, &shape);
+            let noise = |i: usize| normal(1, Purpose::SampleStep, 0, i as u64, &shape);
+            let z = sample(denoiser, &RespacedDdpm { steps: 10 }, &schedule, &start, &noise, &mut |_, _| {}).unwrap();
+            assert!((z.mean(None).double_value(&[]) - MEAN).abs() < 0.02);
+            z.std(true).double_value(&[])
+        };
+        let exact = Exact(Respaced::new(&schedule, 10).unwrap());
+        let learned = deviation(&exact);
+        assert!((learned - VARIANCE.sqrt()).abs() < 0.01, "{learned}");
+        struct Fixed(Exact);
+        impl Denoiser for Fixed {
+            fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+                Prediction { variance: None, ..self.0.predict(z_t, t) }
+            }
+        }
+        let fixed = deviation(&Fixed(exact));
+        assert!(fixed < 0.9 * VARIANCE.sqrt(), "{fixed}");
     }
 
     #[test]
