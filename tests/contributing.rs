@@ -107,7 +107,7 @@ struct Knowing(Tensor);
 
 impl Denoiser for Knowing {
     fn predict(&self, z_t: &Tensor, _t: i64) -> Prediction {
-        Prediction { z_t: z_t.shallow_clone(), z_0: self.0.shallow_clone(), noise: z_t.zeros_like() }
+        Prediction { z_t: z_t.shallow_clone(), z_0: self.0.shallow_clone(), noise: z_t.zeros_like(), variance: None }
     }
 }
 

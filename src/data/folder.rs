@@ -9,7 +9,7 @@ use super::{
     clip::ClipSpec,
     video::{Listing, VideoDataset, VideoEntry},
     video_path::VideoFile,
-    walk::{ensure_folder, ensure_some, has_extension, walk, warn_once},
+    walk::{class_of, ensure_folder, ensure_some, has_extension, walk, warn_once},
 };
 
 /// Endings of video files that FFmpeg reads, the usual ones first.
@@ -48,6 +48,7 @@ pub(super) fn warn_of_previews(previews: &[PathBuf], root: &Path) {
 }
 
 /// Every video file under `root`, at any depth, sorted by path. Pictures that move count where there is no other video.
+/// The class of a video is the name of the folder below `root` in which it lies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Folder {
@@ -57,7 +58,10 @@ pub struct Folder {
 
 impl VideoDataset for Folder {
     fn videos(&self, _: &ClipSpec) -> Result<Listing> {
-        let entry = |file: PathBuf| VideoEntry::new(file.display().to_string(), VideoFile::new(file));
+        let entry = |file: PathBuf| VideoEntry {
+            class: class_of(&self.root, &file),
+            ..VideoEntry::new(file.display().to_string(), VideoFile::new(file))
+        };
         Ok(self.files()?.into_iter().map(entry).collect::<Vec<_>>().into())
     }
 

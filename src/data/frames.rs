@@ -10,11 +10,12 @@ use super::{
     folder,
     frame_folder::{EXTENSIONS, PictureList, Pictures},
     video::{Listing, VideoDataset, VideoEntry},
-    walk::{ensure_folder, ensure_some, has_extension, walk, warn_once},
+    walk::{class_of, ensure_folder, ensure_some, has_extension, walk, warn_once},
 };
 
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth. Pictures that lie in `root`
-/// itself beside such folders, or beside video files, belong to none.
+/// itself beside such folders, or beside video files, belong to none. The class of a video is the name of the folder below
+/// `root` in which its folder lies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FrameFolders {
@@ -82,8 +83,9 @@ impl FrameFolders {
         }
         ensure_some(folders.len(), &self.root, &wanted, others)?;
         let pictures = folders.iter().map(|(_, frames)| frames.len()).sum();
-        let entry = |(folder, frames): (PathBuf, Vec<PathBuf>)| {
-            VideoEntry::new(folder.display().to_string(), PictureList::new(frames))
+        let entry = |(folder, frames): (PathBuf, Vec<PathBuf>)| VideoEntry {
+            class: class_of(&self.root, &folder),
+            ..VideoEntry::new(folder.display().to_string(), PictureList::new(frames))
         };
         Ok(Found { videos: folders.into_iter().map(entry).collect(), pictures, strays })
     }

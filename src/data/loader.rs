@@ -45,6 +45,8 @@ pub struct Batch {
     pub clips: Tensor,
     /// What each shows, where the dataset says so.
     pub captions: Vec<Option<String>>,
+    /// The name of each one's class, where the dataset has classes.
+    pub classes: Vec<Option<String>>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The `start` of a loader that goes on after this batch.
@@ -69,6 +71,7 @@ pub struct Loader {
     order: Option<(u64, Arc<Vec<u32>>)>,
     skipped: BTreeMap<u32, String>,
     left_out: usize,
+    classes: Option<Vec<String>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -86,8 +89,8 @@ struct Set {
 
 /// What a thread hands back.
 struct Sample {
-    /// `[3, F, H, W]` and its caption; none if no video of the set can be used.
-    clip: Option<(Vec<u8>, Option<String>)>,
+    /// `[3, F, H, W]` and the number of its video; none if no video of the set can be used.
+    clip: Option<(Vec<u8>, u32)>,
     /// The folder of the videos was away for too long.
     away: bool,
     /// Number and reason of the videos that were tried before.
@@ -123,7 +126,9 @@ impl Loader {
         ensure!(batch >= 1, "a batch of {batch} clips; it must be at least 1");
         ensure!(rank < ranks, "rank {rank} of {ranks}");
         ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
-        let Listing { videos, left_out } = config.videos()?;
+        let listing = config.videos()?;
+        let classes = listing.classes();
+        let Listing { videos, left_out } = listing;
         ensure!(!videos.is_empty(), "the dataset {} has no videos", config.dataset.line());
         ensure!(u32::try_from(videos.len()).is_ok(), "{} videos are more than a loader can number", videos.len());
         let pool = ThreadPoolBuilder::new()
@@ -148,10 +153,16 @@ impl Loader {
             order: None,
             skipped: BTreeMap::new(),
             left_out,
+            classes,
             stop: Arc::new(AtomicBool::new(false)),
         };
         loader.schedule();
         Ok(loader)
+    }
+
+    /// The names of the dataset's classes, see [`Listing::classes`].
+    pub fn classes(&self) -> Option<&[String]> {
+        self.classes.as_deref()
     }
 
     /// How many videos the dataset has, usable or not.
@@ -179,7 +190,8 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
-        let (mut clips, mut captions, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut clips, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut captions, mut classes) = (Vec::new(), Vec::new());
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
             let sample = receiver.recv().context("the thread died").and_then(|sample| sample);
@@ -195,16 +207,18 @@ impl Loader {
             if sample.away {
                 bail!("the data is away for {} s: {}", PATIENCE.as_secs(), self.set.root_name());
             }
-            let Some((clip, caption)) = sample.clip else { bail!(self.nothing_usable()) };
+            let Some((clip, video)) = sample.clip else { bail!(self.nothing_usable()) };
+            let VideoEntry { caption, class, .. } = &self.set.videos[video as usize];
             clips.extend_from_slice(&clip);
-            captions.push(caption);
+            captions.push(caption.clone());
+            classes.push(class.clone());
             samples.push(number);
         }
         self.position += self.advance;
         let ClipSpec { frames, resolution, .. } = self.set.clip;
         let shape = [self.batch as i64, 3, frames, resolution, resolution];
         let clips = Tensor::f_from_data_size(&clips, &shape, Kind::Uint8)?;
-        Ok(Batch { clips, captions, samples, position: self.position, skipped })
+        Ok(Batch { clips, captions, classes, samples, position: self.position, skipped })
     }
 
     /// Keeps the threads at work on this batch and the following ones.
@@ -265,7 +279,7 @@ impl Set {
             }
             let video = &self.videos[at as usize];
             match self.cut(video, number, stop) {
-                Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped, away: false },
+                Ok(clip) => return Sample { clip: Some((clip, at)), skipped, away: false },
                 Err(_) if self.is_away() => return Sample { clip: None, skipped, away: true },
                 Err(error) => skipped.push((at, format!("{error:#}"))),
             }
@@ -312,8 +326,15 @@ fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
-/// A clip `[1, 3, F, H, W]` and what it shows, where the dataset says so.
-pub(super) type CaptionedClip = (Tensor, Option<String>);
+/// A clip and what the dataset says of its video.
+pub(super) struct FixedClip {
+    /// Unsigned bytes `[1, 3, F, H, W]`.
+    pub clip: Tensor,
+    /// What it shows.
+    pub caption: Option<String>,
+    /// The name of its class.
+    pub class: Option<String>,
+}
 
 /// The first `count` samples of a seed, never mirrored, one by one: of different videos as long as
 /// there are enough, since a sample whose video cannot be used is passed over, not replaced.
@@ -351,16 +372,20 @@ impl FixedClips {
         self.loader.position
     }
 
-    /// The clip of this rank's sample of the next round, `[1, 3, F, H, W]`, and its caption: none where its number is not
-    /// below `end` or its video cannot be used.
-    pub fn sample(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
+    /// The clip of this rank's sample of the next round: none where its number is not below `end` or its video cannot be
+    /// used.
+    pub fn sample(&mut self, end: u64) -> Result<Option<FixedClip>> {
         let mut batch = self.loader.next()?;
         let is_usable = batch.samples[0] < end && batch.skipped.is_empty();
-        Ok(is_usable.then(|| (batch.clips, batch.captions.remove(0))))
+        Ok(is_usable.then(|| FixedClip {
+            clip: batch.clips,
+            caption: batch.captions.remove(0),
+            class: batch.classes.remove(0),
+        }))
     }
 
-    /// The clip of the next usable sample with a number below `end`, and its caption.
-    pub fn next(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
+    /// The clip of the next usable sample with a number below `end`.
+    pub fn next(&mut self, end: u64) -> Result<Option<FixedClip>> {
         while self.position() < end {
             if let Some(found) = self.sample(end)? {
                 return Ok(Some(found));
@@ -378,7 +403,7 @@ impl FixedClips {
 pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor> {
     ensure!(count >= 1, "{count} clips; it must be at least 1");
     let mut fixed = FixedClips::new(config, seed)?;
-    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end").0));
+    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end").clip));
     Ok(Tensor::cat(&clips.collect::<Result<Vec<_>>>()?, 0))
 }
 

@@ -25,6 +25,9 @@ pub(super) const CLIPS: &str = "clips";
 /// The name of the tensor of captions, the bytes of a JSON list of N texts.
 pub(super) const CAPTIONS: &str = "captions";
 
+/// The name of the tensor of classes, the bytes of a JSON list of N names.
+pub(super) const CLASSES: &str = "classes";
+
 /// The kind of the data sets whose videos are arrays.
 pub(super) const ARRAY: &str = "numpy";
 
@@ -63,6 +66,7 @@ pub struct PackedFile {
     /// N, F, H, W
     shape: [usize; 4],
     captions: Option<Vec<String>>,
+    classes: Option<Vec<String>>,
     /// What the file says about its clips.
     pub spec: PackedSpec,
 }
@@ -81,18 +85,17 @@ impl PackedFile {
         };
         ensure!(info.dtype == Dtype::U8, "{}: their type is {:?}, not U8", foreign(), info.dtype);
         let start = header.data_start + info.data_offsets.0 as u64;
-        let captions = match header.tensors.info(CAPTIONS) {
-            None => None,
-            Some(info) => {
-                let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-                file.read_exact_at(&mut bytes, header.data_start + info.data_offsets.0 as u64)?;
-                let captions: Vec<String> =
-                    serde_json::from_slice(&bytes).with_context(|| format!("the captions of {}", path.display()))?;
-                ensure!(captions.len() == n, "{} has {n} clips and {} captions", path.display(), captions.len());
-                Some(captions)
-            }
+        let texts = |name: &str| -> Result<Option<Vec<String>>> {
+            let Some(info) = header.tensors.info(name) else { return Ok(None) };
+            let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+            file.read_exact_at(&mut bytes, header.data_start + info.data_offsets.0 as u64)?;
+            let texts: Vec<String> =
+                serde_json::from_slice(&bytes).with_context(|| format!("the {name} of {}", path.display()))?;
+            ensure!(texts.len() == n, "{} has {n} clips and {} {name}", path.display(), texts.len());
+            Ok(Some(texts))
         };
-        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], captions, spec })
+        let (captions, classes) = (texts(CAPTIONS)?, texts(CLASSES)?);
+        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], captions, classes, spec })
     }
 
     /// N, the number of clips.
@@ -196,6 +199,7 @@ impl VideoDataset for Packed {
         let name = self.file.display();
         let entry = |index| VideoEntry {
             caption: file.captions.as_ref().map(|captions| captions[index as usize].clone()),
+            class: file.classes.as_ref().map(|classes| classes[index as usize].clone()),
             ..VideoEntry::new(format!("{name}#{index}"), PackedVideo::new(file.clone(), index, packed))
         };
         Ok((0..file.clips()).map(entry).collect::<Vec<_>>().into())

@@ -170,7 +170,7 @@ impl ClipStream {
     #[allow(clippy::should_implement_trait)] // it has errors
     pub fn next(&mut self) -> Result<Option<Tensor>> {
         match &mut self.rest {
-            Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|(clip, _)| clip)),
+            Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|found| found.clip)),
             Rest::InOrder(order) => {
                 let ClipSpec { frames, resolution, .. } = self.spec;
                 let size = [1, 3, frames, resolution, resolution];

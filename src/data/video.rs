@@ -1,7 +1,7 @@
 //! What a video and a data set are, whatever holds them. Formats import this file and implement its traits; it imports
 //! none of them.
 
-use std::{fmt::Debug, fs::File, os::unix::fs::FileExt, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fmt::Debug, fs::File, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use rayon::prelude::*;
@@ -141,6 +141,14 @@ impl Listing {
         }
         digests.iter().for_each(|digest| hash.update(digest));
         Ok(format!("{:x}", hash.finalize()))
+    }
+}
+
+impl Listing {
+    /// The names of its classes, sorted; a class's number is its place among them. None where a video has no class.
+    pub fn classes(&self) -> Option<Vec<String>> {
+        let names: Option<BTreeSet<&String>> = self.videos.iter().map(|video| video.class.as_ref()).collect();
+        Some(names?.into_iter().cloned().collect())
     }
 }
 

@@ -20,6 +20,13 @@ pub(super) fn walk(root: &Path, visit: &mut impl FnMut(&Path, Vec<PathBuf>)) -> 
     visit_folder(root, false, &mut known, visit)
 }
 
+/// The class of a video in a set that keeps one folder for each class: the name of the folder in which it lies. A video
+/// directly in `root` has none.
+pub(super) fn class_of(root: &Path, video: &Path) -> Option<String> {
+    let folder = video.parent().filter(|folder| *folder != root && folder.starts_with(root))?;
+    Some(folder.file_name()?.to_string_lossy().into_owned())
+}
+
 /// What a folder is, whatever it is called: its file system and its number in it.
 fn identity(folder: &Path) -> Result<(u64, u64)> {
     let folder = fs::metadata(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;

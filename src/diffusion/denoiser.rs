@@ -30,12 +30,12 @@ impl Predict {
             Predict::Noise => from_noise(z_t, output, alpha_bar),
             Predict::Z0 => {
                 let noise = (&z_t - &output * signal) / sigma;
-                Prediction { z_t, z_0: output, noise }
+                Prediction { z_t, z_0: output, noise, variance: None }
             }
             Predict::Velocity => {
                 let z_0 = &z_t * signal - &output * sigma;
                 let noise = &z_t * sigma + &output * signal;
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
         }
     }
@@ -49,6 +49,8 @@ pub struct Prediction {
     pub z_0: Tensor,
     /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
+    /// v of a network that learned the variance of reverse steps, of the shape of z_t.
+    pub variance: Option<Tensor>,
 }
 
 /// Anything that tells signal from noise.
@@ -74,13 +76,17 @@ impl Denoiser for NetworkDenoiser<'_> {
         let time = Tensor::full([z_t.size()[0]], t, (Kind::Int64, z_t.device()));
         let output = self.output(z_t, &time);
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
-        self.predict.read(z_t, output, self.schedule.alpha_bar[t as usize])
+        let channels = self.network.ports().channels;
+        let learned = self.network.ports().outputs - channels;
+        let predicted = output.narrow(1, 0, channels);
+        let variance = (learned > 0).then(|| output.narrow(1, channels, learned));
+        Prediction { variance, ..self.predict.read(z_t, predicted, self.schedule.alpha_bar[t as usize]) }
     }
 }
 
 fn from_noise(z_t: Tensor, noise: Tensor, alpha_bar: f64) -> Prediction {
     let z_0 = (&z_t - &noise * (1.0 - alpha_bar).sqrt()) / alpha_bar.sqrt();
-    Prediction { z_t, z_0, noise }
+    Prediction { z_t, z_0, noise, variance: None }
 }
 
 /// Writes given frames into z_t before every call (paper, equation 6).
@@ -134,7 +140,9 @@ impl Denoiser for Guided<'_> {
             Guidance::Interpolate => unconditional + step,
             Guidance::CfgOriginal => conditional + step,
         };
-        from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+        // a learned variance is that of the network given all
+        let variance = both.variance.map(|variance| variance.narrow(0, 0, z_t.size()[0]));
+        Prediction { variance, ..from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize]) }
     }
 }
 

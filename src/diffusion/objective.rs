@@ -1,9 +1,10 @@
 //! What the denoiser is trained on (paper, equation 5; with given frames, equation 6).
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use super::{NoiseSchedule, Predict};
+use super::{HybridLoss, NoiseSchedule, Predict};
 use crate::networks::{Inputs, Network};
 
 /// How a prediction is compared with its target, averaged over all elements.
@@ -14,6 +15,9 @@ pub enum Loss {
     L1,
     /// The mean square.
     L2,
+    /// The mean square of the noise and, for a network that learns the variance of reverse steps too, the variational
+    /// bound through that: see [`HybridLoss`].
+    LearnedVariance,
 }
 
 /// The released setting is noise and L1.
@@ -33,6 +37,22 @@ impl Default for Objective {
 }
 
 impl Objective {
+    /// Whether the network gives the variance of reverse steps, in as many channels more.
+    pub fn learns_variance(&self) -> bool {
+        self.loss == Loss::LearnedVariance
+    }
+
+    /// # Errors
+    /// A learned variance beside another prediction than the noise.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(
+            !self.learns_variance() || self.predict == Predict::Noise,
+            "loss: learned_variance is for predict: noise, of which the bound is made, not {:?}",
+            self.predict
+        );
+        Ok(())
+    }
+
     /// The loss of one batch: z_0 and noise `[B, C, F, h, w]`, t `[B]` int64. Frames that `given.mask` names carry the same
     /// noise at the level `given.level`, without one none; with `made_only` the loss is the mean over the other frames.
     pub fn loss(
@@ -56,6 +76,9 @@ impl Objective {
             z_t = z_t * (1.0 - mask) + frames * mask;
         }
         let prediction = network.forward(&z_t, t, given);
+        if self.learns_variance() {
+            return HybridLoss::new(schedule, &prediction, z_0, &z_t, t, noise).mean();
+        }
         let target_at = |t: &Tensor| match self.predict {
             Predict::Z0 => z_0.shallow_clone(),
             Predict::Noise => noise.shallow_clone(),
@@ -76,7 +99,7 @@ impl Objective {
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
         let compare = |reduction| match self.loss {
             Loss::L1 => prediction.l1_loss(&target, reduction),
-            Loss::L2 => prediction.mse_loss(&target, reduction),
+            Loss::L2 | Loss::LearnedVariance => prediction.mse_loss(&target, reduction),
         };
         match mask {
             Some(mask) if made_only => {

@@ -3,6 +3,7 @@
 //! A new one implements [`Network`] and [`NetworkSettings`] and gets its line in [`NetworkConfig`].
 
 mod inputs;
+mod latte;
 mod unet3d;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use tch::Tensor;
 use crate::{nn::Scope, registry::registry};
 
 pub use inputs::Inputs;
+pub use latte::{Latte, LatteConfig};
 pub use unet3d::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetConfig};
 
 /// A network that is trained to tell noise from signal.
@@ -102,6 +104,11 @@ pub trait NetworkSettings {
         false
     }
 
+    /// Whether it takes clips of other lengths and sizes than those of its ports.
+    fn takes_other_clips(&self) -> bool {
+        true
+    }
+
     /// Fits the weights of such a network with other ports to these, so that it computes the same as long as what is new is
     /// not used.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
@@ -131,6 +138,8 @@ registry! {
     pub enum NetworkConfig: NetworkSettings, default "unet3d" {
         /// The paper's U-Net.
         "unet3d" => UNet3d(UNetConfig),
+        /// A transformer whose blocks attend over places and over frames by turns.
+        "latte" => Latte(LatteConfig),
     }
 }
 
