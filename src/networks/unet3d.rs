@@ -10,12 +10,15 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
+use super::{Inputs, Network, NetworkSettings, Ports};
 use crate::{
     nn::{FrameStack, GroupNorm, Init, Linear, Over, Scope, SpatialConv, timestep_embedding},
     torch::recompute,
+    weights::stable_diffusion::is_temporal,
 };
 
 mod attention;
+mod flops;
 
 use attention::{FactorizedAttention, Transformer};
 pub use attention::{JointAttention, SelfAttention};
@@ -183,56 +186,75 @@ impl UNetConfig {
     }
 }
 
-/// What enters and leaves the network besides its own configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UNetPorts {
-    /// Latent channels, plus one where there is a mask of given frames.
-    pub inputs: i64,
-    /// Channels of the prediction.
-    pub outputs: i64,
-    /// Largest distance of frames that relative positions tell apart: the trained length.
-    pub temporal_length: i64,
-    /// Rows of the class embedding: noise levels of given frames.
-    pub classes: Option<i64>,
-}
+impl NetworkSettings for UNetConfig {
+    fn validate(&self) -> Result<()> {
+        UNetConfig::validate(self)
+    }
 
-impl UNetPorts {
-    /// Fits the weights of a network with other ports to these, so that it computes the same as long as what
-    /// is new is not used: input channels and the class embedding start at zero; relative positions are matched
-    /// by distance, and those beyond the old table start as its farthest.
-    pub fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, config: &UNetConfig) {
+    fn multiple_of(&self) -> [i64; 3] {
+        let factor = 1 << (self.multipliers.len() - 1);
+        [1, factor, factor]
+    }
+
+    fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
+        let text = self.text_width();
+        ensure!(
+            ports.text == text,
+            "the U-Net attends to {}, and what it is given is {}",
+            text.map_or("no text".into(), |width| format!("texts {width} wide (context_width)")),
+            ports.text.map_or("no text".into(), |width| format!("texts {width} wide"))
+        );
+        Ok(Box::new(UNet3d::new(scope, self, ports)))
+    }
+
+    fn text_width(&self) -> Option<i64> {
+        (self.attention == AttentionKind::Text).then_some(self.context_width)
+    }
+
+    /// Input channels and embeddings of levels and classes start at zero; relative positions are matched by distance, and
+    /// those beyond the old table start as its farthest.
+    fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         for (name, weight) in weights.iter_mut() {
-            if name == "input_blocks.0.0.weight" {
-                let more = self.inputs - weight.size()[1];
+            if name == FIRST_KERNEL {
+                let more = ports.inputs() - weight.size()[1];
                 if more > 0 {
                     *weight = weight.constant_pad_nd([0, 0, 0, 0, 0, 0, 0, more]);
                 }
             } else if name.ends_with("embeddings_table") {
                 let known = (weight.size()[0] - 1) / 2;
-                let wanted = Tensor::arange_start(
-                    -self.temporal_length,
-                    self.temporal_length + 1,
-                    (Kind::Int64, weight.device()),
-                );
+                let wanted = Tensor::arange_start(-ports.frames, ports.frames + 1, (Kind::Int64, weight.device()));
                 *weight = weight.index_select(0, &(wanted.clamp(-known, known) + known));
             }
         }
-        if let Some(rows) = self.classes {
-            weights
-                .entry("label_emb.weight".into())
-                .or_insert_with(|| Tensor::zeros([rows, 4 * config.channels], (Kind::Float, tch::Device::Cpu)));
+        for (name, rows) in [(LEVELS, ports.levels), (CLASSES, ports.classes.map(|classes| classes + 1))] {
+            if let Some(rows) = rows {
+                let zeros = || Tensor::zeros([rows, 4 * self.channels], (Kind::Float, tch::Device::Cpu));
+                weights.entry(format!("{name}.weight")).or_insert_with(zeros);
+            }
         }
+    }
+
+    fn is_temporal(&self, name: &str) -> bool {
+        is_temporal(name)
+    }
+
+    fn sees_given_frames(&self, name: &str) -> bool {
+        name == FIRST_KERNEL || name.strip_suffix(".weight") == Some(LEVELS)
+    }
+
+    fn flops(&self, ports: &Ports, latent: [i64; 4], tokens: i64) -> i64 {
+        flops::forward(self, ports, latent, tokens)
     }
 }
 
-/// What a forward pass is given besides z_t and t.
-#[derive(Default)]
-pub struct UNetCondition {
-    /// `[B]` int64: row of the class embedding; none for a sample whose number is negative.
-    pub level: Option<Tensor>,
-    /// `[B, S, context_width]`: an encoded text.
-    pub context: Option<Tensor>,
-}
+/// Its channels are those of z, and what lies beside it.
+const FIRST_KERNEL: &str = "input_blocks.0.0.weight";
+
+/// The released name of the table of noise levels.
+const LEVELS: &str = "label_emb";
+
+/// The table of classes; its last row is "no class".
+const CLASSES: &str = "class_emb";
 
 /// norm → SiLU → conv → (time) → SiLU → conv, plus a skip.
 struct ResBlock {
@@ -300,11 +322,11 @@ enum Layer {
 }
 
 impl Layer {
-    fn attention(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Layer {
+    fn attention(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Layer {
         match config.attention {
             AttentionKind::Factorized => Layer::Factorized(FactorizedAttention::new(scope, channels, config, ports)),
             AttentionKind::Joint => {
-                let distance = config.relative_position.then_some(ports.temporal_length);
+                let distance = config.relative_position.then_some(ports.frames);
                 Layer::Joint(JointAttention::new(
                     scope,
                     channels,
@@ -323,7 +345,7 @@ impl Layer {
             Layer::Res(block) => block.forward(x, embedding),
             Layer::Factorized(block) => block.forward(x),
             Layer::Joint(block) => block.forward(x),
-            Layer::Text(block) => block.forward(x, context.expect("a text network needs UNetCondition::context")),
+            Layer::Text(block) => block.forward(x, context.expect("a network that attends to a text is given one")),
             Layer::Up(conv) => {
                 let (_, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
                 conv.forward(&x.with(x.x.upsample_nearest2d([2 * h, 2 * w], None, None)))
@@ -368,6 +390,7 @@ impl Block {
 pub struct UNet3d {
     time_embed: [Linear; 2],
     label_emb: Option<Tensor>,
+    class_emb: Option<Tensor>,
     input_blocks: Vec<Block>,
     middle_block: Block,
     output_blocks: Vec<Block>,
@@ -375,17 +398,19 @@ pub struct UNet3d {
     out_conv: SpatialConv,
     channels: i64,
     per_frame: bool,
+    ports: Ports,
 }
 
 impl UNet3d {
     /// Declares the parameters under `scope`, with the released names.
-    pub fn new(scope: &Scope, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub fn new(scope: &Scope, config: &UNetConfig, ports: &Ports) -> Self {
         let width = 4 * config.channels;
         let time = scope.sub("time_embed");
         let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
-        let label_emb = ports
-            .classes
-            .map(|rows| scope.sub("label_emb").parameter("weight", &[rows, width], Init::Normal(0.0, 1.0)));
+        let table = |name: &str, rows: i64, init| scope.sub(name).parameter("weight", &[rows, width], init);
+        let label_emb = ports.levels.map(|rows| table(LEVELS, rows, Init::Normal(0.0, 1.0)));
+        // zero: at first no class differs from "no class"
+        let class_emb = ports.classes.map(|classes| table(CLASSES, classes + 1, Init::ZEROS));
 
         let attends = |level: usize| config.attention_factors.contains(&(1 << level));
         let levels = config.multipliers.len();
@@ -393,7 +418,7 @@ impl UNet3d {
         // the way down; `widths` is the stack of skips
         let inputs = scope.sub("input_blocks");
         let mut channels = config.channels;
-        let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs, channels, 3, 1);
+        let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs(), channels, 3, 1);
         let again = |level: usize| config.recompute.at(1 << level);
         let mut input_blocks = vec![Block::new([Layer::Conv(first)], again(0))];
         let mut widths = vec![channels];
@@ -447,6 +472,7 @@ impl UNet3d {
         UNet3d {
             time_embed,
             label_emb,
+            class_emb,
             input_blocks,
             middle_block,
             output_blocks,
@@ -454,11 +480,17 @@ impl UNet3d {
             out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
             channels: config.channels,
             per_frame: config.norm_per_frame,
+            ports: ports.clone(),
         }
     }
+}
 
-    /// z_t `[B, C, F, h, w]` and diffusion time t `[B]` → the prediction, `[B, outputs, F, h, w]`.
-    pub fn forward(&self, z_t: &Tensor, t: &Tensor, given: &UNetCondition) -> Tensor {
+impl Network for UNet3d {
+    fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    fn forward(&self, z_t: &Tensor, t: &Tensor, given: &Inputs) -> Tensor {
         let kind = if z_t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let [first, second] = &self.time_embed;
         let mut embedding =
@@ -467,8 +499,11 @@ impl UNet3d {
             let told = level.ge(0).to_kind(kind).unsqueeze(-1);
             embedding += table.index_select(0, &level.clamp_min(0)) * told;
         }
-        let x = FrameStack::fold(z_t);
-        let context = given.context.as_ref();
+        if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
+            embedding += table.index_select(0, label);
+        }
+        let x = FrameStack::fold(&given.beside(z_t, &self.ports));
+        let context = given.text.as_ref();
 
         let mut skips: Vec<FrameStack> = Vec::new();
         let mut h = x;

@@ -18,7 +18,7 @@ pub use adapter::Adapter;
 pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use frame_stack::FrameStack;
-pub use linear::Linear;
+pub use linear::{Linear, linear_flops};
 pub use memory_layout::{channels_last, prefers_channels_last};
 pub use norm::{BatchNorm2d, GroupNorm, LayerNorm, Over, full_precision};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};

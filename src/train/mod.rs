@@ -3,6 +3,7 @@
 mod autoencoder;
 mod diffusion;
 mod ema;
+mod labels;
 mod latents;
 pub mod logger;
 mod optimizer;
@@ -15,6 +16,7 @@ mod trainer;
 pub use autoencoder::AutoencoderTask;
 pub use diffusion::DiffusionTask;
 pub use ema::Ema;
+pub use labels::with_classes;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
 pub use record::SECONDS_PER_STEP;
