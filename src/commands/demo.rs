@@ -24,6 +24,7 @@ use crate::{
         self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics, TrainerConfig,
     },
     generate::open_latent_space,
+    metrics::Metric,
     torch::DeviceName,
     train::{logger::TENSORBOARD_FOLDER, pack_latents, progress},
 };
@@ -59,8 +60,9 @@ pub(super) const SUMMARY_FILE: &str = "summary.json";
 struct Summary {
     /// Of reconstructed held-out clips.
     psnr_db: f64,
-    fvd: BTreeMap<String, f64>,
-    kvd: BTreeMap<String, f64>,
+    /// By metric, then by set of clips.
+    #[serde(flatten)]
+    figures: BTreeMap<Metric, BTreeMap<String, f64>>,
     /// Of each set.
     clips: i64,
     protocol: Protocol,
@@ -169,13 +171,15 @@ fn stage_line(stage: &str, place: &Path) {
 }
 
 fn summary(report: &Report, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {
-    let by_set = |value: fn(&crate::metrics::Figure) -> f64| {
-        report.figures.iter().map(|(set, figure)| (set.clone(), value(figure))).collect()
-    };
+    let mut figures: BTreeMap<Metric, BTreeMap<String, f64>> = BTreeMap::new();
+    for (set, figure) in &report.figures {
+        for (metric, estimate) in &figure.estimates {
+            figures.entry(*metric).or_default().insert(set.clone(), estimate.value);
+        }
+    }
     Ok(Summary {
         psnr_db: report.psnr_db.context("evaluate.yaml must evaluate a run")?,
-        fvd: by_set(|d| d.fvd),
-        kvd: by_set(|d| d.kvd),
+        figures,
         clips: report.protocol.settings.clips,
         protocol: Protocol { hash: report.protocol_hash.clone(), text: report.protocol_text.clone() },
         device: report.device.clone(),

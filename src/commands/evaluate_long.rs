@@ -20,9 +20,9 @@ use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::{self, Launch, Ranks},
     experiment::{Curve, CurveSource, Experiment, LongEvaluationExperiment, LongVideoConfig, Mistake},
-    extractors::I3d,
+    extractors::FeatureExtractor,
     generate::{LongVideo, forget},
-    metrics::{Distances, Divisor, FeatureExtractor, Floor, Interval, Protocol, about, jackknife},
+    metrics::{Figure, Metric, Protocol, RealVsReal},
     report::{Plot, Series},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
@@ -53,34 +53,12 @@ const FIGURES_FILE: &str = "figures.json";
 /// So many videos of each curve are kept as mp4 and as a strip of pictures.
 const SHOWN: u64 = 4;
 
-/// What was measured of one window of a curve's videos.
-#[derive(Debug, Serialize)]
-struct Window {
-    #[serde(flatten)]
-    distances: Distances,
-    /// 95 % by the jackknife; none of fewer than three clips.
-    fvd_interval: Option<Interval>,
-    kvd_interval: Option<Interval>,
-}
-
-impl Window {
-    /// Of features of real clips and of one window's.
-    fn of(real: &Tensor, window: &Tensor, divisor: Divisor) -> Result<Self> {
-        let distances = Distances::by(real, window, divisor)?;
-        let errors = jackknife(&[[real, window]], divisor)?;
-        Ok(Window {
-            distances,
-            fvd_interval: errors.map(|[error, _]| about(distances.fvd, error)),
-            kvd_interval: errors.map(|[_, error]| about(distances.kvd, error)),
-        })
-    }
-}
-
 /// What was measured of one curve.
 #[derive(Debug, Serialize)]
 struct Measured {
     name: String,
-    windows: Vec<Window>,
+    /// Each window against the same real clips.
+    windows: Vec<Figure>,
     /// Mean absolute difference of neighbouring frames, in grey levels.
     motion: f64,
     /// The same where decoded chunks meet, over its median elsewhere; only of sampled videos.
@@ -91,7 +69,8 @@ struct Measured {
 
 impl Measured {
     /// Half the width of the interval of a window, which half of the windows exceed.
-    fn half_width(&self, interval: fn(&Window) -> Option<Interval>) -> Option<f64> {
+    fn half_width(&self, metric: Metric) -> Option<f64> {
+        let interval = |window: &Figure| window.estimates.get(&metric)?.interval;
         let mut widths: Vec<f64> =
             self.windows.iter().filter_map(interval).map(|[low, high]| (high - low) / 2.0).collect();
         widths.sort_by(f64::total_cmp);
@@ -101,7 +80,8 @@ impl Measured {
     /// How much worse the last quarter of the windows is than the first, in KVD.
     fn degradation(&self) -> f64 {
         let quarter = self.windows.len().div_ceil(4);
-        let mean = |windows: &[Window]| windows.iter().map(|w| w.distances.kvd).sum::<f64>() / windows.len() as f64;
+        let kvd = |windows: &[Figure]| windows.iter().filter_map(|window| window.value(Metric::KVD)).sum::<f64>();
+        let mean = |windows: &[Figure]| kvd(windows) / windows.len() as f64;
         mean(&self.windows[self.windows.len() - quarter..]) - mean(&self.windows[..quarter])
     }
 }
@@ -130,8 +110,9 @@ impl EvaluateLong {
 fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device) -> Result<()> {
     let LongEvaluationExperiment { seed, real, train, curves, out, .. } = experiment;
     let config = &experiment.protocol()?;
-    let extractor = I3d::load(config.extractor.as_deref(), device)?;
-    let shared = Shared { extractor: &extractor, device, ranks };
+    let extractor = config.extractor.clone().unwrap_or_default().open(device)?;
+    let extractor = &*extractor;
+    let shared = Shared { extractor, device, ranks };
     let real_clips = RealClips::new(real, config, *seed)?;
     let work = real_clips.work(Yardsticks::default(), train.is_some()) + train.as_ref().map_or(0, |_| config.clips);
     let mut bar = Bar::new("real clips", work, ranks);
@@ -144,10 +125,12 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
 
     let mut measured = Vec::new();
     for curve in curves {
-        let found = Windows { experiment, curve, extractor: &extractor, ranks, device }.measure()?;
-        let windows: Vec<Window> = (0..found.features.size()[1])
-            .map(|i| Window::of(&sets[0], &found.features.select(1, i), config.covariance))
-            .collect::<Result<_>>()?;
+        let found = Windows { experiment, curve, extractor, ranks, device }.measure()?;
+        let window = |i| {
+            let features = [found.features.select(1, i)];
+            Figure::without_extrapolation(&Metric::DEFAULT, &sets[..1], &features, config.covariance)
+        };
+        let windows = (0..found.features.size()[1]).map(window).collect::<Result<_>>()?;
         measured.push(Measured {
             name: curve.name.clone(),
             windows,
@@ -156,7 +139,7 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
             settings: found.settings,
         });
     }
-    let protocol = real_clips.protocol(&extractor);
+    let protocol = real_clips.protocol(extractor);
     if !ranks.is_first() {
         return Ok(());
     }
@@ -170,7 +153,7 @@ fn measure(experiment: &LongEvaluationExperiment, ranks: &Ranks, device: Device)
 struct Windows<'a> {
     experiment: &'a LongEvaluationExperiment,
     curve: &'a Curve,
-    extractor: &'a I3d,
+    extractor: &'a dyn FeatureExtractor,
     ranks: &'a Ranks,
     device: Device,
 }
@@ -186,7 +169,7 @@ struct Found {
 
 /// Takes a video in pieces, and gives the features of its windows and the differences of its frames.
 struct Reader<'a> {
-    extractor: &'a I3d,
+    extractor: &'a dyn FeatureExtractor,
     window: i64,
     /// Windows that go through the extractor at once.
     at_once: usize,
@@ -202,7 +185,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(extractor: &'a I3d, window: i64, device: Device) -> Self {
+    fn new(extractor: &'a dyn FeatureExtractor, window: i64, device: Device) -> Self {
         Reader {
             extractor,
             window,
@@ -433,7 +416,7 @@ fn subtitle(experiment: &LongEvaluationExperiment, protocol: &Protocol) -> Strin
 fn write(
     experiment: &LongEvaluationExperiment,
     protocol: &Protocol,
-    floor: Option<&Floor>,
+    floor: Option<&RealVsReal>,
     measured: &[Measured],
     device: Device,
 ) -> Result<()> {
@@ -442,12 +425,20 @@ fn write(
     for (curve, found) in curves.iter().zip(measured) {
         let mut log = RunLogger::open(&out.join(curve.folder()), None)?;
         for (i, window) in found.windows.iter().enumerate() {
-            let Window { distances: Distances { fvd, kvd }, fvd_interval, kvd_interval } = window;
             let frame = i as i64 * real.frames;
-            let line = json!({"curve": found.name, "first_frame": frame, "fvd": fvd, "kvd": kvd,
-                "fvd_interval": fvd_interval, "kvd_interval": kvd_interval});
+            let mut line = json!({"curve": found.name, "first_frame": frame});
+            for (metric, estimate) in &window.estimates {
+                line[metric.name()] = json!(estimate.value);
+                line[format!("{}_interval", metric.name())] = json!(estimate.interval);
+            }
             lines.push_str(&format!("{line}\n"));
-            log.scalars(frame, &[("window_fvd", *fvd), ("window_kvd", *kvd)]);
+            let named: Vec<(String, f64)> = window
+                .estimates
+                .iter()
+                .map(|(metric, estimate)| (format!("window_{}", metric.name()), estimate.value))
+                .collect();
+            let scalars: Vec<(&str, f64)> = named.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            log.scalars(frame, &scalars);
         }
         log.finish();
     }
@@ -458,8 +449,10 @@ fn write(
     });
     let text = serde_json::to_string_pretty(&figures)?;
     write_atomically(&out.join(FIGURES_FILE), |file| Ok(file.write_all(text.as_bytes())?))?;
-    let figure = |name: &str, value: fn(&Distances) -> f64| {
-        let point = |(i, window): (usize, &Window)| ((i as i64 * real.frames) as f64, value(&window.distances));
+    for metric in Metric::DEFAULT {
+        let name = metric.title();
+        let value = |window: &Figure| window.value(metric).unwrap_or(f64::NAN);
+        let point = |(i, window): (usize, &Figure)| ((i as i64 * real.frames) as f64, value(window));
         let series = measured.iter().map(|found| Series {
             name: found.name.clone(),
             points: found.windows.iter().enumerate().map(point).collect(),
@@ -470,15 +463,22 @@ fn write(
             x_label: "first frame of the window".into(),
             y_label: format!("{name} (lower is better)"),
             series: series.collect(),
-            level: floor.map(|floor| (format!("real against real, {} clips", floor.clips), value(&floor.distances))),
+            level: floor.and_then(|floor| {
+                let level = floor.distances.get(metric)?;
+                Some((format!("real against real, {} clips", floor.clips), level))
+            }),
         };
-        plot.write(&out.join(name.to_lowercase()))
-    };
-    figure("FVD", |d| d.fvd)?;
-    figure("KVD", |d| d.kvd)
+        plot.write(&out.join(metric.name()))?;
+    }
+    Ok(())
 }
 
-fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Option<&Floor>, measured: &[Measured]) {
+fn print(
+    experiment: &LongEvaluationExperiment,
+    protocol: &Protocol,
+    floor: Option<&RealVsReal>,
+    measured: &[Measured],
+) {
     let width = measured.iter().map(|found| found.name.chars().count()).fold(20, usize::max);
     let head = |text: fn(&Measured) -> &str| {
         measured.iter().map(|found| format!("  {:>width$}", text(found))).collect::<String>()
@@ -487,7 +487,9 @@ fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Opti
     say!("{:>11}{}", "first frame", head(|_| "FVD       KVD"));
     for window in 0..measured.iter().map(|found| found.windows.len()).max().unwrap_or(0) {
         let cell = |found: &Measured| {
-            let text = found.windows.get(window).map(|w| format!("{:.1} {:9.2}", w.distances.fvd, w.distances.kvd));
+            let [fvd, kvd] =
+                Metric::DEFAULT.map(|metric| found.windows.get(window).and_then(|window| window.value(metric)));
+            let text = fvd.zip(kvd).map(|(fvd, kvd)| format!("{fvd:.1} {kvd:9.2}"));
             format!("  {:>width$}", text.unwrap_or_default())
         };
         let row: String = measured.iter().map(cell).collect();
@@ -499,7 +501,7 @@ fn print(experiment: &LongEvaluationExperiment, protocol: &Protocol, floor: Opti
     for found in measured {
         let seam = found.seam.map_or(String::new(), |seam| format!(", at seams {seam:.2} of the median elsewhere"));
         let Measured { name, motion, .. } = found;
-        let widths = [found.half_width(|w| w.fvd_interval), found.half_width(|w| w.kvd_interval)];
+        let widths = Metric::DEFAULT.map(|metric| found.half_width(metric));
         if let [Some(fvd), Some(kvd)] = widths {
             say!("{name}: 95 % interval of a window (jackknife, median): FVD ± {fvd:.1}, KVD ± {kvd:.2}");
         }

@@ -1,13 +1,13 @@
 //! Which protocol an evaluation follows.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
 use super::{Mistake, parse, read};
-use crate::{data::DataConfig, metrics::ProtocolConfig};
+use crate::{data::DataConfig, extractors::ExtractorConfig, metrics::ProtocolConfig};
 
 /// The protocols that are known by name, in the order in which people see them; each is a file that is shipped.
 const BUILT_IN: [(&str, &str); 4] = [
@@ -90,8 +90,9 @@ pub struct EvaluationConfig {
     pub protocol: Option<String>,
     /// Clips of each set; another number than the protocol's becomes part of its name. 2,048 without either.
     pub clips: Option<i64>,
-    /// Another file of I3D weights in the packaged layout; its hash is part of every figure.
-    pub extractor: Option<PathBuf>,
+    /// Whose features are compared, `{kind: i3d, file: PATH}`: in place of the protocol's, else of I3D with its released
+    /// weights. A path alone is a file of I3D's weights.
+    pub extractor: Option<ExtractorConfig>,
 }
 
 impl EvaluationConfig {

@@ -17,7 +17,6 @@ use crate::{
     data::{ClipStream, DataConfig, DatasetConfig, Packed, PackedWriter, decode_workers},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
-    extractors::I3d,
     metrics::ProtocolConfig,
     report::FigureTable,
     torch::device_name,
@@ -124,9 +123,9 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let Files { samples, gaussian, text, seconds } = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
-    let extractor = I3d::load(own.extractor.as_deref(), device)?;
+    let extractor = own.extractor.clone().unwrap_or_default().open(device)?;
     let alone = Ranks::alone();
-    let shared = Shared { extractor: &extractor, device, ranks: &alone };
+    let shared = Shared { extractor: &*extractor, device, ranks: &alone };
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
     let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());
@@ -164,7 +163,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             figures.insert("real".into(), figure);
         }
         bar.finish();
-        let protocol = real_clips.protocol(&extractor);
+        let protocol = real_clips.protocol(&*extractor);
         reports.push(Report {
             figures,
             generated: experiment.generated.clone(),

@@ -12,7 +12,8 @@ use crate::{
     data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, Listing, RgbFrame, VideoEntry},
     distributed::Ranks,
     experiment::Mistake,
-    metrics::{FeatureExtractor, Figure, Floor, FloorSets, Protocol, ProtocolConfig},
+    extractors::FeatureExtractor,
+    metrics::{Figure, Metric, Protocol, ProtocolConfig, RealPairs, RealVsReal},
     random::{Purpose, stream},
     torch::device_name,
     train::progress::Progress,
@@ -152,7 +153,7 @@ pub fn shuffled(clips: &Tensor, first: u64, seed: u64) -> Tensor {
 pub struct Real {
     /// One set of features a run, or one for all.
     pub sets: Vec<Tensor>,
-    pub floor: Option<Floor>,
+    pub floor: Option<RealVsReal>,
     /// Features of the two sets that the floor is of.
     apart: Option<[Tensor; 2]>,
     /// Made of the first set's clips.
@@ -177,13 +178,13 @@ pub struct RealClips<'a> {
 }
 
 /// Which two sets of so many clips give the floor.
-fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSets {
+fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> RealPairs {
     let distinct = videos >= 2 * protocol.clips;
     match (distinct, protocol.real_draws() > 1, trained) {
-        (true, true, _) => FloorSets::Draws,
-        (_, _, true) => FloorSets::Trained,
-        (true, false, false) => FloorSets::Draws,
-        (false, _, false) => FloorSets::Parts,
+        (true, true, _) => RealPairs::Draws,
+        (_, _, true) => RealPairs::Trained,
+        (true, false, false) => RealPairs::Draws,
+        (false, _, false) => RealPairs::Parts,
     }
 }
 
@@ -192,7 +193,7 @@ fn floor_sets(protocol: &ProtocolConfig, videos: i64, trained: bool) -> FloorSet
 struct Sets {
     draws: i64,
     /// Two more sets, for the floor.
-    apart: Option<FloorSets>,
+    apart: Option<RealPairs>,
     yardsticks: Yardsticks,
 }
 
@@ -231,7 +232,8 @@ impl<'a> RealClips<'a> {
 
     /// What figures against these clips depend on.
     pub fn protocol(&self, extractor: &dyn FeatureExtractor) -> Protocol {
-        Protocol::new(self.protocol, &self.data, &self.sha256, self.reading, self.seed, extractor)
+        let metrics = Metric::DEFAULT.map(|metric| (metric, extractor));
+        Protocol::new(self.protocol, &self.data, &self.sha256, self.reading, self.seed, extractor, metrics)
     }
 
     /// What the videos show, in their order.
@@ -254,9 +256,9 @@ impl<'a> RealClips<'a> {
     fn sets(&self, yardsticks: Yardsticks, trained: bool) -> Sets {
         let draws = self.protocol.real_draws();
         let (draws, apart) = match floor_sets(self.protocol, self.videos().len() as i64, trained) {
-            FloorSets::Draws if self.protocol.draw.is_endless() => (draws.max(2), None),
-            how @ (FloorSets::Draws | FloorSets::Parts) => (draws, Some(how)),
-            FloorSets::Trained | FloorSets::Halves => (draws, None),
+            RealPairs::Draws if self.protocol.draw.is_endless() => (draws.max(2), None),
+            how @ (RealPairs::Draws | RealPairs::Parts) => (draws, Some(how)),
+            RealPairs::Trained | RealPairs::Halves => (draws, None),
         };
         Sets { draws, apart, yardsticks }
     }
@@ -311,7 +313,7 @@ impl<'a> RealClips<'a> {
         }
         let apart = match sets.apart {
             None => None,
-            Some(FloorSets::Draws) => Some(ClipStream::new(data, Draw::Random, protocol.fit, *seed)?),
+            Some(RealPairs::Draws) => Some(ClipStream::new(data, Draw::Random, protocol.fit, *seed)?),
             Some(_) => Some(ClipStream::parts(data, protocol.fit, *seed, count)?),
         };
         if let Some(mut clips) = apart {
@@ -356,16 +358,16 @@ impl<'a> RealClips<'a> {
         let first = draws[0].shallow_clone();
         let apart = match (APART.map(|name| features.remove(name)), how) {
             ([Some(one), Some(other)], _) => Some([one, other]),
-            (_, FloorSets::Trained) => trained.map(|trained| [first, trained.shallow_clone()]),
-            (_, FloorSets::Draws) => draws.get(1).map(|second| [first, second.shallow_clone()]),
-            (_, FloorSets::Parts | FloorSets::Halves) => {
-                how = FloorSets::Halves;
+            (_, RealPairs::Trained) => trained.map(|trained| [first, trained.shallow_clone()]),
+            (_, RealPairs::Draws) => draws.get(1).map(|second| [first, second.shallow_clone()]),
+            (_, RealPairs::Parts | RealPairs::Halves) => {
+                how = RealPairs::Halves;
                 // of fewer there is no covariance
-                (first.size()[0] >= 4).then(|| Floor::halves(&first))
+                (first.size()[0] >= 4).then(|| RealPairs::halves(&first))
             }
         };
         draws.truncate(self.protocol.real_draws() as usize);
-        let floor = |[one, other]: &[Tensor; 2]| Floor::between(one, other, how, self.protocol.covariance);
+        let floor = |sets: &[Tensor; 2]| RealVsReal::between(&Metric::DEFAULT, sets, how, self.protocol.covariance);
         let floor = apart.as_ref().map(floor).transpose()?;
         Ok(Real { sets: draws, floor, apart, yardsticks: features })
     }
@@ -374,13 +376,14 @@ impl<'a> RealClips<'a> {
 impl Real {
     /// The figure of some sets of features, one a run or one for all.
     pub fn figure(&self, protocol: &ProtocolConfig, sets: &[Tensor], seed: u64) -> Result<Figure> {
-        Figure::of(&self.sets, sets, protocol.covariance, seed)
+        Figure::of(&Metric::DEFAULT, &self.sets, sets, protocol.covariance, seed)
     }
 
     /// Real clips against real ones: the two sets of the floor, where there is one.
     pub fn floor_figure(&self, protocol: &ProtocolConfig, seed: u64) -> Result<Option<Figure>> {
         let Some([one, other]) = &self.apart else { return Ok(None) };
-        Figure::of(std::slice::from_ref(one), std::slice::from_ref(other), protocol.covariance, seed).map(Some)
+        let sets = [one, other].map(std::slice::from_ref);
+        Figure::of(&Metric::DEFAULT, sets[0], sets[1], protocol.covariance, seed).map(Some)
     }
 }
 
@@ -460,7 +463,7 @@ mod tests {
     struct First;
 
     impl FeatureExtractor for First {
-        fn name(&self) -> &'static str {
+        fn name(&self) -> &str {
             "the first pixel"
         }
 
@@ -470,6 +473,14 @@ mod tests {
 
         fn width(&self) -> i64 {
             1
+        }
+
+        fn least_frames(&self) -> i64 {
+            1
+        }
+
+        fn preparation(&self) -> &str {
+            "as they are"
         }
 
         fn features(&self, videos: &Tensor) -> Result<Tensor> {

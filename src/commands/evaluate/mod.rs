@@ -30,8 +30,8 @@ use crate::{
         DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Numerics,
         Precision, built_in_protocols, protocol, read,
     },
-    extractors::I3d,
-    metrics::{Figure, Floor, Protocol, ProtocolConfig},
+    extractors::{ExtractorConfig, ExtractorKind},
+    metrics::{Distances, Extrapolation, Figure, Protocol, ProtocolConfig, RealVsReal},
     report::FigureTable,
     torch::{DeviceName, device_name},
 };
@@ -217,7 +217,12 @@ impl Evaluate {
             }
         };
         let clips = self.clips.or(config.is_none().then(|| found.min(2048)));
-        let evaluation = EvaluationConfig { protocol: self.protocol.clone(), clips, extractor: self.extractor.clone() };
+        let extractor = self.extractor.clone();
+        let evaluation = EvaluationConfig {
+            protocol: self.protocol.clone(),
+            clips,
+            extractor: extractor.map(|file| ExtractorConfig { kind: ExtractorKind::I3D, file: Some(file) }),
+        };
         let out = match &self.out {
             Some(out) => out.clone(),
             None => own_folder(&evaluation, &real, &generated, self.seed)?,
@@ -262,7 +267,7 @@ pub struct Report {
     #[serde(default)]
     pub generated_text: String,
     /// What two sets of real clips are apart.
-    pub floor: Option<Floor>,
+    pub floor: Option<RealVsReal>,
     /// Of reconstructed real clips, at most 64; only where a run was evaluated.
     pub psnr_db: Option<f64>,
     /// Which clips were reconstructed.
@@ -313,17 +318,22 @@ impl Report {
             }
             let several = if figure.runs.len() > 1 { ", mean of all runs" } else { "" };
             if figure.runs.len() > 1 {
-                let of = |value: fn(&crate::metrics::Distances) -> String| {
-                    figure.runs.iter().map(value).collect::<Vec<_>>().join(" ")
-                };
-                say!("FVD of each run: {}", of(|run| format!("{:.2}", run.fvd)));
-                say!("KVD of each run: {}", of(|run| format!("{:.3}", run.kvd)));
+                for metric in figure.estimates.keys() {
+                    let value = |run: &Distances| run.get(*metric).map(|value| format!("{value:.*}", metric.digits()));
+                    let values: Vec<String> = figure.runs.iter().filter_map(value).collect();
+                    say!("{} of each run: {}", metric.title(), values.join(" "));
+                }
             }
-            let bound = match figure.extrapolates(I3d::CLASSES) {
-                true => String::new(),
-                false => format!(" at most (a set has fewer than {} clips)", I3d::CLASSES),
-            };
-            say!("samples, extrapolated to infinitely many clips: FVD {:.2}{bound}{several}", figure.fvd_extrapolated);
+            for (metric, estimate) in &figure.estimates {
+                let Some(extrapolation) = &estimate.extrapolation else { continue };
+                let Extrapolation { value, least_clips } = extrapolation;
+                let bound = match figure.reaches(extrapolation) {
+                    true => String::new(),
+                    false => format!(" at most (a set has fewer than {least_clips} clips)"),
+                };
+                let value = format!("{} {value:.*}", metric.title(), metric.digits());
+                say!("samples, extrapolated to infinitely many clips: {value}{bound}{several}");
+            }
         }
         if let Some(floor) = &self.floor {
             say!("{}", floor.line());
@@ -347,8 +357,8 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     if let Generated::Clips { data } = generated {
         enough(config, data.videos()?.videos.len() as i64)?;
     }
-    let extractor = I3d::load(config.extractor.as_deref(), device)?;
-    let shared = Shared { extractor: &extractor, device, ranks };
+    let extractor = config.extractor.clone().unwrap_or_default().open(device)?;
+    let shared = Shared { extractor: &*extractor, device, ranks };
     let measured = Measurement { config, extractor: shared };
 
     let sampled = Sampled::open(generated, &real_clips, *seed, device)?;
@@ -435,7 +445,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     {
         figures.insert(name.to_string(), real.figure(config, std::slice::from_ref(features), *seed)?);
     }
-    let protocol = real_clips.protocol(&extractor);
+    let protocol = real_clips.protocol(&*extractor);
     let report = Report {
         figures,
         generated: generated.clone(),

@@ -17,7 +17,7 @@ use crate::{
         evaluate_long::CURVES_FILE,
     },
     experiment::Mistake,
-    metrics::{Distances, Figure, Floor},
+    metrics::{Distances, Figure, RealVsReal},
     report::{
         Series,
         page::{
@@ -275,7 +275,7 @@ struct FiguresFile {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     generated_text: String,
-    floor: Option<Floor>,
+    floor: Option<RealVsReal>,
     psnr_db: Option<f64>,
     psnr_of: Option<String>,
     protocol: Value,
