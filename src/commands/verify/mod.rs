@@ -115,6 +115,7 @@ fn components(name: &str) -> Option<Component> {
     Some(match name {
         "autoencoder" => network(autoencoder::autoencoder),
         "patch_discriminator" => network(autoencoder::patch_discriminator),
+        "video_discriminator" => network(autoencoder::video_discriminator),
         "autoencoder_loss" => network(autoencoder::loss),
         "autoencoder_trace" => exact(autoencoder::trace, 1e-4),
         "unet3d" => network(diffusion::unet),
