@@ -4,18 +4,22 @@
 //! last in memory, so that space-only convolutions are 2D convolutions, a 1×1 convolution is a
 //! linear layer over positions, and both kinds of group norm read the same memory, without copies.
 
+mod adapter;
 mod attention;
 mod conv;
 mod frame_stack;
 mod linear;
+mod memory_layout;
 mod norm;
 mod parameters;
 mod timestep;
 
+pub use adapter::Adapter;
 pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
-pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d, channels_last, lies_channels_last};
+pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use frame_stack::FrameStack;
-pub use linear::{Adapter, Linear, linear_flops};
+pub use linear::{Linear, linear_flops};
+pub use memory_layout::{channels_last, prefers_channels_last};
 pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, full_precision};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

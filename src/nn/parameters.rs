@@ -374,7 +374,7 @@ impl Scope {
 
     /// Puts the channels of a kernel that was declared here last in memory, as convolution and gradient want it when
     /// activations lie so.
-    pub fn lay_channels_last(&self, name: impl Display) {
+    pub fn store_channels_last(&self, name: impl Display) {
         let name = self.full(name);
         let mut entries = self.parameters.entries.borrow_mut();
         let entry = entries.iter_mut().rev().find(|entry| entry.name == name).expect("declared before");

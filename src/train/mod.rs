@@ -1,6 +1,7 @@
 //! Training: one loop, two tasks.
 
 mod autoencoder;
+mod classes;
 mod diffusion;
 mod ema;
 mod labels;
@@ -14,9 +15,9 @@ mod saver;
 mod trainer;
 
 pub use autoencoder::AutoencoderTask;
+pub use classes::with_classes;
 pub use diffusion::DiffusionTask;
 pub use ema::Ema;
-pub use labels::with_classes;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
 pub use record::SECONDS_PER_STEP;

@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::commands::{FIGURES_FILE, bench::title, evaluate::Report as Evaluation, with_commas};
+use crate::commands::{bench::title, with_commas};
 use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
+    evaluation::{Evaluation, FIGURES_FILE},
     experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     nn::Parameters,

@@ -2,8 +2,9 @@
 
 use tch::Tensor;
 
-use super::{Ports, UNetConfig, over};
+use super::config::{UNetConfig, over};
 use crate::{
+    networks::Ports,
     nn::{FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
     torch::fuses,
 };

@@ -1,7 +1,7 @@
 //! Operations of the U-Net, counted from shapes.
 
-use super::{AttentionKind, Ports, UNetConfig};
-use crate::nn::linear_flops as product;
+use super::config::{AttentionKind, UNetConfig};
+use crate::{networks::Ports, nn::linear_flops as product};
 
 /// Of one forward pass over one latent `[C, F, h, w]`; with `attention: text`, given `context` tokens.
 pub(super) fn forward(config: &UNetConfig, ports: &Ports, latent: [i64; 4], context: i64) -> i64 {

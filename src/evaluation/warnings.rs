@@ -1,8 +1,8 @@
-//! What a user should know about the inputs before the figures come.
+//! Warnings about the inputs, before the figures come.
 
 use anyhow::{Context, Result};
 
-use super::{measure::RealClips, sampled::Sampled};
+use super::{real_clips::RealClips, sampled::Sampled};
 use crate::{
     data::{DataConfig, VideoEntry},
     experiment::Generated,

@@ -1,11 +1,11 @@
-//! The generated side of an evaluation, where it is a run.
+//! The run that an evaluation samples.
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 use tch::{Device, Tensor};
 
-use super::measure::RealClips;
+use super::real_clips::RealClips;
 use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
