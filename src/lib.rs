@@ -28,6 +28,7 @@
 //! distributed                             several processes that do one piece of work
 //! torch | ffmpeg | random | safetensors   what tch and video-rs do not expose (the only `unsafe`); noise; tensor files
 //! atomic_file | file_format | text_file   files that are whole or not there; what a file is; texts that people wrote
+//! registry                                implementations by the `kind` that a file of settings names
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
@@ -59,6 +60,7 @@ pub mod metrics;
 pub mod networks;
 pub mod nn;
 pub mod random;
+pub mod registry;
 pub mod report;
 pub mod safetensors;
 pub mod text;

@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
 use crate::{
-    codecs::LatentSpace,
+    codecs::{Encoded, EncodedKind, LatentSpace},
     data::{Loader, normalise},
     diffusion::{Condition, GivenFrames},
     distributed::Ranks,
@@ -30,6 +30,8 @@ pub struct DiffusionTask {
     generator: Generator,
     parameters: Parameters,
     source: Source,
+    /// What a batch's data are.
+    encoded: EncodedKind,
     experiment: DiffusionExperiment,
     device: Device,
 }
@@ -51,6 +53,7 @@ impl DiffusionTask {
         let data = &experiment.data;
         let (batch, seed) = (experiment.trainer.batch, experiment.seed);
         let latent = space.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let mut encoded = space.settings().encodes_to();
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
@@ -61,6 +64,7 @@ impl DiffusionTask {
                     file.display(),
                     latents.shape()
                 );
+                encoded = latents.kind();
                 Source::Latents(latents)
             }
         };
@@ -72,7 +76,7 @@ impl DiffusionTask {
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
         parameters.train_only(|name| experiment.moves(name));
-        Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
+        Ok(DiffusionTask { generator, parameters, source, encoded, experiment: experiment.clone(), device })
     }
 }
 
@@ -102,7 +106,8 @@ impl Task for DiffusionTask {
             }
             Source::Clips(loader) => {
                 let batch = loader.next()?;
-                let moments = self.generator.space.moments_of(&normalise(&upload(&batch.clips, self.device)));
+                let clips = normalise(&upload(&batch.clips, self.device));
+                let latents = self.generator.space.encode(&clips).stacked();
                 let text = match &self.generator.text {
                     None => None,
                     Some(encoder) => {
@@ -113,7 +118,7 @@ impl Task for DiffusionTask {
                         Some(encoder.encode(&captions.collect::<Result<Vec<_>>>()?)?)
                     }
                 };
-                Ok(Batch { data: moments, text, samples: batch.samples, position: batch.position })
+                Ok(Batch { data: latents, text, samples: batch.samples, position: batch.position })
             }
         }
     }
@@ -136,7 +141,7 @@ impl Task for DiffusionTask {
         let seed = self.experiment.seed;
         let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
-        let seen = batch.data.slice(2, None, None, *latent_stride);
+        let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
         let below = |purpose, most: i64| {
             let one = |&sample: &u64| stream(seed, purpose, sample, 0).random_range(0..most);

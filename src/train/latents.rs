@@ -1,4 +1,5 @@
-//! Latents, and captions with them, that were encoded once: the raw posterior's moments of many clips in one file.
+//! Latents, and captions with them, that were encoded once: the raw latents of many clips in one file, as what their codec
+//! makes them.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use tch::{Device, Tensor};
 
 use super::Batch;
 use crate::{
-    codecs::LatentSpace,
+    codecs::{EncodedKind, LatentSpace, Normalization},
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
     experiment::{Mistake, Numerics},
@@ -31,10 +32,21 @@ struct Origin {
     /// How their videos were read.
     #[serde(default)]
     reading: u32,
+    /// What the latents are; files that do not say hold Gaussians.
+    #[serde(default)]
+    encoded: EncodedKind,
 }
 
-/// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
-/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
+/// The name of the tensor of latents of a kind.
+fn tensor_of(kind: EncodedKind) -> &'static str {
+    match kind {
+        EncodedKind::Gaussian => "moments",
+        EncodedKind::Exact => "latents",
+    }
+}
+
+/// Encodes the first `count` samples of the data's order and writes them: of a codec that encodes to Gaussians `moments`
+/// `[N, 2C, F', h, w]`, means and then logarithms of variances; of another `latents` `[N, C, F', h, w]`; with a text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
 /// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
 /// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
 ///
@@ -61,8 +73,8 @@ pub fn pack_latents(
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
-        let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
-        let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        let latents = space.encode(&normalise(&upload(&clips, space.device()))).stacked();
+        let mut encoded = vec![Readback::of(&latents)?.wait()?];
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
@@ -70,23 +82,23 @@ pub fn pack_latents(
         }
         Ok(encoded)
     };
-    let (mut moments, mut context, mut done) = (Vec::new(), Vec::new(), 0);
+    let (mut latents, mut context, mut done) = (Vec::new(), Vec::new(), 0);
     ranks.collect(count.div_ceil(batch) as usize, encode, |_, encoded| {
         let mut encoded = encoded.into_iter();
-        moments.extend(encoded.next());
+        latents.extend(encoded.next());
         context.extend(encoded.next());
-        done += moments.last().map_or(0, |encoded| encoded.size()[0] as u64);
+        done += latents.last().map_or(0, |encoded| encoded.size()[0] as u64);
         on_clip(done);
         Ok(())
     })?;
     if !ranks.is_first() {
         return Ok(());
     }
-    let (scale, shift, reading) =
-        (space.moments.scale, space.moments.shift, data.dataset.reading()?.unwrap_or(READING));
+    let Normalization { scale, shift } = space.normalization;
+    let (reading, encoded) = (data.dataset.reading()?.unwrap_or(READING), space.settings().encodes_to());
     let data = DataConfig { workers: 1, ..data.clone() };
-    let origin = Origin { data, scale, shift, numerics, reading };
-    let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
+    let origin = Origin { data, scale, shift, numerics, reading, encoded };
+    let mut tensors = vec![(tensor_of(encoded), Tensor::cat(&latents, 0))];
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
         tensors.push(("context_empty", empty));
@@ -96,7 +108,8 @@ pub fn pack_latents(
 
 /// A file of latents, drawn from in the order of a seed. They stay in it: a step reads those of its samples.
 pub struct LatentFile {
-    moments: TensorRows,
+    latents: TensorRows,
+    kind: EncodedKind,
     context: Option<TensorRows>,
     seed: u64,
     batch: u64,
@@ -123,13 +136,15 @@ impl LatentFile {
     ) -> Result<Self> {
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
         let origin: Origin = serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)?;
-        let moments = TensorRows::open(path, "moments")?.with_context(not)?;
-        let size = moments.size();
-        ensure!(size.len() == 5 && size[0] > 0, "{}: moments of shape {size:?}", not());
-        if (origin.scale, origin.shift) != (space.moments.scale, space.moments.shift) {
+        let kind = origin.encoded;
+        let latents = TensorRows::open(path, tensor_of(kind))?.with_context(not)?;
+        let size = latents.size();
+        ensure!(size.len() == 5 && size[0] > 0, "{}: `{}` of shape {size:?}", not(), tensor_of(kind));
+        let Normalization { scale, shift } = space.normalization;
+        if (origin.scale, origin.shift) != (scale, shift) {
             return Err(Mistake(format!(
-                "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {}, shift {}): pack it again",
-                path.display(), origin.scale, origin.shift, space.moments.scale, space.moments.shift
+                "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {scale}, shift {shift}): pack it again",
+                path.display(), origin.scale, origin.shift
             ))
             .into());
         }
@@ -142,7 +157,8 @@ impl LatentFile {
         }
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
-            moments,
+            latents,
+            kind,
             context,
             seed,
             batch: batch as u64,
@@ -155,8 +171,13 @@ impl LatentFile {
 
     /// `[C, F, h, w]` of a latent.
     pub fn shape(&self) -> Vec<i64> {
-        let size = self.moments.size();
-        vec![size[1] / 2, size[2], size[3], size[4]]
+        let size = self.latents.size();
+        vec![size[1] / self.kind.tensors(), size[2], size[3], size[4]]
+    }
+
+    /// What its latents are.
+    pub fn kind(&self) -> EncodedKind {
+        self.kind
     }
 
     /// The next samples.
@@ -164,7 +185,7 @@ impl LatentFile {
     /// # Errors
     /// A file that is no longer whole.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        let count = self.moments.size()[0] as u64;
+        let count = self.latents.size()[0] as u64;
         let first = self.position + self.rank * self.batch;
         let samples: Vec<u64> = (first..first + self.batch).collect();
         let rows: Vec<i64> = samples
@@ -181,7 +202,7 @@ impl LatentFile {
             .collect();
         self.position += self.batch * self.ranks;
         Ok(Batch {
-            data: self.moments.read(&rows)?,
+            data: self.latents.read(&rows)?,
             text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
             samples,
             position: self.position,
