@@ -17,17 +17,17 @@ use common::{
     relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
 };
 use lvdm::{
-    autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
+    autoencoder_loss::{DiscriminatorConfig, VideoDiscriminatorConfig},
     checkpoint::{self, Checkpoint},
     codecs::{AutoencoderConfig, VideoAutoencoder},
-    diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
+    diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{Inputs, Ports, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
-    train::{Batch, Phase, Picture, Task, Terms, Trainer},
+    train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -72,7 +72,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
         "heads": 2, "recompute": recompute});
     let config: UNetConfig = serde_json::from_value(config).unwrap();
     let parameters = Parameters::new(Device::Cpu, 1);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 2, classes: None };
+    let ports = Ports::of([4, 2, 1, 1]);
     let unet = UNet3d::new(&parameters.root(), &config, &ports);
     wake(&parameters);
     parameters.to_kind(kind);
@@ -81,13 +81,14 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
     let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
     reduced(ranks, &parameters, "", || {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::default());
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Inputs::default(), false);
         loss.backward();
         loss.double_value(&[])
     })
 }
 
-fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
+/// With `of_clips` a discriminator of whole clips and feature matching too.
+fn autoencoder_gradients(ranks: &Ranks, kind: Kind, of_clips: bool) -> Found {
     let config: AutoencoderConfig =
         serde_json::from_value(json!({"channels": 4, "factors": [2, 4, 4], "norm_groups": 4})).unwrap();
     let parameters = Parameters::new(Device::Cpu, 2);
@@ -99,6 +100,8 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
         adversarial_start: 0,
         sync_batch_norm: true,
         discriminator: DiscriminatorConfig { channels: 8, layers: 2 },
+        video_discriminator: of_clips.then(|| VideoDiscriminatorConfig { channels: 4, layers: 2, weight: 1.0 }),
+        feature_matching: if of_clips { 1.0 } else { 0.0 },
         ..Default::default()
     };
     let loss = AutoencoderLoss::new(&loss, Device::Cpu, kind, 3).unwrap().over(ranks);
@@ -141,15 +144,15 @@ impl Task for Toy {
         "toy"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 0 })
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 0 })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();
         // the gradient is finite everywhere
@@ -182,8 +185,9 @@ fn job(name: &str, ranks: &Ranks) -> Found {
         "diffusion.float" => diffusion_gradients(ranks, Kind::Float, false),
         "diffusion.double" => diffusion_gradients(ranks, Kind::Double, false),
         "diffusion.recompute" => diffusion_gradients(ranks, Kind::Double, true),
-        "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float),
-        "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double),
+        "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float, false),
+        "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double, false),
+        "discriminators.double" => autoencoder_gradients(ranks, Kind::Double, true),
         other => panic!("{other}"),
     }
 }
@@ -273,8 +277,14 @@ fn workers(job: &str, out: &Path) -> [Child; 2] {
 #[test]
 fn two_ranks_have_the_gradients_of_the_doubled_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let names =
-        ["diffusion.float", "diffusion.double", "diffusion.recompute", "autoencoder.float", "autoencoder.double"];
+    let names = [
+        "diffusion.float",
+        "diffusion.double",
+        "diffusion.recompute",
+        "autoencoder.float",
+        "autoencoder.double",
+        "discriminators.double",
+    ];
     for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);

@@ -5,8 +5,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use lvdm::{
-    extractors::{i3d::I3d, lpips::Lpips},
-    metrics::{FeatureExtractor, frechet_distance, kernel_distance},
+    extractors::{FeatureExtractor, i3d::I3d, lpips::Lpips},
+    metrics::{frechet_distance, kernel_distance},
     torch::Autocast,
 };
 use tch::{Device, Kind, Tensor};

@@ -66,6 +66,7 @@ fn runs_sample_what_they_sampled() {
                 frames: &frames,
                 guidance: GuidanceConfig::default(),
             }),
+            ..Given::default()
         };
         for (sampler, config) in samplers {
             let latents = generator.latents(&[0, 1], &given, config, 9, &mut |_, _| {}).unwrap();

@@ -9,6 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::FeatureExtractor;
 use crate::{
     torch::{Autocast, upload},
     weights::{
@@ -209,6 +210,44 @@ impl I3d {
         // windows of 2×7×7, then the mean over them; both are means, so the logits may come last
         let x = x.avg_pool3d([2, 7, 7], [1, 1, 1], [0; 3], false, true, None::<i64>); // [B, 1024, F', 1, 1]
         x.mean_dim([2i64, 3, 4].as_slice(), false, Kind::Float).linear(&self.logits_weight, Some(&self.logits_bias))
+    }
+}
+
+impl FeatureExtractor for I3d {
+    fn name(&self) -> &str {
+        "I3D (Kinetics-400) logits"
+    }
+
+    fn weights_sha256(&self) -> &str {
+        self.sha256()
+    }
+
+    fn width(&self) -> i64 {
+        I3d::CLASSES
+    }
+
+    fn least_frames(&self) -> i64 {
+        I3d::MIN_FRAMES
+    }
+
+    fn preparation(&self) -> &str {
+        "clips to 224x224 bilinear without antialias"
+    }
+
+    fn features(&self, videos: &Tensor) -> Result<Tensor> {
+        match videos.size()[..] {
+            [_, f, h, w, 3] if videos.kind() == Kind::Uint8 && h > 0 && w > 0 => {
+                if f < I3d::MIN_FRAMES {
+                    bail!("I3D needs videos of at least {} frames, these have {f}", I3d::MIN_FRAMES);
+                }
+                Ok(self.logits(videos))
+            }
+            _ => bail!(
+                "videos must be of type Uint8 and shape [N, F, H, W, 3], these are {:?} {:?}",
+                videos.kind(),
+                videos.size()
+            ),
+        }
     }
 }
 

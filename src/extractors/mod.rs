@@ -1,7 +1,14 @@
 //! Frozen networks that judge: features of videos (I3D), perceptual distance of pictures (LPIPS).
+//!
+//! A feature extractor is a file here whose type is a [`FeatureExtractor`], and a line of the registry
+//! (`registry.rs`) under the `kind` by which an experiment names it: `extractor: {kind: i3d, file: …}`.
 
+mod feature_extractor;
 pub mod i3d;
 pub mod lpips;
+mod registry;
 
+pub use feature_extractor::FeatureExtractor;
 pub use i3d::I3d;
 pub use lpips::Lpips;
+pub use registry::{ExtractorConfig, ExtractorKind};

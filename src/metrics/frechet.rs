@@ -1,27 +1,34 @@
 //! The Fréchet distance between Gaussians fitted to two sets of features (FVD, on I3D's).
 
 use anyhow::{Result, bail};
-use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-/// What a covariance of n samples is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Divisor {
-    /// n − 1: the original implementation, and the released LVDM code.
-    #[default]
-    NMinusOne,
-    /// n: StyleGAN-V.
-    N,
-}
+use super::{divisor::Divisor, video_metric::VideoMetric};
+use crate::extractors::FeatureExtractor;
 
-impl Divisor {
-    /// As formulas have it.
-    pub fn words(self) -> &'static str {
-        match self {
-            Divisor::NMinusOne => "n - 1",
-            Divisor::N => "n",
-        }
+/// The Fréchet video distance (Unterthiner et al. 2018, arXiv 1812.01717): [`frechet_distance_by`] of the extractor's
+/// features, one row a clip.
+pub struct Fvd;
+
+impl VideoMetric for Fvd {
+    fn name(&self) -> &'static str {
+        "fvd"
+    }
+
+    fn title(&self) -> &'static str {
+        "FVD"
+    }
+
+    fn definition(&self, extractor: &dyn FeatureExtractor) -> String {
+        format!("Fréchet distance of Gaussians, {}", extractor.preparation())
+    }
+
+    fn compute(&self, real: &Tensor, generated: &Tensor, divisor: Divisor) -> Result<f64> {
+        frechet_distance_by(real, generated, divisor)
+    }
+
+    fn is_biased(&self) -> bool {
+        true
     }
 }
 

@@ -3,7 +3,41 @@
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 
-use super::frechet::{checked, same_width};
+use super::{
+    divisor::Divisor,
+    frechet::{checked, same_width},
+    video_metric::VideoMetric,
+};
+use crate::extractors::FeatureExtractor;
+
+/// The kernel video distance: [`kernel_distance`] of the extractor's features, one row a clip. It can be negative.
+pub struct Kvd;
+
+impl VideoMetric for Kvd {
+    fn name(&self) -> &'static str {
+        "kvd"
+    }
+
+    fn title(&self) -> &'static str {
+        "KVD"
+    }
+
+    fn digits(&self) -> usize {
+        3
+    }
+
+    fn definition(&self, _: &dyn FeatureExtractor) -> String {
+        "unbiased MMD², kernel (x·y/D + 1)³".into()
+    }
+
+    fn compute(&self, real: &Tensor, generated: &Tensor, _: Divisor) -> Result<f64> {
+        kernel_distance(real, generated)
+    }
+
+    fn without_groups(&self, real: &Tensor, generated: &Tensor, groups: i64, _: Divisor) -> Result<Vec<f64>> {
+        kernel_distances_without_groups(real, generated, groups)
+    }
+}
 
 /// The unbiased estimate of the squared maximum mean discrepancy between features `[N, D]` and `[M, D]`
 /// under the kernel (x·y/D + 1)³, in float64. It can be negative.
@@ -22,7 +56,7 @@ pub fn kernel_distance(real: &Tensor, fake: &Tensor) -> Result<f64> {
 ///
 /// # Errors
 /// As [`kernel_distance`].
-pub(super) fn kernel_distances_without_groups(real: &Tensor, fake: &Tensor, groups: i64) -> Result<Vec<f64>> {
+fn kernel_distances_without_groups(real: &Tensor, fake: &Tensor, groups: i64) -> Result<Vec<f64>> {
     let kept = |features: &Tensor| {
         let group = Tensor::arange(features.size()[0], (Kind::Int64, Device::Cpu)).remainder(groups);
         let left_out = Tensor::arange(groups, (Kind::Int64, Device::Cpu)).unsqueeze(1);

@@ -1,15 +1,27 @@
 //! How far generated videos are from real ones, and reconstructions from their originals.
+//!
+//! A metric is a file here whose type is a [`VideoMetric`], and a line of the registry (`registry.rs`). With that an
+//! experiment can ask for it (`evaluation: {metrics: [fvd, kvd, …]}`), it gets runs, an interval and where it is biased an
+//! extrapolation, and it stands by its name in figures, tables and pages.
 
+mod divisor;
 mod estimate;
-mod features;
+mod figure;
 mod frechet;
 mod mmd;
 mod protocol;
+mod real_vs_real;
 mod reconstruction;
+mod registry;
+mod video_metric;
 
-pub use estimate::{Distances, Figure, Floor, FloorSets, Interval, about, extrapolated_fvd, jackknife};
-pub use features::FeatureExtractor;
-pub use frechet::{Divisor, frechet_distance, frechet_distance_by};
-pub use mmd::kernel_distance;
+pub use divisor::Divisor;
+pub use estimate::Interval;
+pub use figure::{Estimate, Extrapolation, Figure};
+pub use frechet::{Fvd, frechet_distance, frechet_distance_by};
+pub use mmd::{Kvd, kernel_distance};
 pub use protocol::{Protocol, ProtocolConfig, Redraw};
+pub use real_vs_real::{RealPairs, RealVsReal};
 pub use reconstruction::{psnr_db, ssim};
+pub use registry::{Distances, Metric};
+pub use video_metric::{ComparedFeatures, VideoMetric};

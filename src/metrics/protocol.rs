@@ -1,14 +1,17 @@
 //! What a figure depends on.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Divisor, FeatureExtractor};
-use crate::data::{DataConfig, DatasetConfig, Draw, Fit};
+use super::{divisor::Divisor, registry::Metric, video_metric::ComparedFeatures};
+use crate::{
+    data::{DataConfig, DatasetConfig, Draw, Fit},
+    extractors::{ExtractorConfig, FeatureExtractor},
+};
 
 /// A way to measure, as a file says it: everything but the videos.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -47,9 +50,9 @@ pub struct ProtocolConfig {
     /// What covariances are divided by.
     #[serde(default)]
     pub covariance: Divisor,
-    /// Another file of I3D weights in the packaged layout; its hash is part of every figure.
+    /// Whose features are compared; I3D's where it is not said.
     #[serde(default)]
-    pub extractor: Option<PathBuf>,
+    pub extractor: Option<ExtractorConfig>,
 }
 
 /// Which side has new clips in each run.
@@ -247,23 +250,34 @@ pub struct Protocol {
     pub extractor: String,
     /// Of its weight file.
     pub extractor_sha256: String,
-    /// How FVD is computed.
-    pub fvd: String,
-    /// How KVD is computed.
-    pub kvd: String,
+    /// How each metric is computed, under the metric's name.
+    #[serde(flatten)]
+    pub definitions: BTreeMap<Metric, String>,
 }
 
 impl Protocol {
     /// The settings with the stride that is used, on these real data, whose fingerprint is `real_sha256` and which are read
-    /// so.
-    pub fn new(
+    /// so. `extractor` is the protocol's own; each metric comes with the extractor whose features it compares.
+    pub fn new<'a>(
         config: &ProtocolConfig,
         real: &DataConfig,
         real_sha256: &str,
         reading: Option<u32>,
         seed: u64,
         extractor: &dyn FeatureExtractor,
+        metrics: impl IntoIterator<Item = (Metric, &'a dyn FeatureExtractor)>,
     ) -> Self {
+        let definition = |(metric, compared): (Metric, &dyn FeatureExtractor)| {
+            let definition = metric.definition(compared);
+            let text = match metric.compares() {
+                ComparedFeatures::OfProtocol => definition,
+                ComparedFeatures::Of(_) => match compared.weights_sha256() {
+                    "" => format!("{definition}, of {}", compared.name()),
+                    sha256 => format!("{definition}, of {} (sha256 {sha256})", compared.name()),
+                },
+            };
+            (metric, text)
+        };
         let stride = config.frame_stride.unwrap_or(real.frame_stride);
         Protocol {
             settings: ProtocolConfig { frame_stride: Some(stride), ..config.clone() },
@@ -273,17 +287,19 @@ impl Protocol {
             seed,
             extractor: extractor.name().into(),
             extractor_sha256: extractor.weights_sha256().into(),
-            fvd: "Fréchet distance of Gaussians, clips to 224x224 bilinear without antialias".into(),
-            kvd: "unbiased MMD², kernel (x·y/D + 1)³".into(),
+            definitions: metrics.into_iter().map(definition).collect(),
         }
     }
 
     /// All of it but where data and weights lie: equal figures need equal identities.
     pub fn identity(&self) -> Value {
         let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
-        let Protocol { real_sha256, reading, seed, extractor, extractor_sha256, fvd, kvd, .. } = self;
+        let Protocol { real_sha256, reading, seed, extractor, extractor_sha256, definitions, .. } = self;
         let mut identity = json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
-            "extractor_sha256": extractor_sha256, "fvd": fvd, "kvd": kvd});
+            "extractor_sha256": extractor_sha256});
+        for (metric, definition) in definitions {
+            identity[metric.name()] = json!(definition);
+        }
         // figures of arrays, and of the first reading, are those of before there were readings
         if let Some(reading @ 1..) = reading {
             identity["reading"] = json!(reading);
@@ -300,16 +316,16 @@ impl Protocol {
     /// One line for people.
     pub fn line(&self) -> String {
         let short = |sha256: &str| sha256[..12.min(sha256.len())].to_string();
+        let definition = |(metric, text): (&Metric, &String)| format!("; {}: {text}", metric.title());
         format!(
-            "{}; real: {} (sha256 {}…), seed {}; {} (sha256 {}…); FVD: {}; KVD: {}",
+            "{}; real: {} (sha256 {}…), seed {}; {} (sha256 {}…){}",
             self.settings.line(),
             self.real.line(),
             short(&self.real_sha256),
             self.seed,
             self.extractor,
             short(&self.extractor_sha256),
-            self.fvd,
-            self.kvd,
+            self.definitions.iter().map(definition).collect::<String>(),
         )
     }
 }
@@ -317,11 +333,12 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Folder, Indexed};
 
     struct Nothing;
 
     impl FeatureExtractor for Nothing {
-        fn name(&self) -> &'static str {
+        fn name(&self) -> &str {
             "nothing"
         }
 
@@ -333,35 +350,51 @@ mod tests {
             1
         }
 
+        fn least_frames(&self) -> i64 {
+            1
+        }
+
+        fn preparation(&self) -> &str {
+            "as they are"
+        }
+
         fn features(&self, videos: &tch::Tensor) -> Result<tch::Tensor> {
             Ok(videos.shallow_clone())
         }
     }
 
+    /// FVD and KVD against real data of this fingerprint.
+    fn protocol(config: &ProtocolConfig, data: &DataConfig, sha256: &str, reading: Option<u32>, seed: u64) -> Protocol {
+        let metrics = [Metric::FVD, Metric::KVD].map(|metric| (metric, &Nothing as &dyn FeatureExtractor));
+        Protocol::new(config, data, sha256, reading, seed, &Nothing, metrics)
+    }
+
     fn data() -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         DataConfig { dataset, frames: 16, frame_stride: 2, resolution: 64, flip: true, workers: 3 }
     }
 
     #[test]
     fn whatever_moves_a_figure_moves_the_hash() {
         let plain = ProtocolConfig::plain(96, &data());
-        let hash = |config: &ProtocolConfig, data: &DataConfig, seed| {
-            Protocol::new(config, data, "aa", Some(1), seed, &Nothing).hash()
-        };
+        let hash =
+            |config: &ProtocolConfig, data: &DataConfig, seed| protocol(config, data, "aa", Some(1), seed).hash();
         let base = hash(&plain, &data(), 0);
         // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
-        let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };
+        let elsewhere = DataConfig { dataset: DatasetConfig::Folder(Folder { root: "./videos".into() }), ..data() };
         assert_eq!(base, hash(&plain, &elsewhere, 0));
-        assert_eq!(base, hash(&ProtocolConfig { extractor: Some("i3d".into()), ..plain.clone() }, &data(), 0));
+        assert_eq!(
+            base,
+            hash(&ProtocolConfig { extractor: Some(ExtractorConfig::default()), ..plain.clone() }, &data(), 0)
+        );
         let squash = Fit { squash: true, ..Fit::default() };
         let mut others = vec![
             hash(&plain, &data(), 1),
             hash(&plain, &DataConfig { frame_stride: 1, ..data() }, 0),
-            Protocol::new(&plain, &data(), "bb", Some(1), 0, &Nothing).hash(),
-            Protocol::new(&plain, &data(), "aa", Some(2), 0, &Nothing).hash(),
-            Protocol::new(&plain, &data(), "aa", None, 0, &Nothing).hash(),
+            protocol(&plain, &data(), "bb", Some(1), 0).hash(),
+            protocol(&plain, &data(), "aa", Some(2), 0).hash(),
+            protocol(&plain, &data(), "aa", None, 0).hash(),
         ];
         for config in [
             plain.clone().at(95),
@@ -383,16 +416,14 @@ mod tests {
         others.dedup();
         assert_eq!(others.len(), count);
         // and a figure's file gives back the same protocol
-        let protocol = Protocol::new(&plain, &data(), "aa", Some(1), 0, &Nothing);
+        let protocol = protocol(&plain, &data(), "aa", Some(1), 0);
         let text = serde_json::to_string(&protocol).unwrap();
         assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), protocol);
     }
 
     #[test]
     fn arrays_and_videos_of_the_first_reading_keep_their_hash() {
-        let identity = |reading| {
-            Protocol::new(&ProtocolConfig::plain(96, &data()), &data(), "aa", reading, 0, &Nothing).identity()
-        };
+        let identity = |reading| protocol(&ProtocolConfig::plain(96, &data()), &data(), "aa", reading, 0).identity();
         assert!(identity(None).get("reading").is_none());
         assert_eq!(identity(Some(0)), identity(None));
         assert_eq!(identity(Some(1))["reading"], 1);
@@ -404,12 +435,13 @@ mod tests {
         assert_eq!(config.clone().at(2048).name, "lvdm16");
         assert_eq!(config.clone().at(96).at(64).name, "lvdm16@64");
         let test = DataConfig {
-            dataset: DatasetConfig::Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) },
+            dataset: DatasetConfig::Indexed(Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) }),
             ..data()
         };
-        let line = Protocol::new(&config.at(96), &test, "aa", Some(1), 0, &Nothing).line();
+        let line = protocol(&config.at(96), &test, "aa", Some(1), 0).line();
         assert!(line.starts_with("lvdm16@96: 96 clips of 16 frames at stride 2, 64 px"), "{line}");
-        for word in ["sky/index.jsonl, split test (sha256 aa…)", "covariances over n - 1", "224x224", "unbiased MMD²"]
+        for word in
+            ["sky/index.jsonl, split test (sha256 aa…)", "covariances over n - 1", "as they are", "unbiased MMD²"]
         {
             assert!(line.contains(word), "{line}");
         }

@@ -1,6 +1,6 @@
 //! One HTML page of finished runs, which carries all that it shows and fetches nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -9,10 +9,7 @@ use serde_yaml::Value;
 use sha2::{Digest, Sha256};
 
 use super::{Plot, Scale, Series};
-use crate::{
-    extractors::I3d,
-    metrics::{Distances, Figure, Floor, Interval},
-};
+use crate::metrics::{Distances, Estimate, Extrapolation, Figure, Metric, RealVsReal};
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/videos.js");
@@ -59,7 +56,7 @@ pub struct Evaluation {
     /// What was sampled and how.
     pub generated: String,
     /// What two sets of real clips are apart.
-    pub floor: Option<Floor>,
+    pub floor: Option<RealVsReal>,
     /// Of reconstructed real clips.
     pub psnr_db: Option<f64>,
     /// Which clips were reconstructed; none in files of early versions.
@@ -285,23 +282,34 @@ impl Page {
     fn long(&self) -> Result<Markup> {
         let mut parts = Vec::new();
         for LongEvaluation { name, protocol, curves, floor, device } in &self.long {
-            let plot = |value: fn(&Distances) -> f64| {
-                let points = |curve: &LongCurve| curve.windows.iter().map(|(x, d)| (*x as f64, value(d))).collect();
+            let measured = |metric: &Metric| {
+                curves.iter().flat_map(|curve| &curve.windows).any(|(_, window)| window.get(*metric).is_some())
+            };
+            let metrics: Vec<Metric> = Metric::all().filter(measured).collect();
+            let plot = |metric: Metric| {
+                let value = |(x, window): &(i64, Distances)| Some((*x as f64, window.get(metric)?));
+                let points = |curve: &LongCurve| curve.windows.iter().filter_map(value).collect();
                 Plot {
                     title: String::new(),
                     subtitle: String::new(),
                     x_label: "first frame of the window".into(),
                     y_label: String::new(),
                     series: curves.iter().map(|c| Series { name: c.name.clone(), points: points(c) }).collect(),
-                    level: floor.map(|floor| ("real clips against real ones".into(), value(&floor))),
+                    level: floor
+                        .as_ref()
+                        .and_then(|floor| Some(("real clips against real ones".into(), floor.get(metric)?))),
                 }
             };
-            let plots = [("FVD, lower is better", plot(|d| d.fvd)), ("KVD, lower is better", plot(|d| d.kvd))];
-            let plots: Vec<Markup> =
-                plots.iter().map(|(title, plot)| figure(title, plot, Scale::Linear)).collect::<Result<_>>()?;
+            let title = |metric: Metric| format!("{}, lower is better", metric.title());
+            let plots: Vec<Markup> = metrics
+                .iter()
+                .map(|metric| figure(&title(*metric), &plot(*metric), Scale::Linear))
+                .collect::<Result<_>>()?;
             let frames: Vec<i64> = curves.iter().flat_map(|c| c.windows.iter().map(|(frame, _)| *frame)).collect();
-            let frames = std::collections::BTreeSet::from_iter(frames);
-            let at = |curve: &LongCurve, frame: i64| curve.windows.iter().find(|(f, _)| *f == frame).map(|(_, d)| *d);
+            let frames = BTreeSet::from_iter(frames);
+            let at = |curve: &LongCurve, frame: i64, metric: Metric| {
+                curve.windows.iter().find(|(f, _)| *f == frame).and_then(|(_, window)| window.get(metric))
+            };
             parts.push(html! {
                 h3 { (name) }
                 p.note { (protocol.title()) ", on " (device) }
@@ -318,16 +326,18 @@ impl Page {
                     summary { "Every window" }
                     div.wide { table {
                         thead {
-                            tr { th { "first frame" } @for curve in curves { th.n { (curve.name) " FVD" } th.n { "KVD" } } }
+                            tr { th { "first frame" } @for curve in curves { @for (i, metric) in metrics.iter().enumerate() {
+                                th.n { @if i == 0 { (curve.name) " " } (metric.title()) }
+                            } } }
                         }
                         tbody {
                             @for frame in frames {
                                 tr { th { (frame) } @for curve in curves {
-                                    td.n { (or_dash(at(curve, frame).map(|d| d.fvd))) } td.n { (or_dash(at(curve, frame).map(|d| d.kvd))) }
+                                    @for metric in &metrics { td.n { (or_dash(at(curve, frame, *metric))) } }
                                 } }
                             }
                             @if let Some(floor) = floor {
-                                tr { th { "real" } @for _ in curves { td.n { (number(floor.fvd)) } td.n { (number(floor.kvd)) } } }
+                                tr { th { "real" } @for _ in curves { @for metric in &metrics { td.n { (or_dash(floor.get(*metric))) } } } }
                             }
                         }
                     } }
@@ -459,7 +469,7 @@ impl Page {
 impl Training {
     fn kind(&self) -> &'static str {
         let has = |key: &str| self.experiment.as_ref().is_some_and(|(_, value)| value.get(key).is_some());
-        match (has("unet"), has("autoencoder")) {
+        match (has("network") || has("unet"), has("autoencoder")) {
             (true, _) => "Diffusion",
             (false, true) => "Autoencoder",
             (false, false) => "Other training",
@@ -532,14 +542,25 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
     let several = evaluations.len() > 1;
     let figures = || evaluations.iter().flat_map(|evaluation| &evaluation.figures).map(|(_, _, figure)| figure);
     let with_runs = figures().any(|figure| figure.runs.len() > 1);
-    let few = figures().any(|figure| !figure.extrapolates(I3d::CLASSES));
+    let metrics: BTreeSet<Metric> = figures().flat_map(|figure| figure.estimates.keys().copied()).collect();
+    let extrapolations = |metric: Metric| {
+        figures().filter_map(move |figure| Some((figure, figure.estimates.get(&metric)?.extrapolation.as_ref()?)))
+    };
+    let extrapolated_ones: Vec<Metric> =
+        metrics.iter().copied().filter(|metric| extrapolations(*metric).next().is_some()).collect();
+    // the metrics of which some set has too few clips, and how many there should be
+    let few = extrapolated_ones.iter().filter_map(|metric| {
+        let short = extrapolations(*metric).filter(|(figure, extrapolation)| !figure.reaches(extrapolation));
+        short.map(|(_, extrapolation)| extrapolation.least_clips).max()
+    });
+    let few: BTreeSet<i64> = few.collect();
     html! {
         div.wide { table {
             thead { tr {
                 @if several { th { "evaluation" } }
-                th { "set" } th.n { "FVD" } th.n { "KVD" }
+                th { "set" } @for metric in &metrics { th.n { (metric.title()) } }
                 @if with_runs { th { "each run" } }
-                th.n { "FVD, extrapolated" }
+                @for metric in &extrapolated_ones { th.n { (metric.title()) ", extrapolated" } }
                 th.n { "clips" }
                 th { "what the set is" }
             } }
@@ -549,10 +570,9 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                         tr {
                             @if several { td { (evaluation.name) } }
                             th { (set) }
-                            td.n { (value(figure.fvd, figure.fvd_std, figure.fvd_interval, 2)) }
-                            td.n { (value(figure.kvd, figure.kvd_std, figure.kvd_interval, 3)) }
-                            @if with_runs { td { @for run in &figure.runs { (fixed(run.fvd, 2)) " / " (fixed(run.kvd, 3)) br; } } }
-                            td.n { (extrapolated(figure)) }
+                            @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                            @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
+                            @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
                             td.n { (figure.clips[0]) " / " (figure.clips[1]) }
                             td.long { (meaning) @if set == "samples" && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
                         }
@@ -561,12 +581,12 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             }
         } }
         ul.note {
-            @if figures().any(|figure| figure.fvd_interval.is_some()) { li { "[…]: 95 % intervals by the jackknife" @if with_runs { ", about the mean of all runs" } "." } }
+            @if figures().any(|figure| figure.estimates.values().any(|estimate| estimate.interval.is_some())) { li { "[…]: 95 % intervals by the jackknife" @if with_runs { ", about the mean of all runs" } "." } }
             @else { li { "The file has no intervals." } }
-            @if with_runs { li { "± is the standard deviation over runs; each run is FVD / KVD." } }
+            @if with_runs { li { "± is the standard deviation over runs; each run is " (metrics.iter().map(|metric| metric.title()).collect::<Vec<_>>().join(" / ")) "." } }
             li {
                 "Extrapolated: to infinitely many clips" @if with_runs { ", the mean of all runs" } "."
-                @if few { " Of fewer than " (I3d::CLASSES) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
+                @for clips in &few { " Of fewer than " (clips) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
             }
             li { "Clips: of the real / of the generated side." }
             @for evaluation in &evaluations {
@@ -581,21 +601,30 @@ fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
     }
 }
 
-/// FVD at infinitely many clips, as far as the clips tell it.
-fn extrapolated(figure: &Figure) -> String {
-    match (figure.extrapolates(I3d::CLASSES), fixed(figure.fvd_extrapolated, 2)) {
-        (true, fvd) => fvd,
-        (false, fvd) if figure.fvd_extrapolated > 0.0 => format!("at most {fvd}"),
+/// A metric at infinitely many clips, as far as the clips tell it.
+fn extrapolated(figure: &Figure, metric: Metric) -> String {
+    let extrapolation = figure.estimates.get(&metric).and_then(|estimate| estimate.extrapolation);
+    let Some(extrapolation @ Extrapolation { value, .. }) = extrapolation else { return String::new() };
+    match (figure.reaches(&extrapolation), fixed(value, metric.digits())) {
+        (true, text) => text,
+        (false, text) if value > 0.0 => format!("at most {text}"),
         (false, _) => "–".into(),
     }
 }
 
+/// One run: `119.96 / −1.750`.
+fn each_metric(run: &Distances) -> String {
+    run.iter().map(|(metric, value)| fixed(value, metric.digits())).collect::<Vec<_>>().join(" / ")
+}
+
 /// `678.62 ± 3.00` with the interval under it.
-fn value(value: f64, std: Option<f64>, interval: Option<Interval>, digits: usize) -> Markup {
+fn value(figure: &Figure, metric: Metric) -> Markup {
+    let Some(Estimate { value, std, interval, .. }) = figure.estimates.get(&metric) else { return html! {} };
+    let digits = metric.digits();
     html! {
-        (fixed(value, digits))
-        @if let Some(std) = std { " ± " (fixed(std, digits)) }
-        @if let Some([low, high]) = interval { br; small { "[" (fixed(low, digits)) ", " (fixed(high, digits)) "]" } }
+        (fixed(*value, digits))
+        @if let Some(std) = std { " ± " (fixed(*std, digits)) }
+        @if let Some([low, high]) = interval { br; small { "[" (fixed(*low, digits)) ", " (fixed(*high, digits)) "]" } }
     }
 }
 
@@ -765,22 +794,15 @@ mod tests {
     }
 
     fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
-        Figure {
-            fvd,
-            kvd: -0.5,
-            fvd_std: None,
-            kvd_std: None,
-            runs: Vec::new(),
-            fvd_interval: None,
-            kvd_interval: None,
-            fvd_extrapolated: fvd - 300.0,
-            clips,
-        }
+        let extrapolation = Some(Extrapolation { value: fvd - 300.0, least_clips: 400 });
+        let fvd = Estimate { value: fvd, extrapolation, ..Estimate::default() };
+        let kvd = Estimate { value: -0.5, ..Estimate::default() };
+        Figure { estimates: [(Metric::FVD, fvd), (Metric::KVD, kvd)].into(), runs: Vec::new(), clips }
     }
 
     #[test]
     fn an_extrapolation_claims_no_more_than_the_clips_tell() {
-        let told = |fvd, clips| extrapolated(&figure_of(fvd, [clips, clips]));
+        let told = |fvd, clips| extrapolated(&figure_of(fvd, [clips, clips]), Metric::FVD);
         assert_eq!([told(350.0, 400), told(290.0, 400)], ["50.00", "−10.00"]);
         assert_eq!([told(350.0, 96), told(290.0, 96)], ["at most 50.00", "–"]);
     }

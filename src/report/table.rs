@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use crate::metrics::{Figure, Interval, Protocol};
+use crate::metrics::{Figure, Interval, Metric, Protocol};
 
 /// One row.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ struct Row {
     meaning: String,
 }
 
-/// A table of FVD and KVD.
+/// A table of figures, a column a metric.
 #[derive(Debug, Clone, Default)]
 pub struct FigureTable {
     rows: Vec<Row>,
@@ -63,31 +63,40 @@ fn range(interval: Option<Interval>, digits: usize) -> String {
 impl fmt::Display for FigureTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let several = self.protocols() > 1;
-        let mut lines = vec![["", "FVD", "", "KVD", "", "", "protocol"].map(String::from)];
-        for Row { set, figure, hash, protocol, meaning } in &self.rows {
-            lines.push([
-                set.clone(),
-                with_std(figure.fvd, figure.fvd_std, 2),
-                range(figure.fvd_interval, 1),
-                with_std(figure.kvd, figure.kvd_std, 3),
-                range(figure.kvd_interval, 2),
-                meaning.clone(),
-                format!("{protocol} ({hash})"),
-            ]);
+        let metrics: BTreeSet<Metric> = self.rows.iter().flat_map(|row| row.figure.estimates.keys().copied()).collect();
+        let titles = metrics.iter().flat_map(|metric| [metric.title().to_string(), String::new()]);
+        let mut lines = vec![[String::new()].into_iter().chain(titles).collect::<Vec<_>>()];
+        for Row { set, figure, .. } in &self.rows {
+            let cells = metrics.iter().flat_map(|metric| match figure.estimates.get(metric) {
+                None => [String::new(), String::new()],
+                Some(estimate) => [
+                    with_std(estimate.value, estimate.std, metric.digits()),
+                    range(estimate.interval, metric.digits() - 1),
+                ],
+            });
+            lines.push([set.clone()].into_iter().chain(cells).collect());
         }
-        let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-        for line in &lines {
-            let [set, fvd, fvd_range, kvd, kvd_range, meaning, protocol] = line;
-            let [w0, w1, w2, w3, w4, w6] = [0, 1, 2, 3, 4, 6].map(width);
-            let mut text = format!("{set:w0$}  {fvd:>w1$} {fvd_range:w2$}  {kvd:>w3$} {kvd_range:w4$}");
+        let protocols = || self.rows.iter().map(|row| format!("{} ({})", row.protocol, row.hash));
+        let widest = |texts: &mut dyn Iterator<Item = usize>| texts.max().unwrap_or(0);
+        let width = |column: usize| widest(&mut lines.iter().map(|line| line[column].chars().count()));
+        let of_protocol = widest(&mut protocols().map(|text| text.chars().count()).chain(["protocol".len()]));
+        let last = [("protocol".to_string(), "")].into_iter();
+        let last = last.chain(protocols().zip(self.rows.iter().map(|row| row.meaning.as_str())));
+        for (line, (protocol, meaning)) in lines.iter().zip(last) {
+            let mut text = format!("{:1$}", line[0], width(0));
+            for column in (1..line.len()).step_by(2) {
+                let [value, range] = [&line[column], &line[column + 1]];
+                text += &format!("  {value:>0$} {range:1$}", width(column), width(column + 1));
+            }
             if several {
-                text += &format!("  {protocol:w6$}");
+                text += &format!("  {protocol:of_protocol$}");
             }
             text += &format!("  {meaning}");
             writeln!(f, "{}", text.trim_end())?;
         }
+        let has_interval = |figure: &Figure| figure.estimates.values().any(|estimate| estimate.interval.is_some());
         let figures = || self.rows.iter().map(|row| &row.figure);
-        if figures().any(|figure| figure.fvd_interval.is_some()) {
+        if figures().any(has_interval) {
             let runs = if figures().any(|figure| figure.runs.len() > 1) { ", about the mean of all runs" } else { "" };
             writeln!(f, "[…]: 95 % intervals by the jackknife{runs}")?;
         }
@@ -102,12 +111,12 @@ impl fmt::Display for FigureTable {
 mod tests {
     use super::*;
     use crate::{
-        data::{DataConfig, DatasetConfig},
-        metrics::{Distances, ProtocolConfig},
+        data::{DataConfig, DatasetConfig, Folder},
+        metrics::{Estimate, ProtocolConfig},
     };
 
     fn protocol(clips: i64) -> Protocol {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         let real = DataConfig { dataset, frames: 16, frame_stride: 1, resolution: 64, flip: false, workers: 1 };
         Protocol {
             settings: ProtocolConfig::plain(clips, &real),
@@ -117,23 +126,16 @@ mod tests {
             seed: 0,
             extractor: "I3D".into(),
             extractor_sha256: "00".into(),
-            fvd: String::new(),
-            kvd: String::new(),
+            definitions: Default::default(),
         }
     }
 
     fn figure(fvd: f64, std: Option<f64>) -> Figure {
-        Figure {
-            fvd,
-            kvd: 1.5,
-            fvd_std: std,
-            kvd_std: std,
-            runs: vec![Distances { fvd, kvd: 1.5 }],
-            fvd_interval: Some([fvd - 1.0, fvd + 1.0]),
-            kvd_interval: None,
-            fvd_extrapolated: fvd / 2.0,
-            clips: [96, 96],
-        }
+        let interval = Some([fvd - 1.0, fvd + 1.0]);
+        let fvd = Estimate { value: fvd, std, interval, extrapolation: None };
+        let kvd = Estimate { value: 1.5, std, ..Estimate::default() };
+        let estimates = [(Metric::FVD, fvd), (Metric::KVD, kvd)].into();
+        Figure { estimates, runs: Vec::new(), clips: [96, 96] }
     }
 
     #[test]

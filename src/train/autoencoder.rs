@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{Batch, Phase, Picture, Task, Terms};
+use super::{Batch, Picture, Task, Terms, TrainedNetwork};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
     codecs::{LatentMoments, VideoAutoencoder},
@@ -69,10 +69,10 @@ impl Task for AutoencoderTask {
         "autoencoder"
     }
 
-    fn phases(&self) -> Vec<Phase> {
+    fn networks(&self) -> Vec<TrainedNetwork> {
         vec![
-            Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() },
-            Phase {
+            TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() },
+            TrainedNetwork {
                 name: "discriminator",
                 gradient_norm: "discriminator_gradient_norm",
                 parameters: self.loss.discriminator_parameters().clone(),
@@ -83,7 +83,7 @@ impl Task for AutoencoderTask {
     fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.loader.next()?;
         let clips = upload(&batch.clips, self.device);
-        Ok(Batch { data: clips, text: None, samples: batch.samples, position: batch.position })
+        Ok(Batch { data: clips, text: None, labels: None, samples: batch.samples, position: batch.position })
     }
 
     fn missing_videos(&self) -> usize {
@@ -94,15 +94,15 @@ impl Task for AutoencoderTask {
         self.loader.skipped().keys().map(|&video| video.into()).collect()
     }
 
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let x = normalise(&batch.data);
-        if phase == 0 {
+        if network == 0 {
             let posterior = self.autoencoder.encode(&x);
             let reconstruction =
                 self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
             let last = self.autoencoder.last_kernel();
             let terms = self.loss.generator_backward(&x, &reconstruction, &posterior, last, step, scale);
-            return Ok(vec![
+            let mut logged = vec![
                 ("loss", terms.total),
                 ("reconstruction", terms.reconstruction),
                 ("pixel", terms.pixel),
@@ -110,7 +110,11 @@ impl Task for AutoencoderTask {
                 ("kl", terms.kl),
                 ("adversarial", terms.adversarial),
                 ("adversarial_factor", terms.adversarial_factor),
-            ]);
+            ];
+            if self.experiment.loss.feature_matching > 0.0 {
+                logged.push(("feature_matching", terms.feature_matching));
+            }
+            return Ok(logged);
         }
         if !self.loss.is_adversarial(step) {
             return Ok(vec![("discriminator_loss", Tensor::zeros([], (Kind::Float, self.device)))]);
@@ -118,11 +122,16 @@ impl Task for AutoencoderTask {
         let noise = self.noise(Purpose::PosteriorDiscriminator, &batch.samples);
         let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));
         let terms = self.loss.discriminator_backward(&x, &reconstruction, scale);
-        Ok(vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)])
+        let mut logged =
+            vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)];
+        if let Some([real, fake]) = terms.video {
+            logged.extend([("video_logits_real", real), ("video_logits_fake", fake)]);
+        }
+        Ok(logged)
     }
 
-    fn takes_part(&self, phase: usize, step: i64) -> bool {
-        phase == 0 || self.loss.is_adversarial(step)
+    fn takes_part(&self, network: usize, step: i64) -> bool {
+        network == 0 || self.loss.is_adversarial(step)
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

@@ -11,13 +11,12 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    commands::{
-        demo::SUMMARY_FILE,
-        evaluate::{CARD_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, ReconstructionFigures, SETS},
-        evaluate_long::CURVES_FILE,
+    commands::demo::SUMMARY_FILE,
+    evaluation::{
+        CARD_FILE, CURVES_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, Reconstruction as ReconstructionFigures, SETS,
     },
     experiment::Mistake,
-    metrics::{Distances, Figure, Floor},
+    metrics::{Distances, Figure, RealVsReal},
     report::{
         Series,
         page::{
@@ -275,7 +274,7 @@ struct FiguresFile {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     generated_text: String,
-    floor: Option<Floor>,
+    floor: Option<RealVsReal>,
     psnr_db: Option<f64>,
     psnr_of: Option<String>,
     protocol: Value,

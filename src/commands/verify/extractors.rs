@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::{Outputs, case::Case, scalar};
 use crate::{
-    extractors::{I3d, Lpips},
-    metrics::{Distances, FeatureExtractor},
+    extractors::{FeatureExtractor, I3d, Lpips},
+    metrics::{frechet_distance, kernel_distance},
 };
 
 pub fn i3d(case: &Case) -> Result<Outputs> {
@@ -32,6 +32,5 @@ pub fn feature_metrics(case: &Case) -> Result<Outputs> {
 }
 
 fn distances(real: &Tensor, fake: &Tensor) -> Result<Outputs> {
-    let Distances { fvd, kvd } = Distances::between(real, fake)?;
-    Ok(vec![("fvd", scalar(fvd)), ("kvd", scalar(kvd))])
+    Ok(vec![("fvd", scalar(frechet_distance(real, fake)?)), ("kvd", scalar(kernel_distance(real, fake)?))])
 }
