@@ -2,11 +2,13 @@
 //!
 //! They need the weight files (`lvdm weights fetch`, or LVDM_WEIGHTS) and fail without them.
 
+mod common;
+
 use std::{collections::BTreeMap, path::Path};
 
 use lvdm::{
-    extractors::{FeatureExtractor, i3d::I3d, lpips::Lpips},
-    metrics::{frechet_distance, kernel_distance},
+    extractors::{ExtractorConfig, FeatureExtractor, i3d::I3d, lpips::Lpips},
+    metrics::{ComparedFeatures, Divisor, Metric, frechet_distance, kernel_distance},
     torch::Autocast,
 };
 use tch::{Device, Kind, Tensor};
@@ -122,4 +124,63 @@ fn another_network_is_named_as_such() {
     assert!(message.contains("another network than I3D") && message.contains("missing"), "{message}");
     let message = format!("{:#}", Lpips::load(Some(Path::new("nowhere.ckpt")), CPU, Kind::Float).err().unwrap());
     assert!(message.contains("nowhere.ckpt cannot be read"), "{message}");
+}
+
+/// A smooth texture of side `side` that moves by `v` pixels a frame (right, down), u8 `[frames, side, side, 3]`.
+fn moving_texture(seed: u64, frames: i64, side: i64, v: [f64; 2]) -> Tensor {
+    let axis = |n: i64, shape: [i64; 3]| Tensor::arange(n, (Kind::Double, CPU)).view(shape);
+    let t = axis(frames, [-1, 1, 1]);
+    let (x, y) = (axis(side, [1, 1, -1]) - &t * v[0], axis(side, [1, -1, 1]) - &t * v[1]);
+    let draws = Vec::<f64>::try_from(common::noise(seed, &[40]).to_kind(Kind::Double)).unwrap();
+    let scale = 128.0 / side as f64;
+    let waves = draws.chunks(4).map(|draw| {
+        let (a, b) = (draw[0] * 0.15 * scale, draw[1] * 0.15 * scale);
+        (&x * a + &y * b + draw[2] * 6.0).sin() * (20.0 + 5.0 * draw[3])
+    });
+    let grey: Tensor = waves.sum::<Tensor>() + 128.0; // [F, S, S]
+    let channels = [1.0, 0.8, 0.6].map(|part| (&grey - 128.0) * part + 120.0);
+    Tensor::stack(&channels, 3).clamp(0.0, 255.0).to_kind(Kind::Uint8)
+}
+
+/// Clips whose textures move mostly to the right and get faster, u8 `[N, F, S, S, 3]`.
+fn moving_set(count: u64, first: u64) -> Tensor {
+    let clip = |i: u64| {
+        let drawn = common::noise(100 + first + i, &[2]);
+        let v = [1.2 + 0.15 * drawn.double_value(&[0]), 0.15 * drawn.double_value(&[1])];
+        // faster from the middle on
+        let early = moving_texture(first + i, 4, 64, v);
+        let late = moving_texture(first + i, 8, 64, [2.0 * v[0], 2.0 * v[1]]).narrow(0, 2, 6);
+        Tensor::cat(&[early, late], 0)
+    };
+    Tensor::stack(&(0..count).map(clip).collect::<Vec<_>>(), 0)
+}
+
+/// A metric's distance from some real videos, whose features are made once.
+fn distance_from(metric: &str, real: &Tensor) -> impl Fn(&Tensor) -> f64 {
+    let metric = Metric::named(metric).unwrap();
+    let ComparedFeatures::Of(kind) = metric.compares() else { panic!("{metric:?}") };
+    let extractor = ExtractorConfig::from(kind).open(CPU).unwrap();
+    let real = extractor.features(real).unwrap();
+    move |videos| metric.compute(&real, &extractor.features(videos).unwrap(), Divisor::NMinusOne).unwrap()
+}
+
+/// The order of frames, without which every frame is what it was.
+fn reordered(videos: &Tensor, order: &[i64]) -> Tensor {
+    videos.index_select(1, &Tensor::from_slice(order))
+}
+
+/// Frames and nothing else: their order does not count, their colours and their sharpness do.
+#[test]
+fn the_frame_distance_sees_frames() {
+    let real = moving_set(3, 0).narrow(1, 2, 4);
+    let from_real = distance_from("frame_distance", &real);
+    let (backwards, shuffled) =
+        (from_real(&reordered(&real, &[3, 2, 1, 0])), from_real(&reordered(&real, &[2, 0, 3, 1])));
+    let float = real.to_kind(Kind::Float);
+    let negative = from_real(&(-&float + 255.0).to_kind(Kind::Uint8));
+    let flat = float.flatten(0, 1).permute([0, 3, 1, 2]);
+    let blurred = flat.avg_pool2d([5, 5], [1, 1], [2, 2], false, false, None::<i64>);
+    let blurred = from_real(&blurred.permute([0, 2, 3, 1]).reshape(real.size()).to_kind(Kind::Uint8));
+    println!("backwards {backwards:.1e}, shuffled {shuffled:.1e}, negative {negative:.3}, blurred {blurred:.3}");
+    assert!(backwards.abs() < 1e-6 && shuffled.abs() < 1e-6 && negative > 0.01 && blurred > 0.001);
 }

@@ -4,9 +4,11 @@
 //! (`registry.rs`) under the `kind` by which an experiment names it: `extractor: {kind: i3d, file: …}`.
 
 mod feature_extractor;
+pub mod frames;
 pub mod i3d;
 pub mod lpips;
 mod registry;
+mod vgg16;
 
 pub use feature_extractor::FeatureExtractor;
 pub use i3d::I3d;

@@ -12,13 +12,16 @@ use serde::{
 };
 use tch::Device;
 
-use super::{FeatureExtractor, I3d};
+use super::{FeatureExtractor, I3d, frames::Vgg16Frames};
 
 /// Opens an extractor's own weight file, or the one that is given in its place.
 type Open = fn(Option<&Path>, Device) -> Result<Box<dyn FeatureExtractor>>;
 
 /// Every extractor, under the `kind` by which files name it.
-static EXTRACTORS: &[(&str, Open)] = &[("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?)))];
+static EXTRACTORS: &[(&str, Open)] = &[
+    ("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?))),
+    ("vgg16_frames", |file, device| Ok(Box::new(Vgg16Frames::load(file, device)?))),
+];
 
 /// The kind of an extractor: a name of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,6 +30,8 @@ pub struct ExtractorKind(&'static str);
 impl ExtractorKind {
     /// The one of FVD's definition.
     pub const I3D: Self = ExtractorKind("i3d");
+    /// The one of the frame distance.
+    pub const VGG16_FRAMES: Self = ExtractorKind("vgg16_frames");
 
     /// Every kind, in the order of the registry.
     pub fn all() -> impl Iterator<Item = Self> {

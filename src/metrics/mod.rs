@@ -7,6 +7,7 @@
 mod divisor;
 mod estimate;
 mod figure;
+mod frame_distance;
 mod frechet;
 mod mmd;
 mod protocol;
@@ -18,6 +19,7 @@ mod video_metric;
 pub use divisor::Divisor;
 pub use estimate::Interval;
 pub use figure::{Estimate, Extrapolation, Figure};
+pub use frame_distance::FrameDistance;
 pub use frechet::{Fvd, frechet_distance, frechet_distance_by};
 pub use mmd::{Kvd, kernel_distance};
 pub use protocol::{Protocol, ProtocolConfig, Redraw};

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::{Outputs, case::Case, scalar};
 use crate::{
-    extractors::{FeatureExtractor, I3d, Lpips},
+    extractors::{FeatureExtractor, I3d, Lpips, frames::Vgg16Frames},
     metrics::{frechet_distance, kernel_distance},
 };
 
@@ -20,6 +20,12 @@ pub fn lpips(case: &Case) -> Result<Outputs> {
         "distance",
         tch::no_grad(|| Ok::<Tensor, anyhow::Error>(network.distance(&case.input("a")?, &case.input("b")?)))?,
     )])
+}
+
+pub fn vgg16_frames(case: &Case) -> Result<Outputs> {
+    let network = Vgg16Frames::load(None, case.device())?;
+    let features = |name: &str| network.features(&case.input(name)?);
+    Ok(vec![("features", features("video")?), ("features_large", features("large")?)])
 }
 
 pub fn video_metrics(case: &Case) -> Result<Outputs> {

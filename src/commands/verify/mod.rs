@@ -123,6 +123,7 @@ fn components(name: &str) -> Option<Component> {
         "schedule" => exact(diffusion::schedule, 1e-6),
         "i3d" => exact(extractors::i3d, 1e-3),
         "lpips" => network(extractors::lpips),
+        "vgg16_frames" => exact(extractors::vgg16_frames, 1e-5),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
         "feature_metrics" => exact(extractors::feature_metrics, 1e-3),
         "sd_unet" => network(stable_diffusion::unet),
