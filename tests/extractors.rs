@@ -1,4 +1,4 @@
-//! I3D, LPIPS and the figures made from them, with the real weights.
+//! I3D, LPIPS and the figures made from them, with the real weights; the motion distance.
 //!
 //! They need the weight files (`lvdm weights fetch`, or LVDM_WEIGHTS) and fail without them.
 
@@ -7,7 +7,7 @@ mod common;
 use std::{collections::BTreeMap, path::Path};
 
 use lvdm::{
-    extractors::{ExtractorConfig, FeatureExtractor, i3d::I3d, lpips::Lpips},
+    extractors::{ExtractorConfig, ExtractorKind, FeatureExtractor, i3d::I3d, lpips::Lpips},
     metrics::{ComparedFeatures, Divisor, Metric, frechet_distance, kernel_distance},
     torch::Autocast,
 };
@@ -142,6 +142,46 @@ fn moving_texture(seed: u64, frames: i64, side: i64, v: [f64; 2]) -> Tensor {
     Tensor::stack(&channels, 3).clamp(0.0, 255.0).to_kind(Kind::Uint8)
 }
 
+fn motion() -> Box<dyn FeatureExtractor> {
+    ExtractorConfig::from(ExtractorKind::MOTION).open(CPU).unwrap()
+}
+
+/// Velocities that are known, in pixels of 128², land in their directions; nothing accelerates.
+#[test]
+fn motion_has_the_right_speed_and_direction() {
+    let motion = motion();
+    for (v, side, direction, speed) in [
+        ([3.0, 0.0], 128, 0, 3.0),
+        ([0.0, -2.0], 128, 6, 2.0),
+        ([-1.5, 0.0], 64, 4, 3.0),
+        ([2.0, 2.0], 128, 1, 8f64.sqrt()),
+    ] {
+        let clip = moving_texture(3, 5, side, v).unsqueeze(0);
+        let features = motion.features(&clip).unwrap().to_kind(Kind::Double).view([2, 4, 4, 8]);
+        // cells inside, where no edge comes in
+        let inside = features.narrow(1, 1, 2).narrow(2, 1, 2).mean_dim([1i64, 2].as_slice(), false, Kind::Double);
+        let [velocity, acceleration] = [0, 1].map(|i| Vec::<f64>::try_from(inside.get(i)).unwrap());
+        let wanted = (1.0 + speed).log2();
+        println!("{v:?} at {side}: {:.3} of {wanted:.3}, {velocity:.3?}, {acceleration:.3?}", velocity[direction]);
+        assert!((velocity[direction] / wanted - 1.0).abs() < 0.1, "{v:?}: {velocity:?}");
+        assert!(velocity.iter().enumerate().all(|(i, size)| i == direction || *size < 0.12), "{v:?}: {velocity:?}");
+        assert!(acceleration.iter().all(|size| *size < 0.06), "{v:?}: {acceleration:?}");
+    }
+    // the same on other numbers of threads, and whatever else is in the batch
+    let clips = Tensor::stack(&[0, 1, 2].map(|seed| moving_texture(seed, 5, 64, [1.0, 0.5])), 0);
+    let all = motion.features(&clips).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let bytes = Vec::<u8>::try_from(clips.get(1).flatten(0, -1)).unwrap();
+    let alone = pool.install(|| {
+        let clip = Tensor::from_slice(&bytes).view([1, 5, 64, 64, 3]);
+        Vec::<f32>::try_from(self::motion().features(&clip).unwrap().view(-1)).unwrap()
+    });
+    assert_eq!(alone, Vec::<f32>::try_from(all.get(1)).unwrap());
+    let error = motion.features(&clips.narrow(1, 0, 2)).unwrap_err().to_string();
+    assert!(error.contains("at least 3 frames, these have 2"), "{error}");
+    assert_eq!(motion.features(&clips.narrow(0, 0, 0)).unwrap().size(), [0, 256]);
+}
+
 /// Clips whose textures move mostly to the right and get faster, u8 `[N, F, S, S, 3]`.
 fn moving_set(count: u64, first: u64) -> Tensor {
     let clip = |i: u64| {
@@ -167,6 +207,33 @@ fn distance_from(metric: &str, real: &Tensor) -> impl Fn(&Tensor) -> f64 {
 /// The order of frames, without which every frame is what it was.
 fn reordered(videos: &Tensor, order: &[i64]) -> Tensor {
     videos.index_select(1, &Tensor::from_slice(order))
+}
+
+/// Motion and nothing else: what stands still, plays backwards, is shuffled or sped up is far; other colours are not.
+#[test]
+fn the_motion_distance_sees_motion() {
+    let (real, others) = (moving_set(16, 0), moving_set(16, 50));
+    let from_real = distance_from("motion_distance", &real);
+    let same = from_real(&real);
+    assert!(same.abs() < 1e-6, "{same}");
+    let other_clips = from_real(&others);
+    let frozen = from_real(&reordered(&real, &[0; 10]));
+    let backwards = from_real(&reordered(&real, &[9, 8, 7, 6, 5, 4, 3, 2, 1, 0]));
+    let shuffled = from_real(&reordered(&real, &[3, 9, 0, 6, 2, 8, 5, 1, 7, 4]));
+    let sped_up = from_real(&reordered(&real, &[0, 2, 4, 6, 8]));
+    let float = real.to_kind(Kind::Float);
+    let darker = from_real(&(&float * 0.7 + 10.0).round().to_kind(Kind::Uint8));
+    let negative = from_real(&(-&float + 255.0).to_kind(Kind::Uint8));
+    println!(
+        "other clips {other_clips:.4}, frozen {frozen:.4}, backwards {backwards:.4}, shuffled {shuffled:.4}, sped up \
+         {sped_up:.4}, darker {darker:.5}, negative {negative:.5}"
+    );
+    for (name, value) in [("frozen", frozen), ("backwards", backwards), ("shuffled", shuffled), ("sped up", sped_up)] {
+        assert!(value > 2.0 * other_clips, "{name}: {value}, and other clips {other_clips}");
+        for (name, value) in [("darker", darker), ("negative", negative)] {
+            assert!(value < 0.5 * other_clips && value < 0.01 * frozen, "{name}: {value}");
+        }
+    }
 }
 
 /// Frames and nothing else: their order does not count, their colours and their sharpness do.

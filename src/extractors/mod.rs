@@ -7,6 +7,7 @@ mod feature_extractor;
 pub mod frames;
 pub mod i3d;
 pub mod lpips;
+pub mod motion;
 mod registry;
 mod vgg16;
 

@@ -12,7 +12,7 @@ use serde::{
 };
 use tch::Device;
 
-use super::{FeatureExtractor, I3d, frames::Vgg16Frames};
+use super::{FeatureExtractor, I3d, frames::Vgg16Frames, motion::Motion};
 
 /// Opens an extractor's own weight file, or the one that is given in its place.
 type Open = fn(Option<&Path>, Device) -> Result<Box<dyn FeatureExtractor>>;
@@ -21,6 +21,7 @@ type Open = fn(Option<&Path>, Device) -> Result<Box<dyn FeatureExtractor>>;
 static EXTRACTORS: &[(&str, Open)] = &[
     ("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?))),
     ("vgg16_frames", |file, device| Ok(Box::new(Vgg16Frames::load(file, device)?))),
+    ("motion", |file, _| Ok(Box::new(Motion::new(file)?))),
 ];
 
 /// The kind of an extractor: a name of the registry.
@@ -32,6 +33,8 @@ impl ExtractorKind {
     pub const I3D: Self = ExtractorKind("i3d");
     /// The one of the frame distance.
     pub const VGG16_FRAMES: Self = ExtractorKind("vgg16_frames");
+    /// The one of the motion distance.
+    pub const MOTION: Self = ExtractorKind("motion");
 
     /// Every kind, in the order of the registry.
     pub fn all() -> impl Iterator<Item = Self> {
