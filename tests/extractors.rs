@@ -1,11 +1,12 @@
-//! I3D, LPIPS and the figures made from them, with the real weights; the motion distance.
+//! I3D, LPIPS and the figures made from them, with the real weights; the motion distance; weights that a user brings.
 //!
 //! They need the weight files (`lvdm weights fetch`, or LVDM_WEIGHTS) and fail without them.
 
 mod common;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
+use common::{Said, lvdm_in, pickle::write_checkpoint_under};
 use lvdm::{
     extractors::{ExtractorConfig, ExtractorKind, FeatureExtractor, i3d::I3d, lpips::Lpips},
     metrics::{ComparedFeatures, Divisor, Metric, frechet_distance, kernel_distance},
@@ -250,4 +251,96 @@ fn the_frame_distance_sees_frames() {
     let blurred = from_real(&blurred.permute([0, 2, 3, 1]).reshape(real.size()).to_kind(Kind::Uint8));
     println!("backwards {backwards:.1e}, shuffled {shuffled:.1e}, negative {negative:.3}, blurred {blurred:.3}");
     assert!(backwards.abs() < 1e-6 && shuffled.abs() < 1e-6 && negative > 0.01 && blurred > 0.001);
+}
+
+/// A checkpoint as it is published: wrapped, with other networks beside it.
+fn write_v_jepa(path: &Path) -> BTreeMap<String, Tensor> {
+    let case = common::source("tests/parity/v_jepa.safetensors");
+    let notes = lvdm::safetensors::read_notes(&case).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&notes["config"]).unwrap();
+    let named: Vec<(String, Tensor)> = serde_json::from_value::<Vec<(String, Vec<i64>)>>(config["tensors"].clone())
+        .unwrap()
+        .into_iter()
+        .map(|(name, shape)| (name, Tensor::zeros(&shape, (Kind::Float, CPU))))
+        .collect();
+    let tensors = lvdm::weights::synthesize(&named, "");
+    let wrapped = tensors.iter().map(|(name, t)| (format!("module.backbone.{name}"), t.shallow_clone())).collect();
+    write_checkpoint_under("target_encoder", path, &wrapped, &|pickle| {
+        pickle.text("encoder");
+        pickle.raw(b"}");
+        pickle.text("epoch");
+        pickle.int(300);
+    });
+    tensors
+}
+
+/// `lvdm weights add` takes what the extractor needs out of a published checkpoint; its hash is that of the checkpoint, and
+/// the features are those of the reference.
+#[test]
+fn weights_that_a_user_brings() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let lvdm = |arguments: &[&str]| -> Said {
+        lvdm_in(at, arguments).env("LVDM_WEIGHTS", at.join("weights")).output().unwrap().into()
+    };
+    let tensors = write_v_jepa(&at.join("vith16.pth.tar"));
+    let listed = lvdm(&["weights"]);
+    assert!(
+        listed.out.contains("V-JEPA, the network of JEDi: missing") && listed.out.contains("lvdm weights add v_jepa")
+    );
+    assert!(
+        listed.out.contains("I3D (Kinetics-400), the network of FVD: missing; `lvdm weights fetch`"),
+        "{}",
+        listed.out
+    );
+
+    // what is another network's, or no file at all, is refused, and nothing is written
+    let said = lvdm(&["weights", "add", "video_mae_v2", "vith16.pth.tar"]);
+    let error = said.error(1);
+    assert!(error.contains("is not VideoMAE-v2") && error.contains("attn.q"), "{error}");
+    assert!(lvdm(&["weights", "add", "v_jepa", "nowhere.pt"]).error(1).contains("there is no file nowhere.pt"));
+    assert_eq!(lvdm(&["weights", "add", "v_jepo", "vith16.pth.tar"]).status, 2);
+    assert!(!at.join("weights").exists());
+
+    let added = lvdm(&["weights", "add", "v_jepa", "vith16.pth.tar"]);
+    let bytes = fs::read(at.join("vith16.pth.tar")).unwrap();
+    let sha256: String = sha2_of(&bytes);
+    assert!(added.out.contains(&sha256), "{}\n{}", added.out, added.err);
+    assert!(lvdm(&["weights"]).out.contains(&format!("SHA-256 {sha256}")));
+
+    // from its place, from the checkpoint, and as safetensors
+    let open = |file: &Path| {
+        let kind = ExtractorKind::named("v_jepa").unwrap();
+        ExtractorConfig { kind, file: Some(file.to_path_buf()) }.open(CPU)
+    };
+    let placed = at.join("weights/v_jepa.safetensors");
+    lvdm::safetensors::write_foreign_safetensors(
+        &at.join("own.safetensors"),
+        &tensors.into_iter().collect::<Vec<(String, Tensor)>>(),
+    )
+    .unwrap();
+    let case = case("v_jepa");
+    for (file, hash) in [(&placed, &sha256), (&at.join("vith16.pth.tar"), &sha256)] {
+        let network = open(file).unwrap();
+        assert_eq!((network.weights_sha256(), network.width()), (hash.as_str(), 64));
+        let error = relative_error(&network.features(&case["in.video"]).unwrap(), &case["out.features"]);
+        assert!(error < 1e-5, "{error:e}");
+        // one at a time: a video's features do not depend on its neighbours
+        let alone = network.features(&case["in.video"].narrow(0, 1, 1)).unwrap();
+        assert!(relative_error(&alone, &case["out.features"].narrow(0, 1, 1)) < 1e-5);
+        assert!(network.features(&plain(1, 1, 0.0)).unwrap_err().to_string().contains("at least 2 frames"));
+    }
+    assert_ne!(open(&at.join("own.safetensors")).unwrap().weights_sha256(), sha256);
+
+    // damage is found
+    let mut damaged = fs::read(&placed).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&placed, damaged).unwrap();
+    let error = format!("{:#}", open(&placed).err().unwrap());
+    assert!(error.contains("v_jepa.safetensors"), "{error}");
+}
+
+fn sha2_of(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

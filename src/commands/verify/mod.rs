@@ -124,6 +124,8 @@ fn components(name: &str) -> Option<Component> {
         "i3d" => exact(extractors::i3d, 1e-3),
         "lpips" => network(extractors::lpips),
         "vgg16_frames" => exact(extractors::vgg16_frames, 1e-5),
+        "video_mae_v2" => exact(extractors::video_mae_v2, 1e-5),
+        "v_jepa" => exact(extractors::v_jepa, 1e-5),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
         "feature_metrics" => exact(extractors::feature_metrics, 1e-3),
         "sd_unet" => network(stable_diffusion::unet),
