@@ -4,8 +4,8 @@ mod common;
 
 use common::{moving_clips, noise, relative_error};
 use lvdm::{
-    autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
     codecs::{AutoencoderConfig, Posterior, VideoAutoencoder},
     data::normalise,
     extractors::Lpips,
@@ -254,6 +254,116 @@ fn the_hinge_loss() {
     }
     let terms = bench.loss.discriminator_backward(&bench.x, &bench.reconstruction(), 1.0).read();
     assert_eq!((terms.loss, terms.real, terms.fake), (1.0, 0.0, 0.0));
+}
+
+/// With a discriminator of clips and feature matching, in float64: values and gradients of both updates against the
+/// formulas, which are written here with networks of their own, of the same parameters.
+#[test]
+fn a_discriminator_of_clips_and_feature_matching() {
+    let of_clips = VideoDiscriminatorConfig { channels: 4, layers: 2, weight: 0.7 };
+    let config = AutoencoderLossConfig {
+        pixel: PixelLoss::L2,
+        video_discriminator: Some(of_clips.clone()),
+        feature_matching: 0.3,
+        ..plain()
+    };
+    let loss = AutoencoderLoss::new(&config, CPU, Kind::Double, 1).unwrap();
+    let double = |sample| noise(sample, &SHAPE).clamp(-1.0, 1.0).to_kind(Kind::Double);
+    let (x, base) = (double(0), double(1));
+    let kernel = Tensor::from_slice(&[0.5f64, 0.8, 1.1]).view([1, 3, 1, 1, 1]).set_requires_grad(true);
+    let zeros = || Tensor::zeros([2, 4, 2, 4, 4], (Kind::Double, CPU));
+    let posterior = Posterior { mean: zeros(), logvar: zeros() };
+    // at step 11 half of the warm-up is over
+    let terms = loss.generator_backward(&x, &(&base * &kernel), &posterior, &kernel, 11, 1.0).read();
+    let gradient = kernel.grad().copy();
+    assert!(loss.discriminator_parameters().trainable().iter().all(|(_, p)| !p.grad().defined()));
+
+    let parameters = Parameters::new(CPU, 0);
+    let image = PatchDiscriminator::new(&parameters.root(), 3, &config.discriminator);
+    let video = VideoDiscriminator::new(&parameters.root().sub("video"), 3, &of_clips);
+    parameters.to_kind(Kind::Double);
+    parameters.load(&loss.discriminator_parameters().named().into_iter().collect()).unwrap();
+    let frames = |video: &Tensor| video.transpose(1, 2).reshape([8, 3, 32, 32]);
+    let apart = |fake: &[Tensor], real: &[Tensor]| -> Tensor {
+        fake.iter().zip(real).map(|(fake, real)| (fake - real.detach()).abs().mean(None)).sum()
+    };
+    let fake = &base * &kernel;
+    let ([image_fake, image_real], [video_fake, video_real]) =
+        ([&fake, &x].map(|clips| image.judge(&frames(clips))), [&fake, &x].map(|clips| video.judge(clips)));
+    assert_eq!((image_fake.features.len(), video_fake.features.len()), (3, 3));
+    // n → ⌊n/2⌋ + 1 twice, then n + 1 twice
+    assert_eq!(video_fake.logits.size(), [2, 1, 4, 11, 11]);
+    let adversarial: Tensor = -image_fake.logits.mean(None) - video_fake.logits.mean(None) * 0.7;
+    let matching =
+        apart(&image_fake.features, &image_real.features) + apart(&video_fake.features, &video_real.features);
+    let pixels = (&x - &fake).square().sum(None) / 8.0;
+    let values = (3 * 32 * 32) as f64;
+    let by_hand = &pixels + &adversarial * terms.adversarial_factor + &matching * (0.3 * 0.5 * values);
+    kernel.shallow_clone().zero_grad();
+    by_hand.backward();
+    assert!(relative_error(&gradient, &kernel.grad()) < 1e-12, "{gradient:?} and {:?}", kernel.grad());
+    for (name, found, wanted) in [
+        ("total", terms.total, &by_hand),
+        ("adversarial", terms.adversarial, &adversarial),
+        ("matching", terms.feature_matching, &matching),
+    ] {
+        let wanted = wanted.double_value(&[]);
+        assert!((found / wanted - 1.0).abs() < 1e-12 && wanted != 0.0, "{name}: {found} and {wanted}");
+    }
+    // feature matching is seen in the gradient: the same without it is another one
+    let without =
+        AutoencoderLoss::new(&AutoencoderLossConfig { feature_matching: 0.0, ..config }, CPU, Kind::Double, 1);
+    kernel.shallow_clone().zero_grad();
+    without.unwrap().generator_backward(&x, &(&base * &kernel), &posterior, &kernel, 11, 1.0);
+    assert!(relative_error(&kernel.grad(), &gradient) > 1e-2);
+
+    // the discriminators' own update
+    let terms = loss.discriminator_backward(&x, &fake, 1.0).read();
+    let hinge =
+        |real: &Tensor, fake: &Tensor| ((1.0f64 - real).relu().mean(None) + (fake + 1.0).relu().mean(None)) * 0.5;
+    let fake = fake.detach();
+    let ([image_fake, image_real], [video_fake, video_real]) =
+        ([&fake, &x].map(|clips| image.forward(&frames(clips))), [&fake, &x].map(|clips| video.judge(clips).logits));
+    let by_hand = hinge(&image_real, &image_fake) + hinge(&video_real, &video_fake) * 0.7;
+    parameters.zero_grad();
+    by_hand.backward();
+    assert!((terms.loss / by_hand.double_value(&[]) - 1.0).abs() < 1e-12);
+    let [real, fake] = terms.video.unwrap();
+    let wanted = [&video_real, &video_fake].map(|logits| logits.mean(None).double_value(&[]));
+    assert!((real / wanted[0] - 1.0).abs() < 1e-12 && (fake / wanted[1] - 1.0).abs() < 1e-12);
+    for ((name, found), (_, wanted)) in loss.discriminator_parameters().trainable().iter().zip(parameters.trainable()) {
+        let difference = (found.grad() - wanted.grad()).norm().double_value(&[]);
+        assert!(difference <= 1e-12 * wanted.grad().norm().double_value(&[]) + 1e-14, "{name}: {difference:e}");
+    }
+}
+
+/// What has no discriminator to stand on is refused by its key.
+#[test]
+fn discriminators_that_make_no_sense() {
+    let of_clips = |config| Some(VideoDiscriminatorConfig { channels: 4, ..config });
+    let base = VideoDiscriminatorConfig::default;
+    for (config, words) in [
+        (AutoencoderLossConfig { feature_matching: -1.0, ..plain() }, "feature_matching is a weight of 0 or more"),
+        (
+            AutoencoderLossConfig { feature_matching: 1.0, adversarial_weight: 0.0, ..plain() },
+            "adversarial_weight is 0",
+        ),
+        (
+            AutoencoderLossConfig { video_discriminator: Some(base()), adversarial_weight: 0.0, ..plain() },
+            "video_discriminator.weight needs",
+        ),
+        (
+            AutoencoderLossConfig {
+                video_discriminator: of_clips(VideoDiscriminatorConfig { layers: 0, ..base() }),
+                ..plain()
+            },
+            "video_discriminator.layers must be at least 1, not 0",
+        ),
+    ] {
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    AutoencoderLossConfig { video_discriminator: Some(base()), feature_matching: 1.0, ..plain() }.validate().unwrap();
 }
 
 /// In mixed precision the discriminator runs in bfloat16; margins, their means and what is logged are float32. In

@@ -17,8 +17,8 @@ use common::{
     relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
 };
 use lvdm::{
-    autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
+    autoencoder_loss::{DiscriminatorConfig, VideoDiscriminatorConfig},
     checkpoint::{self, Checkpoint},
     codecs::{AutoencoderConfig, VideoAutoencoder},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
@@ -87,7 +87,8 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     })
 }
 
-fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
+/// With `of_clips` a discriminator of whole clips and feature matching too.
+fn autoencoder_gradients(ranks: &Ranks, kind: Kind, of_clips: bool) -> Found {
     let config: AutoencoderConfig =
         serde_json::from_value(json!({"channels": 4, "factors": [2, 4, 4], "norm_groups": 4})).unwrap();
     let parameters = Parameters::new(Device::Cpu, 2);
@@ -99,6 +100,8 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind) -> Found {
         adversarial_start: 0,
         sync_batch_norm: true,
         discriminator: DiscriminatorConfig { channels: 8, layers: 2 },
+        video_discriminator: of_clips.then_some(VideoDiscriminatorConfig { channels: 4, layers: 2, weight: 1.0 }),
+        feature_matching: if of_clips { 1.0 } else { 0.0 },
         ..Default::default()
     };
     let loss = AutoencoderLoss::new(&loss, Device::Cpu, kind, 3).unwrap().over(ranks);
@@ -182,8 +185,9 @@ fn job(name: &str, ranks: &Ranks) -> Found {
         "diffusion.float" => diffusion_gradients(ranks, Kind::Float, false),
         "diffusion.double" => diffusion_gradients(ranks, Kind::Double, false),
         "diffusion.recompute" => diffusion_gradients(ranks, Kind::Double, true),
-        "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float),
-        "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double),
+        "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float, false),
+        "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double, false),
+        "discriminators.double" => autoencoder_gradients(ranks, Kind::Double, true),
         other => panic!("{other}"),
     }
 }
@@ -273,8 +277,14 @@ fn workers(job: &str, out: &Path) -> [Child; 2] {
 #[test]
 fn two_ranks_have_the_gradients_of_the_doubled_batch() {
     let folder = tempfile::tempdir().unwrap();
-    let names =
-        ["diffusion.float", "diffusion.double", "diffusion.recompute", "autoencoder.float", "autoencoder.double"];
+    let names = [
+        "diffusion.float",
+        "diffusion.double",
+        "diffusion.recompute",
+        "autoencoder.float",
+        "autoencoder.double",
+        "discriminators.double",
+    ];
     for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);

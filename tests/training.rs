@@ -390,6 +390,18 @@ fn an_interrupted_run_equals_a_whole_one() {
     assert_eq!((adversarial(0), adversarial(1)), (0.0, 0.0));
     assert!(adversarial(2) > 0.0 && adversarial(4) > adversarial(2));
     assert!(lines[3]["discriminator_gradient_norm"].as_f64().unwrap() > 0.0);
+    // a discriminator of clips and feature matching beside it
+    let both = ["loss.video_discriminator={channels: 4, layers: 1}", "loss.feature_matching=0.5"];
+    interrupted("autoencoder", "runs/both", &both);
+    let (lines, alone) = (metrics(&at.join("runs/both")), &lines);
+    for (step, line) in lines.iter().enumerate() {
+        let value = |key: &str| line.get(key).map_or(0.0, |value| value.as_f64().unwrap());
+        let on = step >= 2;
+        assert_eq!(value("feature_matching") > 0.0, on, "step {step}");
+        assert_eq!(value("video_logits_real") != 0.0 && value("video_logits_fake") != 0.0, on, "step {step}");
+        // until the discriminators come in it is the same training
+        assert_eq!(value("loss") == alone[step]["loss"].as_f64().unwrap(), !on, "step {step}");
+    }
     interrupted("diffusion", "runs/diffusion", &[]);
     // on pixels, without an autoencoder
     interrupted("diffusion", "runs/pixels", &["autoencoder=pixels"]);

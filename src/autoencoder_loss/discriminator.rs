@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use crate::{
     distributed::Ranks,
-    nn::{BatchNorm2d, Conv2d, Scope},
+    nn::{BatchNorm, Conv2d, Init, Scope},
 };
 
 /// The released setting: three strided layers, 64 filters.
@@ -24,10 +24,23 @@ impl Default for DiscriminatorConfig {
     }
 }
 
+/// What a discriminator makes of a batch.
+pub struct Judged {
+    /// The activations after each layer but the last, which feature matching compares.
+    pub features: Vec<Tensor>,
+    /// One a patch: how real it looks.
+    pub logits: Tensor,
+}
+
+/// LeakyReLU of slope 0.2.
+pub(super) fn leaky(x: Tensor) -> Tensor {
+    x.maximum(&(&x * 0.2))
+}
+
 /// 4×4 convolutions, batch norm, LeakyReLU 0.2; the names count the released `Sequential`'s places.
 pub struct PatchDiscriminator {
     first: Conv2d,
-    middle: Vec<(Conv2d, BatchNorm2d)>,
+    middle: Vec<(Conv2d, BatchNorm)>,
     last: Conv2d,
 }
 
@@ -42,7 +55,7 @@ impl PatchDiscriminator {
                 let stride = if layer < config.layers { 2 } else { 1 };
                 let place = 3 * layer - 1;
                 let conv = Conv2d::patch_gan(&scope.sub(place), width(layer - 1), width(layer), 4, stride, 1, false);
-                (conv, BatchNorm2d::new(&scope.sub(place + 1), width(layer)))
+                (conv, BatchNorm::new(&scope.sub(place + 1), width(layer), Init::Normal(1.0, 0.02)))
             })
             .collect();
         let last = Conv2d::patch_gan(&scope.sub(3 * config.layers + 2), width(config.layers), 1, 4, 1, 1, true);
@@ -56,11 +69,17 @@ impl PatchDiscriminator {
 
     /// `[N, C, H, W]` → logits `[N, 1, h, w]`, one a patch; batch norm by the batch's own statistics.
     pub fn forward(&self, images: &Tensor) -> Tensor {
-        let leaky = |x: Tensor| x.maximum(&(&x * 0.2));
-        let mut h = leaky(self.first.forward(images));
+        self.judge(images).logits
+    }
+
+    /// As [`PatchDiscriminator::forward`], with the activations on the way.
+    pub fn judge(&self, images: &Tensor) -> Judged {
+        let mut features = vec![leaky(self.first.forward(images))];
         for (conv, norm) in &self.middle {
-            h = leaky(norm.forward(&conv.forward(&h)));
+            let h = features.last().expect("the first layer's");
+            features.push(leaky(norm.forward(&conv.forward(h))));
         }
-        self.last.forward(&h)
+        let logits = self.last.forward(features.last().expect("the first layer's"));
+        Judged { features, logits }
     }
 }

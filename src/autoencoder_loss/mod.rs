@@ -1,8 +1,9 @@
 //! Reconstruction, perceptual and adversarial losses of the autoencoder (paper, section 3.1).
 
 mod discriminator;
+mod video_discriminator;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -14,7 +15,8 @@ use crate::{
     torch::{Autocast, backward},
 };
 
-pub use discriminator::{DiscriminatorConfig, PatchDiscriminator};
+pub use discriminator::{DiscriminatorConfig, Judged, PatchDiscriminator};
+pub use video_discriminator::{VideoDiscriminator, VideoDiscriminatorConfig};
 
 /// How pixels are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +50,14 @@ pub struct AutoencoderLossConfig {
     /// from gradients that are reduced over them, so that ranks together equal one with the whole batch. As released,
     /// each rank has its own.
     pub sync_batch_norm: bool,
-    /// Of the PatchGAN discriminator.
+    /// Of the PatchGAN discriminator of single frames.
     pub discriminator: DiscriminatorConfig,
+    /// A second PatchGAN discriminator, of whole clips. None in the released setting; TATS has one.
+    pub video_discriminator: Option<VideoDiscriminatorConfig>,
+    /// Weight of feature matching beside pixels and LPIPS: how far a reconstruction is from its clip in the
+    /// discriminators' activations. It comes in and grows as the adversarial term does. 0 in the released setting;
+    /// TATS gives it as much as pixels and LPIPS, which here is 1.
+    pub feature_matching: f64,
 }
 
 impl Default for AutoencoderLossConfig {
@@ -64,7 +72,32 @@ impl Default for AutoencoderLossConfig {
             adversarial_warmup: 0,
             sync_batch_norm: false,
             discriminator: DiscriminatorConfig::default(),
+            video_discriminator: None,
+            feature_matching: 0.0,
         }
+    }
+}
+
+impl AutoencoderLossConfig {
+    /// # Errors
+    /// Names the key and what it may be.
+    pub fn validate(&self) -> Result<()> {
+        let weight = |key: &str, weight: f64| {
+            ensure!(weight.is_finite() && weight >= 0.0, "{key} is a weight of 0 or more, not {weight}");
+            ensure!(
+                weight == 0.0 || self.adversarial_weight > 0.0,
+                "{key} needs discriminators that are trained, and adversarial_weight is {}",
+                self.adversarial_weight
+            );
+            Ok(())
+        };
+        weight("feature_matching", self.feature_matching)?;
+        if let Some(VideoDiscriminatorConfig { channels, layers, weight: of_video }) = self.video_discriminator {
+            weight("video_discriminator.weight", of_video)?;
+            ensure!(channels >= 1, "video_discriminator.channels must be at least 1, not {channels}");
+            ensure!(layers >= 1, "video_discriminator.layers must be at least 1, not {layers}");
+        }
+        Ok(())
     }
 }
 
@@ -80,10 +113,12 @@ pub struct GeneratorTerms<T = Tensor> {
     pub perceptual: T,
     /// KL divergence, summed over a latent, mean over the batch.
     pub kl: T,
-    /// −mean D(x̂); 0 before the discriminator comes in.
+    /// −mean D(x̂), those of a video discriminator added with its weight; 0 before the discriminators come in.
     pub adversarial: T,
     /// What the adversarial term is multiplied by: adaptive weight, configured weight, warm-up.
     pub adversarial_factor: T,
+    /// Mean differences of the discriminators' activations, added up over layers; 0 where it has no weight.
+    pub feature_matching: T,
 }
 
 impl GeneratorTerms {
@@ -97,6 +132,7 @@ impl GeneratorTerms {
             kl: value(&self.kl),
             adversarial: value(&self.adversarial),
             adversarial_factor: value(&self.adversarial_factor),
+            feature_matching: value(&self.feature_matching),
         }
     }
 }
@@ -109,20 +145,27 @@ pub struct DiscriminatorTerms<T = Tensor> {
     pub real: T,
     /// Mean logit of reconstructions.
     pub fake: T,
+    /// The video discriminator's mean logits of real clips and of reconstructions, where there is one.
+    pub video: Option<[T; 2]>,
 }
 
 impl DiscriminatorTerms {
     /// As numbers; waits for the device.
     pub fn read(&self) -> DiscriminatorTerms<f64> {
-        DiscriminatorTerms { loss: value(&self.loss), real: value(&self.real), fake: value(&self.fake) }
+        let video = self.video.as_ref().map(|[real, fake]| [value(real), value(fake)]);
+        DiscriminatorTerms { loss: value(&self.loss), real: value(&self.real), fake: value(&self.fake), video }
     }
 }
+
+/// Before the names of the video discriminator's parameters, beside those of the one of frames.
+pub const VIDEO_DISCRIMINATOR: &str = "video";
 
 /// The losses with the networks they need.
 pub struct AutoencoderLoss {
     config: AutoencoderLossConfig,
     lpips: Option<Lpips>,
     discriminator: PatchDiscriminator,
+    video_discriminator: Option<(VideoDiscriminator, f64)>,
     discriminator_parameters: Parameters,
     /// Those over which the adaptive weight's gradients are reduced.
     ranks: Ranks,
@@ -136,6 +179,13 @@ struct Likelihood {
     by_output: Tensor,
 }
 
+/// What the discriminators add to the loss of a reconstruction, with the gradients by x̂.
+struct Adversary {
+    value: Tensor,
+    by_output: Tensor,
+    matching: Option<(Tensor, Tensor)>,
+}
+
 /// `[B, C, F, H, W]` → `[B·F, C, H, W]`
 fn frames(video: &Tensor) -> Tensor {
     video.transpose(1, 2).flatten(0, 1)
@@ -145,6 +195,17 @@ fn frames(video: &Tensor) -> Tensor {
 fn gradient(of: &Tensor, by: &Tensor, keep_graph: bool) -> Tensor {
     let _precision = Autocast::bfloat16(of.device(), false); // as `backward` does
     Tensor::run_backward(&[of], &[by], keep_graph, false).remove(0)
+}
+
+/// C·H·W of clips `[B, C, F, H, W]`.
+fn values_of_a_frame(clips: &Tensor) -> f64 {
+    let (_, c, _, h, w) = clips.size5().expect("clips [B, 3, F, H, W]");
+    (c * h * w) as f64
+}
+
+/// A term times its weight; at 1 it is the term itself.
+fn weighted(term: Tensor, weight: f64) -> Tensor {
+    if weight == 1.0 { term } else { term * weight }
 }
 
 fn value(x: &Tensor) -> f64 {
@@ -159,12 +220,19 @@ impl AutoencoderLoss {
     pub fn new(config: &AutoencoderLossConfig, device: Device, kind: Kind, seed: u64) -> Result<Self> {
         let lpips = if config.perceptual_weight > 0.0 { Some(Lpips::load(None, device, kind)?) } else { None };
         let discriminator_parameters = Parameters::new(device, seed);
-        let discriminator = PatchDiscriminator::new(&discriminator_parameters.root(), 3, &config.discriminator);
+        let root = discriminator_parameters.root();
+        let discriminator = PatchDiscriminator::new(&root, 3, &config.discriminator);
+        let of_video = |own: &VideoDiscriminatorConfig| {
+            (VideoDiscriminator::new(&root.sub(VIDEO_DISCRIMINATOR), 3, own), own.weight)
+        };
+        let video_discriminator = config.video_discriminator.as_ref().map(of_video);
+        drop(root);
         discriminator_parameters.to_kind(kind);
         Ok(AutoencoderLoss {
             config: config.clone(),
             lpips,
             discriminator,
+            video_discriminator,
             discriminator_parameters,
             ranks: Ranks::alone(),
         })
@@ -174,12 +242,15 @@ impl AutoencoderLoss {
     pub fn over(mut self, ranks: &Ranks) -> Self {
         if self.config.sync_batch_norm {
             self.discriminator.synchronise(ranks);
+            if let Some((discriminator, _)) = &mut self.video_discriminator {
+                discriminator.synchronise(ranks);
+            }
             self.ranks = ranks.clone();
         }
         self
     }
 
-    /// The discriminator's parameters.
+    /// The parameters of the discriminator, and under [`VIDEO_DISCRIMINATOR`] those of the one of whole clips.
     pub fn discriminator_parameters(&self) -> &Parameters {
         &self.discriminator_parameters
     }
@@ -216,13 +287,21 @@ impl AutoencoderLoss {
         let mut total = reconstruction.shallow_clone();
 
         let (mut adversarial, mut adversarial_factor) = (total.zeros_like(), total.zeros_like());
+        let mut feature_matching = total.zeros_like();
         if self.is_adversarial(step) {
-            let (term, by_adversary) = self.adversarial(&leaf);
+            let adversary = self.adversarial(x, &leaf);
             adversarial_factor =
-                self.adaptive_weight(&graph, &by_output, &by_adversary, last_kernel) * self.warmup(step);
-            by_output += by_adversary * &adversarial_factor;
-            total = &total + &adversarial_factor * &term;
-            adversarial = term;
+                self.adaptive_weight(&graph, &by_output, &adversary.by_output, last_kernel) * self.warmup(step);
+            by_output += adversary.by_output * &adversarial_factor;
+            total = &total + &adversarial_factor * &adversary.value;
+            adversarial = adversary.value;
+            if let Some((term, by_matching)) = adversary.matching {
+                // on the scale of pixels and LPIPS, whose means stand on each of a frame's C·H·W values
+                let factor = self.config.feature_matching * self.warmup(step) * values_of_a_frame(x);
+                by_output += by_matching * factor;
+                total = &total + &term * factor;
+                feature_matching = term;
+            }
         }
 
         // a scalar whose gradient by the autoencoder's parameters is the loss's
@@ -234,12 +313,21 @@ impl AutoencoderLoss {
         backward(&(surrogate * scale));
         let kl = kl.detach();
         total = &total + &kl * self.config.kl_weight;
-        GeneratorTerms { total, reconstruction, pixel, perceptual, kl, adversarial, adversarial_factor }
+        GeneratorTerms {
+            total,
+            reconstruction,
+            pixel,
+            perceptual,
+            kl,
+            adversarial,
+            adversarial_factor,
+            feature_matching,
+        }
     }
 
     /// Pixels and LPIPS, summed over a frame's pixels, mean over frames, with the gradient by x̂.
     fn likelihood(&self, x: &Tensor, leaf: &Tensor, step: i64) -> Likelihood {
-        let (_, c, f, h, w) = x.size5().expect("clips [B, 3, F, H, W]");
+        let f = x.size()[2];
         let difference: Tensor = x - leaf;
         let pixel = match self.config.pixel {
             PixelLoss::L1 => difference.abs(),
@@ -255,18 +343,35 @@ impl AutoencoderLoss {
         } else {
             (pixel.shallow_clone(), pixel.detach().zeros_like())
         };
-        let sum = mean * (c * h * w) as f64;
+        let sum = mean * values_of_a_frame(x);
         let by_output = gradient(&sum, leaf, false);
         Likelihood { value: sum.detach(), pixel: pixel.detach(), perceptual, by_output }
     }
 
-    /// −mean D(x̂) and its gradient by x̂.
-    fn adversarial(&self, leaf: &Tensor) -> (Tensor, Tensor) {
+    /// −mean D(x̂), and feature matching where it has a weight, with their gradients by x̂.
+    fn adversarial(&self, x: &Tensor, leaf: &Tensor) -> Adversary {
         self.discriminator_parameters.require_grad(false);
-        let term = -self.discriminator.forward(&frames(leaf)).to_kind(leaf.kind()).mean(None);
-        let gradient = gradient(&term, leaf, false);
+        let fake = self.judge(leaf);
+        let mean = |judged: &Judged| judged.logits.to_kind(leaf.kind()).mean(None);
+        let term = fake.iter().map(|(judged, weight)| weighted(-mean(judged), *weight));
+        let term = term.reduce(|sum, term| sum + term).expect("that of frames");
+        let matches = self.config.feature_matching > 0.0;
+        let by_output = gradient(&term, leaf, matches);
+        let matching = matches.then(|| {
+            let real = no_grad(|| self.judge(x));
+            let layers = |judged: Vec<(Judged, f64)>| judged.into_iter().flat_map(|(judged, _)| judged.features);
+            let apart = |(fake, real): (Tensor, Tensor)| (fake - real).to_kind(leaf.kind()).abs().mean(None);
+            let term = layers(fake).zip(layers(real)).map(apart).reduce(|sum, term| sum + term).expect("layers");
+            (term.detach(), gradient(&term, leaf, false))
+        });
         self.discriminator_parameters.require_grad(true);
-        (term.detach(), gradient)
+        Adversary { value: term.detach(), by_output, matching }
+    }
+
+    /// What the discriminators make of clips `[B, 3, F, H, W]`, each with its weight: first the one of frames.
+    fn judge(&self, clips: &Tensor) -> Vec<(Judged, f64)> {
+        let of_video = self.video_discriminator.iter().map(|(network, weight)| (network.judge(clips), *weight));
+        std::iter::once((self.discriminator.judge(&frames(clips)), 1.0)).chain(of_video).collect()
     }
 
     /// λ = ‖∇_last L_rec‖ / (‖∇_last L_adv‖ + 1e-4), clamped to [0, 1e4], times the configured weight.
@@ -295,20 +400,32 @@ impl AutoencoderLoss {
     pub fn adversarial_weight(&self, x: &Tensor, reconstruction: &Tensor, last_kernel: &Tensor, step: i64) -> Tensor {
         let leaf = reconstruction.detach().set_requires_grad(true);
         let by_output = self.likelihood(x, &leaf, step).by_output;
-        let (_, by_adversary) = self.adversarial(&leaf);
+        let by_adversary = self.adversarial(x, &leaf).by_output;
         self.adaptive_weight(reconstruction, &by_output, &by_adversary, last_kernel)
     }
 
     /// Accumulates `scale` times the gradient of the discriminator's hinge loss,
-    /// ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), of clips and reconstructions `[B, 3, F, H, W]`.
+    /// ½ (mean relu(1 − D(x)) + mean relu(1 + D(x̂))), of clips and reconstructions `[B, 3, F, H, W]`; that of a video
+    /// discriminator is added with its weight.
     pub fn discriminator_backward(&self, x: &Tensor, reconstruction: &Tensor, scale: f64) -> DiscriminatorTerms {
         // the margins and their mean in full precision, as the generator's side
-        let logits =
-            |video: &Tensor| self.discriminator.forward(&frames(&video.detach()).to_kind(x.kind())).to_kind(x.kind());
+        let logits = |video: &Tensor| {
+            let judged = self.judge(&video.detach().to_kind(x.kind())).into_iter();
+            judged.map(|(judged, weight)| (judged.logits.to_kind(x.kind()), weight)).collect::<Vec<_>>()
+        };
         let (real, fake) = (logits(x), logits(reconstruction));
         let hinge = |margin: Tensor| (margin + 1.0).relu().mean(None);
-        let loss: Tensor = (hinge(-&real) + hinge(fake.shallow_clone())) * 0.5;
+        let loss = real
+            .iter()
+            .zip(&fake)
+            .map(|((real, weight), (fake, _))| weighted((hinge(-real) + hinge(fake.shallow_clone())) * 0.5, *weight));
+        let loss = loss.reduce(|sum, term| sum + term).expect("that of frames");
         backward(&(&loss * scale));
-        no_grad(|| DiscriminatorTerms { loss: loss.detach(), real: real.mean(None), fake: fake.mean(None) })
+        no_grad(|| {
+            let means = |i: usize| [real[i].0.mean(None), fake[i].0.mean(None)];
+            let [real, fake] = means(0);
+            let video = self.video_discriminator.is_some().then(|| means(1));
+            DiscriminatorTerms { loss: loss.detach(), real, fake, video }
+        })
     }
 }

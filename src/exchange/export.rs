@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Carried, Exported, Part, declared::Declared};
 use crate::{
+    autoencoder_loss::VIDEO_DISCRIMINATOR,
     checkpoint::{self, Checkpoint},
     exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
@@ -32,7 +33,9 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             let network = Declared::autoencoder(&autoencoder.autoencoder);
             let average = autoencoder.trainer.ema_decay;
             parts.extend(export_network(&mut export, &network, "", "", &found, average).with_context(context)?);
-            let discriminator = found.part("discriminator");
+            let mut discriminator = found.part("discriminator");
+            // a released checkpoint has no place for a discriminator of whole clips
+            discriminator.retain(|name, _| !name.starts_with(&format!("{VIDEO_DISCRIMINATOR}.")));
             if !discriminator.is_empty() {
                 let network = Declared::discriminator(&autoencoder.loss.discriminator);
                 network.parameters.check(&discriminator).with_context(context)?;

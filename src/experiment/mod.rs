@@ -151,6 +151,7 @@ impl Experiment for AutoencoderExperiment {
         check_data(&self.data)?;
         self.autoencoder.validate().context("autoencoder")?;
         self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
+        self.loss.validate().context("loss")?;
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }

@@ -144,8 +144,8 @@ impl LayerNorm {
     }
 }
 
-/// Batch normalisation of images; training mode updates the running statistics (momentum 0.1).
-pub struct BatchNorm2d {
+/// Batch normalisation of images or videos; training mode updates the running statistics (momentum 0.1).
+pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
@@ -154,11 +154,11 @@ pub struct BatchNorm2d {
     ranks: Ranks,
 }
 
-impl BatchNorm2d {
-    /// Weight starts as N(1, 0.02), bias at zero (the PatchGAN's initialisation).
-    pub fn new(scope: &Scope, channels: i64) -> Self {
-        BatchNorm2d {
-            weight: scope.parameter("weight", &[channels], Init::Normal(1.0, 0.02)),
+impl BatchNorm {
+    /// The bias starts at zero.
+    pub fn new(scope: &Scope, channels: i64, weight: Init) -> Self {
+        BatchNorm {
+            weight: scope.parameter("weight", &[channels], weight),
             bias: scope.parameter("bias", &[channels], Init::ZEROS),
             running_mean: scope.buffer("running_mean", &[channels], Init::ZEROS),
             running_var: scope.buffer("running_var", &[channels], Init::ONES),
@@ -172,7 +172,7 @@ impl BatchNorm2d {
         self.ranks = ranks.clone();
     }
 
-    /// `[N, C, H, W]`, normalised by the batch's own statistics.
+    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by the batch's own statistics.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
         const MOMENTUM: f64 = 0.1;
@@ -190,10 +190,12 @@ impl BatchNorm2d {
                 true,
             );
         }
-        let (n, c, h, w) = x.size4().expect("images [N, C, H, W]");
-        let count = (n * h * w * self.ranks.size() as i64) as f64;
+        let size = x.size();
+        let c = size[1];
+        let count = (size.iter().product::<i64>() / c * self.ranks.size() as i64) as f64;
+        let all_but_channels: Vec<i64> = (0..size.len() as i64).filter(|axis| *axis != 1).collect();
         let mean_over_all = |values: &Tensor| {
-            let sum = values.sum_dim_intlist([0i64, 2, 3].as_slice(), true, None); // [1, C, 1, 1]
+            let sum = values.sum_dim_intlist(all_but_channels.as_slice(), true, None); // [1, C, 1, 1] or [1, C, 1, 1, 1]
             self.ranks.sum_with_gradient(&sum) / count
         };
         let mean = mean_over_all(&x);
@@ -205,8 +207,9 @@ impl BatchNorm2d {
                 let _ = running.shallow_clone().lerp_(&now.detach().view([c]), MOMENTUM);
             }
         });
-        let scale = (variance + EPS).rsqrt() * self.weight.view([1, -1, 1, 1]);
-        centred * scale + self.bias.view([1, -1, 1, 1])
+        let a_channel = mean.size();
+        let scale = (variance + EPS).rsqrt() * self.weight.view(a_channel.as_slice());
+        centred * scale + self.bias.view(a_channel.as_slice())
     }
 }
 

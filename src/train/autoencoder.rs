@@ -102,7 +102,7 @@ impl Task for AutoencoderTask {
                 self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
             let last = self.autoencoder.last_kernel();
             let terms = self.loss.generator_backward(&x, &reconstruction, &posterior, last, step, scale);
-            return Ok(vec![
+            let mut logged = vec![
                 ("loss", terms.total),
                 ("reconstruction", terms.reconstruction),
                 ("pixel", terms.pixel),
@@ -110,7 +110,11 @@ impl Task for AutoencoderTask {
                 ("kl", terms.kl),
                 ("adversarial", terms.adversarial),
                 ("adversarial_factor", terms.adversarial_factor),
-            ]);
+            ];
+            if self.experiment.loss.feature_matching > 0.0 {
+                logged.push(("feature_matching", terms.feature_matching));
+            }
+            return Ok(logged);
         }
         if !self.loss.is_adversarial(step) {
             return Ok(vec![("discriminator_loss", Tensor::zeros([], (Kind::Float, self.device)))]);
@@ -118,7 +122,12 @@ impl Task for AutoencoderTask {
         let noise = self.noise(Purpose::PosteriorDiscriminator, &batch.samples);
         let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));
         let terms = self.loss.discriminator_backward(&x, &reconstruction, scale);
-        Ok(vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)])
+        let mut logged =
+            vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)];
+        if let Some([real, fake]) = terms.video {
+            logged.extend([("video_logits_real", real), ("video_logits_fake", fake)]);
+        }
+        Ok(logged)
     }
 
     fn takes_part(&self, network: usize, step: i64) -> bool {

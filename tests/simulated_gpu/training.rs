@@ -82,6 +82,8 @@ fn an_autoencoder_trains_as_on_the_cpu() {
     let with = |more: &[&'static str]| [&train, more].concat();
     trains_as_on_the_cpu(gpu, folder.path(), "ae", &with(&["trainer.accumulate=2", "trainer.clip_gradient=0.5"]), 1e-4);
     trains_as_on_the_cpu(gpu, folder.path(), "ae-bf16", &with(&[BF16]), BF16_BOUND);
+    let of_clips = ["loss.video_discriminator={channels: 4, layers: 2}", "loss.feature_matching=0.5"];
+    trains_as_on_the_cpu(gpu, folder.path(), "ae-clips", &with(&of_clips), 1e-4);
 }
 
 /// LPIPS, whose network is large, in the loss.

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved, scalar};
 use crate::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
-    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
     codecs::{AutoencoderConfig, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
@@ -89,6 +89,36 @@ pub fn patch_discriminator(case: &Case) -> Result<Outputs> {
 }
 
 #[derive(Deserialize)]
+struct VideoDiscriminatorCase {
+    disc_channels: i64,
+    disc_layers: i64,
+}
+
+/// TATS' discriminator of whole clips, and feature matching by it.
+pub fn video_discriminator(case: &Case) -> Result<Outputs> {
+    let VideoDiscriminatorCase { disc_channels: channels, disc_layers: layers } = case.config()?;
+    let config = VideoDiscriminatorConfig { channels, layers, ..VideoDiscriminatorConfig::default() };
+    let parameters = Parameters::new(case.device(), 0);
+    let discriminator = VideoDiscriminator::new(&parameters.root(), 3, &config);
+    parameters.load(&synthesize(&parameters.named(), "video_discriminator."))?;
+    let (real, fake) = (case.input("real")?, case.input("fake")?);
+    let _autocast = Autocast::bfloat16(case.device(), case.half);
+    Ok(no_grad(|| {
+        let [real, fake] = [real, fake].map(|clips| discriminator.judge(&clips));
+        let float = |x: &Tensor| x.to_kind(Kind::Float);
+        let hinge = |margin: Tensor| (margin + 1.0).relu().mean(None);
+        let margins = hinge(-float(&real.logits)) + hinge(float(&fake.logits));
+        let pairs = real.features.iter().zip(&fake.features);
+        let matching: Tensor = pairs.map(|(real, fake)| (float(real) - float(fake)).abs().mean(None)).sum();
+        vec![
+            ("g_video_loss", -float(&fake.logits).mean(None)),
+            ("d_video_loss", margins * 0.5),
+            ("video_gan_feat_loss", matching),
+        ]
+    }))
+}
+
+#[derive(Deserialize)]
 struct LossCase {
     autoencoder: ReleasedAutoencoder,
     pixel_loss: String,
@@ -122,6 +152,7 @@ impl LossCase {
             adversarial_warmup: 0,
             sync_batch_norm: false,
             discriminator: self.discriminator.config(),
+            ..AutoencoderLossConfig::default()
         };
         let criterion = AutoencoderLoss::new(&config, case.device(), kind, 0)?;
         let parameters = criterion.discriminator_parameters();

@@ -115,6 +115,7 @@ fn components(name: &str) -> Option<Component> {
     Some(match name {
         "autoencoder" => network(autoencoder::autoencoder),
         "patch_discriminator" => network(autoencoder::patch_discriminator),
+        "video_discriminator" => network(autoencoder::video_discriminator),
         "autoencoder_loss" => network(autoencoder::loss),
         "autoencoder_trace" => exact(autoencoder::trace, 1e-4),
         "unet3d" => network(diffusion::unet),
@@ -123,6 +124,9 @@ fn components(name: &str) -> Option<Component> {
         "schedule" => exact(diffusion::schedule, 1e-6),
         "i3d" => exact(extractors::i3d, 1e-3),
         "lpips" => network(extractors::lpips),
+        "vgg16_frames" => exact(extractors::vgg16_frames, 1e-5),
+        "video_mae_v2" => exact(extractors::video_mae_v2, 1e-5),
+        "v_jepa" => exact(extractors::v_jepa, 1e-5),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
         "feature_metrics" => exact(extractors::feature_metrics, 1e-3),
         "sd_unet" => network(stable_diffusion::unet),
