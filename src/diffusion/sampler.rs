@@ -464,8 +464,8 @@ mod tests {
         let shape = [1, 1, 1, 100, 200];
         let samplers: [(&str, Box<dyn Sampler>); 9] = [
             ("respaced ddpm", Box::new(RespacedDdpm { steps: 1000 })),
-            ("respaced ddim 0", Box::new(RespacedDdim { steps: 100, eta: 0.0 })),
-            ("respaced ddim 1", Box::new(RespacedDdim { steps: 250, eta: 1.0 })),
+            ("respaced ddim 0", Box::new(RespacedDdim { steps: 250, eta: 0.0 })),
+            ("respaced ddim 1", Box::new(RespacedDdim { steps: 1000, eta: 1.0 })),
             ("dpm-solver", Box::new(DpmSolver { steps: 20 })),
             ("unipc", Box::new(UniPc { steps: 20 })),
             ("ddpm", Box::new(Ddpm { variance: Variance::Posterior })),

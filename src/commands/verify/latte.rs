@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use super::{Outputs, case::Case, gradient_norm};
 use crate::{
@@ -71,7 +71,7 @@ impl ReleasedLatte {
                 let fixed =
                     parameters.named().into_iter().filter(|(name, _)| FIXED_EMBEDDINGS.contains(&name.as_str()));
                 let mut values = synthesize(&parameters.trainable(), "");
-                values.extend(fixed);
+                values.extend(fixed.map(|(name, tensor)| (name, tensor.to_device(Device::Cpu))));
                 parameters.load(&values)?;
             }
             Some(path) => {
