@@ -16,12 +16,12 @@ use crate::{
     codecs::{CodecConfig, LatentSpace, LongDecoding, Normalization},
     data::to_u8,
     diffusion::{
-        FrameConditioning, GivenLatents, GivenTexts, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig,
-        conditioned, sample,
+        FrameConditioning, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoiseSchedule, Predict,
+        SamplerConfig, conditioned, sample,
     },
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
-    networks::{AttentionKind, UNet3d, UNetPorts},
+    networks::{Network, Ports},
     nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
     text::{TextEncoder, TextEncoderConfig},
@@ -33,7 +33,7 @@ pub use long_video::{LongVideo, forget, weights_of};
 /// A denoiser with its schedule and latent space.
 pub struct Generator {
     /// With averaged weights.
-    pub unet: UNet3d,
+    pub network: Box<dyn Network>,
     /// Of the training.
     pub schedule: NoiseSchedule,
     /// Encodes and decodes.
@@ -46,8 +46,8 @@ pub struct Generator {
     pub conditioning: Option<FrameConditioning>,
     /// Of a network that attends to a text.
     pub text: Option<TextEncoder>,
-    /// What the latents' height and width must be multiples of.
-    halvings: i64,
+    /// What the latents' frames, height and width must be multiples of.
+    multiple_of: [i64; 3],
     predict: Predict,
     /// Of the training, at which the weights were stored; 0 in a training.
     pub step: i64,
@@ -108,29 +108,28 @@ impl Generator {
     ) -> Result<Self> {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
-        experiment.unet.validate()?;
+        experiment.network.validate()?;
         let schedule = NoiseSchedule::new(&experiment.schedule)?;
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], schedule.steps()).context("conditioning")?;
         }
-        if let Some(text) = &text {
+        if let (Some(text), Some(width)) = (&text, experiment.network.text_width()) {
             ensure!(
-                text.width() == experiment.unet.context_width,
-                "the text encoder is {} wide, unet.context_width is {}",
-                text.width(),
-                experiment.unet.context_width
+                text.width() == width,
+                "the text encoder is {} wide, the network attends to texts {width} wide (context_width)",
+                text.width()
             );
         }
         let scope = parameters.root().with_adapters(experiment.trained.adapter());
         Ok(Generator {
-            unet: UNet3d::new(&scope, &experiment.unet, &ports(experiment, latent)),
+            network: experiment.network.build(&scope, &ports(experiment, latent)).context("network")?,
             schedule,
             space,
             latent,
             latent_stride: experiment.latent_stride,
             conditioning: experiment.conditioning.clone(),
             text,
-            halvings: 1 << (experiment.unet.multipliers.len() - 1),
+            multiple_of: experiment.network.multiple_of(),
             predict: experiment.objective.predict,
             step: 0,
             numerics: Numerics::default(),
@@ -170,9 +169,9 @@ impl Generator {
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = space_of(&experiment, &folder, device)?;
-        let text = match experiment.unet.attention {
-            AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
-            AttentionKind::Factorized | AttentionKind::Joint => None,
+        let text = match experiment.network.text_width() {
+            Some(_) => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
+            None => None,
         };
         // adapters are merged into what is loaded
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
@@ -187,11 +186,14 @@ impl Generator {
     pub fn resize(&mut self, frames: i64, height: i64, width: i64) -> Result<()> {
         ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
         let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
-        for (side, pixels) in [(h, height), (w, width)] {
-            let factor = pixels / side * self.halvings;
-            ensure!(side % self.halvings == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
+        let seen = (f - 1) / self.latent_stride + 1;
+        let [of_frames, of_height, of_width] = self.multiple_of;
+        for (side, pixels, multiple) in [(h, height, of_height), (w, width, of_width)] {
+            let factor = pixels / side * multiple;
+            ensure!(side % multiple == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
         }
-        self.latent = [c, (f - 1) / self.latent_stride + 1, h, w];
+        ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
+        self.latent = [c, seen, h, w];
         Ok(())
     }
 
@@ -235,13 +237,12 @@ impl Generator {
         let start = draw(Purpose::SampleStart, frames, 0);
         let texts = self.texts(given.text.as_ref(), clips.len())?;
         let noise = given.frames.as_ref().map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
-        let latents = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
+        let frames_given = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
             let FramesOfClip { indices, frames, guidance } = *given;
             GivenLatents { indices, frames, noise, guidance }
         });
-        let has_mask = self.conditioning.is_some();
-        let (latents, texts) = (latents.as_ref(), texts.as_ref());
-        let denoiser = conditioned(&self.unet, &self.schedule, self.predict, has_mask, &start, latents, texts)?;
+        let to_clips = GivenToClips { frames: frames_given, texts, labels: None };
+        let denoiser = conditioned(&*self.network, &self.schedule, self.predict, &start, to_clips)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
@@ -325,13 +326,13 @@ pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> [i64; 4] {
 }
 
 /// What enters and leaves an experiment's network, for clips of the shape that it sees.
-pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> UNetPorts {
+pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
     let conditioning = experiment.conditioning.as_ref();
-    UNetPorts {
-        inputs: latent[0] + i64::from(conditioning.is_some()),
-        outputs: latent[0],
-        temporal_length: latent[1],
-        classes: conditioning.and_then(FrameConditioning::levels),
+    Ports {
+        mask: conditioning.is_some(),
+        levels: conditioning.and_then(FrameConditioning::levels),
+        text: experiment.network.text_width(),
+        ..Ports::of(latent)
     }
 }
 
@@ -349,7 +350,7 @@ pub fn starting_weights(
     let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
     let mut weights = weights(&mut found)?;
-    ports(experiment, latent).adopt(&mut weights, &experiment.unet);
+    experiment.network.adopt(&mut weights, &ports(experiment, latent));
     Ok(weights)
 }
 

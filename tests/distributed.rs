@@ -21,9 +21,9 @@ use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
     checkpoint::{self, Checkpoint},
     codecs::{AutoencoderConfig, Encoded, VideoAutoencoder},
-    diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
+    diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{Inputs, Ports, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
@@ -72,7 +72,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
         "heads": 2, "recompute": recompute});
     let config: UNetConfig = serde_json::from_value(config).unwrap();
     let parameters = Parameters::new(Device::Cpu, 1);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 2, classes: None };
+    let ports = Ports::of([4, 2, 1, 1]);
     let unet = UNet3d::new(&parameters.root(), &config, &ports);
     wake(&parameters);
     parameters.to_kind(kind);
@@ -81,7 +81,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
     let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
     reduced(ranks, &parameters, "", || {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::default());
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Inputs::default(), false);
         loss.backward();
         loss.double_value(&[])
     })

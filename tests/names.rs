@@ -11,7 +11,7 @@ use common::source;
 use lvdm::{
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
     codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
 };
 use serde::Deserialize;
@@ -50,7 +50,11 @@ fn agree(file: &str, parameters: &Parameters) {
 fn unet(config: &UNetConfig, inputs: i64, temporal_length: i64, classes: Option<i64>) -> Parameters {
     let parameters = Parameters::unfilled(tch::Device::Cpu);
     config.validate().unwrap();
-    UNet3d::new(&parameters.root(), config, &UNetPorts { inputs, outputs: 4, temporal_length, classes });
+    UNet3d::new(
+        &parameters.root(),
+        config,
+        &Ports { outputs: 4, levels: classes, ..Ports::of([inputs, temporal_length, 1, 1]) },
+    );
     parameters
 }
 

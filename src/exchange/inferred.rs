@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::autoencoder_loss::DiscriminatorConfig;
 use crate::codecs::{AutoencoderConfig, ImageAutoencoderConfig};
-use crate::networks::{AttentionKind, Recompute, UNetConfig, UNetPorts};
+use crate::networks::{AttentionKind, NetworkSettings, Ports, Recompute, UNetConfig};
 use crate::text::{ClipTextConfig, TextActivation};
 
 /// Deeper networks are not believed.
@@ -179,12 +179,14 @@ impl InferredUNet {
     }
 
     /// The network's ports, for clips of so many latent frames where the tensors do not tell.
-    pub fn ports(&self, latent_frames: i64) -> UNetPorts {
-        UNetPorts {
-            inputs: self.inputs,
+    pub fn ports(&self, latent_frames: i64) -> Ports {
+        let frames = self.temporal_length.unwrap_or(latent_frames);
+        Ports {
             outputs: self.outputs,
-            temporal_length: self.temporal_length.unwrap_or(latent_frames),
-            classes: self.classes,
+            text: self.config.text_width(),
+            levels: self.classes,
+            // the mask is counted among the channels, and sizes leave no trace
+            ..Ports::of([self.inputs, frames, 1, 1])
         }
     }
 }

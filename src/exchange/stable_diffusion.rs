@@ -29,7 +29,7 @@ use crate::{
     experiment::{DiffusionExperiment, TextConditioning},
     file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     text::{ClipText, ClipTextConfig, TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles},
     text_file::{read_text, trim},
@@ -157,7 +157,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             Ok(with_prefix("model", own).collect())
         };
     let declared = || Parameters::unfilled(Device::Cpu);
-    let ports = UNetPorts { inputs, outputs, temporal_length: told.frames, classes: None };
+    let ports = Ports { outputs, text: unet.text_width(), ..Ports::of([inputs, told.frames, 1, 1]) };
     let parameters = declared();
     UNet3d::new(&parameters.root(), &unet, &ports);
     let network = Network::UNet { blocks_per_level: unet.blocks_per_level as usize };
@@ -189,7 +189,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         "optimizer": {"kind": "adamw", "learning_rate": 6e-5, "weight_decay": 0.01},
         "trainer": {"steps": 100_000, "batch": 1},
     }))?;
-    experiment.unet = unet;
+    experiment.network = unet.into();
     experiment.text = Some(TextConditioning::of(run));
     let known = serde_json::to_value(Carried { autoencoder: autoencoder.0.into() })?;
     carried_checkpoint("autoencoder", known, frames).write(&run.join(AUTOENCODER_FILE))?;

@@ -7,6 +7,11 @@ use tch::Tensor;
 use super::{Init, Scope};
 use crate::torch::{Autocast, fixed_cast, fixed_conv, fuses};
 
+/// Floating-point operations of a linear map of so many rows, two a multiply-add.
+pub fn linear_flops(rows: i64, inputs: i64, outputs: i64) -> i64 {
+    2 * rows * inputs * outputs
+}
+
 /// A low-rank addition to a linear map (Hu et al. 2021): W + alpha / rank · up · down.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -15,7 +15,7 @@ mod timestep;
 pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d, channels_last, lies_channels_last};
 pub use frames::Frames;
-pub use linear::{Adapter, Linear};
+pub use linear::{Adapter, Linear, linear_flops};
 pub use norm::{BatchNorm2d, GroupNorm, LayerNorm, Over, full_precision};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

@@ -8,10 +8,10 @@ use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
 use crate::{
     codecs::{Encoded, EncodedKind, LatentSpace},
     data::{Loader, normalise},
-    diffusion::{Condition, GivenFrames},
     distributed::Ranks,
     experiment::DiffusionExperiment,
     generate::{Generator, Given, TextPrompts, starting_weights},
+    networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
     text::TextEncoder,
@@ -139,7 +139,7 @@ impl Task for DiffusionTask {
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
-        let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
+        let Generator { network, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
         let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
@@ -149,20 +149,17 @@ impl Task for DiffusionTask {
         };
         let t = below(Purpose::DiffusionTime, schedule.steps());
         let noise = draw(Purpose::DiffusionNoise);
-        let frames = conditioning.as_ref().map(|conditioning| {
+        let mut given = Inputs { text: batch.text.as_ref().map(Tensor::shallow_clone), ..Inputs::default() };
+        if let Some(conditioning) = conditioning {
             let mask =
                 |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
-            let level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
-            GivenFrames {
-                mask: upload(&Tensor::stack(&batch.samples.iter().map(mask).collect::<Vec<_>>(), 0), self.device),
-                // one noise for both levels, as released; clean frames carry none
-                noise: if level.is_some() { noise.shallow_clone() } else { noise.zeros_like() },
-                level,
-                masked_loss: conditioning.masked_loss,
-            }
-        });
-        let given = Condition { frames, text: batch.text.as_ref().map(Tensor::shallow_clone) };
-        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
+            given.level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
+            let masks: Vec<Tensor> = batch.samples.iter().map(mask).collect();
+            given.mask = Some(upload(&Tensor::stack(&masks, 0), self.device));
+        }
+        let made_only = conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss);
+        let objective = &self.experiment.objective;
+        let loss = objective.loss(&**network, schedule, &z_0, &t, &noise, &given, made_only);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }

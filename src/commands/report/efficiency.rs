@@ -18,7 +18,6 @@ use crate::{
     distributed::Ranks,
     experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
-    networks::UNet3d,
     nn::Parameters,
     report::FigureTable,
     text_file::read_text,
@@ -94,7 +93,7 @@ impl Cost {
         let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
         let network = Parameters::unfilled(Device::Cpu);
-        UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
+        experiment.network.build(&network.root(), &ports(&experiment, generator.latent))?;
         let mut cost = Cost {
             run: run.to_path_buf(),
             parameters: network.count(),
@@ -170,7 +169,7 @@ impl Cost {
 }
 
 const COLUMNS: [&str; 9] =
-    ["", "U-Net", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
+    ["", "network", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
 
 /// The set in an evaluation's figures that was sampled.
 const SAMPLES: &str = "samples";

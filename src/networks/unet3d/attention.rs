@@ -2,8 +2,9 @@
 
 use tch::Tensor;
 
-use super::{UNetConfig, UNetPorts, over};
+use super::config::{UNetConfig, over};
 use crate::{
+    networks::Ports,
     nn::{Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
     torch::fuses,
 };
@@ -53,13 +54,13 @@ pub(super) struct FactorizedAttention {
 }
 
 impl FactorizedAttention {
-    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
         FactorizedAttention {
             spatial: SelfAttention::new(scope, "s", channels, config.heads_of(channels), config.norm_groups),
             temporal: SelfAttention::new(scope, "t", channels, config.heads_of(channels), config.norm_groups),
             relative: config
                 .relative_position
-                .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads_of(channels))),
+                .then(|| RelativePosition::new(scope, ports.frames, channels / config.heads_of(channels))),
         }
     }
 
@@ -214,8 +215,8 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
-        let distance = config.relative_position.then_some(ports.temporal_length);
+    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
+        let distance = config.relative_position.then_some(ports.frames);
         let norm = |i: i64| LayerNorm::new(&scope.sub(format!("norm{i}")), channels);
         let temporal = |(i, name): (i64, &str)| {
             (norm(i), CrossAttention::temporal(&scope.sub(name), channels, config.heads_of(channels), distance))
@@ -274,7 +275,7 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
         let project = |name: &str, init| Linear::pointwise(&scope.sub(name), channels, channels, 3, init);
         Transformer {
             norm: GroupNorm::new(&scope.sub("norm"), config.norm_groups, channels, 1e-6),
