@@ -36,8 +36,7 @@ fn main() {
     }
 
     let sources = ["core", "fused", "composed", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
-    let headers = ["guarded.h", "readback.h", "rows.h", "rows.cpp", "gloo/gloo/context.h"]
-        .map(|file| format!("src/torch/{file}"));
+    let headers = ["guarded.h", "readback.h", "fused", "gloo/gloo/context.h"].map(|file| format!("src/torch/{file}"));
     for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={file}");
     }
@@ -85,7 +84,7 @@ fn inner_loops() {
             .flags(instructions)
             .debug(false)
             .define("LVDM_ROWS", format!("rows_{name}").as_str())
-            .file("src/torch/rows.cpp")
+            .file("src/torch/fused/rows.cpp")
             .compile(&format!("lvdm_rows_{name}"));
     }
 }

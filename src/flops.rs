@@ -3,80 +3,7 @@
 //! A backward pass is counted as two forward passes.
 
 use crate::codecs::AutoencoderConfig;
-use crate::networks::{AttentionKind, UNetConfig, UNetPorts};
-
-/// rows × (inputs → outputs)
-fn product(rows: i64, inputs: i64, outputs: i64) -> i64 {
-    2 * rows * inputs * outputs
-}
-
-impl UNetConfig {
-    /// Floating-point operations of one forward pass over one latent `[C, F, h, w]`; with `attention: text`, given
-    /// `context` tokens.
-    pub fn flops(&self, ports: &UNetPorts, latent: [i64; 4], context: i64) -> i64 {
-        let [_, f, h, w] = latent;
-        let places = |level: usize| (h >> level) * (w >> level);
-        let conv = |level: usize, inputs, outputs| product(f * places(level), 9 * inputs, outputs);
-        let embedding = 4 * self.channels;
-        let time_outputs = if self.adaptive_norm { 2 } else { 1 };
-        let res = |level: usize, inputs: i64, outputs: i64| {
-            let skip = if inputs == outputs { 0 } else { product(f * places(level), inputs, outputs) };
-            let time = product(1, embedding, time_outputs * outputs);
-            conv(level, inputs, outputs) + conv(level, outputs, outputs) + time + skip
-        };
-        let attention = |level: usize, c: i64| {
-            let p = places(level);
-            let rows = f * p;
-            // n sequences of q tokens against k
-            let attend = |n: i64, q: i64, k: i64| 2 * product(n * q, c, k);
-            let layer = product(rows, c, 4 * c);
-            match self.attention {
-                AttentionKind::Factorized => 2 * layer + attend(f, p, p) + attend(p, f, f),
-                AttentionKind::Joint => layer + attend(1, rows, rows),
-                AttentionKind::Text => {
-                    let cross = product(rows, c, 2 * c) + product(context, self.context_width, 2 * c);
-                    let feed_forward = product(rows, c, 8 * c) + product(rows, 4 * c, c);
-                    let temporal = if self.temporal { 2 * (layer + attend(p, f, f)) } else { 0 };
-                    let spatial = layer + attend(f, p, p) + cross + attend(f, p, context);
-                    temporal + spatial + feed_forward + product(rows, c, 2 * c)
-                }
-            }
-        };
-        let attends = |level: usize| self.attention_factors.contains(&(1 << level));
-
-        let mut total = product(1, self.channels, embedding) + product(1, embedding, embedding);
-        total += conv(0, ports.inputs, self.channels);
-        let mut channels = self.channels;
-        let mut skips = vec![channels];
-        let deepest = self.multipliers.len() - 1;
-        for (level, multiplier) in self.multipliers.iter().enumerate() {
-            for _ in 0..self.blocks_per_level {
-                let outputs = multiplier * self.channels;
-                total += res(level, channels, outputs);
-                channels = outputs;
-                total += if attends(level) { attention(level, channels) } else { 0 };
-                skips.push(channels);
-            }
-            if level < deepest {
-                total += conv(level + 1, channels, channels);
-                skips.push(channels);
-            }
-        }
-        total += 2 * res(deepest, channels, channels) + attention(deepest, channels);
-        for (level, multiplier) in self.multipliers.iter().enumerate().rev() {
-            for block in 0..=self.blocks_per_level {
-                let outputs = multiplier * self.channels;
-                total += res(level, channels + skips.pop().expect("as many skips as output blocks"), outputs);
-                channels = outputs;
-                total += if attends(level) { attention(level, channels) } else { 0 };
-                if level > 0 && block == self.blocks_per_level {
-                    total += conv(level - 1, channels, channels);
-                }
-            }
-        }
-        total + conv(0, channels, ports.outputs)
-    }
-}
+use crate::nn::linear_flops as product;
 
 impl AutoencoderConfig {
     /// Floating-point operations of encoding and of decoding one clip.
@@ -146,30 +73,6 @@ pub fn i3d(frames: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PORTS: UNetPorts = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
-
-    fn close(flops: i64, wanted: f64) {
-        let found = flops as f64 / 1e9;
-        assert!((found - wanted).abs() < 0.05, "{found} GFLOP, not {wanted}");
-    }
-
-    #[test]
-    fn the_papers_network_has_361_7_gigaflops() {
-        let latent = [4, 4, 32, 32];
-        close(UNetConfig::default().flops(&PORTS, latent, 0), 361.7);
-        let quarter = UNetConfig { channels: 64, ..UNetConfig::default() };
-        // a sixteenth of the paper's is 22.6; attention's own products only shrink to a quarter
-        close(quarter.flops(&PORTS, latent, 0), 23.4);
-    }
-
-    /// Without attention everything grows with the number of places.
-    #[test]
-    fn convolutions_grow_with_the_latent() {
-        let config = UNetConfig { attention_factors: vec![], ..UNetConfig::default() };
-        let at = |side| config.flops(&PORTS, [4, 4, side, side], 0) as f64;
-        assert!((at(64) / at(32) - 4.0).abs() < 0.01, "{}", at(64) / at(32));
-    }
 
     /// By hand: one block, stride 2 on each axis, no norm.
     #[test]

@@ -16,12 +16,12 @@ use crate::{
     codecs::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig},
     data::to_u8,
     diffusion::{
-        FrameConditioning, GivenLatents, GivenTexts, GuidanceConfig, NoiseSchedule, Predict, SamplerConfig,
-        conditioned, sample,
+        FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoiseSchedule, Predict,
+        SamplerConfig, conditioned, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
-    networks::{AttentionKind, UNet3d, UNetPorts},
+    experiment::{DiffusionExperiment, DiffusionSpace, LabelConditioning, Numerics, Trained, TrainerConfig},
+    networks::{Network, Ports},
     nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
     text::{TextEncoder, TextEncoderConfig},
@@ -33,7 +33,7 @@ pub use long_video::{LongVideo, forget, weights_of};
 /// A denoiser with its schedule and latent space.
 pub struct Generator {
     /// With averaged weights.
-    pub unet: UNet3d,
+    pub network: Box<dyn Network>,
     /// Of the training.
     pub schedule: NoiseSchedule,
     /// Encodes and decodes.
@@ -46,8 +46,11 @@ pub struct Generator {
     pub conditioning: Option<FrameConditioning>,
     /// Of a network that attends to a text.
     pub text: Option<TextEncoder>,
-    /// What the latents' height and width must be multiples of.
-    halvings: i64,
+    /// What the latents' frames, height and width must be multiples of.
+    multiple_of: [i64; 3],
+    /// Of a network that is given class labels.
+    pub labels: Option<LabelConditioning>,
+    takes_other_clips: bool,
     predict: Predict,
     /// Of the training, at which the weights were stored; 0 in a training.
     pub step: i64,
@@ -73,6 +76,17 @@ pub struct Given<'a> {
     pub frames: Option<FramesOfClip<'a>>,
     /// To a network with a text encoder; without a text it sees the empty prompt.
     pub text: Option<TextPrompts<'a>>,
+    /// To a network with classes; without them it is told of none.
+    pub classes: Option<Classes<'a>>,
+}
+
+/// Of which class clips are to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Classes<'a> {
+    /// The class's number, one a clip.
+    pub numbers: &'a [i64],
+    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance.
+    pub guidance: f64,
 }
 
 /// Frames that clips are made to fit.
@@ -108,29 +122,30 @@ impl Generator {
     ) -> Result<Self> {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
-        experiment.unet.validate()?;
+        experiment.network.validate()?;
         let schedule = NoiseSchedule::new(&experiment.schedule)?;
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], schedule.steps()).context("conditioning")?;
         }
-        if let Some(text) = &text {
+        if let (Some(text), Some(width)) = (&text, experiment.network.text_width()) {
             ensure!(
-                text.width() == experiment.unet.context_width,
-                "the text encoder is {} wide, unet.context_width is {}",
-                text.width(),
-                experiment.unet.context_width
+                text.width() == width,
+                "the text encoder is {} wide, the network attends to texts {width} wide (context_width)",
+                text.width()
             );
         }
         let scope = parameters.root().with_adapters(experiment.trained.adapter());
         Ok(Generator {
-            unet: UNet3d::new(&scope, &experiment.unet, &ports(experiment, latent)),
+            network: experiment.network.build(&scope, &ports(experiment, latent)).context("network")?,
             schedule,
             space,
             latent,
             latent_stride: experiment.latent_stride,
             conditioning: experiment.conditioning.clone(),
             text,
-            halvings: 1 << (experiment.unet.multipliers.len() - 1),
+            multiple_of: experiment.network.multiple_of(),
+            labels: experiment.labels.clone(),
+            takes_other_clips: experiment.network.takes_other_clips(),
             predict: experiment.objective.predict,
             step: 0,
             numerics: Numerics::default(),
@@ -170,9 +185,9 @@ impl Generator {
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = space_of(&experiment, &folder, device)?;
-        let text = match experiment.unet.attention {
-            AttentionKind::Text => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
-            AttentionKind::Factorized | AttentionKind::Joint => None,
+        let text = match experiment.network.text_width() {
+            Some(_) => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
+            None => None,
         };
         // adapters are merged into what is loaded
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
@@ -187,11 +202,20 @@ impl Generator {
     pub fn resize(&mut self, frames: i64, height: i64, width: i64) -> Result<()> {
         ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
         let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
-        for (side, pixels) in [(h, height), (w, width)] {
-            let factor = pixels / side * self.halvings;
-            ensure!(side % self.halvings == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
+        let seen = (f - 1) / self.latent_stride + 1;
+        let [of_frames, of_height, of_width] = self.multiple_of;
+        for (side, pixels, multiple) in [(h, height, of_height), (w, width, of_width)] {
+            let factor = pixels / side * multiple;
+            ensure!(side % multiple == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
         }
-        self.latent = [c, (f - 1) / self.latent_stride + 1, h, w];
+        ensure!(
+            self.takes_other_clips || self.latent == [c, seen, h, w],
+            "a clip of {frames} frames of {width}x{height}: this network makes clips of the length and size of its training \
+             alone, {:?} (3, F, H, W)",
+            self.clip_size()
+        );
+        ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
+        self.latent = [c, seen, h, w];
         Ok(())
     }
 
@@ -235,13 +259,13 @@ impl Generator {
         let start = draw(Purpose::SampleStart, frames, 0);
         let texts = self.texts(given.text.as_ref(), clips.len())?;
         let noise = given.frames.as_ref().map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
-        let latents = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
+        let frames_given = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
             let FramesOfClip { indices, frames, guidance } = *given;
             GivenLatents { indices, frames, noise, guidance }
         });
-        let has_mask = self.conditioning.is_some();
-        let (latents, texts) = (latents.as_ref(), texts.as_ref());
-        let denoiser = conditioned(&self.unet, &self.schedule, self.predict, has_mask, &start, latents, texts)?;
+        let labels = self.labels(given.classes.as_ref(), clips.len())?;
+        let to_clips = GivenToClips { frames: frames_given, texts, labels };
+        let denoiser = conditioned(&*self.network, &self.schedule, self.predict, &start, to_clips)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
     }
@@ -255,6 +279,24 @@ impl Generator {
     /// precision, and graphs.
     pub fn keep_prepared(&self) -> Option<FixedWeights> {
         self.space.device().is_cuda().then(FixedWeights::new)
+    }
+
+    /// Classes for samples of which none is told, each as often as the others: sample i is of class i mod classes. With the
+    /// weight of guidance that the run says; none for a network without classes.
+    pub fn balanced_classes(&self, samples: &[u64]) -> Option<(Vec<i64>, f64)> {
+        let (labels, classes) = (self.labels.as_ref()?, self.network.ports().classes?);
+        Some((samples.iter().map(|sample| (sample % classes as u64) as i64).collect(), labels.guidance))
+    }
+
+    /// The labels of so many clips, where classes are told.
+    fn labels(&self, told: Option<&Classes>, clips: usize) -> Result<Option<GivenLabels>> {
+        let Some(Classes { numbers, guidance }) = told else { return Ok(None) };
+        ensure!(numbers.len() == clips, "{} classes for {clips} clips", numbers.len());
+        let known = self.network.ports().classes.context("this network knows no classes: it cannot be given one")?;
+        let foreign = numbers.iter().find(|number| !(0..known).contains(*number));
+        ensure!(foreign.is_none(), "class {}: this network knows 0 to {}", foreign.copied().unwrap_or(-1), known - 1);
+        let labels = upload(&Tensor::from_slice(numbers), self.space.device());
+        Ok(Some(GivenLabels { labels, guidance: (*guidance != 1.0).then_some(*guidance) }))
     }
 
     /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
@@ -325,13 +367,15 @@ pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> [i64; 4] {
 }
 
 /// What enters and leaves an experiment's network, for clips of the shape that it sees.
-pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> UNetPorts {
+pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
     let conditioning = experiment.conditioning.as_ref();
-    UNetPorts {
-        inputs: latent[0] + i64::from(conditioning.is_some()),
-        outputs: latent[0],
-        temporal_length: latent[1],
-        classes: conditioning.and_then(FrameConditioning::levels),
+    Ports {
+        outputs: latent[0] * if experiment.objective.learns_variance() { 2 } else { 1 },
+        mask: conditioning.is_some(),
+        levels: conditioning.and_then(FrameConditioning::levels),
+        text: experiment.network.text_width(),
+        classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),
+        ..Ports::of(latent)
     }
 }
 
@@ -349,7 +393,7 @@ pub fn starting_weights(
     let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
     let mut weights = weights(&mut found)?;
-    ports(experiment, latent).adopt(&mut weights, &experiment.unet);
+    experiment.network.adopt(&mut weights, &ports(experiment, latent));
     Ok(weights)
 }
 

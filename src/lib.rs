@@ -3,7 +3,7 @@
 //! **Train:** video file → clip `[3, F, H, W]` u8 → x in [−1, 1] → `VideoAutoencoder::encode` → z_0 →
 //! `NoiseSchedule::add_noise` → `UNet3d` → loss → optimizer → checkpoint.
 //! **Sample:** noise → `Sampler` × `Denoiser` → z_0 → decode → u8 video → mp4.
-//! **Evaluate:** (generated | real) u8 video → the same `I3d` → features → FVD, KVD with their protocol.
+//! **Evaluate:** (generated | real) u8 video → the same `FeatureExtractor` → features → each `VideoMetric`, with its protocol.
 //!
 //! # Axes
 //! B batch, C channels, F frames, H and W height and width of pictures, h and w those of latents.
@@ -15,11 +15,12 @@
 //! ```text
 //! commands                                one verb, one file
 //! report                                  tables, plots and pages of finished runs
+//! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
-//! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
+//! metrics | diffusion | autoencoder_loss  FVD, KVD and their like; schedule, denoiser, sampler; LPIPS and GAN losses
 //! flops                                   operations of a forward pass
 //! networks | codecs | extractors | text   denoisers; clips ↔ latents; frozen judges; captions → tokens → states
 //! data                                    files → clips
@@ -28,6 +29,7 @@
 //! distributed                             several processes that do one piece of work
 //! torch | ffmpeg | random | safetensors   what tch and video-rs do not expose (the only `unsafe`); noise; tensor files
 //! atomic_file | file_format | text_file   files that are whole or not there; what a file is; texts that people wrote
+//! registry                                implementations by the `kind` that a file of settings names
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
@@ -46,6 +48,7 @@ pub mod commands;
 pub mod data;
 pub mod diffusion;
 pub mod distributed;
+pub mod evaluation;
 pub mod exchange;
 pub mod experiment;
 pub mod extractors;
@@ -59,6 +62,7 @@ pub mod metrics;
 pub mod networks;
 pub mod nn;
 pub mod random;
+pub mod registry;
 pub mod report;
 pub mod safetensors;
 pub mod text;

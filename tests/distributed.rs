@@ -21,13 +21,13 @@ use lvdm::{
     autoencoder_loss::{DiscriminatorConfig, VideoDiscriminatorConfig},
     checkpoint::{self, Checkpoint},
     codecs::{AutoencoderConfig, VideoAutoencoder},
-    diffusion::{Condition, NoiseSchedule, Objective, ScheduleConfig},
+    diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{Inputs, Ports, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
-    train::{Batch, Phase, Picture, Task, Terms, Trainer},
+    train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -72,7 +72,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
         "heads": 2, "recompute": recompute});
     let config: UNetConfig = serde_json::from_value(config).unwrap();
     let parameters = Parameters::new(Device::Cpu, 1);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 2, classes: None };
+    let ports = Ports::of([4, 2, 1, 1]);
     let unet = UNet3d::new(&parameters.root(), &config, &ports);
     wake(&parameters);
     parameters.to_kind(kind);
@@ -81,7 +81,7 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
     let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
     reduced(ranks, &parameters, "", || {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Condition::default());
+        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Inputs::default(), false);
         loss.backward();
         loss.double_value(&[])
     })
@@ -144,15 +144,15 @@ impl Task for Toy {
         "toy"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 0 })
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 0 })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();
         // the gradient is finite everywhere

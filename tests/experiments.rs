@@ -172,23 +172,28 @@ fn every_experiment_loads_and_builds() {
                     conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
                 }
                 if experiment.text.is_some() {
-                    let recompute = experiment.unet.recompute.clone();
+                    let recompute = experiment.unet().unwrap().recompute.clone();
                     let imported = UNetConfig { recompute, ..UNetConfig::stable_diffusion() };
-                    assert_eq!(experiment.unet, imported, "{}: it starts from another network", file.name);
+                    assert_eq!(experiment.unet().unwrap(), &imported, "{}: it starts from another network", file.name);
                 } else if let Some(start) = &experiment.start_from {
                     let text = fs::read_to_string(experiment_of(start).expect("a shipped experiment")).unwrap();
                     let short: DiffusionExperiment = parse("start", &text, &[]).unwrap();
-                    assert_eq!(short.unet, experiment.unet, "{}: it starts from another network", file.name);
+                    assert_eq!(
+                        short.unet().unwrap(),
+                        experiment.unet().unwrap(),
+                        "{}: it starts from another network",
+                        file.name
+                    );
                 }
-                let deepest = 1 << (experiment.unet.multipliers.len() - 1);
+                let deepest = 1 << (experiment.unet().unwrap().multipliers.len() - 1);
                 assert!(latent[2] % deepest == 0, "{}: a latent of {latent:?} does not halve that often", file.name);
-                experiment.unet.validate().unwrap();
+                experiment.unet().unwrap().validate().unwrap();
                 experiment.optimizer.validate().unwrap();
                 experiment.trainer.validate().unwrap();
                 let schedule = NoiseSchedule::new(&experiment.schedule).unwrap();
                 experiment.sampler.build().start(&schedule).unwrap();
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
-                UNet3d::new(&parameters.root(), &experiment.unet, &generate::ports(&experiment, latent));
+                UNet3d::new(&parameters.root(), &experiment.unet().unwrap(), &generate::ports(&experiment, latent));
                 assert!(parameters.count() > 10_000);
             }
             Kind::Evaluation => {
@@ -257,7 +262,7 @@ fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] 
     [one, other].map(|experiment| {
         let parameters = Parameters::unfilled(tch::Device::Cpu);
         let ports = generate::ports(experiment, latent_of(experiment));
-        UNet3d::new(&parameters.root(), &experiment.unet, &ports);
+        UNet3d::new(&parameters.root(), &experiment.unet().unwrap(), &ports);
         parameters.count()
     })
 }
@@ -269,8 +274,9 @@ fn pixels_are_compared_with_latents_fairly() {
         let [latents, pixels] =
             ["latents", "pixels"].map(|space| diffusion(&format!("efficiency/{size}/{space}.yaml")));
         assert!(pixels.autoencoder == DiffusionSpace::Pixels && latents.autoencoder != DiffusionSpace::Pixels);
-        let unet = UNetConfig { recompute: pixels.unet.recompute.clone(), ..latents.unet.clone() };
-        assert_eq!(unet, pixels.unet, "{size}");
+        let unet =
+            UNetConfig { recompute: pixels.unet().unwrap().recompute.clone(), ..latents.unet().unwrap().clone() };
+        assert_eq!(&unet, pixels.unet().unwrap(), "{size}");
         assert_eq!((latents.trainer.minutes, latents.trainer.steps), (pixels.trainer.minutes, pixels.trainer.steps));
         assert!(latents.trainer.minutes.is_some());
         let [a, b] = compared(&latents, &pixels).map(|count| count as f64);
@@ -287,8 +293,11 @@ fn attention_is_compared_fairly() {
         ("ucf101/diffusion.yaml", "ablation/ucf101/joint.yaml"),
     ] {
         let [factorized, joint] = [factorized, joint].map(diffusion);
-        assert_eq!(factorized.unet.attention, AttentionKind::Factorized);
-        assert_eq!(joint.unet, UNetConfig { attention: AttentionKind::Joint, ..factorized.unet.clone() });
+        assert_eq!(factorized.unet().unwrap().attention, AttentionKind::Factorized);
+        assert_eq!(
+            joint.unet().unwrap(),
+            &UNetConfig { attention: AttentionKind::Joint, ..factorized.unet().unwrap().clone() }
+        );
         assert_eq!(joint.trainer, factorized.trainer);
         assert_eq!((&joint.autoencoder, &joint.latents), (&factorized.autoencoder, &factorized.latents));
         let [a, b] = compared(&factorized, &joint);
@@ -400,4 +409,54 @@ fn every_experiment_states_how_exactly_it_computes() {
             }
         }
     }
+}
+
+/// `unet:` is the older name of `network:` and is read in files, in overrides of either name, and in checkpoints; errors
+/// name the key that was written.
+#[test]
+fn unet_is_an_older_name_of_network() {
+    let text = |network: &str| {
+        format!(
+            "data: {{dataset: {{kind: folder, root: clips}}, frames: 4, resolution: 32}}\nautoencoder: pixels\n{network}\n\
+             optimizer: {{kind: adamw, learning_rate: 1.0e-4}}\ntrainer: {{steps: 1, batch: 1}}\n"
+        )
+    };
+    let read = |network: &str, overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        parse::<DiffusionExperiment>("x.yaml", &text(network), &overrides)
+    };
+    let (old, new) = ("unet: {channels: 64, heads: 2}", "network: {kind: unet3d, channels: 64, heads: 2}");
+    let wanted = UNetConfig { channels: 64, heads: 2, ..UNetConfig::default() };
+    for network in [old, new] {
+        assert_eq!(read(network, &[]).unwrap().unet().unwrap(), &wanted, "{network}");
+        for key in ["unet", "network"] {
+            let found = read(network, &[&format!("{key}.channels=96"), "network.blocks_per_level=1"]).unwrap();
+            let unet = found.unet().unwrap();
+            assert_eq!((unet.channels, unet.heads, unet.blocks_per_level), (96, 2, 1), "{network} {key}");
+            let error = read(network, &[&format!("{key}.channels=wide")]).unwrap_err().0;
+            assert!(error.starts_with(&format!("override `{key}.channels`: ")), "{error}");
+        }
+    }
+    assert_eq!(read("", &["unet.channels=64", "network.heads=2"]).unwrap().unet().unwrap(), &wanted);
+    for (network, words) in [
+        ("unet: {chanels: 64}", "x.yaml:3: unknown key `unet.chanels`; did you mean `channels`?"),
+        ("network: {chanels: 64}", "x.yaml:3: unknown key `network.chanels`; did you mean `channels`?"),
+        ("network: {kind: unet3d, heads: many}", "x.yaml:3: `network.heads`: "),
+        ("unet: {heads: many}", "x.yaml:3: `unet.heads`: "),
+        ("network: {kind: unet3}", "did you mean `unet3d`?"),
+        ("unte: {channels: 64}", "x.yaml:3: unknown key `unte`; did you mean `unet`?"),
+        ("unet: {}\nnetwork: {}", "x.yaml:3: `unet` is the older name of `network`, and the file has both"),
+    ] {
+        let error = read(network, &[]).unwrap_err().0;
+        assert!(error.contains(words), "{network}: {error}");
+    }
+    // as checkpoints hold it, and as they held it
+    let now = serde_json::to_value(read(old, &[]).unwrap()).unwrap();
+    assert_eq!((&now["network"]["kind"], &now["unet"]), (&"unet3d".into(), &serde_json::Value::Null));
+    let mut before = now.clone();
+    let mut unet = before.as_object_mut().unwrap().remove("network").unwrap();
+    unet.as_object_mut().unwrap().remove("kind");
+    before["unet"] = unet;
+    let found: DiffusionExperiment = serde_json::from_value(before).unwrap();
+    assert_eq!(serde_json::to_value(found).unwrap(), now);
 }

@@ -25,7 +25,7 @@ use lvdm::{
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
     generate::open_latent_space,
-    networks::{AttentionKind, UNet3d, UNetConfig, UNetPorts},
+    networks::{AttentionKind, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::{read_safetensors, write_safetensors_atomically},
     text::{ClipText, ClipTextConfig},
@@ -100,8 +100,8 @@ fn small_unet() -> UNetConfig {
     }
 }
 
-const SHORT: UNetPorts = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
-const MASKED: UNetPorts = UNetPorts { inputs: 5, outputs: 4, temporal_length: 4, classes: Some(251) };
+const SHORT: Ports = Ports::of([4, 4, 1, 1]);
+const MASKED: Ports = Ports { outputs: 4, levels: Some(251), ..Ports::of([5, 4, 1, 1]) };
 
 /// The options that the small networks need.
 const OPTIONS: [&str; 8] = ["--latents", "sky", "--temporal-factor", "2", "--norm-groups", "4", "--resolution", "16"];
@@ -121,7 +121,7 @@ fn first_stage() -> Tensors {
 }
 
 /// The tensors of a diffusion checkpoint.
-fn diffusion(ports: UNetPorts, config: &UNetConfig) -> Tensors {
+fn diffusion(ports: Ports, config: &UNetConfig) -> Tensors {
     let declare = |p: &Parameters| drop(UNet3d::new(&p.root(), config, &ports));
     let mut tensors = network("model.diffusion_model.", 2, &declare);
     tensors.extend(averaged("diffusion_model.", &declare));
@@ -211,7 +211,7 @@ fn a_short_video_checkpoint_becomes_a_run() {
     assert_eq!(carried.tensors["latent.shift"].double_value(&[]), 1.4606637);
 
     let experiment: DiffusionExperiment = serde_json::from_value(run.experiment).unwrap();
-    assert_eq!(experiment.unet, small_unet());
+    assert_eq!(experiment.unet().unwrap(), &small_unet());
     assert_eq!(experiment.schedule, ScheduleConfig::default());
     assert_eq!((experiment.data.frames, experiment.data.resolution, experiment.latent_stride), (8, 16, 1));
     assert_eq!((experiment.conditioning, experiment.trainer.ema_decay), (None, Some(0.999)));
@@ -308,7 +308,7 @@ fn a_text_checkpoint_becomes_a_run() {
     }
     let run = latest(&at.join("run"));
     let experiment: DiffusionExperiment = serde_json::from_value(run.experiment.clone()).unwrap();
-    assert_eq!(experiment.unet, config);
+    assert_eq!(experiment.unet().unwrap(), &config);
     assert_eq!((experiment.schedule.beta_start, experiment.schedule.beta_end), (0.00085, 0.012));
     assert_eq!((experiment.data.frames, experiment.data.resolution), (4, 16));
     let space = open_latent_space(&at.join("run/autoencoder.safetensors"), Device::Cpu).unwrap();
@@ -789,7 +789,7 @@ fn every_setting_leaves_a_trace() {
         UNetConfig { relative_position: false, heads: 1, ..base },
     ] {
         let parameters = Parameters::unfilled(Device::Cpu);
-        let ports = UNetPorts { inputs: 5, outputs: 3, temporal_length: 7, classes: Some(9) };
+        let ports = Ports { outputs: 3, text: config.text_width(), levels: Some(9), ..Ports::of([5, 7, 1, 1]) };
         UNet3d::new(&parameters.root(), &config, &ports);
         let tensors: Tensors = parameters.named().into_iter().collect();
         let found = InferredUNet::from_shapes(&Shapes::from(&tensors)).unwrap();

@@ -8,12 +8,10 @@ use common::{contents, largest_difference, noise, run_in, succeed_in, wake, writ
 use lvdm::{
     codecs::{AutoencoderConfig, Chunks, LatentMoments, LatentSpace, VideoAutoencoder},
     data::VideoReader,
-    diffusion::{
-        Condition, FrameMask, GivenFrames, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig,
-    },
+    diffusion::{FrameMask, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
     experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
-    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::read_safetensors,
 };
@@ -146,27 +144,29 @@ fn a_grown_network_starts_as_the_short_one() {
         attention_factors: vec![1, 2],
         ..UNetConfig::default()
     };
-    let short = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
+    let short = Ports::of([4, 4, 1, 1]);
     let parameters = Parameters::new(CPU, 1);
     let network = UNet3d::new(&parameters.root(), &config, &short);
     wake(&parameters);
     parameters.freeze();
     let t = Tensor::from_slice(&[10i64, 700]);
     for length in [3, 4, 6] {
-        let ports = UNetPorts { inputs: 5, temporal_length: length, classes: Some(251), ..short };
+        let ports = Ports { mask: true, frames: length, levels: Some(251), ..short.clone() };
         let mut weights = parameters.named().into_iter().collect();
-        ports.adopt(&mut weights, &config);
+        config.adopt(&mut weights, &ports);
         let grown_parameters = Parameters::new(CPU, 2);
         let grown = UNet3d::new(&grown_parameters.root(), &config, &ports);
         grown_parameters.load(&weights).unwrap();
         grown_parameters.freeze();
         let z = noise(1, &[2, 4, length, 8, 8]);
-        let with_mask = |value: f64| {
-            Tensor::cat(&[z.shallow_clone(), Tensor::full([2, 1, length, 8, 8], value, (Kind::Float, CPU))], 1)
+        let masked = |value: f64, level| Inputs {
+            mask: Some(Tensor::full([2, 1, length, 8, 8], value, (Kind::Float, CPU))),
+            level,
+            ..Inputs::default()
         };
-        let expected = network.forward(&z, &t, &UNetCondition::default());
+        let expected = network.forward(&z, &t, &Inputs::default());
         for level in [None, Some(Tensor::from_slice(&[0i64, 249]))] {
-            let found = grown.forward(&with_mask(0.0), &t, &UNetCondition { level, context: None });
+            let found = grown.forward(&z, &t, &masked(0.0, level));
             let difference = largest_difference(&found, &expected);
             assert!(difference < 1e-6, "{length} frames: {difference:e}");
         }
@@ -174,7 +174,7 @@ fn a_grown_network_starts_as_the_short_one() {
         let name = "input_blocks.0.0.weight";
         let (_, mut kernel) = grown_parameters.named().into_iter().find(|(n, _)| n == name).unwrap();
         let _ = kernel.requires_grad_(true);
-        grown.forward(&with_mask(1.0), &t, &UNetCondition::default()).square().mean(None).backward();
+        grown.forward(&z, &t, &masked(1.0, None)).square().mean(None).backward();
         assert!(kernel.grad().narrow(1, 4, 1).abs().max().double_value(&[]) > 0.0);
     }
 }
@@ -415,38 +415,24 @@ fn a_masked_loss_leaves_given_frames_out() {
         attention_factors: vec![1],
         ..UNetConfig::default()
     };
-    let ports = UNetPorts { inputs: 5, outputs: 4, temporal_length: 4, classes: Some(11) };
+    let ports = Ports { mask: true, levels: Some(11), ..Ports::of([4, 4, 1, 1]) };
     let parameters = Parameters::new(CPU, 4);
     let network = UNet3d::new(&parameters.root(), &config, &ports);
     wake(&parameters);
     parameters.freeze();
     let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
     let shape = [2, 4, 4, 4, 4];
-    let (z_0, fresh, put) = (noise(0, &shape), noise(1, &shape), noise(2, &shape));
+    let (z_0, fresh) = (noise(0, &shape), noise(1, &shape));
     let (t, s) = (Tensor::from_slice(&[300i64, 900]), Tensor::from_slice(&[0i64, 9]));
     let mask = Tensor::cat(&[FrameMask::Prefix(1).tensor(4), FrameMask::Endpoints.tensor(4)], 0).unsqueeze(1);
-    let loss = |masked_loss| {
-        let given = GivenFrames {
-            mask: mask.shallow_clone(),
-            level: Some(s.shallow_clone()),
-            noise: put.shallow_clone(),
-            masked_loss,
-        };
-        Objective::default()
-            .loss(&network, &schedule, &z_0, &t, &fresh, &Condition { frames: Some(given), text: None })
-            .double_value(&[])
+    let given = Inputs { mask: Some(mask.shallow_clone()), level: Some(s.shallow_clone()), ..Inputs::default() };
+    let loss = |made_only| {
+        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &given, made_only).double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);
-    let seen = schedule.add_noise(&z_0, &s, &put).where_self(&is_given, &schedule.add_noise(&z_0, &t, &fresh));
-    let target = put.where_self(&is_given, &fresh);
-    let channel = mask.expand([2, 1, 4, 4, 4], false);
-    let output = network.forward(
-        &Tensor::cat(&[seen, channel], 1),
-        &t,
-        &UNetCondition { level: Some(s.shallow_clone()), context: None },
-    );
-    let error = (output - target).abs();
+    let seen = schedule.add_noise(&z_0, &s, &fresh).where_self(&is_given, &schedule.add_noise(&z_0, &t, &fresh));
+    let error = (network.forward(&seen, &t, &given) - &fresh).abs();
     let whole = error.mean(None).double_value(&[]);
     let made = error.masked_select(&is_given.logical_not()).mean(None).double_value(&[]);
     assert!((loss(false) - whole).abs() < 1e-5, "{} {whole}", loss(false));

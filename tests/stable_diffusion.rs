@@ -10,7 +10,7 @@ use lvdm::{
         AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, LatentMoments, LatentSpace, LatentSpaceConfig,
     },
     exchange::diffusers_config,
-    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{Inputs, Network as _, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     text::{ClipText, ClipTextConfig, TextActivation},
     weights::{stable_diffusion::Network, synthesize},
@@ -62,7 +62,7 @@ fn unet_config() -> UNetConfig {
 
 fn unet(config: &UNetConfig) -> (UNet3d, Parameters) {
     let parameters = Parameters::new(CPU, 5);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 5, classes: None };
+    let ports = Ports::of([4, 5, 1, 1]);
     (UNet3d::new(&parameters.root(), config, &ports), parameters)
 }
 
@@ -113,7 +113,7 @@ fn names_travel_round() {
         let again = Parameters::new(CPU, 6);
         match network {
             Network::UNet { .. } => {
-                let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 5, classes: None };
+                let ports = Ports::of([4, 5, 1, 1]);
                 UNet3d::new(&again.root(), &unet_config(), &ports);
             }
             _ => {
@@ -228,7 +228,7 @@ fn any_unet_has_its_diffusers_names() {
             "up_block_types": attends.iter().rev().map(|&a| block("Up", a)).collect::<Vec<_>>()});
         let (config, [inputs, outputs]) = diffusers_config::unet(&config).unwrap();
         let parameters = Parameters::unfilled(CPU);
-        let ports = UNetPorts { inputs, outputs, temporal_length: 4, classes: None };
+        let ports = Ports { outputs, ..Ports::of([inputs, 4, 1, 1]) };
         UNet3d::new(&parameters.root(), &config, &ports);
         let ours = shapes(&Network::UNet { blocks_per_level: blocks }.in_diffusers(&parameters));
         assert_eq!(ours, diffusers_unet(&widths, &attends, blocks, 40), "{widths:?}");
@@ -239,7 +239,7 @@ fn any_unet_has_its_diffusers_names() {
 #[test]
 fn stable_diffusion_1_is_whole() {
     let parameters = Parameters::unfilled(CPU);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
+    let ports = Ports::of([4, 16, 1, 1]);
     UNet3d::new(&parameters.root(), &UNetConfig::stable_diffusion(), &ports);
     let listed = shapes(&Network::UNet { blocks_per_level: 2 }.in_diffusers(&parameters));
     assert_eq!(listed.len(), 686);
@@ -350,7 +350,7 @@ fn the_inflated_network_starts_as_the_image_network() {
             wake(&parameters);
         }
         parameters.freeze();
-        let given = UNetCondition { level: None, context: Some(noise(1, &[2, 7, 48])) };
+        let given = Inputs { text: Some(noise(1, &[2, 7, 48])), ..Inputs::default() };
         let (x, t) = (noise(2, &[2, 4, 5, 8, 8]), Tensor::from_slice(&[30i64, 700]));
         let together = unet.forward(&x, &t, &given);
         let alone: Vec<Tensor> = (0..5).map(|frame| unet.forward(&x.narrow(2, frame, 1), &t, &given)).collect();

@@ -11,10 +11,10 @@ use common::{
 };
 use lvdm::{
     checkpoint,
-    diffusion::{Guidance, Guided, Predict, SamplerConfig, UNetDenoiser, sample},
+    diffusion::{Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
     exchange::diffusers_config,
     generate::{Generator, open_text_encoder},
-    networks::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{AttentionKind, Inputs, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     text::{ClipText, ClipTextConfig, TextActivation, TextEncoderConfig},
     weights::stable_diffusion::is_temporal,
@@ -55,7 +55,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     let said = import(at, "sd2", "run", &[]);
     assert_eq!(said.status, 0, "{}", said.err);
     let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
-    assert_eq!((experiment.unet.head_width, experiment.objective.predict), (Some(4), Predict::Velocity));
+    assert_eq!((experiment.unet().unwrap().head_width, experiment.objective.predict), (Some(4), Predict::Velocity));
     let case = tensors(&source("tests/stable_diffusion_2/case.safetensors"));
     let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;
     let config: TextEncoderConfig = serde_json::from_value(carried.experiment.clone()).unwrap();
@@ -73,13 +73,12 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
         near("states of the empty text", &empty, &case["empty"]);
         // three frames, each as the image network sees it
         let start = case["z_t"].unsqueeze(2).repeat([1, 1, 3, 1, 1]);
-        let told = |context: &Tensor| UNetCondition { level: None, context: Some(context.shallow_clone()) };
-        let velocity = generator.unet.forward(&start, &Tensor::from_slice(&[300i64]), &told(&states));
-        let denoiser = |context: &Tensor| UNetDenoiser {
-            unet: &generator.unet,
+        let told = |context: &Tensor| Inputs { text: Some(context.shallow_clone()), ..Inputs::default() };
+        let velocity = generator.network.forward(&start, &Tensor::from_slice(&[300i64]), &told(&states));
+        let denoiser = |context: &Tensor| NetworkDenoiser {
+            network: &*generator.network,
             schedule: &generator.schedule,
             predict: experiment.objective.predict,
-            mask: None,
             given: told(context),
         };
         let guided = Guided {
@@ -155,7 +154,11 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     assert_eq!(said.status, 0, "{}", said.err);
     for run in ["again", "released", "original"] {
         let other = Generator::open(&at.join(run), CPU).unwrap().1;
-        assert_eq!((&other.unet, &other.objective), (&experiment.unet, &experiment.objective), "{run}");
+        assert_eq!(
+            (&other.unet().unwrap(), &other.objective),
+            (&experiment.unet().unwrap(), &experiment.objective),
+            "{run}"
+        );
         for (own, other) in of("run").iter().zip(of(run)) {
             assert_eq!(own.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>(), "{run}");
             assert!(own.iter().all(|(name, tensor)| tensor.equal(&other[name])), "{run}");
@@ -172,7 +175,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     let said = import(at, "sd1.safetensors", "mixed", &[&over[..], &TOLD].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let mixed = experiment_of("mixed");
-    assert_eq!((&mixed.unet, &mixed.schedule), (&experiment.unet, &experiment.schedule));
+    assert_eq!((&mixed.unet().unwrap(), &mixed.schedule), (&experiment.unet().unwrap(), &experiment.schedule));
     assert_eq!(mixed.objective.predict, Predict::Velocity);
     assert!(encoder("run").equal(&encoder("mixed")), "OpenCLIP's nonlinearity is GELU");
     let whole = [&over[..], &TOLD, &["--predict", "noise"]].concat();
@@ -213,7 +216,7 @@ fn a_bare_unet_of_stable_diffusion_2_is_known_by_its_width() {
         ..UNetConfig::default()
     };
     let parameters = Parameters::new(CPU, 24);
-    UNet3d::new(&parameters.root(), &config, &UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None });
+    UNet3d::new(&parameters.root(), &config, &Ports::of([4, 4, 1, 1]));
     let image = |tensor: Tensor| if tensor.dim() == 5 { tensor.squeeze_dim(2) } else { tensor };
     let named = parameters.named().into_iter();
     let bare = named.map(|(name, tensor)| (format!("model.diffusion_model.{name}"), image(tensor.detach())));
@@ -240,7 +243,7 @@ fn a_bare_unet_of_stable_diffusion_2_is_known_by_its_width() {
     let said = import(at, "bare.safetensors", "run", &[&parts[..], &["--predict", "velocity"]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let experiment = Generator::open(&at.join("run"), CPU).unwrap().1;
-    let found = (experiment.unet.head_width, experiment.unet.heads, experiment.objective.predict);
+    let found = (experiment.unet().unwrap().head_width, experiment.unet().unwrap().heads, experiment.objective.predict);
     assert_eq!(found, (Some(64), 2, Predict::Velocity));
     let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;
     let config: TextEncoderConfig = serde_json::from_value(carried.experiment).unwrap();

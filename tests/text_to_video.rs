@@ -17,13 +17,13 @@ use lvdm::{
     checkpoint::{self, Checkpoint},
     data::{VideoReader, frame_folder::read_picture, pictures::write_png},
     diffusion::{
-        Denoiser, FrameMask, GivenLatents, GivenTexts, Guidance, GuidanceConfig, Guided, Predict, SamplerConfig,
-        UNetDenoiser, conditioned, sample,
+        Denoiser, FrameMask, GivenLatents, GivenTexts, GivenToClips, Guidance, GuidanceConfig, Guided, NetworkDenoiser,
+        Predict, SamplerConfig, conditioned, sample,
     },
     exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
     experiment::Trained,
     generate::{Generator, Given, TextPrompts, open_text_encoder, weights},
-    networks::{Recompute, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{Inputs, Network as _, Ports, Recompute, UNet3d, UNetConfig},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -40,7 +40,7 @@ fn model_of(run: &Path) -> Tensors {
 }
 
 fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
-    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), frames: None }
+    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..Given::default() }
 }
 
 /// Sampled with guidance from an import, each frame is what the image network makes of that frame's noise alone.
@@ -51,12 +51,11 @@ fn frames_are_images(run: &Path) {
     let z_0 = generator.latents(&[0, 1], &text(&prompts, 7.5), sampler, 3, &mut |_, _| {}).unwrap();
     assert_eq!(z_0.size(), [2, 4, 4, 8, 8]);
     let encoder = generator.text.as_ref().unwrap();
-    let told = |prompts: &[&str]| UNetDenoiser {
-        unet: &generator.unet,
+    let told = |prompts: &[&str]| NetworkDenoiser {
+        network: &*generator.network,
         schedule: &generator.schedule,
         predict: Predict::Noise,
-        mask: None,
-        given: UNetCondition { level: None, context: Some(encoder.encode(prompts).unwrap()) },
+        given: Inputs { text: Some(encoder.encode(prompts).unwrap()), ..Inputs::default() },
     };
     for clip in 0..2 {
         let start = normal(3, Purpose::SampleStart, clip, 0, &[4, 4, 8, 8]).unsqueeze(0);
@@ -87,7 +86,7 @@ fn frames_are_images(run: &Path) {
     // the prompt and the negative prompt do something
     let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
     let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
-    let other = Given { text: Some(other), frames: None };
+    let other = Given { text: Some(other), ..Given::default() };
     assert!(relative_error(&with(&other), &z_0) > 1e-4);
     let swapped = [prompts[1].clone(), prompts[0].clone()];
     assert!(relative_error(&with(&text(&swapped, 1.0)), &with(&text(&prompts, 1.0))) > 1e-4);
@@ -129,7 +128,7 @@ fn every_layout_becomes_the_same_run() {
     let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
     assert_eq!((generator.space.moments.scale, generator.space.moments.shift), (0.3, 0.0));
     assert_eq!((experiment.schedule.steps, experiment.schedule.beta_start), (900, 0.001));
-    assert!(experiment.unet.norm_per_frame);
+    assert!(experiment.unet().unwrap().norm_per_frame);
     frames_are_images(&at.join("run"));
 
     // one original file: images' kernels under our names, amid what else lies there
@@ -149,7 +148,10 @@ fn every_layout_becomes_the_same_run() {
         assert_eq!(found.keys().collect::<Vec<_>>(), model.keys().collect::<Vec<_>>());
         assert!(found.iter().all(|(name, tensor)| tensor.equal(&model[name])));
         let (other, found) = Generator::open(&run, CPU).unwrap();
-        assert_eq!((found.unet, found.schedule), (experiment.unet.clone(), experiment.schedule.clone()));
+        assert_eq!(
+            (found.unet().unwrap(), found.schedule.clone()),
+            (experiment.unet().unwrap(), experiment.schedule.clone())
+        );
         assert!((other.space.moments.scale - 0.3).abs() < 1e-7);
         let encode = |run: &Path| open_text_encoder(run, CPU).unwrap().encode(&["a cat", ""]).unwrap();
         assert!(encode(&run).equal(&encode(&at.join("run"))));
@@ -222,17 +224,18 @@ fn from_images_to_videos() {
     let (generator, experiment_) = Generator::open(&run, CPU).unwrap();
     let whole = Parameters::new(CPU, 0);
     let scope = whole.root().with_adapters(experiment_.trained.adapter());
-    let with = UNet3d::new(&scope, &experiment_.unet, &lvdm::generate::ports(&experiment_, generator.latent));
+    let with =
+        UNet3d::new(&scope, &experiment_.unet().unwrap(), &lvdm::generate::ports(&experiment_, generator.latent));
     let mut last = found.part("model");
     last.extend(found.part("ema"));
     whole.load(&last).unwrap();
     let (x, t) = (noise(1, &[1, 4, 4, 8, 8]), Tensor::from_slice(&[300i64]));
     let context = generator.text.as_ref().unwrap().encode(&["a cat"]).unwrap();
-    let given = UNetCondition { level: None, context: Some(context) };
-    let (a, b) = (with.forward(&x, &t, &given), generator.unet.forward(&x, &t, &given));
+    let given = Inputs { text: Some(context), ..Inputs::default() };
+    let (a, b) = (with.forward(&x, &t, &given), generator.network.forward(&x, &t, &given));
     assert!(relative_error(&a, &b) < 1e-5);
     let plain = Generator::open(&at.join("sd-run"), CPU).unwrap().0;
-    assert!(relative_error(&plain.unet.forward(&x, &t, &given), &b) > 1e-5);
+    assert!(relative_error(&plain.network.forward(&x, &t, &given), &b) > 1e-5);
     succeed_in(at, &["export", "runs/adapters", "--out", "exported.safetensors"]);
     let (exported, _) = read_safetensors(&at.join("exported.safetensors")).unwrap();
     assert!(exported.keys().all(|name| !name.contains("adapter_")));
@@ -338,16 +341,26 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
     let guidance = GuidanceConfig { weight: 0.0, level: Some(7), ..GuidanceConfig::default() };
     let given = GivenLatents { indices: &[0], frames: &first, noise: &noise(7, &first.size()), guidance };
     let denoiser = |guidance| {
-        let texts = GivenTexts { contexts: told.shallow_clone(), guidance };
-        let Generator { unet, schedule, .. } = &generator;
-        conditioned(unet, schedule, Predict::Noise, true, &z_t, Some(&given), Some(&texts)).unwrap()
+        let GivenLatents { indices, frames, noise, guidance: of_frames } = &given;
+        let to_clips = GivenToClips {
+            frames: Some(GivenLatents { indices, frames, noise, guidance: *of_frames }),
+            texts: Some(GivenTexts { contexts: told.shallow_clone(), guidance }),
+            labels: None,
+        };
+        let Generator { network, schedule, .. } = &generator;
+        conditioned(&**network, schedule, Predict::Noise, &z_t, to_clips).unwrap()
     };
     let seen = generator.schedule.add_noise(&first, &Tensor::from_slice(&[7i64]), given.noise);
     let seen = Tensor::cat(&[&seen, &z_t.narrow(2, 1, 3)], 2);
     let mask = FrameMask::Prefix(1).tensor(4).unsqueeze(0).expand([1, 1, 4, 8, 8], false);
     let by_hand = |context: &Tensor| {
-        let given = UNetCondition { level: Some(Tensor::from_slice(&[7i64])), context: Some(context.shallow_clone()) };
-        generator.unet.forward(&Tensor::cat(&[&seen, &mask], 1), &Tensor::from_slice(&[500i64]), &given)
+        let given = Inputs {
+            mask: Some(mask.shallow_clone()),
+            text: Some(context.shallow_clone()),
+            level: Some(Tensor::from_slice(&[7i64])),
+            ..Inputs::default()
+        };
+        generator.network.forward(&seen, &Tensor::from_slice(&[500i64]), &given)
     };
     let (with, without) = (by_hand(&told), by_hand(&negative));
     assert!(relative_error(&denoiser(None).predict(&z_t, 500).noise, &with) < 1e-6);
@@ -575,7 +588,7 @@ fn captions_are_dropped() {
 #[test]
 #[ignore = "needs 16 GB of memory and many minutes"]
 fn memory_of_the_papers_setting() {
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
+    let ports = Ports::of([4, 16, 1, 1]);
     // in GB with 2 and with 4 frames, as the table has them: without and with recomputation, each in float32 and bf16
     let told = [[[1.29, 2.58], [2.79, 3.76]], [[0.53, 0.60], [0.36, 0.42]]];
     for recompute in [false, true] {
@@ -585,7 +598,7 @@ fn memory_of_the_papers_setting() {
         for half in [false, true] {
             let peak = |frames: i64| {
                 let (x, t) = (noise(1, &[1, 4, frames, 32, 32]), Tensor::from_slice(&[300i64]));
-                let given = UNetCondition { level: None, context: Some(noise(2, &[1, 77, 768])) };
+                let given = Inputs { text: Some(noise(2, &[1, 77, 768])), ..Inputs::default() };
                 parameters.named().iter_mut().for_each(|(_, tensor)| tensor.zero_grad());
                 let (_, bytes) = peak_host_memory(|| {
                     let _autocast = Autocast::bfloat16(CPU, half);
@@ -610,12 +623,15 @@ fn memory_of_the_papers_setting() {
 /// How many parameters each choice of what is trained moves, in the paper's setting.
 #[test]
 fn what_is_trained_is_counted() {
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 16, classes: None };
+    let ports = Ports::of([4, 16, 1, 1]);
     let counts =
         [Trained::All, Trained::Temporal, Trained::Adapters(Adapter { rank: 16, alpha: 16.0 })].map(|trained| {
             let parameters = Parameters::unfilled(CPU);
             UNet3d::new(&parameters.root().with_adapters(trained.adapter()), &UNetConfig::stable_diffusion(), &ports);
-            let moved = parameters.trainable().into_iter().filter(|(name, _)| trained.moves(name));
+            let moved = parameters
+                .trainable()
+                .into_iter()
+                .filter(|(name, _)| trained.moves(name, &UNetConfig::stable_diffusion()));
             moved.map(|(_, tensor)| tensor.numel() as i64).sum::<i64>()
         });
     assert_eq!(counts, [958_924_964, 99_404_000, 6_383_616]);

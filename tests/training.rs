@@ -12,7 +12,7 @@ use lvdm::{
     experiment::{OptimizerConfig, TrainerConfig},
     nn::{Init, Parameters},
     random::{Purpose, normal_batch},
-    train::{Batch, Phase, Picture, Task, Terms, Trainer},
+    train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -30,18 +30,18 @@ impl Task for Toy {
         "toy"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
         let samples: Vec<u64> = (self.position..self.position + 2).collect();
         self.position += 2;
         let data = normal_batch(1, Purpose::DiffusionNoise, &samples, 0, &[3]) * 0.1 + 1.0;
-        Ok(Batch { data, text: None, samples, position: self.position })
+        Ok(Batch { data, text: None, labels: None, samples, position: self.position })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let mut loss = (&self.weight - &batch.data).square().mean(None);
         if (self.nan)(step) {
             loss *= f64::NAN;
@@ -82,26 +82,32 @@ impl Task for Pair {
         "pair"
     }
 
-    fn phases(&self) -> Vec<Phase> {
+    fn networks(&self) -> Vec<TrainedNetwork> {
         let [first, second] = self.networks.clone();
         vec![
-            Phase { name: "model", gradient_norm: "gradient_norm", parameters: first },
-            Phase { name: "other", gradient_norm: "other_gradient_norm", parameters: second },
+            TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: first },
+            TrainedNetwork { name: "other", gradient_norm: "other_gradient_norm", parameters: second },
         ]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
         self.position += 1;
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![self.position - 1], position: self.position })
+        Ok(Batch {
+            data: Tensor::from(1.0f32),
+            text: None,
+            labels: None,
+            samples: vec![self.position - 1],
+            position: self.position,
+        })
     }
 
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
-        let mut loss = (&self.weights[phase] - &batch.data).square().mean(None);
-        if (phase, step) == (0, 2) || (phase, step) == (1, 4) {
+    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+        let mut loss = (&self.weights[network] - &batch.data).square().mean(None);
+        if (network, step) == (0, 2) || (network, step) == (1, 4) {
             loss *= f64::NAN;
         }
         (&loss * scale).backward();
-        Ok(vec![(["loss", "other_loss"][phase], loss.detach())])
+        Ok(vec![(["loss", "other_loss"][network], loss.detach())])
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
@@ -154,16 +160,16 @@ impl Task for Witness {
         "witness"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
         self.note("fetched");
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 1 })
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 1 })
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         self.note("trained");
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();

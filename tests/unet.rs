@@ -4,11 +4,12 @@ mod common;
 
 use common::{largest_difference, noise, relative_error, wake};
 use lvdm::{
-    diffusion::{
-        Condition, Denoiser, GivenFrames, Loss, NoiseSchedule, Objective, Predict, ScheduleConfig, UNetDenoiser,
+    diffusion::{Denoiser, Loss, NetworkDenoiser, NoiseSchedule, Objective, Predict, ScheduleConfig},
+    networks::{
+        AttentionKind, Inputs, JointAttention, Network as _, NetworkSettings, Ports, Recompute, SelfAttention, UNet3d,
+        UNetConfig,
     },
-    networks::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetCondition, UNetConfig, UNetPorts},
-    nn::{Frames, Init, Parameters},
+    nn::{FrameStack, Init, Parameters},
     torch::{Autocast, FixedWeights, caught, peak_host_memory, recompute},
     train::Ema,
 };
@@ -31,7 +32,7 @@ fn config() -> UNetConfig {
 fn network(config: &UNetConfig) -> (UNet3d, Parameters) {
     config.validate().unwrap();
     let parameters = Parameters::new(CPU, 4);
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
+    let ports = Ports::of([4, 4, 1, 1]);
     let unet = UNet3d::new(&parameters.root(), config, &ports);
     wake(&parameters);
     (unet, parameters)
@@ -51,13 +52,13 @@ fn joint_attention_at_one_frame_is_spatial_attention() {
     wake(&spatial_parameters);
     let x = noise(0, &[3, 32, 1, 6, 5]);
     no_grad(|| {
-        let frames = Frames::fold(&x);
+        let frames = FrameStack::fold(&x);
         let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
         let error = largest_difference(&joint.forward(&frames).video(), &by_space);
         assert!(relative_error(&by_space, &x) > 1e-2, "attention does nothing");
         assert!(error < 1e-5, "{error:e}");
         // and at two frames it is not
-        let frames = Frames::fold(&noise(0, &[3, 32, 2, 6, 5]));
+        let frames = FrameStack::fold(&noise(0, &[3, 32, 2, 6, 5]));
         let by_space = frames.from_positions(&spatial.forward(&frames.positions())).video();
         let error = largest_difference(&joint.forward(&frames).video(), &by_space);
         assert!(error > 1e-3, "{error:e}");
@@ -74,7 +75,7 @@ fn joint_attention_without_positions_permutes_with_the_frames() {
         let (unet, parameters) =
             network(&UNetConfig { attention: AttentionKind::Joint, relative_position, ..config() });
         parameters.freeze();
-        let run = |x: &Tensor| unet.forward(x, &times(&[30, 700]), &UNetCondition::default());
+        let run = |x: &Tensor| unet.forward(x, &times(&[30, 700]), &Inputs::default());
         relative_error(&run(&x.index_select(2, &order)), &run(&x).index_select(2, &order))
     };
     let (without, with) = (error(false), error(true));
@@ -95,7 +96,8 @@ fn step(recompute: Recompute) -> (f64, Vec<(String, Tensor)>, i64) {
     }
     parameters.zero_grad();
     let (loss, peak) = peak_host_memory(|| {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Condition::default());
+        let loss =
+            Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Inputs::default(), false);
         loss.backward();
         loss.double_value(&[])
     });
@@ -151,8 +153,8 @@ fn fixed_weights_change_no_result() {
         let (unet, parameters) = network(&config);
         parameters.freeze();
         let (x, t) = (noise(4, &[1, 4, 4, 16, 16]), times(&[500]));
-        let context = (config.attention == AttentionKind::Text).then(|| noise(5, &[1, 7, 16]));
-        let given = UNetCondition { context, ..Default::default() };
+        let text = (config.attention == AttentionKind::Text).then(|| noise(5, &[1, 7, 16]));
+        let given = Inputs { text, ..Default::default() };
         let run = || {
             let _autocast = Autocast::bfloat16(Device::Cpu, half);
             no_grad(|| unet.forward(&x, &t, &given))
@@ -182,13 +184,13 @@ fn a_batch_is_its_samples() {
         let (unet, parameters) = network(&UNetConfig { attention, ..config() });
         parameters.freeze();
         let (x, t) = (noise(4, &[3, 4, 4, 8, 8]), times(&[5, 500, 999]));
-        let together = unet.forward(&x, &t, &UNetCondition::default());
+        let together = unet.forward(&x, &t, &Inputs::default());
         for i in 0..3 {
-            let alone = unet.forward(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &UNetCondition::default());
+            let alone = unet.forward(&x.narrow(0, i, 1), &t.narrow(0, i, 1), &Inputs::default());
             let error = relative_error(&together.narrow(0, i, 1), &alone);
             assert!(error < 1e-5, "{attention:?}, sample {i}: {error:e}");
         }
-        let other = unet.forward(&x, &times(&[5, 501, 999]), &UNetCondition::default());
+        let other = unet.forward(&x, &times(&[5, 501, 999]), &Inputs::default());
         assert!(relative_error(&other.narrow(0, 1, 1), &together.narrow(0, 1, 1)) > 1e-6, "t has no effect");
     }
 }
@@ -205,19 +207,19 @@ fn the_objective_is_the_formula() {
         Tensor::from_slice(&t.map(|t| f(schedule.alpha_bar[t as usize]) as f32)).view([2, 1, 1, 1, 1])
     };
     let z_t = &z_0 * alpha(f64::sqrt) + &noise * alpha(|a| (1.0 - a).sqrt());
-    let output = unet.forward(&z_t, &times(&t), &UNetCondition::default());
+    let output = unet.forward(&z_t, &times(&t), &Inputs::default());
     let velocity = &noise * alpha(f64::sqrt) - &z_0 * alpha(|a| (1.0 - a).sqrt());
     for (predict, target) in [(Predict::Noise, &noise), (Predict::Z0, &z_0), (Predict::Velocity, &velocity)] {
         let difference: Tensor = &output - target;
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
             let found =
-                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Condition::default());
+                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Inputs::default(), false);
             let error = relative_error(&found, &expected);
             assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
         }
-        let given = UNetCondition::default();
-        let denoiser = UNetDenoiser { unet: &unet, schedule: &schedule, predict, mask: None, given };
+        let given = Inputs::default();
+        let denoiser = NetworkDenoiser { network: &unet, schedule: &schedule, predict, given };
         let z = z_t.narrow(0, 1, 1);
         let prediction = denoiser.predict(&z, 800);
         let a = schedule.alpha_bar[800];
@@ -239,13 +241,13 @@ fn the_objective_is_the_formula() {
 fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
     const CLASSES: i64 = 300;
     let parameters = Parameters::new(CPU, 4);
-    let ports = UNetPorts { inputs: 5, outputs: 4, temporal_length: 4, classes: Some(CLASSES) };
+    let ports = Ports { mask: true, levels: Some(CLASSES), ..Ports::of([4, 4, 1, 1]) };
     let unet = UNet3d::new(&parameters.root(), &config(), &ports);
     wake(&parameters);
     parameters.freeze();
     let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
     let shape = [2, 4, 4, 8, 8];
-    let (z_0, at_t, at_s) = (noise(5, &shape), noise(6, &shape), noise(7, &shape));
+    let (z_0, at_t) = (noise(5, &shape), noise(6, &shape));
     let (t, s) = ([40i64, 800], [250i64, 3]);
     // the first frame of one clip, the last two of the other
     let mask = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]).view([2, 1, 4, 1, 1]);
@@ -260,11 +262,12 @@ fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
         let (signal, sigma) = rates(t);
         let (given_signal, given_sigma) =
             if level { rates(s) } else { (clean.0.shallow_clone(), clean.1.shallow_clone()) };
+        // one noise for both levels; clean frames carry none
+        let at_s = if level { at_t.shallow_clone() } else { at_t.zeros_like() };
         let free = 1.0 - &mask;
         let z = (&z_0 * &signal + &at_t * &sigma) * &free + (&z_0 * &given_signal + &at_s * &given_sigma) * &mask;
-        let input = Tensor::cat(&[z, mask.expand([2, 1, 4, 8, 8], false)], 1);
-        let condition = UNetCondition { level: level.then(|| times(&s)), context: None };
-        let output = unet.forward(&input, &times(&t), &condition);
+        let given = Inputs { mask: Some(mask.shallow_clone()), level: level.then(|| times(&s)), ..Inputs::default() };
+        let output = unet.forward(&z, &times(&t), &given);
         let velocity =
             (&at_t * &signal - &z_0 * &sigma) * &free + (&at_s * &given_signal - &z_0 * &given_sigma) * &mask;
         for masked_loss in [false, true] {
@@ -276,21 +279,8 @@ fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
                     // five of the eight frames are free
                     true => (difference * &free).sum(None) / (5 * 4 * 8 * 8) as f64,
                 };
-                let given = GivenFrames {
-                    mask: mask.shallow_clone(),
-                    level: level.then(|| times(&s)),
-                    noise: at_s.shallow_clone(),
-                    masked_loss,
-                };
                 let objective = Objective { predict: Predict::Velocity, loss };
-                let found = objective.loss(
-                    &unet,
-                    &schedule,
-                    &z_0,
-                    &times(&t),
-                    &at_t,
-                    &Condition { frames: Some(given), text: None },
-                );
+                let found = objective.loss(&unet, &schedule, &z_0, &times(&t), &at_t, &given, masked_loss);
                 let error = relative_error(&found, &expected);
                 assert!(error < 1e-5, "level {level}, masked {masked_loss}, {loss:?}: {error:e}");
             }
@@ -318,4 +308,52 @@ fn the_average_warms_up() {
         assert_eq!(ema.updates(), 20);
         assert_eq!(weight.kind(), Kind::Float);
     }
+}
+
+/// Classes, a text, a mask and a level are told together, each changes the answer, and "no class" is as if there were none.
+/// A network that learns classes starts as one that knows none.
+#[test]
+fn all_that_is_given_is_seen_together() {
+    let config = UNetConfig { attention: AttentionKind::Text, context_width: 16, ..config() };
+    let plain = Ports { text: Some(16), ..Ports::of([4, 4, 8, 8]) };
+    let ports = Ports { mask: true, levels: Some(11), classes: Some(3), ..plain.clone() };
+    let parameters = Parameters::new(CPU, 4);
+    let known = UNet3d::new(&parameters.root(), &config, &plain);
+    wake(&parameters);
+    parameters.freeze();
+    let mut weights = parameters.named().into_iter().collect();
+    config.adopt(&mut weights, &ports);
+    let parameters = Parameters::new(CPU, 5);
+    let network = config.build(&parameters.root(), &ports).unwrap();
+    parameters.load(&weights).unwrap();
+    parameters.freeze();
+    let (z, t) = (noise(1, &[2, 4, 4, 8, 8]), times(&[10, 700]));
+    let all = || Inputs {
+        mask: Some(Tensor::from_slice(&[1f32, 0.0, 0.0, 1.0]).reshape([1, 1, 4, 1, 1])),
+        text: Some(noise(2, &[2, 5, 16])),
+        label: Some(times(&[2, 0])),
+        level: Some(times(&[3, 10])),
+        ..Inputs::default()
+    };
+    let text = Inputs { text: all().text, ..Inputs::default() };
+    assert!(relative_error(&network.forward(&z, &t, &all()), &known.forward(&z, &t, &text)) < 1e-6);
+    let parameters = Parameters::new(CPU, 6);
+    let network = config.build(&parameters.root(), &ports).unwrap();
+    wake(&parameters);
+    parameters.freeze();
+    let answer = |given: &Inputs| network.forward(&z, &t, given);
+    let with_all = answer(&all());
+    for (part, without) in [
+        ("mask", Inputs { mask: None, ..all() }),
+        ("text", Inputs { text: Some(noise(3, &[2, 5, 16])), ..all() }),
+        ("label", Inputs { label: Some(times(&[1, 1])), ..all() }),
+        ("level", Inputs { level: None, ..all() }),
+    ] {
+        assert!(relative_error(&answer(&without), &with_all) > 1e-4, "{part}");
+    }
+    let completed = text.completed(&z, &ports);
+    let (_, table) = parameters.named().into_iter().find(|(name, _)| name == "class_emb.weight").unwrap();
+    let _ = no_grad(|| table.narrow(0, 3, 1).zero_());
+    assert_eq!(table.size(), [4, 128]);
+    assert!(relative_error(&answer(&completed), &answer(&text)) < 1e-6);
 }

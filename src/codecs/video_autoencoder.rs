@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use crate::nn::{
-    Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, full_precision, lies_channels_last,
+    Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, full_precision, prefers_channels_last,
 };
 
 /// What the autoencoder looks like. The default is the paper's.
@@ -93,8 +93,8 @@ fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
 }
 
 /// In the order of memory that 3D convolutions want.
-fn laid(x: &Tensor) -> Tensor {
-    if lies_channels_last(x.device()) { channels_last(x) } else { x.shallow_clone() }
+fn preferred_layout(x: &Tensor) -> Tensor {
+    if prefers_channels_last(x.device()) { channels_last(x) } else { x.shallow_clone() }
 }
 
 /// GroupNorm → SiLU → 3×3×3, twice, plus x.
@@ -152,7 +152,7 @@ impl Encoder {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let mut h = self.conv_first.forward(&laid(x));
+        let mut h = self.conv_first.forward(&preferred_layout(x));
         for (down, res) in &self.blocks {
             h = res.forward(&down.forward(&h));
         }
@@ -186,7 +186,7 @@ impl Decoder {
     }
 
     fn forward(&self, z: &Tensor) -> Tensor {
-        let mut h = laid(z);
+        let mut h = preferred_layout(z);
         for (up, res1, res2) in &self.blocks {
             h = res2.forward(&res1.forward(&up.forward(&h)));
         }

@@ -14,12 +14,12 @@ use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
     codecs::{AutoencoderConfig, VideoAutoencoder},
-    data::{DataConfig, DatasetConfig, DemoConfig, Loader, decode_workers, demo, to_u8},
-    diffusion::{NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, UNetDenoiser, sample},
+    data::{DataConfig, DatasetConfig, DemoConfig, Folder, Loader, decode_workers, demo, to_u8},
+    diffusion::{NetworkDenoiser, NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, sample},
     experiment::{Experiment, Precision, parse},
     extractors::I3d,
     flops,
-    networks::{UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{Inputs, NetworkConfig, Ports},
     nn::Parameters,
     random::{Purpose, normal},
     torch::{
@@ -75,7 +75,7 @@ pub struct BenchExperiment {
 /// `unet_forward`, `unet_train_step`, `checkpoint_stall`, `sample`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UNetBench {
-    pub network: UNetConfig,
+    pub network: NetworkConfig,
     /// `[C, F, h, w]`
     pub latent: [i64; 4],
     #[serde(default = "one")]
@@ -134,10 +134,10 @@ impl Experiment for BenchExperiment {
         if let Some(UNetBench { network, latent, batch, samplers, .. }) = &self.unet {
             network.validate().context("unet.network")?;
             ensure!(*batch >= 1 && latent.iter().all(|&n| n >= 1), "unet.batch and unet.latent must be positive");
-            let deepest = 1 << (network.multipliers.len() - 1);
+            let multiples = network.multiple_of();
             ensure!(
-                latent[2] % deepest == 0 && latent[3] % deepest == 0,
-                "unet.latent: {latent:?} does not halve so often as there are levels"
+                latent[1..].iter().zip(multiples).all(|(size, of)| size % of == 0),
+                "unet.latent: frames, height and width of {latent:?} are no multiples of the network's {multiples:?}"
             );
             let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
             for sampler in samplers {
@@ -238,16 +238,15 @@ fn unet(
 ) -> Result<()> {
     let UNetBench { network, latent: [c, f, h, w], batch, .. } = bench;
     let (device, batch) = (clock.device, *batch);
-    let ports = UNetPorts { inputs: *c, outputs: *c, temporal_length: *f, classes: None };
+    let ports = Ports { text: network.text_width(), ..Ports::of(bench.latent) };
     const TOKENS: i64 = 77;
     let parameters = Parameters::new(device, 0);
-    let unet = UNet3d::new(&parameters.root(), network, &ports);
+    let unet = network.build(&parameters.root(), &ports)?;
     let z = noise(&[batch, *c, *f, *h, *w], device);
     let target = noise(&[batch, *c, *f, *h, *w], device) * 0.5;
     let t = Tensor::full([batch], 500, (Kind::Int64, device));
-    let context = (network.attention == crate::networks::AttentionKind::Text)
-        .then(|| noise(&[batch, TOKENS, network.context_width], device));
-    let given = UNetCondition { context, ..Default::default() };
+    let text = network.text_width().map(|width| noise(&[batch, TOKENS, width], device));
+    let given = Inputs { text, ..Inputs::default() };
     let flops = batch * network.flops(&ports, bench.latent, TOKENS);
     let shape = json!({"batch": batch});
 
@@ -270,7 +269,7 @@ fn unet(
         backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
         optimizer.step(&optimizer.gradients(), None)
     })?;
-    let more = json!({"batch": batch, "recompute": network.recompute});
+    let more = json!({"batch": batch, "recompute": serde_json::to_value(network)?["recompute"]});
     drop(autotune);
     report.line("unet_train_step", &timing, Some(3 * flops), false, more);
 
@@ -303,13 +302,8 @@ fn unet(
     for config in &bench.samplers {
         let sampler = config.build();
         let steps = sampler.start(&schedule)?.timesteps().len();
-        let denoiser = UNetDenoiser {
-            unet: &unet,
-            schedule: &schedule,
-            predict: Predict::Noise,
-            mask: None,
-            given: UNetCondition { context: given.context.as_ref().map(Tensor::shallow_clone), ..Default::default() },
-        };
+        let denoiser =
+            NetworkDenoiser { network: &*unet, schedule: &schedule, predict: Predict::Noise, given: given.clone() };
         // a walk is long, and all its steps are alike
         let clock = Clock { device, warmup: 1, repeats: clock.repeats.min(3) };
         let timing = clock.time(|| {
@@ -411,7 +405,7 @@ fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
             let root = folder.0.clone();
             demo::write(&DemoConfig { root: root.clone(), train: 16, test: 1, ..DemoConfig::default() })?;
             DataConfig {
-                dataset: DatasetConfig::Folder { root: root.join("train") },
+                dataset: DatasetConfig::Folder(Folder { root: root.join("train") }),
                 frames: 16,
                 frame_stride: 1,
                 resolution: 64,

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    evaluate::{Report, evaluate},
+    evaluate::print_evaluation,
     report,
     train::{autoencoder, diffusion, run_folder, tell},
 };
@@ -20,6 +20,7 @@ use crate::{
     checkpoint::Progress,
     data::demo::{self, DemoConfig},
     distributed::{OnSignal, Ranks, Stopped, catch_signals, rank, stop_is_asked},
+    evaluation::{Evaluation, evaluate},
     experiment::{
         self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics, TrainerConfig,
     },
@@ -126,12 +127,12 @@ impl Demo {
 
         let settings = EvaluationExperiment::load(&file("evaluate.yaml"), &[])?;
         stage_line("evaluation", &settings.out);
-        let report = evaluate(&settings, self.device.open()?, &alone)?;
-        seconds.insert("sample", report.sample_seconds);
-        seconds.insert("evaluate", report.evaluate_seconds);
+        let evaluation = evaluate(&settings, self.device.open()?, &alone)?;
+        seconds.insert("sample", evaluation.sample_seconds);
+        seconds.insert("evaluate", evaluation.evaluate_seconds);
 
         say!();
-        report.print();
+        print_evaluation(&evaluation);
         let times: Vec<String> = seconds.iter().map(|(stage, s)| format!("{stage} {s:.0} s")).collect();
         say!("time: {}", times.join(", "));
         say!();
@@ -149,7 +150,7 @@ impl Demo {
         ] {
             say!("{what:45} {}", place.display());
         }
-        let text = serde_json::to_string_pretty(&summary(&report, seconds)?)?;
+        let text = serde_json::to_string_pretty(&summary(&evaluation, seconds)?)?;
         write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))?;
         let folder = report_file.parent().context("a run has a folder")?;
         report::write(&[folder.to_path_buf()], &report_file).map(|_| ())
@@ -170,19 +171,19 @@ fn stage_line(stage: &str, place: &Path) {
     progress::tell(format!("== {stage}: {}\n", place.display()).as_bytes());
 }
 
-fn summary(report: &Report, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {
+fn summary(evaluation: &Evaluation, seconds: BTreeMap<&'static str, f64>) -> Result<Summary> {
     let mut figures: BTreeMap<Metric, BTreeMap<String, f64>> = BTreeMap::new();
-    for (set, figure) in &report.figures {
+    for (set, figure) in &evaluation.figures {
         for (metric, estimate) in &figure.estimates {
             figures.entry(*metric).or_default().insert(set.clone(), estimate.value);
         }
     }
     Ok(Summary {
-        psnr_db: report.psnr_db.context("evaluate.yaml must evaluate a run")?,
+        psnr_db: evaluation.psnr_db.context("evaluate.yaml must evaluate a run")?,
         figures,
-        clips: report.protocol.settings.clips,
-        protocol: Protocol { hash: report.protocol_hash.clone(), text: report.protocol_text.clone() },
-        device: report.device.clone(),
+        clips: evaluation.protocol.settings.clips,
+        protocol: Protocol { hash: evaluation.protocol_hash.clone(), text: evaluation.protocol_text.clone() },
+        device: evaluation.device.clone(),
         seconds,
     })
 }

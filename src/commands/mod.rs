@@ -25,7 +25,7 @@ pub use data::Data;
 pub use demo::{Demo, DemoData};
 pub use doctor::Doctor;
 pub use encode::Encode;
-pub use evaluate::{Evaluate, FIGURES_FILE};
+pub use evaluate::Evaluate;
 pub use evaluate_long::EvaluateLong;
 pub use export::Export;
 pub use import::Import;

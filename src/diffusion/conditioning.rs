@@ -6,9 +6,9 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Denoiser, FrameConditioned, Guidance, Guided, NoiseSchedule, Predict, UNetDenoiser};
+use super::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser, NoiseSchedule, Predict};
 use crate::{
-    networks::{UNet3d, UNetCondition},
+    networks::{Inputs, Network},
     torch::upload,
 };
 
@@ -183,43 +183,80 @@ pub struct GivenTexts {
     pub guidance: Option<(Tensor, f64)>,
 }
 
-/// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, given frames, texts, both or nothing. A
-/// network with a mask channel is shown an empty mask, and told no level, where no frames are given. Given both, guidance is
-/// the text's: frames are given on both of its sides.
+/// Classes that clips must show, when sampling.
+pub struct GivenLabels {
+    /// `[B]` int64.
+    pub labels: Tensor,
+    /// w in ε_u + w (ε_c − ε_u), away from no class; none without guidance.
+    pub guidance: Option<f64>,
+}
+
+/// What the clips of a batch must fit and show, when sampling: any of these, together.
+#[derive(Default)]
+pub struct GivenToClips<'a> {
+    /// Frames, to a network with a mask channel.
+    pub frames: Option<GivenLatents<'a>>,
+    /// Texts, to a network that attends to them.
+    pub texts: Option<GivenTexts>,
+    /// Classes, to a network that has a table of them.
+    pub labels: Option<GivenLabels>,
+}
+
+/// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, and what they are given. A network with a
+/// mask channel is shown an empty mask, and told no level, where no frames are given; one with classes is told of no class.
+/// Guidance leads away from the text and the class where either has a weight; frames are then given on both of its sides.
+/// Else it leads away from a clip without given frames.
 ///
 /// # Errors
-/// A `like` that is no batch of videos; given frames that do not fit into it.
+/// A `like` that is no batch of videos; given frames that do not fit into it; what the network cannot be given; two
+/// weights of guidance.
 pub fn conditioned<'a>(
-    unet: &'a UNet3d,
+    network: &'a dyn Network,
     schedule: &'a NoiseSchedule,
     predict: Predict,
-    has_mask: bool,
     like: &Tensor,
-    frames: Option<&GivenLatents>,
-    texts: Option<&GivenTexts>,
+    given: GivenToClips,
 ) -> Result<Box<dyn Denoiser + 'a>> {
     let (b, _, f, _, _) = like.size5()?;
-    let network = |mask: Option<&Tensor>, level: Option<&Tensor>, context: Option<&Tensor>| UNetDenoiser {
-        unet,
+    let ports = network.ports();
+    let GivenToClips { frames, texts, labels } = given;
+    ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
+    ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
+    let told = |given: Inputs| NetworkDenoiser { network, schedule, predict, given };
+    let guided = |conditional, unconditional, weight, form| Guided {
+        conditional: told(conditional),
+        unconditional: told(unconditional),
+        weight,
+        form,
         schedule,
-        predict,
-        mask: mask.map(Tensor::shallow_clone),
-        given: UNetCondition { level: level.map(Tensor::shallow_clone), context: context.map(Tensor::shallow_clone) },
     };
-    let on_clip = |given: &[i64]| upload(&mask(given, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
-    let context = texts.map(|texts| &texts.contexts);
-    let text_guidance = texts.and_then(|texts| texts.guidance.as_ref());
-    let empty = has_mask.then(|| on_clip(&[]));
-    let guided =
-        |conditional, unconditional, weight, form| Guided { conditional, unconditional, weight, form, schedule };
+
+    // all that is given, and the same without what guidance leads away from
+    let mut conditional = Inputs::default();
+    let mut unconditional = Inputs::default();
+    let mut weight = None;
+    if let Some(GivenTexts { contexts, guidance }) = texts {
+        weight = guidance.as_ref().map(|(_, weight)| *weight);
+        unconditional.text = Some(guidance.map_or_else(|| contexts.shallow_clone(), |(negative, _)| negative));
+        conditional.text = Some(contexts);
+    }
+    if let Some(GivenLabels { labels, guidance }) = labels {
+        if let (Some(texts), Some(classes)) = (weight, guidance) {
+            ensure!(texts == classes, "guidance has one weight: {texts} by the text, {classes} by the class");
+        }
+        if guidance.is_none() {
+            unconditional.label = Some(labels.shallow_clone());
+        }
+        weight = weight.or(guidance);
+        conditional.label = Some(labels);
+    }
     let Some(given) = frames else {
-        let conditional = network(empty.as_ref(), None, context);
-        let Some((negative, weight)) = text_guidance else { return Ok(Box::new(conditional)) };
-        let unconditional = network(empty.as_ref(), None, Some(negative));
-        return Ok(Box::new(guided(conditional, unconditional, *weight, Guidance::Interpolate)));
+        return Ok(match weight {
+            Some(weight) => Box::new(guided(conditional, unconditional, weight, Guidance::Interpolate)),
+            None => Box::new(told(conditional)),
+        });
     };
-    ensure!(has_mask, "this network has no mask channel: it cannot be given frames");
-    let mask = on_clip(given.indices);
+    let mask = upload(&mask(given.indices, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
     let (frames, level) = match given.guidance.level {
         None => (given.frames.shallow_clone(), None),
         Some(s) => {
@@ -230,18 +267,20 @@ pub fn conditioned<'a>(
     let places = upload(&Tensor::from_slice(given.indices), like.device());
     let frames =
         like.zeros_like().f_index_copy(2, &places, &frames).context("given frames do not fit into the clip")?;
-    let conditional = network(Some(&mask), level.as_ref(), context);
-    let inner = match text_guidance {
-        Some((negative, weight)) => {
-            let unconditional = network(Some(&mask), level.as_ref(), Some(negative));
-            guided(conditional, unconditional, *weight, Guidance::Interpolate)
+    conditional.mask = Some(mask.shallow_clone());
+    conditional.level = level;
+    let inner = match weight {
+        Some(weight) => {
+            (unconditional.mask, unconditional.level) =
+                (Some(mask.shallow_clone()), conditional.level.as_ref().map(Tensor::shallow_clone));
+            guided(conditional, unconditional, weight, Guidance::Interpolate)
         }
         None if given.guidance.only_conditional() => {
-            return Ok(Box::new(FrameConditioned { inner: conditional, frames, mask }));
+            return Ok(Box::new(FrameConditioned { inner: told(conditional), frames, mask }));
         }
         None => {
             let GuidanceConfig { weight, form, .. } = given.guidance;
-            guided(conditional, network(empty.as_ref(), None, context), weight, form)
+            guided(conditional, unconditional, weight, form)
         }
     };
     Ok(Box::new(FrameConditioned { inner, frames, mask }))

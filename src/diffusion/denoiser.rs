@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::NoiseSchedule;
 use crate::{
-    networks::{UNet3d, UNetCondition},
+    networks::{Inputs, Network},
     torch::replayed,
 };
 
@@ -30,12 +30,12 @@ impl Predict {
             Predict::Noise => from_noise(z_t, output, alpha_bar),
             Predict::Z0 => {
                 let noise = (&z_t - &output * signal) / sigma;
-                Prediction { z_t, z_0: output, noise }
+                Prediction { z_t, z_0: output, noise, variance: None }
             }
             Predict::Velocity => {
                 let z_0 = &z_t * signal - &output * sigma;
                 let noise = &z_t * sigma + &output * signal;
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
         }
     }
@@ -49,6 +49,8 @@ pub struct Prediction {
     pub z_0: Tensor,
     /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
+    /// v of a network that learned the variance of reverse steps, of the shape of z_t.
+    pub variance: Option<Tensor>,
 }
 
 /// Anything that tells signal from noise.
@@ -58,36 +60,33 @@ pub trait Denoiser {
 }
 
 /// A network and what it was trained to predict.
-pub struct UNetDenoiser<'a> {
+pub struct NetworkDenoiser<'a> {
     /// Predicts what `predict` says.
-    pub unet: &'a UNet3d,
+    pub network: &'a dyn Network,
     /// Of the training.
     pub schedule: &'a NoiseSchedule,
     /// What the network was trained to predict.
     pub predict: Predict,
-    /// The mask channel `[B, 1, F, 1, 1]` of a network that has one.
-    pub mask: Option<Tensor>,
-    /// Level and text, one a clip.
-    pub given: UNetCondition,
+    /// What it is given, one a clip.
+    pub given: Inputs,
 }
 
-impl Denoiser for UNetDenoiser<'_> {
+impl Denoiser for NetworkDenoiser<'_> {
     fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
-        let (b, _, f, h, w) = z_t.size5().expect("latents [B, C, F, h, w]");
-        let time = Tensor::full([b], t, (Kind::Int64, z_t.device()));
-        let x = match &self.mask {
-            None => z_t.shallow_clone(),
-            Some(mask) => Tensor::cat(&[z_t, &mask.to_kind(z_t.kind()).expand([b, 1, f, h, w], false)], 1),
-        };
-        let output = self.output(&x, &time);
+        let time = Tensor::full([z_t.size()[0]], t, (Kind::Int64, z_t.device()));
+        let output = self.output(z_t, &time);
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
-        self.predict.read(z_t, output, self.schedule.alpha_bar[t as usize])
+        let channels = self.network.ports().channels;
+        let learned = self.network.ports().outputs - channels;
+        let predicted = output.narrow(1, 0, channels);
+        let variance = (learned > 0).then(|| output.narrow(1, channels, learned));
+        Prediction { variance, ..self.predict.read(z_t, predicted, self.schedule.alpha_bar[t as usize]) }
     }
 }
 
 fn from_noise(z_t: Tensor, noise: Tensor, alpha_bar: f64) -> Prediction {
     let z_0 = (&z_t - &noise * (1.0 - alpha_bar).sqrt()) / alpha_bar.sqrt();
-    Prediction { z_t, z_0, noise }
+    Prediction { z_t, z_0, noise, variance: None }
 }
 
 /// Writes given frames into z_t before every call (paper, equation 6).
@@ -120,9 +119,9 @@ pub enum Guidance {
 /// Guidance by the unconditional prediction: both are made in one pass of the network over twice the clips.
 pub struct Guided<'a> {
     /// The network, given all.
-    pub conditional: UNetDenoiser<'a>,
+    pub conditional: NetworkDenoiser<'a>,
     /// The same network, given less.
-    pub unconditional: UNetDenoiser<'a>,
+    pub unconditional: NetworkDenoiser<'a>,
     /// w.
     pub weight: f64,
     /// How the two are mixed.
@@ -141,43 +140,27 @@ impl Denoiser for Guided<'_> {
             Guidance::Interpolate => unconditional + step,
             Guidance::CfgOriginal => conditional + step,
         };
-        from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize])
+        // a learned variance is that of the network given all
+        let variance = both.variance.map(|variance| variance.narrow(0, 0, z_t.size()[0]));
+        Prediction { variance, ..from_noise(z_t.shallow_clone(), noise, self.schedule.alpha_bar[t as usize]) }
     }
 }
 
-impl<'a> UNetDenoiser<'a> {
+impl<'a> NetworkDenoiser<'a> {
     /// What the network says.
-    fn output(&self, x: &Tensor, time: &Tensor) -> Tensor {
-        let UNetCondition { level, context } = &self.given;
-        let inputs: Vec<&Tensor> = [x, time].into_iter().chain(level).chain(context).collect();
-        replayed(std::ptr::from_ref(self.unet) as usize, &inputs, |inputs| {
-            let mut inputs = inputs.iter().map(Tensor::shallow_clone);
-            let mut next = || inputs.next().expect("as many as went in");
-            let (x, time) = (next(), next());
-            let given =
-                UNetCondition { level: level.as_ref().map(|_| next()), context: context.as_ref().map(|_| next()) };
-            self.unet.forward(&x, &time, &given)
+    fn output(&self, z: &Tensor, time: &Tensor) -> Tensor {
+        // the same parts in every call of one network, so that its address and their shapes tell recorded calls apart
+        let given = self.given.completed(z, self.network.ports());
+        let inputs: Vec<&Tensor> = [z, time].into_iter().chain(given.tensors()).collect();
+        let address = std::ptr::from_ref(self.network).cast::<()>() as usize;
+        replayed(address, &inputs, |inputs| {
+            self.network.forward(&inputs[0], &inputs[1], &given.with_tensors(&inputs[2..]))
         })
     }
 
     /// The denoiser of a batch that holds the clips z_t twice, first as this one is given, then as the other.
-    fn beside(&self, other: &UNetDenoiser<'a>, z_t: &Tensor) -> UNetDenoiser<'a> {
-        let stack = |a: &Option<Tensor>, b: &Option<Tensor>| Some(Tensor::cat(&[a.as_ref()?, b.as_ref()?], 0));
-        // without a level: a number that is no row of the class embedding
-        let level = |given: &UNetCondition| match &given.level {
-            Some(level) => level.shallow_clone(),
-            None => Tensor::full([z_t.size()[0]], -1, (Kind::Int64, z_t.device())),
-        };
-        let (own, others) = (&self.given, &other.given);
-        let told = own.level.is_some() || others.level.is_some();
-        UNetDenoiser {
-            mask: stack(&self.mask, &other.mask),
-            given: UNetCondition {
-                level: told.then(|| Tensor::cat(&[level(own), level(others)], 0)),
-                context: stack(&own.context, &others.context),
-            },
-            ..*self
-        }
+    fn beside(&self, other: &NetworkDenoiser<'a>, z_t: &Tensor) -> NetworkDenoiser<'a> {
+        NetworkDenoiser { given: self.given.stacked(&other.given, z_t, self.network.ports()), ..*self }
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Tensor, no_grad};
 
-use super::{Denoiser, NoiseSchedule, Prediction};
+use super::{Denoiser, NoiseSchedule, Prediction, RespacedDdim, RespacedDdpm};
 use crate::torch::FixedWeights;
 
 /// A way of walking from noise to z_0. It knows nothing of masks, guidance or text.
@@ -342,6 +342,10 @@ pub enum SamplerConfig {
     /// UniPC of order 2.
     #[serde(rename = "unipc")]
     UniPc { steps: i64 },
+    /// Ancestral sampling over evenly kept steps, with the learned variance where there is one.
+    RespacedDdpm { steps: i64 },
+    /// DDIM over evenly kept steps from T − 1 to 0.
+    RespacedDdim { steps: i64, eta: f64 },
 }
 
 impl Default for SamplerConfig {
@@ -359,6 +363,8 @@ impl SamplerConfig {
             SamplerConfig::Ddim { steps, eta } => Box::new(Ddim { steps, eta }),
             SamplerConfig::DpmSolver { steps } => Box::new(DpmSolver { steps }),
             SamplerConfig::UniPc { steps } => Box::new(UniPc { steps }),
+            SamplerConfig::RespacedDdpm { steps } => Box::new(RespacedDdpm { steps }),
+            SamplerConfig::RespacedDdim { steps, eta } => Box::new(RespacedDdim { steps, eta }),
         }
     }
 }
@@ -399,7 +405,7 @@ mod tests {
             let gain = a.sqrt() * VARIANCE / (a * VARIANCE + 1.0 - a);
             let z_0 = MEAN + (z_t - a.sqrt() * MEAN) * gain;
             let noise = (z_t - &z_0 * a.sqrt()) / (1.0 - a).sqrt();
-            Prediction { z_t: z_t.shallow_clone(), z_0, noise }
+            Prediction { z_t: z_t.shallow_clone(), z_0, noise, variance: None }
         }
     }
 
@@ -456,7 +462,10 @@ mod tests {
         use crate::random::{Purpose, normal};
         let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
         let shape = [1, 1, 1, 100, 200];
-        let samplers: [(&str, Box<dyn Sampler>); 6] = [
+        let samplers: [(&str, Box<dyn Sampler>); 9] = [
+            ("respaced ddpm", Box::new(RespacedDdpm { steps: 1000 })),
+            ("respaced ddim 0", Box::new(RespacedDdim { steps: 100, eta: 0.0 })),
+            ("respaced ddim 1", Box::new(RespacedDdim { steps: 250, eta: 1.0 })),
             ("dpm-solver", Box::new(DpmSolver { steps: 20 })),
             ("unipc", Box::new(UniPc { steps: 20 })),
             ("ddpm", Box::new(Ddpm { variance: Variance::Posterior })),

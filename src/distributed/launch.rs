@@ -1,4 +1,4 @@
-//! How ranks come to be.
+//! How ranks are started: by this program (`--nproc`), or by a launcher whose environment says which rank this is.
 
 use std::{
     process::{Command, ExitStatus},
@@ -10,7 +10,7 @@ use tch::{Cuda, Device};
 
 use super::{
     OnSignal, Place, Ranks, Stopped, catch_signals, here,
-    meeting::{self, FAILED_KEY, STOP_KEY},
+    keys::{FAILED_KEY, PREFIX, STOP_KEY},
     stop_is_asked,
 };
 use crate::torch::{DeviceName, Store, caught, cpus, say_device};
@@ -28,24 +28,14 @@ pub struct Launch {
     pub rank_timeout: u64,
 }
 
-/// What sums the gradients that lie on GPUs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Backend {
-    /// From GPU to GPU
-    #[default]
-    Nccl,
-    /// By way of the host: slow, and possible wherever ranks reach each other
-    Gloo,
-}
-
 /// The variable that says how many threads a rank computes with.
 const THREADS: &str = "OMP_NUM_THREADS";
 /// Between two looks at the ranks that were started.
 const POLL: Duration = Duration::from_millis(20);
-/// After one rank has failed, the others have so long to find out, say so and end.
-const LAST: Duration = Duration::from_secs(20);
+/// After one rank has failed, the others have this long to notice, say so and end by themselves.
+const GRACE: Duration = Duration::from_secs(20);
 
-/// Set for the ranks that `--nproc` starts: their command line has it too, and they start none.
+/// Set for the ranks that `--nproc` starts. Their command line says `--nproc` too, and this keeps them from starting more.
 const STARTED: &str = "LVDM_NPROC";
 
 /// Runs `body` on each rank, with the rank's own device: as the rank that the environment says, or, with `nproc`,
@@ -76,7 +66,8 @@ pub fn run(launch: &Launch, device: DeviceName, body: impl FnOnce(&Ranks, Device
     }
 }
 
-/// One GPU a rank. A cluster may show each rank its own GPU alone (ranks that then have one and the same do not meet).
+/// The device of a rank: the GPU whose number is the rank's on its machine. With `may_show_one`, a single visible GPU is taken
+/// for the rank's own, since a cluster may show each rank only its own (two ranks on one GPU are refused when they meet).
 fn device_of(place: &Place, name: DeviceName, may_show_one: bool) -> Result<Device> {
     let gpus = Cuda::device_count().max(0) as usize;
     match name {
@@ -135,13 +126,13 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
             .with_context(|| format!("cannot start rank {rank}"))?;
         children.push(Some(child));
     }
-    let told = store.under(meeting::PREFIX)?;
-    let (mut stop_is_told, mut stopped) = (false, false);
+    let shared = store.under(PREFIX)?;
+    let (mut stop_is_passed_on, mut stopped) = (false, false);
     let mut first: Option<(String, Instant)> = None;
     while children.iter().any(Option::is_some) {
-        if stop_is_asked() && !stop_is_told {
-            told.set(STOP_KEY, b"")?;
-            stop_is_told = true;
+        if stop_is_asked() && !stop_is_passed_on {
+            shared.set(STOP_KEY, b"")?;
+            stop_is_passed_on = true;
         }
         for (rank, running) in children.iter_mut().enumerate() {
             let Some(child) = running else { continue };
@@ -152,11 +143,11 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
             stopped |= status.code() == Some(i32::from(Stopped::STATUS));
             if !status.success() && status.code() != Some(i32::from(Stopped::STATUS)) && first.is_none() {
                 let words = format!("rank {rank} of {count} {}", ending(status));
-                told.set(FAILED_KEY, &serde_json::to_vec(&words)?)?;
+                shared.set(FAILED_KEY, &serde_json::to_vec(&words)?)?;
                 first = Some((words, Instant::now()));
             }
         }
-        if first.as_ref().is_some_and(|(_, since)| since.elapsed() > LAST) {
+        if first.as_ref().is_some_and(|(_, since)| since.elapsed() > GRACE) {
             for child in children.iter_mut().flatten() {
                 child.kill().context("cannot end a rank")?;
             }
@@ -165,7 +156,7 @@ fn spawn(count: usize, device: DeviceName, timeout: Duration) -> Result<()> {
     }
     match first {
         // a verb that has nothing to save
-        Some(_) if stop_is_told => bail!("asked to stop: the ranks ended before their work was done"),
+        Some(_) if stop_is_passed_on => bail!("asked to stop: the ranks ended before their work was done"),
         Some((words, _)) => bail!("{words}; what it said stands above"),
         None if stopped => Err(Stopped.into()),
         None => Ok(()),

@@ -1,16 +1,17 @@
-//! Several processes, one a GPU (or a share of the CPU), that do one piece of work: ranks.
+//! Several processes, called ranks, that share one piece of work. Each has a GPU, or a part of the CPU.
 //!
-//! Who they are comes from `--nproc`, from torchrun's environment or from SLURM's ([`run`]). What they share
-//! goes through [`Ranks`]; a process that works alone has one too, and its calls then do nothing.
+//! `--nproc`, or the environment of torchrun, SLURM or MPI, says how many there are and which one this is ([`run`]). They
+//! exchange tensors through [`Ranks`]. A process that works alone has a `Ranks` too, whose calls then do nothing.
 
+mod keys;
 mod launch;
-mod meeting;
 mod place;
 mod ranks;
+mod rendezvous;
 mod stop;
 mod watch;
 
-pub use launch::{Backend, Launch, run};
+pub use launch::{Launch, run};
 pub use place::{Place, here, rank, ranks_here};
-pub use ranks::Ranks;
+pub use ranks::{Backend, Ranks};
 pub use stop::{Catching, OnSignal, Stopped, ask_to_stop, catch_signals, stop_is_asked};

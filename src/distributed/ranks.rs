@@ -1,11 +1,13 @@
+//! What ranks do together: sums, exchanges, checks, and the end of the common work.
+
 use std::{cell::Cell, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Backend, Place,
-    meeting::{self, Arrival, Meeting},
+    Place,
+    rendezvous::{self, Arrival, Rendezvous},
     watch::Watch,
 };
 use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store, checksums};
@@ -13,7 +15,17 @@ use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store, chec
 /// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
 const BUCKET: i64 = 25 << 20;
 
-/// This process among those that do the work together; alone, its calls do nothing. Cloning shares it.
+/// What sums the gradients that lie on GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// From GPU to GPU
+    #[default]
+    Nccl,
+    /// By way of the host: slow, and possible wherever ranks reach each other
+    Gloo,
+}
+
+/// This process among those that share the work. Where it works alone, the calls do nothing. Clones are the same rank.
 #[derive(Clone)]
 pub struct Ranks {
     inner: Option<Rc<Inner>>,
@@ -30,8 +42,8 @@ struct Inner {
     meetings: Cell<u64>,
 }
 
-/// Between two looks whether a rank has come.
-const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks at the store whether a rank has come.
+const POLL: Duration = Duration::from_millis(5);
 
 impl Ranks {
     /// No other process.
@@ -46,7 +58,7 @@ impl Ranks {
     /// Nobody who serves the store, ranks that do not come, that cannot take part or that share a GPU.
     pub(super) fn join(place: Place, device: Result<Device>, timeout: Duration) -> Result<(Self, Device)> {
         let Place { rank, size, .. } = place;
-        let foreign = meeting::foreign(&place);
+        let foreign = rendezvous::foreign(&place);
         let mut watch = Watch::new(rank, size, timeout, foreign)?;
         let interface = std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty());
         let named = interface.as_ref().map(|name| {
@@ -56,25 +68,25 @@ impl Ranks {
             Ok(named) => (named, device),
             Err(error) => (None, Err(error)),
         };
-        let store = meeting::reach(&place, timeout, &watch)?;
-        let meeting = Meeting::hold(&place, &store, Arrival::new(&place, &device), timeout, &watch)?;
+        let store = rendezvous::reach(&place, timeout, &watch)?;
+        let rendezvous = Rendezvous::hold(&place, &store, Arrival::new(&place, &device), timeout, &watch)?;
         let device = device?;
         let (listener, listens) = match (named, interface) {
             (Some(listener), Some(interface)) => (listener, interface),
-            _ => (Listener::at(meeting.address)?, meeting.address.to_string()),
+            _ => (Listener::at(rendezvous.address)?, rendezvous.address.to_string()),
         };
         if rank == 0 {
-            tracing::info!("{}; Gloo on {listens}", meeting.words());
+            tracing::info!("{}; Gloo on {listens}", rendezvous.words());
         }
-        let store = store.under(&meeting.prefix)?;
+        let store = store.under(&rendezvous.prefix)?;
         // a connection of its own: the other one may be waiting for a key
         let theirs = if place.serves { "127.0.0.1" } else { &place.host };
-        watch.begin(&Store::join(theirs, place.port, timeout)?, &meeting.prefix)?;
+        watch.begin(&Store::join(theirs, place.port, timeout)?, &rendezvous.prefix)?;
         let group = ProcessGroup::open(&store, listener, rank, size, timeout).with_context(|| {
             format!(
                 "rank {rank} of {size}: all ranks are there, and not all reach each other: {}; Gloo listens on {listens} \
                  here, and GLOO_SOCKET_IFNAME names another network interface",
-                watch.culprit()
+                watch.blame()
             )
         })?;
         let (overlap, meetings) = (Cell::new(Overlap { early: 0, all: 0 }), Cell::new(0));
@@ -172,11 +184,11 @@ impl Ranks {
         let Inner { place, store, watch, meetings, .. } = &**inner;
         meetings.set(meetings.get() + 1);
         let key = |rank: usize| format!("meeting/{}/{rank}", meetings.get());
-        let lost = || watch.culprit();
+        let lost = || watch.blame();
         store.set(&key(place.rank), b"here").with_context(lost)?;
         for rank in 0..place.size {
             while !store.has(&key(rank)).with_context(lost)? {
-                std::thread::sleep(LOOK);
+                std::thread::sleep(POLL);
             }
         }
         Ok(())
@@ -379,8 +391,8 @@ impl Ranks {
             Err(error) if group.has_failed() => {
                 // first, lest NCCL's watchdog end the process before it has said who is to blame
                 group.abort();
-                let culprit = watch.culprit();
-                Err(error.context(format!("{who}: {culprit}")))
+                let blame = watch.blame();
+                Err(error.context(format!("{who}: {blame}")))
             }
             Err(error) => {
                 watch.failed(&format!("{error:#}"));

@@ -7,7 +7,7 @@ use super::{Part, warn_of_infinities};
 use crate::{
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
     codecs::{AutoencoderConfig, ImageAutoencoder, LatentSpaceConfig, VideoAutoencoder},
-    networks::{UNet3d, UNetConfig, UNetPorts},
+    networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
     text::{ClipText, ClipTextConfig},
     weights::lvdm_checkpoint::{LvdmCheckpoint, Tensors},
@@ -44,7 +44,7 @@ impl Declared {
         Declared { part: "text encoder", parameters }
     }
 
-    pub(super) fn unet(config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub(super) fn unet(config: &UNetConfig, ports: &Ports) -> Self {
         let parameters = Parameters::unfilled(Device::Cpu);
         UNet3d::new(&parameters.root(), config, ports);
         Declared { part: "U-Net", parameters }

@@ -16,7 +16,7 @@ use crate::{
     exchange::diffusers_config as settings,
     experiment::{DiffusionExperiment, DiffusionSpace},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, ports, run_of, seen, weights},
-    networks::{AttentionKind, UNet3d, UNetPorts},
+    networks::{Ports, UNet3d},
     nn::Parameters,
     safetensors::write_foreign_safetensors,
     text::{ClipText, TextEncoderConfig, TokenizerFiles},
@@ -42,10 +42,11 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
         .with_context(|| format!("the experiment stored in {}", path.display()))?;
     let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
     ensure!(
-        experiment.unet.attention == AttentionKind::Text && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: it attends to no text",
         run.display()
     );
+    let settings_of_unet = experiment.unet()?;
     let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
     let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
     let known: Carried = serde_json::from_value(first_stage.experiment.clone()).context("the carried autoencoder")?;
@@ -78,17 +79,17 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     };
 
     // of a network that can be given frames, what it sees when it is given none
-    let image_ports = UNetPorts { inputs: latent[0], classes: None, ..ports(&experiment, latent) };
+    let image_ports = Ports { mask: false, levels: None, ..ports(&experiment, latent) };
     let mut unet = weights(&mut found)?;
     unet.remove("label_emb.weight");
     if let Some(kernel) = unet.get_mut("input_blocks.0.0.weight") {
         *kernel = kernel.narrow(1, 0, latent[0].min(kernel.size()[1]));
     }
     let parameters = Parameters::unfilled(Device::Cpu);
-    UNet3d::new(&parameters.root(), &experiment.unet, &image_ports);
+    UNet3d::new(&parameters.root(), settings_of_unet, &image_ports);
     parameters.fill(unet).with_context(|| path.display().to_string())?;
-    let network = Network::UNet { blocks_per_level: experiment.unet.blocks_per_level as usize };
-    let config = settings::unet_in_diffusers(&experiment.unet, &image_ports, latent[2]);
+    let network = Network::UNet { blocks_per_level: settings_of_unet.blocks_per_level as usize };
+    let config = settings::unet_in_diffusers(settings_of_unet, &image_ports, latent[2]);
     write((network, "U-Net"), "unet/diffusion_pytorch_model", &parameters, &config)?;
     drop(parameters);
 

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::codecs::ImageAutoencoderConfig;
-use crate::networks::{AttentionKind, UNetConfig, UNetPorts};
+use crate::networks::{AttentionKind, Ports, UNetConfig};
 use crate::text::{ClipTextConfig, TextActivation};
 
 /// `unet/config.json` (UNet2DConditionModel): the video network made from it, and its input and output channels.
@@ -139,7 +139,7 @@ pub fn text_encoder(config: &Value) -> Result<ClipTextConfig> {
 }
 
 /// The inverse of [`unet`], for latents of so many pixels a side; layers over frames have no words there.
-pub fn unet_in_diffusers(config: &UNetConfig, ports: &UNetPorts, side: i64) -> Value {
+pub fn unet_in_diffusers(config: &UNetConfig, ports: &Ports, side: i64) -> Value {
     let levels = 0..config.multipliers.len();
     let block = |level: usize, way: &str| match config.attention_factors.contains(&(1 << level)) {
         true => format!("CrossAttn{way}Block2D"),
@@ -148,7 +148,7 @@ pub fn unet_in_diffusers(config: &UNetConfig, ports: &UNetPorts, side: i64) -> V
     json!({
         "_class_name": "UNet2DConditionModel",
         "sample_size": side,
-        "in_channels": ports.inputs,
+        "in_channels": ports.inputs(),
         "out_channels": ports.outputs,
         "block_out_channels": config.multipliers.iter().map(|m| m * config.channels).collect::<Vec<_>>(),
         "layers_per_block": config.blocks_per_level,

@@ -11,7 +11,6 @@ use crate::{
     exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, last_and_averaged, run_of, weights},
-    networks::AttentionKind,
     safetensors::write_safetensors_atomically,
     text::TextEncoderConfig,
     weights::lvdm_checkpoint::{AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, TEXT_ENCODER, UNET},
@@ -70,7 +69,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             let data = &diffusion.data;
             let latent = known.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
             let ports = inferred.ports((latent[1] - 1) / diffusion.latent_stride + 1);
-            let network = Declared::unet(&diffusion.unet, &ports);
+            let network = Declared::unet(diffusion.unet()?, &ports);
             let average = diffusion.trainer.ema_decay;
             parts.extend(
                 export_network(&mut export, &network, UNET, AVERAGED_UNET, &found, average).with_context(context)?,
@@ -81,7 +80,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
             let mut text_encoder = None;
-            if diffusion.unet.attention == AttentionKind::Text {
+            if diffusion.network.text_width().is_some() {
                 let (part, config) = export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?;
                 parts.push(part);
                 text_encoder = Some(config);

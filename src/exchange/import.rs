@@ -335,7 +335,7 @@ impl Import<'_> {
 
         let mut config = inferred.config.clone();
         config.heads = setting.heads;
-        if let Some(DiffusionExperiment { unet: own, .. }) = self.exported_diffusion() {
+        if let Some(own) = self.exported_diffusion().map(DiffusionExperiment::unet).transpose()? {
             // these leave no trace in the tensors, or not in all
             config.norm_groups = own.norm_groups;
             config.head_width = config.head_width.or(own.head_width);
@@ -434,10 +434,10 @@ impl Import<'_> {
             ));
         }
         // what leaves no trace in the tensors stays as exported
-        let told = &experiment.unet;
+        let told = experiment.unet()?;
         (config.recompute, config.norm_per_frame, config.norm_groups) =
             (told.recompute.clone(), told.norm_per_frame, told.norm_groups);
-        experiment.unet = config;
+        experiment.network = config.into();
         for (name, checkpoint) in files {
             checkpoint.write(&self.run.join(name))?;
         }
@@ -457,7 +457,8 @@ impl Import<'_> {
         if let (Some(told), Some(own)) = (told.heads, inferred.heads.filter(|own| Some(*own) != told.heads)) {
             return mistake(format!("--heads {told}: the tables of relative positions say {own}"));
         }
-        let heads = inferred.heads.or(told.heads).or(exported.map(|e| e.unet.heads));
+        let exported_heads = exported.map(DiffusionExperiment::unet).transpose()?.map(|unet| unet.heads);
+        let heads = inferred.heads.or(told.heads).or(exported_heads);
         let heads = asked.or(heads, || "--heads N (without relative positions they leave no trace)".to_string());
         if inferred.temporal_length.is_none() {
             asked.or(told.frames.or(exported.map(|e| e.data.frames)), || {

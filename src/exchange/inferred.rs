@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::autoencoder_loss::DiscriminatorConfig;
 use crate::codecs::{AutoencoderConfig, ImageAutoencoderConfig};
-use crate::networks::{AttentionKind, Recompute, UNetConfig, UNetPorts};
+use crate::networks::{AttentionKind, NetworkSettings, Ports, Recompute, UNetConfig};
 use crate::text::{ClipTextConfig, TextActivation};
 
 /// Deeper networks are not believed.
@@ -33,7 +33,7 @@ impl FromIterator<(String, Vec<i64>)> for Shapes {
 
 impl Shapes {
     /// Length of an axis.
-    fn axis(&self, name: &str, axis: usize) -> Result<i64> {
+    pub(super) fn axis(&self, name: &str, axis: usize) -> Result<i64> {
         let shape = self.0.get(name).with_context(|| format!("`{name}` is missing"))?;
         let length = shape.get(axis).with_context(|| format!("`{name}` has shape {shape:?}"))?;
         ensure!((1..1 << 31).contains(length), "`{name}` has shape {shape:?}");
@@ -46,7 +46,7 @@ impl Shapes {
         if self.has(&alias) { self.axis(&alias, axis) } else { self.axis(&format!("{name}.conv.weight"), axis) }
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
@@ -179,12 +179,14 @@ impl InferredUNet {
     }
 
     /// The network's ports, for clips of so many latent frames where the tensors do not tell.
-    pub fn ports(&self, latent_frames: i64) -> UNetPorts {
-        UNetPorts {
-            inputs: self.inputs,
+    pub fn ports(&self, latent_frames: i64) -> Ports {
+        let frames = self.temporal_length.unwrap_or(latent_frames);
+        Ports {
             outputs: self.outputs,
-            temporal_length: self.temporal_length.unwrap_or(latent_frames),
-            classes: self.classes,
+            text: self.config.text_width(),
+            levels: self.classes,
+            // the mask is counted among the channels, and sizes leave no trace
+            ..Ports::of([self.inputs, frames, 1, 1])
         }
     }
 }

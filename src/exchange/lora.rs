@@ -17,7 +17,6 @@ use crate::{
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
     file_format::read_json,
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
-    networks::AttentionKind,
     nn::Adapter,
     safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},
@@ -51,7 +50,7 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
         .with_context(|| format!("the experiment stored in {}", from.display()))?;
     let folder = if into.is_dir() { into.to_path_buf() } else { run_of(&from) };
     ensure!(
-        experiment.unet.attention == AttentionKind::Text && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: a LoRA has no place in it",
         into.display()
     );
@@ -60,7 +59,7 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
     let text_path = folder.join(TEXT_ENCODER_FILE);
     let mut text = Checkpoint::read(&text_path)?.expect(generate::TEXT_ENCODER, &text_path)?;
     let mut text_weights = text.take_part("model");
-    let blocks = experiment.unet.blocks_per_level as usize;
+    let blocks = experiment.unet()?.blocks_per_level as usize;
     let counts = lora.merge(blocks, &mut unet, &mut text_weights, scale).with_context(|| file.display().to_string())?;
     warn_of_infinities("U-Net", &unet);
     warn_of_infinities("text encoder", &text_weights);
@@ -129,7 +128,7 @@ pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
             run.display()
         ));
     };
-    let network = Network::UNet { blocks_per_level: experiment.unet.blocks_per_level as usize };
+    let network = Network::UNet { blocks_per_level: experiment.unet()?.blocks_per_level as usize };
     let mut all = found.take_part("model");
     all.extend(found.take_part("ema"));
     let (mut tensors, mut modules) = (Vec::new(), BTreeSet::new());

@@ -1,13 +1,17 @@
 //! Which protocol an evaluation follows.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
 use super::{Mistake, parse, read};
-use crate::{data::DataConfig, extractors::ExtractorConfig, metrics::ProtocolConfig};
+use crate::{
+    data::DataConfig,
+    extractors::ExtractorConfig,
+    metrics::{Metric, ProtocolConfig},
+};
 
 /// The protocols that are known by name, in the order in which people see them; each is a file that is shipped.
 const BUILT_IN: [(&str, &str); 4] = [
@@ -93,12 +97,20 @@ pub struct EvaluationConfig {
     /// Whose features are compared, `{kind: i3d, file: PATH}`: in place of the protocol's, else of I3D with its released
     /// weights. A path alone is a file of I3D's weights.
     pub extractor: Option<ExtractorConfig>,
+    /// Which metrics; FVD and KVD (`[fvd, kvd]`) where it is not said.
+    pub metrics: Option<Vec<Metric>>,
 }
 
 impl EvaluationConfig {
     /// So many clips, without a protocol.
     pub fn plain(clips: i64) -> Self {
         EvaluationConfig { clips: Some(clips), ..Self::default() }
+    }
+
+    /// The metrics, each once, in the order of tables.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let asked = self.metrics.iter().flatten().copied().collect::<BTreeSet<Metric>>();
+        if asked.is_empty() { Metric::DEFAULT.to_vec() } else { asked.into_iter().collect() }
     }
 
     /// The protocol in full. Without one it is a plain count of clips of the real data's own shape.
@@ -123,16 +135,17 @@ impl EvaluationConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::DatasetConfig;
+    use crate::data::{DatasetConfig, Folder};
 
     fn real(frames: i64) -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         DataConfig { dataset, frames, frame_stride: 1, resolution: 256, flip: false, workers: 1 }
     }
 
     #[test]
     fn names_and_numbers() {
-        let named = |name: &str, clips| EvaluationConfig { protocol: Some(name.into()), clips, extractor: None };
+        let named =
+            |name: &str, clips| EvaluationConfig { protocol: Some(name.into()), clips, ..EvaluationConfig::default() };
         let lvdm = named("lvdm16", None).resolve(&real(16)).unwrap();
         assert_eq!((lvdm.name.as_str(), lvdm.clips, lvdm.runs, lvdm.generated_clips()), ("lvdm16", 2048, 10, 2048));
         let fewer = named("lvdm16", Some(100)).resolve(&real(16)).unwrap();

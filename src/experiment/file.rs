@@ -12,6 +12,10 @@ use self::overrides::Override;
 use super::Mistake;
 use crate::text_file::{BYTE_ORDER_MARK, read_text};
 
+/// Keys of the whole file that have an older name, which is read as well: in files, in overrides of either, and in
+/// experiments that checkpoints hold (there by the `alias` of the field).
+const OLDER_NAMES: [(&str, &str); 1] = [("unet", "network")];
+
 /// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say.
 ///
 /// # Errors
@@ -35,7 +39,22 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     if file.is_null() {
         file = Value::Mapping(Mapping::new());
     }
-    let overrides: Vec<Override> = overrides.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>()?;
+    let mut overrides: Vec<Override> = overrides.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>()?;
+    for (old, new) in OLDER_NAMES {
+        let has = |key: &str| file.get(key).is_some();
+        if has(old) && has(new) {
+            let place = line_of(text, &[old.into()]).map_or(name.to_string(), |line| format!("{name}:{line}"));
+            return Err(Mistake(format!(
+                "{place}: `{old}` is the older name of `{new}`, and the file has both: leave one out"
+            )));
+        }
+        // all by one of the two: the file's own, else the one that is written first
+        let first = overrides.iter().map(|o| o.path[0].as_str()).find(|key| [old, new].contains(key));
+        let own = [old, new].into_iter().find(|key| has(key)).or(first).unwrap_or(new).to_string();
+        for one in overrides.iter_mut().filter(|o| [old, new].contains(&o.path[0].as_str())) {
+            one.path[0].clone_from(&own);
+        }
+    }
     let overridden = |readings: &[usize]| -> Result<Value, Mistake> {
         let mut value = file.clone();
         for (one, &reading) in overrides.iter().zip(readings) {
@@ -55,7 +74,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
     let place = |path: &[String]| match overrides.iter().rev().find(|o| blamed(o, path)) {
         // what stands inside a value that was given, or is missing in the file
         Some(o) if path.starts_with(&o.path) || line_of(text, path).is_none() => {
-            format!("override `{}`", o.path.join("."))
+            format!("override `{}`", o.written)
         }
         _ => match line_of(text, path) {
             Some(line) => format!("{name}:{line}"),
@@ -180,10 +199,12 @@ fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<S
     for (key, child) in value {
         let text = key.as_str().map_or_else(|| format!("{key:?}"), String::from);
         path.push(text);
-        match known.get(key) {
+        let older = OLDER_NAMES.iter().filter(|(_, new)| path.len() == 1 && known.contains_key(*new));
+        let renamed = older.clone().find(|(old, _)| key.as_str() == Some(old)).map(|(_, new)| *new);
+        match known.get(key).or_else(|| known.get(renamed?)) {
             None => {
-                let candidates = known.keys().filter_map(Value::as_str).map(String::from).collect();
-                return Some((path.clone(), candidates));
+                let candidates = known.keys().filter_map(Value::as_str).chain(older.map(|(old, _)| *old));
+                return Some((path.clone(), candidates.map(String::from).collect()));
             }
             Some(other) => {
                 if let Some(found) = unread(child, other, path) {
@@ -372,7 +393,9 @@ trainer: {steps: 10, batch: 2}
         let experiment: AutoencoderExperiment =
             parse("x.yaml", GOOD, &overrides).unwrap_or_else(|error| panic!("{given}: {error}"));
         assert_eq!(experiment.trainer.steps, 7);
-        let crate::data::DatasetConfig::Folder { root } = experiment.data.dataset else { panic!("no folder") };
+        let crate::data::DatasetConfig::Folder(crate::data::Folder { root }) = experiment.data.dataset else {
+            panic!("no folder")
+        };
         root.display().to_string()
     }
 

@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod file;
+mod labels;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use evaluation::{EvaluationConfig, built_in_protocols, protocol};
 pub use file::{parse, read};
+pub use labels::{ClassList, LabelConditioning};
 pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
 use crate::{
@@ -19,9 +21,8 @@ use crate::{
     data::DataConfig,
     diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig, Variance},
     metrics::ProtocolConfig,
-    networks::{AttentionKind, UNetConfig},
+    networks::{NetworkConfig, NetworkSettings, UNetConfig},
     nn::Adapter,
-    weights::stable_diffusion::is_temporal,
 };
 
 /// Something that the user wrote is wrong: exit status 2.
@@ -107,11 +108,11 @@ impl Trained {
         }
     }
 
-    /// Whether training moves the parameter of this name.
-    pub fn moves(self, name: &str) -> bool {
+    /// Whether training moves the parameter of this name of such a network.
+    pub fn moves(self, name: &str, network: &dyn NetworkSettings) -> bool {
         match self {
             Trained::All => true,
-            Trained::Temporal => is_temporal(name),
+            Trained::Temporal => network.is_temporal(name),
             Trained::Adapters(_) => Adapter::owns(name),
         }
     }
@@ -197,9 +198,12 @@ pub struct DiffusionExperiment {
     pub latents: Option<PathBuf>,
     /// A run whose latents are denoised, or `pixels`.
     pub autoencoder: DiffusionSpace,
-    /// For a network that is given a text (`unet.attention: text`).
+    /// For a network that is given a text (`network.attention: text`).
     #[serde(default)]
     pub text: Option<TextConditioning>,
+    /// For a network that is given class labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelConditioning>,
     /// Every n-th latent frame of a clip is what the network sees: the sparse frames of hierarchical generation.
     #[serde(default = "one")]
     pub latent_stride: i64,
@@ -215,9 +219,9 @@ pub struct DiffusionExperiment {
     /// Noise over diffusion time.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// The network.
-    #[serde(default)]
-    pub unet: UNetConfig,
+    /// The network; `unet:` is the older name of this key.
+    #[serde(default, alias = "unet")]
+    pub network: NetworkConfig,
     /// What it predicts, and by which loss it learns.
     #[serde(default)]
     pub objective: Objective,
@@ -261,33 +265,54 @@ impl Experiment for DiffusionExperiment {
         }
         let schedule = crate::diffusion::NoiseSchedule::new(&self.schedule)?;
         self.sampler.build().start(&schedule).context("sampler")?;
-        self.unet.validate().context("unet")?;
+        self.network.validate().context("network")?;
+        self.objective.validate().context("objective")?;
+        ensure!(
+            !self.objective.learns_variance() || self.conditioning.is_none(),
+            "objective: loss: learned_variance is for clips of which no frame is given, and there is `conditioning`"
+        );
+        if let Some(labels) = &self.labels {
+            labels.validate()?;
+        }
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }
 }
 
 impl DiffusionExperiment {
+    /// The settings of a U-Net, for what is about that network alone.
+    ///
+    /// # Errors
+    /// Names the kind of another network.
+    pub fn unet(&self) -> Result<&UNetConfig> {
+        match &self.network {
+            NetworkConfig::UNet3d(unet) => Ok(unet),
+            other => bail!("the network is {}, and this is for unet3d", serde_json::to_value(other)?["kind"]),
+        }
+    }
+
     /// Whether training moves the parameter of this name: what `trained` says, and what a network has because it is given
     /// frames.
     pub fn moves(&self, name: &str) -> bool {
-        let given_frames = ["input_blocks.0.0.weight", "label_emb.weight"];
-        self.trained.moves(name)
-            || (self.conditioning.is_some() && self.trained == Trained::Temporal && given_frames.contains(&name))
+        self.trained.moves(name, &*self.network)
+            || (self.conditioning.is_some()
+                && self.trained == Trained::Temporal
+                && self.network.sees_given_frames(name))
     }
 
     fn check_text(&self) -> Result<()> {
-        let is_text = self.unet.attention == AttentionKind::Text;
-        match (&self.text, is_text) {
-            (None, false) => {
-                ensure!(self.trained == Trained::All, "trained: without `unet.attention: text` only kind: all");
+        match (&self.text, self.network.text_width()) {
+            (None, None) => {
+                ensure!(self.trained == Trained::All, "trained: without `network.attention: text` only kind: all");
                 return Ok(());
             }
-            (None, true) => bail!("unet.attention is text: `text.encoder` must name a run that carries a text encoder"),
-            (Some(_), false) => {
-                bail!("text: unet.attention is {:?}, and only text attends to one", self.unet.attention)
+            (None, Some(_)) => {
+                bail!("network.attention is text: `text.encoder` must name a run that carries a text encoder")
             }
-            (Some(text), true) => {
+            (Some(_), None) => {
+                bail!("text: the network attends to none (network.attention is not text)")
+            }
+            (Some(text), Some(_)) => {
                 ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
                 ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
                 ensure!(
@@ -521,6 +546,8 @@ pub fn sampler_line(sampler: &SamplerConfig) -> String {
         SamplerConfig::Ddim { steps, eta } => format!("DDIM {steps} steps, η = {eta}"),
         SamplerConfig::DpmSolver { steps } => format!("DPM-Solver++ {steps} steps"),
         SamplerConfig::UniPc { steps } => format!("UniPC {steps} steps"),
+        SamplerConfig::RespacedDdpm { steps } => format!("DDPM respaced to {steps} steps"),
+        SamplerConfig::RespacedDdim { steps, eta } => format!("DDIM respaced to {steps} steps, η = {eta}"),
     }
 }
 

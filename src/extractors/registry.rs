@@ -1,8 +1,10 @@
 //! The feature extractors that are known by name. A new one is a file beside this one and a line in [`EXTRACTORS`].
 
 use std::{
+    convert::Infallible,
     fmt,
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use anyhow::Result;
@@ -82,7 +84,7 @@ impl<'de> Deserialize<'de> for ExtractorKind {
 }
 
 /// An extractor as a file names it: `{kind: i3d, file: PATH}`, where `file` takes the place of the kind's own weights.
-/// A path alone is a file of I3D's weights.
+/// As one text it is a kind, `KIND=PATH`, or the path of a file of I3D's weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ExtractorConfig {
     /// Which extractor.
@@ -115,6 +117,18 @@ impl ExtractorConfig {
     }
 }
 
+impl FromStr for ExtractorConfig {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        let (name, file) = text.split_once('=').map_or((text, None), |(name, file)| (name, Some(file.into())));
+        Ok(match ExtractorKind::named(name) {
+            Some(kind) => ExtractorConfig { kind, file },
+            None => ExtractorConfig { kind: ExtractorKind::I3D, file: Some(text.into()) },
+        })
+    }
+}
+
 impl<'de> Deserialize<'de> for ExtractorConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct PathOrKind;
@@ -127,7 +141,7 @@ impl<'de> Deserialize<'de> for ExtractorConfig {
             }
 
             fn visit_str<E: Error>(self, path: &str) -> Result<Self::Value, E> {
-                Ok(ExtractorConfig { kind: ExtractorKind::I3D, file: Some(path.into()) })
+                path.parse().map_err(E::custom)
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
@@ -158,7 +172,10 @@ mod tests {
         let path = read("a/i3d.ckpt").unwrap();
         assert_eq!(path, ExtractorConfig { kind: ExtractorKind::I3D, file });
         assert_eq!(read("{kind: i3d, file: a/i3d.ckpt}").unwrap(), path);
-        assert_eq!(read("{kind: i3d}").unwrap(), ExtractorConfig::default());
+        for text in ["{kind: i3d}", "i3d"] {
+            assert_eq!(read(text).unwrap(), ExtractorConfig::default());
+        }
+        assert_eq!(read("i3d=a/i3d.ckpt").unwrap(), path);
         // what is written is read again
         assert_eq!(read(&serde_yaml::to_string(&path).unwrap()).unwrap(), path);
         for (text, word) in

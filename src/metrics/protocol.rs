@@ -333,6 +333,7 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Folder, Indexed};
 
     struct Nothing;
 
@@ -369,7 +370,7 @@ mod tests {
     }
 
     fn data() -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         DataConfig { dataset, frames: 16, frame_stride: 2, resolution: 64, flip: true, workers: 3 }
     }
 
@@ -381,7 +382,7 @@ mod tests {
         let base = hash(&plain, &data(), 0);
         // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
-        let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };
+        let elsewhere = DataConfig { dataset: DatasetConfig::Folder(Folder { root: "./videos".into() }), ..data() };
         assert_eq!(base, hash(&plain, &elsewhere, 0));
         assert_eq!(
             base,
@@ -434,7 +435,7 @@ mod tests {
         assert_eq!(config.clone().at(2048).name, "lvdm16");
         assert_eq!(config.clone().at(96).at(64).name, "lvdm16@64");
         let test = DataConfig {
-            dataset: DatasetConfig::Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) },
+            dataset: DatasetConfig::Indexed(Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) }),
             ..data()
         };
         let line = protocol(&config.at(96), &test, "aa", Some(1), 0).line();

@@ -6,233 +6,94 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
+use super::{Inputs, Network, NetworkSettings, Ports};
 use crate::{
-    nn::{Frames, GroupNorm, Init, Linear, Over, Scope, SpatialConv, timestep_embedding},
+    nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, timestep_embedding},
     torch::recompute,
+    weights::stable_diffusion::is_temporal,
 };
 
 mod attention;
+mod config;
+mod flops;
 
 use attention::{FactorizedAttention, Transformer};
 pub use attention::{JointAttention, SelfAttention};
+use config::over;
+pub use config::{AttentionKind, Recompute, UNetConfig};
 
-/// How positions and frames attend to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionKind {
-    /// Over the positions of each frame, then over the frames of each position (the paper's choice).
-    Factorized,
-    /// Over all positions of all frames at once (the paper's ablation).
-    Joint,
-    /// Transformer blocks with attention to a text, as in Stable Diffusion, inflated by temporal layers.
-    Text,
-}
-
-/// Which activations are computed again in the backward pass instead of being kept: all, none, or those at some
-/// downsampling factors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged, expecting = "true, false, or downsampling factors such as [1, 2]")]
-pub enum Recompute {
-    /// All, or none.
-    Everywhere(bool),
-    /// Those of the levels at these downsampling factors; the first hold most.
-    At(Vec<i64>),
-}
-
-impl Recompute {
-    fn at(&self, factor: i64) -> bool {
-        match self {
-            Recompute::Everywhere(all) => *all,
-            Recompute::At(factors) => factors.contains(&factor),
-        }
-    }
-}
-
-/// What the U-Net looks like. The default is the paper's for 16×256×256 clips.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct UNetConfig {
-    /// Width of the first level; a multiple of the norm groups.
-    pub channels: i64,
-    /// Width of each level, in units of `channels`.
-    pub multipliers: Vec<i64>,
-    /// Residual blocks a level.
-    pub blocks_per_level: i64,
-    /// Downsampling factors (not sizes) at which there is attention.
-    pub attention_factors: Vec<i64>,
-    /// Of each attention.
-    pub heads: i64,
-    /// Channels of each head, in place of `heads`: wider levels have more of them (Stable Diffusion 2.x: 64).
-    pub head_width: Option<i64>,
-    /// Over what positions attend.
-    pub attention: AttentionKind,
-    /// Learned relative positions of frames.
-    pub relative_position: bool,
-    /// Time enters as scale and shift of the group norms (else it is added).
-    pub adaptive_norm: bool,
-    /// Groups of every group norm.
-    pub norm_groups: i64,
-    /// Group norms see each frame alone (a fresh start from an image model) instead of the whole clip.
-    pub norm_per_frame: bool,
-    /// Width of a text token; only for `attention: text`.
-    pub context_width: i64,
-    /// Attention over frames; without it each frame is an image of its own (only for `attention: text`).
-    pub temporal: bool,
-    /// Less memory in training for more time.
-    pub recompute: Recompute,
-}
-
-impl Default for UNetConfig {
-    fn default() -> Self {
-        UNetConfig {
-            channels: 256,
-            multipliers: vec![1, 2, 3, 4],
-            blocks_per_level: 3,
-            attention_factors: vec![2, 4, 8],
-            heads: 4,
-            head_width: None,
-            attention: AttentionKind::Factorized,
-            relative_position: true,
-            adaptive_norm: true,
-            norm_groups: 32,
-            norm_per_frame: false,
-            context_width: 768,
-            temporal: true,
-            recompute: Recompute::Everywhere(false),
-        }
-    }
-}
-
-impl UNetConfig {
-    /// Stable Diffusion 1.x's network with temporal layers; each frame starts as the image model makes it.
-    pub fn stable_diffusion() -> Self {
-        UNetConfig {
-            channels: 320,
-            multipliers: vec![1, 2, 4, 4],
-            blocks_per_level: 2,
-            attention_factors: vec![1, 2, 4],
-            heads: 8,
-            attention: AttentionKind::Text,
-            adaptive_norm: false,
-            norm_per_frame: true,
-            ..UNetConfig::default()
-        }
+impl NetworkSettings for UNetConfig {
+    fn validate(&self) -> Result<()> {
+        UNetConfig::validate(self)
     }
 
-    /// Heads of the attentions of so many channels.
-    pub fn heads_of(&self, channels: i64) -> i64 {
-        self.head_width.map_or(self.heads, |width| channels / width)
+    fn multiple_of(&self) -> [i64; 3] {
+        let factor = 1 << (self.multipliers.len() - 1);
+        [1, factor, factor]
     }
 
-    /// # Errors
-    /// Names the number that does not fit and the rule.
-    pub fn validate(&self) -> Result<()> {
-        /// No network is meant to be wider.
-        const MOST_CHANNELS: i64 = 1 << 20;
-        ensure!(!self.multipliers.is_empty(), "multipliers: at least one level is needed");
-        ensure!(self.multipliers.len() <= 32, "multipliers: at most 32 levels, not {}", self.multipliers.len());
+    fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
+        let text = self.text_width();
         ensure!(
-            self.channels > 0 && self.norm_groups > 0 && self.channels % self.norm_groups == 0,
-            "channels = {} is not a multiple of the {} norm groups",
-            self.channels,
-            self.norm_groups
+            ports.text == text,
+            "the U-Net attends to {}, and what it is given is {}",
+            text.map_or("no text".into(), |width| format!("texts {width} wide (context_width)")),
+            ports.text.map_or("no text".into(), |width| format!("texts {width} wide"))
         );
-        ensure!((1..=1000).contains(&self.blocks_per_level), "blocks_per_level must be from 1 to 1000");
-        let deepest = self.multipliers.len() - 1;
-        for (level, &multiplier) in self.multipliers.iter().enumerate() {
-            ensure!(multiplier > 0, "multipliers must be positive, not {multiplier}");
-            let width = self.channels.checked_mul(multiplier).filter(|width| *width <= MOST_CHANNELS);
-            let Some(width) = width else {
-                bail!("multipliers: {} channels times {multiplier} are more than {MOST_CHANNELS}", self.channels)
-            };
-            // there is always attention in the middle
-            if level == deepest || self.attention_factors.contains(&(1 << level)) {
-                match self.head_width {
-                    Some(head) => ensure!(
-                        head > 0 && width % head == 0,
-                        "{width} channels do not divide into heads of {head} (head_width)"
-                    ),
-                    None => ensure!(
-                        self.heads > 0 && width % self.heads == 0,
-                        "{width} channels do not divide into {} heads",
-                        self.heads
-                    ),
-                }
-            }
-        }
-        let again = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
-        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", again)] {
-            for factor in factors {
-                ensure!(
-                    (0..=deepest).any(|level| 1 << level == *factor),
-                    "{key}: {factor} is not one of this network's downsampling factors 1 … {}",
-                    1 << deepest
-                );
-            }
-        }
-        ensure!(
-            self.temporal || self.attention == AttentionKind::Text,
-            "temporal: false is for attention: text; with {:?} attention frames are seen together",
-            self.attention
-        );
-        Ok(())
+        Ok(Box::new(UNet3d::new(scope, self, ports)))
     }
-}
 
-/// What enters and leaves the network besides its own configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UNetPorts {
-    /// Latent channels, plus one where there is a mask of given frames.
-    pub inputs: i64,
-    /// Channels of the prediction.
-    pub outputs: i64,
-    /// Largest distance of frames that relative positions tell apart: the trained length.
-    pub temporal_length: i64,
-    /// Rows of the class embedding: noise levels of given frames.
-    pub classes: Option<i64>,
-}
+    fn text_width(&self) -> Option<i64> {
+        (self.attention == AttentionKind::Text).then_some(self.context_width)
+    }
 
-impl UNetPorts {
-    /// Fits the weights of a network with other ports to these, so that it computes the same as long as what
-    /// is new is not used: input channels and the class embedding start at zero; relative positions are matched
-    /// by distance, and those beyond the old table start as its farthest.
-    pub fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, config: &UNetConfig) {
+    /// Input channels and embeddings of levels and classes start at zero; relative positions are matched by distance, and
+    /// those beyond the old table start as its farthest.
+    fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         for (name, weight) in weights.iter_mut() {
-            if name == "input_blocks.0.0.weight" {
-                let more = self.inputs - weight.size()[1];
+            if name == FIRST_KERNEL {
+                let more = ports.inputs() - weight.size()[1];
                 if more > 0 {
                     *weight = weight.constant_pad_nd([0, 0, 0, 0, 0, 0, 0, more]);
                 }
             } else if name.ends_with("embeddings_table") {
                 let known = (weight.size()[0] - 1) / 2;
-                let wanted = Tensor::arange_start(
-                    -self.temporal_length,
-                    self.temporal_length + 1,
-                    (Kind::Int64, weight.device()),
-                );
+                let wanted = Tensor::arange_start(-ports.frames, ports.frames + 1, (Kind::Int64, weight.device()));
                 *weight = weight.index_select(0, &(wanted.clamp(-known, known) + known));
             }
         }
-        if let Some(rows) = self.classes {
-            weights
-                .entry("label_emb.weight".into())
-                .or_insert_with(|| Tensor::zeros([rows, 4 * config.channels], (Kind::Float, tch::Device::Cpu)));
+        for (name, rows) in [(LEVELS, ports.levels), (CLASSES, ports.classes.map(|classes| classes + 1))] {
+            if let Some(rows) = rows {
+                let zeros = || Tensor::zeros([rows, 4 * self.channels], (Kind::Float, tch::Device::Cpu));
+                weights.entry(format!("{name}.weight")).or_insert_with(zeros);
+            }
         }
+    }
+
+    fn is_temporal(&self, name: &str) -> bool {
+        is_temporal(name)
+    }
+
+    fn sees_given_frames(&self, name: &str) -> bool {
+        name == FIRST_KERNEL || name.strip_suffix(".weight") == Some(LEVELS)
+    }
+
+    fn flops(&self, ports: &Ports, latent: [i64; 4], tokens: i64) -> i64 {
+        flops::forward(self, ports, latent, tokens)
     }
 }
 
-/// What a forward pass is given besides z_t and t.
-#[derive(Default)]
-pub struct UNetCondition {
-    /// `[B]` int64: row of the class embedding; none for a sample whose number is negative.
-    pub level: Option<Tensor>,
-    /// `[B, S, context_width]`: an encoded text.
-    pub context: Option<Tensor>,
-}
+/// Its channels are those of z, and what lies beside it.
+const FIRST_KERNEL: &str = "input_blocks.0.0.weight";
+
+/// The released name of the table of noise levels.
+const LEVELS: &str = "label_emb";
+
+/// The table of classes; its last row is "no class".
+const CLASSES: &str = "class_emb";
 
 /// norm → SiLU → conv → (time) → SiLU → conv, plus a skip.
 struct ResBlock {
@@ -264,7 +125,7 @@ impl ResBlock {
     }
 
     /// x, and the time embedding `[B, 4·channels]`.
-    fn forward(&self, x: &Frames, embedding: &Tensor) -> Frames {
+    fn forward(&self, x: &FrameStack, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
         let h = self.in_conv.rounded(&self.in_norm.of_frames(x, over, None, true));
         let time = self.time.forward_full(&embedding.silu()); // [B, ·]
@@ -282,11 +143,6 @@ impl ResBlock {
     }
 }
 
-/// Statistics over a whole clip (F, H, W), or over each frame alone.
-fn over(per_frame: bool) -> Over {
-    if per_frame { Over::Frame } else { Over::Clip }
-}
-
 /// One place of a block of the U-Net.
 enum Layer {
     Conv(SpatialConv),
@@ -300,11 +156,11 @@ enum Layer {
 }
 
 impl Layer {
-    fn attention(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Layer {
+    fn attention(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Layer {
         match config.attention {
             AttentionKind::Factorized => Layer::Factorized(FactorizedAttention::new(scope, channels, config, ports)),
             AttentionKind::Joint => {
-                let distance = config.relative_position.then_some(ports.temporal_length);
+                let distance = config.relative_position.then_some(ports.frames);
                 Layer::Joint(JointAttention::new(
                     scope,
                     channels,
@@ -317,13 +173,13 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+    fn forward(&self, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
         match self {
             Layer::Conv(conv) | Layer::Down(conv) => conv.forward(x),
             Layer::Res(block) => block.forward(x, embedding),
             Layer::Factorized(block) => block.forward(x),
             Layer::Joint(block) => block.forward(x),
-            Layer::Text(block) => block.forward(x, context.expect("a text network needs UNetCondition::context")),
+            Layer::Text(block) => block.forward(x, context.expect("a network that attends to a text is given one")),
             Layer::Up(conv) => {
                 let (_, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
                 conv.forward(&x.with(x.x.upsample_nearest2d([2 * h, 2 * w], None, None)))
@@ -344,10 +200,10 @@ impl Block {
         Block { layers: layers.into_iter().map(|layer| Arc::new(Mutex::new(layer))).collect(), recompute }
     }
 
-    fn forward(&self, x: Frames, embedding: &Tensor, context: Option<&Tensor>) -> Frames {
+    fn forward(&self, x: FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
         self.layers.iter().fold(x, |x, layer| {
             // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
-            let of = |layer: &Mutex<Layer>, x: &Frames, embedding: &Tensor, context: Option<&Tensor>| {
+            let of = |layer: &Mutex<Layer>, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>| {
                 layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, embedding, context)
             };
             if !self.recompute {
@@ -356,7 +212,7 @@ impl Block {
             let (layer, frames) = (Arc::clone(layer), x.frames);
             let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
             let output = recompute(&inputs, move |inputs| {
-                let x = Frames { x: inputs[0].shallow_clone(), frames };
+                let x = FrameStack { x: inputs[0].shallow_clone(), frames };
                 of(&layer, &x, &inputs[1], inputs.get(2)).x
             });
             x.with(output)
@@ -368,6 +224,7 @@ impl Block {
 pub struct UNet3d {
     time_embed: [Linear; 2],
     label_emb: Option<Tensor>,
+    class_emb: Option<Tensor>,
     input_blocks: Vec<Block>,
     middle_block: Block,
     output_blocks: Vec<Block>,
@@ -375,17 +232,19 @@ pub struct UNet3d {
     out_conv: SpatialConv,
     channels: i64,
     per_frame: bool,
+    ports: Ports,
 }
 
 impl UNet3d {
     /// Declares the parameters under `scope`, with the released names.
-    pub fn new(scope: &Scope, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub fn new(scope: &Scope, config: &UNetConfig, ports: &Ports) -> Self {
         let width = 4 * config.channels;
         let time = scope.sub("time_embed");
         let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
-        let label_emb = ports
-            .classes
-            .map(|rows| scope.sub("label_emb").parameter("weight", &[rows, width], Init::Normal(0.0, 1.0)));
+        let table = |name: &str, rows: i64, init| scope.sub(name).parameter("weight", &[rows, width], init);
+        let label_emb = ports.levels.map(|rows| table(LEVELS, rows, Init::Normal(0.0, 1.0)));
+        // zero: at first no class differs from "no class"
+        let class_emb = ports.classes.map(|classes| table(CLASSES, classes + 1, Init::ZEROS));
 
         let attends = |level: usize| config.attention_factors.contains(&(1 << level));
         let levels = config.multipliers.len();
@@ -393,7 +252,7 @@ impl UNet3d {
         // the way down; `widths` is the stack of skips
         let inputs = scope.sub("input_blocks");
         let mut channels = config.channels;
-        let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs, channels, 3, 1);
+        let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs(), channels, 3, 1);
         let again = |level: usize| config.recompute.at(1 << level);
         let mut input_blocks = vec![Block::new([Layer::Conv(first)], again(0))];
         let mut widths = vec![channels];
@@ -447,6 +306,7 @@ impl UNet3d {
         UNet3d {
             time_embed,
             label_emb,
+            class_emb,
             input_blocks,
             middle_block,
             output_blocks,
@@ -454,11 +314,17 @@ impl UNet3d {
             out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
             channels: config.channels,
             per_frame: config.norm_per_frame,
+            ports: ports.clone(),
         }
     }
+}
 
-    /// z_t `[B, C, F, h, w]` and diffusion time t `[B]` → the prediction, `[B, outputs, F, h, w]`.
-    pub fn forward(&self, z_t: &Tensor, t: &Tensor, given: &UNetCondition) -> Tensor {
+impl Network for UNet3d {
+    fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    fn forward(&self, z_t: &Tensor, t: &Tensor, given: &Inputs) -> Tensor {
         let kind = if z_t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
         let [first, second] = &self.time_embed;
         let mut embedding =
@@ -467,10 +333,13 @@ impl UNet3d {
             let told = level.ge(0).to_kind(kind).unsqueeze(-1);
             embedding += table.index_select(0, &level.clamp_min(0)) * told;
         }
-        let x = Frames::fold(z_t);
-        let context = given.context.as_ref();
+        if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
+            embedding += table.index_select(0, label);
+        }
+        let x = FrameStack::fold(&given.beside(z_t, &self.ports));
+        let context = given.text.as_ref();
 
-        let mut skips: Vec<Frames> = Vec::new();
+        let mut skips: Vec<FrameStack> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {
             h = block.forward(h, &embedding, context);

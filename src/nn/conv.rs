@@ -1,7 +1,9 @@
-use tch::{Device, Tensor};
+//! Convolutions of videos and of images.
 
-use super::{Frames, Init, Scope, norm::full_precision};
-use crate::torch::{Autocast, composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, shortcuts, transposed_conv};
+use tch::Tensor;
+
+use super::{FrameStack, Init, Scope, full_precision, prefers_channels_last};
+use crate::torch::{composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -22,24 +24,10 @@ impl Padding {
         let pads = [front(w), back(w), front(h), back(h), front(f), back(f)];
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
-            Padding::Replicate if fuses(x) && lies_channels_last(x.device()) => repeat_edges(x, pads),
+            Padding::Replicate if fuses(x) && prefers_channels_last(x.device()) => repeat_edges(x, pads),
             Padding::Replicate if x.device().is_cuda() => composed_edges(x, pads),
             Padding::Replicate => x.replication_pad3d(pads),
         }
-    }
-}
-
-/// The same values in memory order B, F, H, W, C.
-pub fn channels_last(video: &Tensor) -> Tensor {
-    video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
-}
-
-/// Whether 3D convolutions on this device want channels last in memory: where the processor was measured to be faster so,
-/// and on a GPU in half precision, whose kernels lie so (not measured).
-pub fn lies_channels_last(device: Device) -> bool {
-    match device {
-        Device::Cpu => shortcuts().channels_last_3d,
-        device => Autocast::is_on(device),
     }
 }
 
@@ -58,8 +46,8 @@ impl Conv3d {
         let fan_in = inputs * kernel.pow(3);
         let shape = [outputs, inputs, kernel, kernel, kernel];
         let weight = scope.aliased("conv.weight", "weight", &shape, Init::fan_in(fan_in));
-        if lies_channels_last(scope.device()) {
-            scope.lay_channels_last("conv.weight");
+        if prefers_channels_last(scope.device()) {
+            scope.store_channels_last("conv.weight");
         }
         Conv3d { weight, bias: scope.parameter("conv.bias", &[outputs], Init::fan_in(fan_in)), kernel, stride, padding }
     }
@@ -130,19 +118,19 @@ impl SpatialConv {
 
     fn with_init(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, stride: i64, init: Init) -> Self {
         let weight = scope.parameter("weight", &[outputs, inputs, 1, kernel, kernel], init);
-        scope.lay_channels_last("weight");
+        scope.store_channels_last("weight");
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
     /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what is added up over blocks is
     /// not rounded at each.
-    pub fn forward(&self, x: &Frames) -> Frames {
+    pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let y = self.rounded(x);
         y.with(full_precision(&y.x))
     }
 
     /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.
-    pub fn rounded(&self, x: &Frames) -> Frames {
+    pub fn rounded(&self, x: &FrameStack) -> FrameStack {
         let weight = self.weight.squeeze_dim(2);
         let padding = weight.size()[2] / 2;
         let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {
@@ -198,8 +186,13 @@ impl Conv2d {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
-    use crate::random::{Purpose, normal};
+    use crate::{
+        nn::channels_last,
+        random::{Purpose, normal},
+    };
 
     #[test]
     fn a_transposed_convolution_and_its_gradients() {
@@ -235,9 +228,9 @@ mod tests {
                     [y, x.grad()].map(|t| t.to_kind(tch::Kind::Double))
                 };
                 let wanted = run(tch::Kind::Double, &|x| x.replication_pad3d(pads));
-                let lying: [&dyn Fn(&Tensor) -> Tensor; 2] = [&Tensor::shallow_clone, &channels_last];
-                for lying in lying {
-                    let found = run(tch::Kind::Double, &|x| composed_edges(&lying(x), pads));
+                let layouts: [&dyn Fn(&Tensor) -> Tensor; 2] = [&Tensor::shallow_clone, &channels_last];
+                for layout in layouts {
+                    let found = run(tch::Kind::Double, &|x| composed_edges(&layout(x), pads));
                     for (found, wanted) in found.iter().zip(&wanted) {
                         assert!((found - wanted).abs().max().double_value(&[]) < 1e-12, "{pads:?}");
                     }
@@ -261,16 +254,16 @@ mod tests {
             ([1, 2, 1, 1, 1], 4, [1, 1, 1]),
             ([2, 5, 3, 4, 1], 4, [2, 2, 2]),
         ] {
-            let run = |kind: tch::Kind, laid: bool| {
+            let run = |kind: tch::Kind, is_channels_last: bool| {
                 let x = normal(1, Purpose::Evaluation, 0, 1, &shape).to_kind(kind).set_requires_grad(true);
-                let h = if laid { channels_last(&x) } else { x.shallow_clone() };
+                let h = if is_channels_last { channels_last(&x) } else { x.shallow_clone() };
                 let y = Padding::Replicate.apply(&h, kernel, stride);
                 (&y * normal(1, Purpose::Evaluation, 0, 2, &y.size()).to_kind(kind)).sum(None).backward();
                 [y, x.grad()].map(|t| t.to_kind(tch::Kind::Double))
             };
             let wanted = run(tch::Kind::Double, false);
-            for laid in [false, true] {
-                for (found, wanted) in run(tch::Kind::Float, laid).iter().zip(&wanted) {
+            for is_channels_last in [false, true] {
+                for (found, wanted) in run(tch::Kind::Float, is_channels_last).iter().zip(&wanted) {
                     let difference = (found - wanted).abs().max().double_value(&[]);
                     assert!(difference < 1e-5, "{shape:?}, kernel {kernel}, stride {stride:?}: {difference}");
                 }

@@ -1,21 +1,25 @@
 //! Layers. A layer declares its parameters under the names of the released checkpoints.
 //!
-//! Video activations of the denoising U-Net are kept as [`Frames`]: `[B·F, C, H, W]` with channels
+//! Video activations of the denoising U-Net are kept as [`FrameStack`]: `[B·F, C, H, W]` with channels
 //! last in memory, so that space-only convolutions are 2D convolutions, a 1×1 convolution is a
 //! linear layer over positions, and both kinds of group norm read the same memory, without copies.
 
+mod adapter;
 mod attention;
 mod conv;
-mod frames;
+mod frame_stack;
 mod linear;
+mod memory_layout;
 mod norm;
 mod parameters;
 mod timestep;
 
+pub use adapter::Adapter;
 pub use attention::{KeyTerm, RelativePosition, attention, causal_attention};
-pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d, channels_last, lies_channels_last};
-pub use frames::Frames;
-pub use linear::{Adapter, Linear};
+pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
+pub use frame_stack::FrameStack;
+pub use linear::{Linear, linear_flops};
+pub use memory_layout::{channels_last, prefers_channels_last};
 pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, full_precision};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

@@ -1,6 +1,8 @@
+//! Normalisation layers.
+
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Frames, Init, Scope, conv::lies_channels_last};
+use super::{FrameStack, Init, Scope, prefers_channels_last};
 use crate::{
     distributed::Ranks,
     torch::{composed_norm, fuses, group_norm},
@@ -40,7 +42,7 @@ impl GroupNorm {
     }
 }
 
-/// What a group norm of frames pools over, besides the channels of a group.
+/// The axes over which a group norm of frames takes its mean and variance, besides the channels of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Over {
     /// F, H and W.
@@ -52,9 +54,10 @@ pub enum Over {
 }
 
 impl GroupNorm {
-    /// x̂·w + b, then (1 + scale)· + shift of each clip (`[B, C]`, not over tracks) where they are given, then SiLU
-    /// where it is asked for. On the CPU in one pass.
-    pub fn of_frames(&self, x: &Frames, over: Over, film: Option<[&Tensor; 2]>, silu: bool) -> Frames {
+    /// x̂·w + b. Where `scale_shift` is given (`[B, C]` each; not over tracks), this is multiplied by 1 + scale and shift is
+    /// added, as a residual block takes in the time embedding. With `silu`, SiLU follows. The CPU does all this in one pass
+    /// over memory.
+    pub fn of_frames(&self, x: &FrameStack, over: Over, scale_shift: Option<[&Tensor; 2]>, silu: bool) -> FrameStack {
         let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let (b, f) = (bf / x.frames, x.frames);
         // rows of the clips' factors → rows of the frames'
@@ -65,7 +68,7 @@ impl GroupNorm {
             Over::Track => [b, f, h * w, c],
         };
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let (scale, shift) = match film {
+        let (scale, shift) = match scale_shift {
             None => (weight, bias),
             Some([scale, shift]) => {
                 let scale = scale + 1.0;
@@ -73,34 +76,34 @@ impl GroupNorm {
                 if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
             }
         };
-        let y = self.pooled(&x.positions().reshape(shape), &scale, &shift, silu);
+        let y = self.normalize_groups(&x.positions().reshape(shape), &scale, &shift, silu);
         x.from_positions(&y.view([bf, h * w, c]))
     }
 
-    /// `[B, C, F, H, W]`, over F, H and W, then SiLU. In one pass where our kernel takes videos with channels last in
-    /// memory; on a GPU as the video lies.
+    /// Normalises `[B, C, F, H, W]` over F, H and W and applies SiLU. Videos with channels last in memory keep that order,
+    /// and on the CPU our own kernel takes them in one pass.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
-        let lies_last = x.device().is_cuda() && x.stride()[1] == 1;
-        let fused = fuses(&full_precision(x)) && lies_channels_last(x.device());
-        if !(lies_last || fused) {
+        let is_channels_last = x.device().is_cuda() && x.stride()[1] == 1;
+        let fused = fuses(&full_precision(x)) && prefers_channels_last(x.device());
+        if !(is_channels_last || fused) {
             return self.forward(x).silu();
         }
         let (b, c, f, h, w) = x.size5().expect("a video [B, C, F, H, W]");
         let places = x.permute([0, 2, 3, 4, 1]).reshape([b, f * h * w, 1, c]);
-        let y = self.pooled(&places, &self.weight.unsqueeze(0), &self.bias.unsqueeze(0), true);
+        let y = self.normalize_groups(&places, &self.weight.unsqueeze(0), &self.bias.unsqueeze(0), true);
         y.view([b, f, h, w, c]).permute([0, 4, 1, 2, 3])
     }
 
     /// `[N, T, C]`, over T.
     pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        self.pooled(&tokens.unsqueeze(2), &weight, &bias, false).squeeze_dim(2)
+        self.normalize_groups(&tokens.unsqueeze(2), &weight, &bias, false).squeeze_dim(2)
     }
 
-    /// `[O, S, I, C]`, over S and each group's channels, times `scale` plus `shift` (`[O, C]` or `[1, C]`), then SiLU
-    /// where it is asked for. Elsewhere than in our own kernel as LibTorch's operations on memory as it lies: its group
-    /// norm would bring the channels to the front on a GPU.
-    fn pooled(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
+    /// Normalises `[O, S, I, C]` over S and each group's channels, multiplies by `scale` and adds `shift` (`[O, C]` or
+    /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
+    /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
+    fn normalize_groups(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
         if x.device().is_cuda() {
             return composed_norm(x, scale, shift, self.groups, self.eps, silu);
         }
@@ -221,7 +224,7 @@ mod tests {
     };
 
     /// y and the gradients of x, weight, bias, scale and shift.
-    fn run(kind: Kind, over: Over, with_film: bool, silu: bool) -> Vec<Tensor> {
+    fn run(kind: Kind, over: Over, with_scale_shift: bool, silu: bool) -> Vec<Tensor> {
         let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(kind);
         let parameters = Parameters::new(Device::Cpu, 0);
         let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
@@ -233,11 +236,11 @@ mod tests {
         let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
         // 130 positions: pieces of the kernel that are not full
         let (x, scale, shift) = (leaf(3, &[2, 8, 3, 13, 10]), leaf(4, &[2, 8]), leaf(5, &[2, 8]));
-        let film = with_film.then_some([&scale, &shift]);
-        let y = norm.of_frames(&Frames::fold(&(&x * 2.0 + 3.0)), over, film, silu).video();
+        let scale_shift = with_scale_shift.then_some([&scale, &shift]);
+        let y = norm.of_frames(&FrameStack::fold(&(&x * 2.0 + 3.0)), over, scale_shift, silu).video();
         (&y * noise(6, &y.size())).sum(None).backward();
         let mut found = vec![y, x.grad(), norm.weight.grad(), norm.bias.grad()];
-        if with_film {
+        if with_scale_shift {
             found.extend([scale.grad(), shift.grad()]);
         }
         found.iter().map(|t| t.detach().to_kind(Kind::Double)).collect()
@@ -245,13 +248,13 @@ mod tests {
 
     /// float64, which has no kernel, against LibTorch's own norm.
     #[test]
-    fn pooling_is_group_norm() {
+    fn groups_of_frames_are_normalised_as_by_group_norm() {
         let parameters = Parameters::new(Device::Cpu, 0);
         let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
         parameters.to_kind(Kind::Double);
         let x = normal(1, Purpose::Evaluation, 0, 3, &[2, 8, 3, 4, 5]).to_kind(Kind::Double) * 2.0 + 3.0;
         let error = |over, wanted: Tensor| {
-            (norm.of_frames(&Frames::fold(&x), over, None, false).video() - wanted).abs().max().double_value(&[])
+            (norm.of_frames(&FrameStack::fold(&x), over, None, false).video() - wanted).abs().max().double_value(&[])
         };
         let each_frame = norm.forward(&x.transpose(1, 2).flatten(0, 1)).reshape([2, 3, 8, 4, 5]).transpose(1, 2);
         assert!(error(Over::Clip, norm.forward(&x)) < 1e-12);
@@ -260,16 +263,24 @@ mod tests {
 
     /// float32 runs through the kernel, float64 through LibTorch's own operations.
     #[test]
-    fn one_pass_is_norm_film_and_silu() {
+    fn one_pass_is_norm_scale_shift_and_silu() {
         for over in [Over::Clip, Over::Frame, Over::Track] {
-            for (film, silu) in [(false, false), (false, true), (true, true), (true, false)] {
-                if film && over == Over::Track {
+            for (scale_shift, silu) in [(false, false), (false, true), (true, true), (true, false)] {
+                if scale_shift && over == Over::Track {
                     continue;
                 }
-                let pairs = run(Kind::Float, over, film, silu).into_iter().zip(run(Kind::Double, over, film, silu));
+                let pairs = run(Kind::Float, over, scale_shift, silu).into_iter().zip(run(
+                    Kind::Double,
+                    over,
+                    scale_shift,
+                    silu,
+                ));
                 for (i, (found, wanted)) in pairs.enumerate() {
                     let difference = (&found - &wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
-                    assert!(difference < 2e-6, "{over:?}, film {film}, SiLU {silu}, tensor {i}: {difference}");
+                    assert!(
+                        difference < 2e-6,
+                        "{over:?}, scale and shift {scale_shift}, SiLU {silu}, tensor {i}: {difference}"
+                    );
                 }
             }
         }
@@ -289,7 +300,7 @@ mod tests {
             };
             let parameters = Parameters::new(Device::Cpu, 0);
             let parts = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
-            let wanted = run(&|x, scale, shift| parts.pooled(x, scale, shift, silu));
+            let wanted = run(&|x, scale, shift| parts.normalize_groups(x, scale, shift, silu));
             let found = run(&|x, scale, shift| composed_norm(x, scale, shift, 4, 1e-5, silu));
             for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                 let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
@@ -304,7 +315,7 @@ mod tests {
         let norm = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
         let x = Tensor::ones([1, 8, 2, 4, 4], (Kind::Float, Device::Cpu));
         let _ = x.narrow(1, 0, 1).fill_(f64::NAN);
-        let y = norm.of_frames(&Frames::fold(&x), Over::Clip, None, true).video();
+        let y = norm.of_frames(&FrameStack::fold(&x), Over::Clip, None, true).video();
         assert!(y.narrow(1, 0, 2).isnan().all().int64_value(&[]) == 1);
         assert!(y.narrow(1, 2, 6).isfinite().all().int64_value(&[]) == 1);
     }

@@ -469,7 +469,7 @@ impl Page {
 impl Training {
     fn kind(&self) -> &'static str {
         let has = |key: &str| self.experiment.as_ref().is_some_and(|(_, value)| value.get(key).is_some());
-        match (has("unet"), has("autoencoder")) {
+        match (has("network") || has("unet"), has("autoencoder")) {
             (true, _) => "Diffusion",
             (false, true) => "Autoencoder",
             (false, false) => "Other training",

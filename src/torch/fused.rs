@@ -1,13 +1,10 @@
-//! Kernels of our own for the CPU, float32: what stands between two products in one pass over memory.
+//! Kernels of our own for the CPU, in float32. Each does in one pass over memory what networks do between two products.
 
-use std::{
-    ffi::{c_char, c_void},
-    marker::PhantomData,
-};
+use std::ffi::{c_char, c_void};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{check, graph::forget_graphs, processor::shortcuts};
+use super::{check, processor::shortcuts};
 
 unsafe extern "C" {
     fn lvdm_group_norm(
@@ -38,22 +35,10 @@ unsafe extern "C" {
         y: *mut *mut c_void,
     ) -> *mut c_char;
     fn lvdm_repeat_edges(x: *const c_void, pads: *const i64, y: *mut *mut c_void) -> *mut c_char;
-    fn lvdm_fixed_weights(begin: bool) -> bool;
-    fn lvdm_weights_are_fixed() -> bool;
-    fn lvdm_fixed_cast(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
-    fn lvdm_fixed_conv(
-        x: *const c_void,
-        weight: *const c_void,
-        bias: *const c_void,
-        stride: i64,
-        padding: i64,
-        in_float32: bool,
-        in_bfloat16: bool,
-        y: *mut *mut c_void,
-    ) -> *mut c_char;
 }
 
-/// Whether the kernels here can take this tensor, and are to (see [`Shortcuts`](super::Shortcuts)).
+/// Whether the kernels of this file can take this tensor, and are faster on this processor (see
+/// [`Shortcuts`](super::Shortcuts)).
 pub fn fuses(x: &Tensor) -> bool {
     x.device() == Device::Cpu && x.kind() == Kind::Float && shortcuts().kernels
 }
@@ -141,66 +126,4 @@ pub fn frame_attention(qkv: &Tensor, keys: &Tensor, values: &Tensor, heads: i64,
         let (keys, values) = (keys.as_ptr().cast(), values.as_ptr().cast());
         lvdm_frame_attention(qkv.as_ptr().cast(), keys, values, heads, alpha, beta, transposed, y)
     })
-}
-
-/// While it lives, this thread changes no weight: [`fixed_conv`] keeps kernels as oneDNN wants them in memory,
-/// [`fixed_cast`] weights in half precision. On the CPU that takes 128 MiB at most, or of larger networks an eighth of their
-/// weights' memory; on a GPU, in mixed precision, half of it.
-pub struct FixedWeights {
-    // the promise is a thread's
-    _not_send: PhantomData<*const ()>,
-}
-
-impl FixedWeights {
-    /// Begins the time.
-    #[expect(clippy::new_without_default, reason = "a default would not say that something begins")]
-    pub fn new() -> Self {
-        // SAFETY: counts in a variable of this thread.
-        unsafe { lvdm_fixed_weights(true) };
-        FixedWeights { _not_send: PhantomData }
-    }
-}
-
-impl Drop for FixedWeights {
-    fn drop(&mut self) {
-        // SAFETY: as above; forgets the kernels at the end of the outermost.
-        if !unsafe { lvdm_fixed_weights(false) } {
-            forget_graphs();
-        }
-    }
-}
-
-/// Whether this thread is in the time of a [`FixedWeights`] and keeps no gradients.
-pub(super) fn weights_are_fixed() -> bool {
-    // SAFETY: reads variables of this thread.
-    unsafe { lvdm_weights_are_fixed() }
-}
-
-/// A float32 weight as [`Autocast`](super::Autocast) would cast it at every call; itself in full precision, and where
-/// weights may change (see [`FixedWeights`]) or gradients are kept.
-pub fn fixed_cast(weight: &Tensor) -> Tensor {
-    // SAFETY: a live tensor.
-    output(|y| unsafe { lvdm_fixed_cast(weight.as_ptr().cast(), y) })
-}
-
-/// Convolution of `[N, C, H, W]` by `[outputs, C, k, k]` with a kernel that is laid out once, in bfloat16 under
-/// [`Autocast`](super::Autocast). None where weights may change (see [`FixedWeights`]), gradients are kept, the device is
-/// another, or the processor's kernels cannot be kept (see [`Shortcuts`](super::Shortcuts)).
-///
-/// # Panics
-/// Where LibTorch refuses the shapes, as ordinary `tch` calls do.
-pub fn fixed_conv(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: i64, padding: i64) -> Option<Tensor> {
-    if ![x, weight].into_iter().chain(bias).all(fuses) {
-        return None;
-    }
-    let mut y = std::ptr::null_mut();
-    // SAFETY: live tensors or none; without an error `y` is null or a tensor handed over to us.
-    unsafe {
-        let [x, weight] = [x, weight].map(|t| t.as_ptr().cast::<c_void>());
-        let bias = bias.map_or(std::ptr::null(), |t| t.as_ptr().cast());
-        let kept = shortcuts();
-        let call = lvdm_fixed_conv(x, weight, bias, stride, padding, kept.kept_f32, kept.kept_bf16, &mut y);
-        check(call).unwrap_or_else(|error| panic!("{error}"));
-        (!y.is_null()).then(|| Tensor::from_ptr(y.cast()))
-    }
 }

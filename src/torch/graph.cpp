@@ -12,14 +12,15 @@
 
 namespace {
 
-// Where this thread records on a GPU. The default stream cannot be recorded; one other serves all graphs, since cuBLAS
-// keeps a workspace for each. One pool of memory serves all, too: graphs are launched one at a time, and what they
-// answer is copied. The memory of graphs that are gone is used again only while the pool is in use, so one graph stays.
-struct Studio {
+// The stream and the pool of memory with which this thread captures graphs on one GPU. The default stream cannot be captured;
+// one other stream serves all graphs, since cuBLAS keeps a workspace for each stream. One pool serves all graphs too, since
+// they are launched one at a time and their outputs are copied. LibTorch reuses the memory of deleted graphs only while the
+// pool is in use, and so the context holds one small graph that is never deleted.
+struct CaptureContext {
   c10::cuda::CUDAStream stream;
   at::MempoolId_t pool;
 
-  explicit Studio(c10::DeviceIndex device)
+  explicit CaptureContext(c10::DeviceIndex device)
       : stream(c10::cuda::getStreamFromPool(false, device)), pool(at::cuda::graph_pool_handle()) {
     c10::cuda::CUDAStreamGuard guard(stream);
     auto *stays = new at::cuda::CUDAGraph();
@@ -29,21 +30,21 @@ struct Studio {
   }
 };
 
-Studio &studio(int device) {
-  thread_local std::map<int, Studio> studios;
-  auto found = studios.find(device);
-  if (found == studios.end()) found = studios.emplace(device, Studio(static_cast<c10::DeviceIndex>(device))).first;
+CaptureContext &capture_context(int device) {
+  thread_local std::map<int, CaptureContext> contexts;
+  auto found = contexts.find(device);
+  if (found == contexts.end()) found = contexts.emplace(device, CaptureContext(static_cast<c10::DeviceIndex>(device))).first;
   return found->second;
 }
 
 }  // namespace
 
-// Records what `body` queues on a GPU. `body` returns nullptr, or an error's text that is freed here. After a recording
-// that failed everything is as before it: nothing was computed, and memory is handed out as ever.
+// Captures what `body` queues on a GPU. `body` returns nullptr, or the text of an error, which is freed here. After a capture
+// that failed everything is as it was before: nothing was computed, and the allocator works as usual.
 extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *), at::cuda::CUDAGraph **graph) {
   return guarded([&] {
     auto recorded = std::make_unique<at::cuda::CUDAGraph>();
-    auto &[stream, pool] = studio(device);
+    auto &[stream, pool] = capture_context(device);
     c10::cuda::CUDAStreamGuard guard(stream);
     c10::cuda::device_synchronize();
     try {
@@ -57,8 +58,8 @@ extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *
       }
       TORCH_CHECK(!words, words.get());
     } catch (...) {
-      // A recording that LibTorch did not end leaves its allocator asking the graph whose memory this is: that must stop,
-      // and the graph must stay where it lies.
+      // A capture that LibTorch did not end leaves its allocator asking the graph for each piece of memory. The allocator must
+      // stop doing so, and the graph must not be freed.
       try {
         c10::cuda::CUDACachingAllocator::endAllocateToPool(static_cast<c10::DeviceIndex>(device), pool);
       } catch (const c10::Error &) {
@@ -71,7 +72,7 @@ extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *
   });
 }
 
-// Queues what was recorded on this thread's stream.
+// Launches the captured work on this thread's stream.
 extern "C" char *lvdm_graph_replay(at::cuda::CUDAGraph *graph) {
   return guarded([&] { graph->replay(); });
 }

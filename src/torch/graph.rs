@@ -11,7 +11,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
 use tch::{Device, Kind, Tensor};
 
-use super::{Autocast, Tf32, backend::GpuPart, caught::attempt, check, fused::weights_are_fixed, load_cuda};
+use super::{
+    Autocast, Tf32,
+    backend::GpuPart,
+    caught::attempt,
+    check,
+    fixed_weights::{FixedWeights, weights_are_fixed},
+    load_cuda,
+};
 
 unsafe extern "C" {
     fn strdup(text: *const c_char) -> *mut c_char;
@@ -97,7 +104,7 @@ impl Graph {
 
 /// A function's calls with inputs of one form.
 struct Recorded {
-    of: usize,
+    function_id: usize,
     form: Form,
     state: State,
 }
@@ -130,8 +137,8 @@ thread_local! {
     static RECORDED: RefCell<Vec<Recorded>> = const { RefCell::new(Vec::new()) };
 }
 
-/// At the end of [`FixedWeights`](super::FixedWeights): graphs read weights where they lay.
-pub(super) fn forget_graphs() {
+/// Graphs read weights at the addresses that they had during the capture, and so end with the [`FixedWeights`].
+fn forget_graphs() {
     RECORDED.with_borrow_mut(Vec::clear);
 }
 
@@ -148,24 +155,31 @@ pub fn cuda_graphs() -> bool {
     })
 }
 
-/// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`](super::FixedWeights)),
-/// the second call with inputs of one form is recorded, and from then on launched as a whole. `of` tells functions
-/// apart. The first call is an ordinary one, so that whatever is prepared once is there when the graph is recorded. Where it
-/// cannot be recorded, a warning says why, and all calls are ordinary ones.
+/// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`]), the second call with
+/// inputs of the same shapes and types is captured, and from then on launched as a whole. The first call is an ordinary one, so
+/// that whatever is prepared once is there when the graph is captured. Where it cannot be captured, a warning says why, and
+/// all calls are ordinary ones.
+///
+/// `function_id` tells functions apart. The address of the network that `body` computes with can serve, as long as that
+/// network is not dropped before the [`FixedWeights`] ends, which forgets all graphs.
 ///
 /// # Panics
 /// Where `body` does or LibTorch refuses, as ordinary `tch` calls do.
-pub fn replayed(of: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
-    let own = || inputs.iter().map(|t| t.shallow_clone()).collect::<Vec<_>>();
-    let Device::Cuda(device) = inputs[0].device() else { return body(&own()) };
+pub fn replayed(function_id: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
+    let shared = || inputs.iter().map(|t| t.shallow_clone()).collect::<Vec<_>>();
+    let Device::Cuda(device) = inputs[0].device() else { return body(&shared()) };
     if !cuda_graphs() || !weights_are_fixed() {
-        return body(&own());
+        return body(&shared());
     }
     let form = Form::of(inputs, inputs[0].device());
     RECORDED.with_borrow_mut(|recorded| {
-        let Some(known) = recorded.iter_mut().find(|known| known.of == of && known.form == form) else {
-            recorded.push(Recorded { of, form, state: State::Called });
-            return body(&own());
+        let Some(known) = recorded.iter_mut().find(|known| known.function_id == function_id && known.form == form)
+        else {
+            if recorded.is_empty() {
+                FixedWeights::at_end(forget_graphs);
+            }
+            recorded.push(Recorded { function_id, form, state: State::Called });
+            return body(&shared());
         };
         if matches!(known.state, State::Called) {
             let places: Vec<Tensor> = inputs.iter().map(|t| t.copy()).collect();
@@ -179,7 +193,7 @@ pub fn replayed(of: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tenso
                 }
             };
         }
-        let State::Graph(places, output, graph) = &mut known.state else { return body(&own()) };
+        let State::Graph(places, output, graph) = &mut known.state else { return body(&shared()) };
         for (place, input) in places.iter_mut().zip(inputs) {
             place.copy_(input);
         }

@@ -1,8 +1,13 @@
 //! What LibTorch has and `tch` does not expose. All `unsafe` of the project is here and in `src/ffmpeg.rs`.
 //!
-//! The C++ files: `core.cpp`; `fused.cpp`, kernels of our own for CPUs, whose inner loops `rows.cpp` has once for each kind
-//! of processor; `composed.cpp`, what GPUs have in their place; `c10d.cpp`, processes; `nccl.cpp` and `graph.cpp`, each
-//! opened on its own. Beside them stands one small safe Rust file a subject.
+//! Each subject has one small Rust file with a safe interface. Behind them stand these C++ files:
+//!
+//! - `core.cpp`: functions of LibTorch that `tch` lacks;
+//! - `fused.cpp`: kernels of our own for CPUs, each in a header below `fused/`; their inner loops, `fused/rows.cpp`, are
+//!   compiled once for each set of vector instructions;
+//! - `composed.cpp`: what GPUs run in place of these kernels, made of LibTorch's operations;
+//! - `c10d.cpp`: process groups;
+//! - `nccl.cpp` and `graph.cpp`: the parts for GPUs, shared objects that are opened where they are needed.
 
 mod autocast;
 mod backend;
@@ -10,9 +15,10 @@ mod caught;
 mod checksum;
 mod composed;
 mod device;
+mod fixed_weights;
 mod fused;
 mod graph;
-mod kernels;
+mod kernel_choice;
 mod memory;
 mod multi_tensor;
 mod process_group;
@@ -27,12 +33,10 @@ pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
 pub use device::{DeviceName, Machine, device_name, say_device};
-pub use fused::{
-    FixedWeights, PositionTerms, fixed_cast, fixed_conv, frame_attention, fuses, group_norm, repeat_edges,
-    transposed_conv,
-};
+pub use fixed_weights::{FixedWeights, fixed_cast, fixed_conv};
+pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use graph::{cuda_graphs, replayed};
-pub use kernels::{Autotune, Tf32, allow_tf32, be_deterministic};
+pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};

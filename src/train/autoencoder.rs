@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{Batch, Phase, Picture, Task, Terms};
+use super::{Batch, Picture, Task, Terms, TrainedNetwork};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
     codecs::{LatentMoments, VideoAutoencoder},
@@ -69,10 +69,10 @@ impl Task for AutoencoderTask {
         "autoencoder"
     }
 
-    fn phases(&self) -> Vec<Phase> {
+    fn networks(&self) -> Vec<TrainedNetwork> {
         vec![
-            Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() },
-            Phase {
+            TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() },
+            TrainedNetwork {
                 name: "discriminator",
                 gradient_norm: "discriminator_gradient_norm",
                 parameters: self.loss.discriminator_parameters().clone(),
@@ -83,7 +83,7 @@ impl Task for AutoencoderTask {
     fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.loader.next()?;
         let clips = upload(&batch.clips, self.device);
-        Ok(Batch { data: clips, text: None, samples: batch.samples, position: batch.position })
+        Ok(Batch { data: clips, text: None, labels: None, samples: batch.samples, position: batch.position })
     }
 
     fn missing_videos(&self) -> usize {
@@ -94,9 +94,9 @@ impl Task for AutoencoderTask {
         self.loader.skipped().keys().map(|&video| video.into()).collect()
     }
 
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let x = normalise(&batch.data);
-        if phase == 0 {
+        if network == 0 {
             let posterior = self.autoencoder.encode(&x);
             let reconstruction =
                 self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
@@ -130,8 +130,8 @@ impl Task for AutoencoderTask {
         Ok(logged)
     }
 
-    fn takes_part(&self, phase: usize, step: i64) -> bool {
-        phase == 0 || self.loss.is_adversarial(step)
+    fn takes_part(&self, network: usize, step: i64) -> bool {
+        network == 0 || self.loss.is_adversarial(step)
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

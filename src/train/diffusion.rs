@@ -4,14 +4,14 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor};
 
-use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
+use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Labels};
 use crate::{
     codecs::LatentSpace,
     data::{Loader, normalise},
-    diffusion::{Condition, GivenFrames},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    generate::{Generator, Given, TextPrompts, starting_weights},
+    generate::{Classes, Generator, Given, TextPrompts, starting_weights},
+    networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
     text::TextEncoder,
@@ -30,6 +30,7 @@ pub struct DiffusionTask {
     generator: Generator,
     parameters: Parameters,
     source: Source,
+    labels: Option<Labels>,
     experiment: DiffusionExperiment,
     device: Device,
 }
@@ -72,7 +73,8 @@ impl DiffusionTask {
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
         parameters.train_only(|name| experiment.moves(name));
-        Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
+        let labels = experiment.labels.as_ref().map(|labels| Labels::new(labels, seed, device)).transpose()?;
+        Ok(DiffusionTask { generator, parameters, source, labels, experiment: experiment.clone(), device })
     }
 }
 
@@ -81,8 +83,8 @@ impl Task for DiffusionTask {
         "diffusion"
     }
 
-    fn phases(&self) -> Vec<Phase> {
-        vec![Phase { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
+    fn networks(&self) -> Vec<TrainedNetwork> {
+        vec![TrainedNetwork { name: "model", gradient_norm: "gradient_norm", parameters: self.parameters.clone() }]
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
@@ -97,6 +99,14 @@ impl Task for DiffusionTask {
                     let dropped = upload(&Tensor::from_slice(&rows).reshape([-1, 1, 1]), self.device);
                     batch.text = Some(encoder.empty()?.where_self(&dropped, &upload(text, self.device)));
                 }
+                batch.labels = match (&self.labels, batch.labels, file.classes()) {
+                    (Some(labels), Some(numbers), Some(names)) => {
+                        let numbers: Vec<i64> = (&numbers).try_into()?;
+                        let names = numbers.iter().map(|&number| names.get(number as usize).map(String::as_str));
+                        Some(labels.of(names, &batch.samples)?)
+                    }
+                    _ => None,
+                };
                 batch.data = upload(&batch.data, self.device);
                 Ok(batch)
             }
@@ -113,7 +123,9 @@ impl Task for DiffusionTask {
                         Some(encoder.encode(&captions.collect::<Result<Vec<_>>>()?)?)
                     }
                 };
-                Ok(Batch { data: moments, text, samples: batch.samples, position: batch.position })
+                let classes = batch.classes.iter().map(Option::as_deref);
+                let labels = self.labels.as_ref().map(|labels| labels.of(classes, &batch.samples)).transpose()?;
+                Ok(Batch { data: moments, text, labels, samples: batch.samples, position: batch.position })
             }
         }
     }
@@ -132,9 +144,9 @@ impl Task for DiffusionTask {
         }
     }
 
-    fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
-        let Generator { unet, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
+        let Generator { network, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
         let seen = batch.data.slice(2, None, None, *latent_stride);
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
@@ -144,20 +156,21 @@ impl Task for DiffusionTask {
         };
         let t = below(Purpose::DiffusionTime, schedule.steps());
         let noise = draw(Purpose::DiffusionNoise);
-        let frames = conditioning.as_ref().map(|conditioning| {
+        let mut given = Inputs {
+            text: batch.text.as_ref().map(Tensor::shallow_clone),
+            label: batch.labels.as_ref().map(Tensor::shallow_clone),
+            ..Inputs::default()
+        };
+        if let Some(conditioning) = conditioning {
             let mask =
                 |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
-            let level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
-            GivenFrames {
-                mask: upload(&Tensor::stack(&batch.samples.iter().map(mask).collect::<Vec<_>>(), 0), self.device),
-                // one noise for both levels, as released; clean frames carry none
-                noise: if level.is_some() { noise.shallow_clone() } else { noise.zeros_like() },
-                level,
-                masked_loss: conditioning.masked_loss,
-            }
-        });
-        let given = Condition { frames, text: batch.text.as_ref().map(Tensor::shallow_clone) };
-        let loss = self.experiment.objective.loss(unet, schedule, &z_0, &t, &noise, &given);
+            given.level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
+            let masks: Vec<Tensor> = batch.samples.iter().map(mask).collect();
+            given.mask = Some(upload(&Tensor::stack(&masks, 0), self.device));
+        }
+        let made_only = conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss);
+        let objective = &self.experiment.objective;
+        let loss = objective.loss(&**network, schedule, &z_0, &t, &noise, &given, made_only);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }
@@ -170,7 +183,9 @@ impl Task for DiffusionTask {
         });
         let guidance = self.experiment.text.as_ref().map_or(1.0, |text| text.guidance);
         let text = prompts.as_ref().map(|prompts| TextPrompts { prompts, negative: "", guidance });
-        let given = Given { text, frames: None };
+        let (numbers, weight) = self.generator.balanced_classes(&samples).unzip();
+        let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
+        let given = Given { text, classes, frames: None };
         let DiffusionExperiment { sampler, seed, .. } = self.experiment;
         let clips = self.generator.videos(&samples, &given, sampler, seed, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])

@@ -46,14 +46,14 @@ impl Optimizer {
     pub fn gradients(&self) -> Vec<Tensor> {
         let gradient = |p: &Tensor| {
             let g = p.grad();
-            if g.defined() && lies_as(&g, p) {
+            if g.defined() && same_layout(&g, p) {
                 return g;
             }
-            let mut laid = no_grad(|| p.detach().zeros_like());
+            let mut matched = no_grad(|| p.detach().zeros_like());
             if g.defined() {
-                laid.copy_(&g);
+                matched.copy_(&g);
             }
-            laid
+            matched
         };
         self.parameters.iter().map(gradient).collect()
     }
@@ -104,7 +104,7 @@ impl Optimizer {
 }
 
 /// Whether two tensors of one shape have their values in one order in memory. An axis of one value has no order.
-fn lies_as(a: &Tensor, b: &Tensor) -> bool {
+fn same_layout(a: &Tensor, b: &Tensor) -> bool {
     let strides = a.stride().into_iter().zip(b.stride());
     a.size().into_iter().zip(strides).all(|(size, (a, b))| size == 1 || a == b)
 }
@@ -142,7 +142,7 @@ mod tests {
                 if other_order {
                     let mut gradient = weight.grad();
                     no_grad(|| gradient.as_strided_(SIZE, [1, 2, 6, 24], 0).copy_(&direction));
-                    assert!(!lies_as(&gradient, &weight) && weight.grad().stride() == [1, 2, 6, 24]);
+                    assert!(!same_layout(&gradient, &weight) && weight.grad().stride() == [1, 2, 6, 24]);
                 }
                 let gradients = optimizer.gradients();
                 norms.push(clip_global_norm(&gradients, Some(1.0)).unwrap().double_value(&[]));

@@ -7,9 +7,9 @@ use tch::Tensor;
 use super::{logger::RunLogger, progress::Progress, saver::Saver};
 use crate::torch::Readback;
 
-/// A phase's terms and the norm of its gradient, on their way to the host while the next step is queued.
+/// A network's terms and the norm of its gradient, on their way to the host while the next step is queued.
 pub struct Pending {
-    pub phase: usize,
+    pub network: usize,
     pub step: i64,
     pub names: Vec<&'static str>,
     pub values: Readback,

@@ -33,6 +33,8 @@ pub struct Batch {
     pub data: Tensor,
     /// Encoded texts `[B, S, width]`, for a network that is given any.
     pub text: Option<Tensor>,
+    /// `[B]` int64: each sample's class, for a network that is given labels; the number of classes means none.
+    pub labels: Option<Tensor>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The sample after the last one.
@@ -48,12 +50,12 @@ pub struct Picture {
 }
 
 /// A network that is updated on its own.
-pub struct Phase {
-    /// Prefix of its tensors in a checkpoint; the first phase's is `model`.
+pub struct TrainedNetwork {
+    /// Prefix of its tensors in a checkpoint; the first network's is `model`.
     pub name: &'static str,
     /// What the norm of its gradient is called in the log.
     pub gradient_norm: &'static str,
-    /// What this phase trains.
+    /// What this network trains.
     pub parameters: Parameters,
 }
 
@@ -66,7 +68,7 @@ pub trait Task {
     fn name(&self) -> &'static str;
 
     /// The networks, in the order in which a step updates them. The first one is averaged.
-    fn phases(&self) -> Vec<Phase>;
+    fn networks(&self) -> Vec<TrainedNetwork>;
 
     /// The next samples.
     ///
@@ -74,14 +76,14 @@ pub trait Task {
     /// Where the data cannot be read.
     fn next_batch(&mut self) -> Result<Batch>;
 
-    /// Accumulates `scale` times the gradient of a phase's loss, and says its terms, without waiting for the device.
+    /// Accumulates `scale` times the gradient of a network's loss, and says its terms, without waiting for the device.
     ///
     /// # Errors
     /// Where the batch does not fit the network.
-    fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
+    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
 
-    /// Whether a phase's gradients are anything but zero at this step: only then are they reduced over ranks.
-    fn takes_part(&self, _phase: usize, _step: i64) -> bool {
+    /// Whether a network's gradients are anything but zero at this step: only then are they reduced over ranks.
+    fn takes_part(&self, _network: usize, _step: i64) -> bool {
         true
     }
 
@@ -123,7 +125,7 @@ pub struct Trainer<T: Task> {
     optimizer_config: OptimizerConfig,
     experiment: Value,
     device: Device,
-    phases: Vec<Phase>,
+    networks: Vec<TrainedNetwork>,
     optimizers: Vec<Optimizer>,
     ema: Option<Ema>,
     progress: Progress,
@@ -133,7 +135,7 @@ pub struct Trainer<T: Task> {
     /// The log's means as far as the checkpoint had them.
     window: Window,
     ranks: Ranks,
-    /// Of each phase; none where this process is alone.
+    /// Of each network; none where this process is alone.
     buckets: Vec<Option<GradientBuckets>>,
     /// Over all ranks: whether one was asked to save and leave, and the videos that could not be used.
     stop: bool,
@@ -156,20 +158,20 @@ impl<T: Task> Trainer<T> {
         device: Device,
         resume: Option<Checkpoint>,
     ) -> Result<Self> {
-        let phases = task.phases();
+        let networks = task.networks();
         let mut optimizers: Vec<Optimizer> =
-            phases.iter().map(|phase| Optimizer::new(optimizer_config.adam(), &phase.parameters)).collect();
-        let mut ema = config.ema_decay.map(|decay| Ema::new(decay, &phases[0].parameters));
+            networks.iter().map(|network| Optimizer::new(optimizer_config.adam(), &network.parameters)).collect();
+        let mut ema = config.ema_decay.map(|decay| Ema::new(decay, &networks[0].parameters));
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         let mut window = Window::default();
         if let Some(found) = resume {
-            for (i, (phase, optimizer)) in phases.iter().zip(&mut optimizers).enumerate() {
-                let (weights, state) = (found.part(phase.name), found.part(&format!("optimizer.{}", phase.name)));
+            for (i, (network, optimizer)) in networks.iter().zip(&mut optimizers).enumerate() {
+                let (weights, state) = (found.part(network.name), found.part(&format!("optimizer.{}", network.name)));
                 if i > 0 && weights.is_empty() {
-                    tracing::warn!("{} has no {}: it starts anew", run.display(), phase.name);
+                    tracing::warn!("{} has no {}: it starts anew", run.display(), network.name);
                     continue;
                 }
-                phase.parameters.load(&weights).with_context(|| {
+                network.parameters.load(&weights).with_context(|| {
                     format!(
                         "{} was trained with other settings; give another --run, or delete it to start anew",
                         run.display()
@@ -177,21 +179,25 @@ impl<T: Task> Trainer<T> {
                 })?;
                 // an imported run has none
                 if state.is_empty() {
-                    tracing::warn!("{} has no state of the {}'s optimizer: it starts anew", run.display(), phase.name);
+                    tracing::warn!(
+                        "{} has no state of the {}'s optimizer: it starts anew",
+                        run.display(),
+                        network.name
+                    );
                 } else {
                     optimizer.load_state(&state)?;
                 }
             }
             let average = found.part("ema");
             if average.is_empty() {
-                ema = config.ema_decay.map(|decay| Ema::new(decay, &phases[0].parameters));
+                ema = config.ema_decay.map(|decay| Ema::new(decay, &networks[0].parameters));
             } else if let Some(ema) = &mut ema {
                 ema.load_state(found.progress.ema_updates, &average)?;
             }
             window.restore(&found.part("window"));
             progress = found.progress;
         }
-        let buckets = phases.iter().map(|_| None).collect();
+        let buckets = networks.iter().map(|_| None).collect();
         Ok(Trainer {
             task,
             run: run.to_path_buf(),
@@ -199,7 +205,7 @@ impl<T: Task> Trainer<T> {
             optimizer_config: optimizer_config.clone(),
             experiment: serde_json::to_value(experiment)?,
             device,
-            phases,
+            networks,
             optimizers,
             ema,
             progress,
@@ -220,8 +226,8 @@ impl<T: Task> Trainer<T> {
     /// LibTorch's own.
     pub fn over(mut self, ranks: &Ranks) -> Result<Self> {
         self.ranks = ranks.clone();
-        for (phase, buckets) in self.phases.iter().zip(&mut self.buckets) {
-            let parameters: Vec<Tensor> = phase.parameters.trainable().into_iter().map(|(_, t)| t).collect();
+        for (network, buckets) in self.networks.iter().zip(&mut self.buckets) {
+            let parameters: Vec<Tensor> = network.parameters.trainable().into_iter().map(|(_, t)| t).collect();
             *buckets = ranks.buckets(&parameters)?;
         }
         Ok(self)
@@ -377,11 +383,11 @@ impl<T: Task> Trainer<T> {
         if self.alone() {
             return Ok(());
         }
-        let of = |phase: &Phase| {
-            let named = phase.parameters.trainable().into_iter();
-            named.map(|(name, tensor)| (format!("{}.{name}", phase.name), tensor)).collect::<Vec<_>>()
+        let of = |network: &TrainedNetwork| {
+            let named = network.parameters.trainable().into_iter();
+            named.map(|(name, tensor)| (format!("{}.{name}", network.name), tensor)).collect::<Vec<_>>()
         };
-        let weights: Vec<(String, Tensor)> = self.phases.iter().flat_map(of).collect();
+        let weights: Vec<(String, Tensor)> = self.networks.iter().flat_map(of).collect();
         self.ranks.ensure_same(&format!("step {}", self.progress.step), &weights)
     }
 
@@ -402,15 +408,15 @@ impl<T: Task> Trainer<T> {
         Ok(batches)
     }
 
-    /// Queues one optimizer step of every phase.
+    /// Queues one optimizer step of every network.
     fn step(&mut self, batches: &[Batch], window: &mut Window) -> Result<()> {
         let step = self.progress.step;
         let rate = self.optimizer_config.learning_rate_at(step, self.config.steps);
-        for phase in 0..self.phases.len() {
-            self.optimizers[phase].set_learning_rate(rate);
-            self.optimizers[phase].zero_grad()?;
+        for network in 0..self.networks.len() {
+            self.optimizers[network].set_learning_rate(rate);
+            self.optimizers[network].zero_grad()?;
             let mut terms = Vec::new();
-            let buckets = self.buckets[phase].as_ref().filter(|_| self.task.takes_part(phase, step));
+            let buckets = self.buckets[network].as_ref().filter(|_| self.task.takes_part(network, step));
             for (i, batch) in batches.iter().enumerate() {
                 let scale = 1.0 / self.config.accumulate as f64;
                 let _precision = self.autocast();
@@ -418,24 +424,24 @@ impl<T: Task> Trainer<T> {
                 if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
                     buckets.arm();
                 }
-                let found = self.task.gradients(phase, batch, step, scale).with_context(|| format!("step {step}"))?;
+                let found = self.task.gradients(network, batch, step, scale).with_context(|| format!("step {step}"))?;
                 terms.extend(found);
             }
             if let Some(buckets) = buckets {
                 self.ranks.finish(buckets)?;
             }
-            if phase == 0 {
+            if network == 0 {
                 self.settle(window)?;
             }
             let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
             let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
-            let optimizer = &mut self.optimizers[phase];
+            let optimizer = &mut self.optimizers[network];
             let gradients = optimizer.gradients();
             let norm = clip_global_norm(&gradients, self.config.clip_gradient)?.to_device(self.device);
-            names.push(self.phases[phase].gradient_norm);
+            names.push(self.networks[network].gradient_norm);
             let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
             optimizer.step(&gradients, Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
-            self.pending.push(Pending { phase, step, names, values: Readback::of(&values)? });
+            self.pending.push(Pending { network, step, names, values: Readback::of(&values)? });
         }
         // what else the ranks must agree on
         let skipped = self.task.skipped_videos();
@@ -466,15 +472,15 @@ impl<T: Task> Trainer<T> {
             return Ok(());
         }
         let mut bad = false;
-        for Pending { phase, step, names, values } in std::mem::take(&mut self.pending) {
+        for Pending { network, step, names, values } in std::mem::take(&mut self.pending) {
             let values = values.wait().with_context(|| format!("step {step}"))?;
             let values: Vec<f64> = values.try_into()?;
             for (name, value) in names.into_iter().zip(&values) {
                 window.add(name, *value);
             }
             if values.iter().all(|value| value.is_finite()) {
-                if let (0, Some(ema)) = (phase, &mut self.ema) {
-                    ema.update(&self.phases[0].parameters)?;
+                if let (0, Some(ema)) = (network, &mut self.ema) {
+                    ema.update(&self.networks[0].parameters)?;
                 }
                 continue;
             }
@@ -482,7 +488,7 @@ impl<T: Task> Trainer<T> {
             if self.ranks.is_first() {
                 tracing::warn!(
                     "step {step}: the {} loss or its gradient is not finite; the step is left out",
-                    self.phases[phase].name
+                    self.networks[network].name
                 );
             }
         }
@@ -507,7 +513,7 @@ impl<T: Task> Trainer<T> {
     /// Runs `body` with the averaged weights in the network.
     fn averaged<R>(&mut self, body: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let Some(ema) = &self.ema else { return body(&mut self.task) };
-        let own = self.phases[0].parameters.trainable();
+        let own = self.networks[0].parameters.trainable();
         let kept: Vec<Tensor> = own.iter().map(|(_, t)| t.detach().copy()).collect();
         let put = |values: &mut dyn Iterator<Item = Tensor>| {
             tch::no_grad(|| own.iter().zip(values).for_each(|((_, t), value)| t.shallow_clone().copy_(&value)));
@@ -538,11 +544,11 @@ impl<T: Task> Trainer<T> {
 
     fn save(&mut self, record: &mut Record, window: &Window) -> Result<()> {
         let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
-        for (phase, optimizer) in self.phases.iter().zip(&self.optimizers) {
-            let named = phase.parameters.named();
-            tensors.extend(named.into_iter().map(|(n, t)| (format!("{}.{n}", phase.name), t)));
+        for (network, optimizer) in self.networks.iter().zip(&self.optimizers) {
+            let named = network.parameters.named();
+            tensors.extend(named.into_iter().map(|(n, t)| (format!("{}.{n}", network.name), t)));
             let state = optimizer.state();
-            tensors.extend(state.into_iter().map(|(n, t)| (format!("optimizer.{}.{n}", phase.name), t)));
+            tensors.extend(state.into_iter().map(|(n, t)| (format!("optimizer.{}.{n}", network.name), t)));
         }
         if let Some(ema) = &self.ema {
             self.progress.ema_updates = ema.updates();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use lvdm::{
     codecs::{ImageAutoencoder, ImageAutoencoderConfig},
     data::write_video,
-    networks::{AttentionKind, UNet3d, UNetConfig, UNetPorts},
+    networks::{AttentionKind, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::write_safetensors_atomically,
     text::{ClipText, ClipTextConfig},
@@ -58,7 +58,7 @@ fn networks_of(times: i64) -> [(Network, Parameters, &'static str); 3] {
         ..ClipTextConfig::default()
     };
     let [one, two, three] = [21, 22, 23].map(|seed| Parameters::new(CPU, seed));
-    let ports = UNetPorts { inputs: 4, outputs: 4, temporal_length: 4, classes: None };
+    let ports = Ports::of([4, 4, 1, 1]);
     UNet3d::new(&one.root(), &unet, &ports);
     ImageAutoencoder::new(&two.root(), &image);
     ClipText::new(&three.root(), &text);

@@ -11,10 +11,9 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{
-    commands::{
-        demo::SUMMARY_FILE,
-        evaluate::{CARD_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, ReconstructionFigures, SETS},
-        evaluate_long::CURVES_FILE,
+    commands::demo::SUMMARY_FILE,
+    evaluation::{
+        CARD_FILE, CURVES_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, Reconstruction as ReconstructionFigures, SETS,
     },
     experiment::Mistake,
     metrics::{Distances, Figure, RealVsReal},

@@ -11,14 +11,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::commands::{FIGURES_FILE, bench::title, evaluate::Report as Evaluation, with_commas};
+use crate::commands::{bench::title, with_commas};
 use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
+    evaluation::{Evaluation, FIGURES_FILE},
     experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
-    networks::UNet3d,
     nn::Parameters,
     report::FigureTable,
     text_file::read_text,
@@ -94,7 +94,7 @@ impl Cost {
         let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
         let network = Parameters::unfilled(Device::Cpu);
-        UNet3d::new(&network.root(), &experiment.unet, &ports(&experiment, generator.latent));
+        experiment.network.build(&network.root(), &ports(&experiment, generator.latent))?;
         let mut cost = Cost {
             run: run.to_path_buf(),
             parameters: network.count(),
@@ -170,7 +170,7 @@ impl Cost {
 }
 
 const COLUMNS: [&str; 9] =
-    ["", "U-Net", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
+    ["", "network", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
 
 /// The set in an evaluation's figures that was sampled.
 const SAMPLES: &str = "samples";

@@ -7,10 +7,10 @@ use tch::{Kind, Tensor, no_grad};
 use super::{Outputs, case::Case, gradient_norm, moved};
 use crate::{
     diffusion::{
-        Condition, Ddim, Ddpm, Denoiser, GivenFrames, GivenLatents, Guidance, GuidanceConfig, Loss, NoiseSchedule,
-        Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, UNetDenoiser, Variance, conditioned, sample,
+        Ddim, Ddpm, Denoiser, GivenLatents, GivenToClips, Guidance, GuidanceConfig, Loss, NetworkDenoiser,
+        NoiseSchedule, Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, Variance, conditioned, sample,
     },
-    networks::{AttentionKind, UNet3d, UNetCondition, UNetConfig, UNetPorts},
+    networks::{AttentionKind, Inputs, Network, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     torch::{Adam, Autocast, backward},
     train::{Ema, Optimizer},
@@ -60,8 +60,8 @@ impl Default for ReleasedUNet {
 }
 
 impl ReleasedUNet {
-    /// The network with synthetic parameters.
-    fn build(&self, case: &Case) -> Result<(UNet3d, Parameters)> {
+    /// The network with synthetic parameters; where it has a mask, that is the last of its channels.
+    fn build(&self, case: &Case, has_mask: bool) -> Result<(UNet3d, Parameters)> {
         let config = UNetConfig {
             channels: self.model_channels,
             multipliers: self.channel_mult.clone(),
@@ -75,11 +75,12 @@ impl ReleasedUNet {
             ..Default::default()
         };
         config.validate()?;
-        let ports = UNetPorts {
-            inputs: self.in_channels,
+        let ports = Ports {
             outputs: self.out_channels,
-            temporal_length: self.temporal_length,
-            classes: self.num_classes,
+            mask: has_mask,
+            text: config.text_width(),
+            levels: self.num_classes,
+            ..Ports::of([self.in_channels - i64::from(has_mask), self.temporal_length, 1, 1])
         };
         let parameters = Parameters::new(case.device(), 0);
         let unet = UNet3d::new(&parameters.root(), &config, &ports);
@@ -98,9 +99,10 @@ fn noise_schedule(timesteps: i64, linear_start: f64, linear_end: f64) -> Result<
 }
 
 pub fn unet(case: &Case) -> Result<Outputs> {
-    let (unet, _parameters) = case.config::<ReleasedUNet>()?.build(case)?;
+    // the case's x holds all channels
+    let (unet, _parameters) = case.config::<ReleasedUNet>()?.build(case, false)?;
     let _autocast = Autocast::bfloat16(case.device(), case.half);
-    let given = UNetCondition { level: case.optional("y"), context: case.optional("context") };
+    let given = Inputs { level: case.optional("y"), text: case.optional("context"), ..Inputs::default() };
     let (x, t) = (case.input("x")?, case.input("t")?);
     Ok(vec![("eps", no_grad(|| unet.forward(&x, &t, &given)))])
 }
@@ -158,7 +160,7 @@ struct SamplerCase {
 pub fn sampler(case: &Case) -> Result<Outputs> {
     let config: SamplerCase = case.config()?;
     let schedule = noise_schedule(config.timesteps, config.linear_start, config.linear_end)?;
-    let (unet, _parameters) = config.unet.build(case)?;
+    let (unet, _parameters) = config.unet.build(case, config.mode != "unconditional")?;
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let (start, noise) = (case.input("x_T")?, case.input("noise")?);
     let frames = start.size()[2];
@@ -169,14 +171,12 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
         other => bail!("unknown mode `{other}`"),
     };
     let denoiser: Box<dyn Denoiser> = match config.mode.as_str() {
-        "unconditional" => Box::new(UNetDenoiser {
-            unet: &unet,
+        "unconditional" | "empty" => Box::new(NetworkDenoiser {
+            network: &unet,
             schedule: &schedule,
             predict: Predict::Noise,
-            mask: None,
-            given: UNetCondition::default(),
+            given: Inputs::default(),
         }),
-        "empty" => conditioned(&unet, &schedule, Predict::Noise, true, &start, None, None)?,
         _ => {
             let form = match config.guidance_form.as_deref() {
                 Some("interpolate") | None => Guidance::Interpolate,
@@ -190,7 +190,8 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
             let frames = case.input("cond_frames")?;
             let noise = if guidance.level.is_some() { case.input("cond_noise")? } else { frames.zeros_like() };
             let given = GivenLatents { indices: &indices, frames: &frames, noise: &noise, guidance };
-            conditioned(&unet, &schedule, Predict::Noise, true, &start, Some(&given), None)?
+            let given = GivenToClips { frames: Some(given), ..GivenToClips::default() };
+            conditioned(&unet, &schedule, Predict::Noise, &start, given)?
         }
     };
     let sampler: Box<dyn Sampler> = match config.sampler.as_str() {
@@ -230,18 +231,14 @@ struct LossCase {
 pub fn loss(case: &Case) -> Result<Outputs> {
     let config: LossCase = case.config()?;
     let schedule = noise_schedule(config.timesteps, config.linear_start, config.linear_end)?;
-    let (unet, parameters) = config.unet.build(case)?;
+    let mask = case.optional("mask");
+    let (unet, parameters) = config.unet.build(case, mask.is_some())?;
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     // given frames carry the same noise, at level s
-    let given = case.optional("mask").map(|mask| GivenFrames {
-        mask,
-        level: case.optional("s"),
-        noise: noise.shallow_clone(),
-        masked_loss: false,
-    });
+    let given = Inputs { level: mask.as_ref().and_then(|_| case.optional("s")), mask, ..Inputs::default() };
     let objective = objective(&config.loss, &config.parameterization)?;
-    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &Condition { frames: given, text: None });
+    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &given, false);
     backward(&loss);
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
@@ -265,7 +262,7 @@ struct TraceCase {
 pub fn trace(case: &Case) -> Result<Outputs> {
     let config: TraceCase = case.config()?;
     let schedule = noise_schedule(config.timesteps, config.linear_start, config.linear_end)?;
-    let (unet, parameters) = config.unet.build(case)?;
+    let (unet, parameters) = config.unet.build(case, false)?;
     parameters.to_kind(Kind::Double);
     let objective = objective(&config.loss, "eps")?;
     let before: Vec<_> = parameters.named().into_iter().map(|(n, t)| (n, t.detach().copy())).collect();
@@ -282,7 +279,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     let mut losses = Vec::new();
     for step in 0..t.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
-        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Condition::default());
+        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Inputs::default(), false);
         optimizer.zero_grad()?;
         backward(&loss);
         optimizer.step(&optimizer.gradients(), None)?;

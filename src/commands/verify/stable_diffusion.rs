@@ -7,7 +7,7 @@ use super::{Outputs, case::Case};
 use crate::{
     codecs::ImageAutoencoder,
     exchange::diffusers_config,
-    networks::{UNet3d, UNetCondition, UNetPorts},
+    networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d},
     nn::Parameters,
     text::ClipText,
     torch::Autocast,
@@ -21,11 +21,11 @@ pub fn unet(case: &Case) -> Result<Outputs> {
     let (b, _, frames, h, w) = x.size5()?;
     let factor = 1 << (config.multipliers.len() - 1);
     ensure!(h % factor == 0 && w % factor == 0, "latents of {h}x{w} do not halve to the network's factor {factor}");
-    let ports = UNetPorts { inputs, outputs, temporal_length: frames, classes: None };
+    let ports = Ports { outputs, text: config.text_width(), ..Ports::of([inputs, frames, h, w]) };
     let parameters = Parameters::new(case.device(), 0);
     let unet = UNet3d::new(&parameters.root(), &config, &ports);
     case.import(&parameters, Network::UNet { blocks_per_level: config.blocks_per_level as usize })?;
-    let given = UNetCondition { level: None, context: Some(case.input("context")?) };
+    let given = Inputs { text: Some(case.input("context")?), ..Inputs::default() };
     let t = case.input("t")?.expand([b], false);
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     Ok(vec![("eps", no_grad(|| unet.forward(&x, &t, &given)))])

@@ -8,6 +8,8 @@ use super::Mistake;
 pub struct Override {
     /// The keys that lead to it.
     pub path: KeyPath,
+    /// The same as they were written.
+    pub written: String,
     /// At least one, the likeliest first.
     readings: Vec<Value>,
 }
@@ -34,16 +36,15 @@ impl Override {
             },
             Err(_) => vec![as_typed],
         };
-        Ok(Override { path, readings })
+        Ok(Override { path, written: key.to_string(), readings })
     }
 
     /// Puts one of its readings into the tree.
     pub fn put_into(&self, root: &mut Value, reading: usize) -> Result<(), Mistake> {
         let mut at = root;
         for (depth, part) in self.path.iter().enumerate() {
-            let wrong = |why: String| {
-                Mistake(format!("override `{}`: `{}` {why}", self.path.join("."), self.path[..depth].join(".")))
-            };
+            let wrong =
+                |why: String| Mistake(format!("override `{}`: `{}` {why}", self.written, self.path[..depth].join(".")));
             at = match at {
                 Value::Null => {
                     *at = Value::Mapping(Mapping::new());

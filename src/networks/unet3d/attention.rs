@@ -2,9 +2,10 @@
 
 use tch::Tensor;
 
-use super::{UNetConfig, UNetPorts, over};
+use super::config::{UNetConfig, over};
 use crate::{
-    nn::{Frames, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
+    networks::Ports,
+    nn::{FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
     torch::fuses,
 };
 
@@ -53,17 +54,17 @@ pub(super) struct FactorizedAttention {
 }
 
 impl FactorizedAttention {
-    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
         FactorizedAttention {
             spatial: SelfAttention::new(scope, "s", channels, config.heads_of(channels), config.norm_groups),
             temporal: SelfAttention::new(scope, "t", channels, config.heads_of(channels), config.norm_groups),
             relative: config
                 .relative_position
-                .then(|| RelativePosition::new(scope, ports.temporal_length, channels / config.heads_of(channels))),
+                .then(|| RelativePosition::new(scope, ports.frames, channels / config.heads_of(channels))),
         }
     }
 
-    pub(super) fn forward(&self, x: &Frames) -> Frames {
+    pub(super) fn forward(&self, x: &FrameStack) -> FrameStack {
         let x = x.from_positions(&self.spatial.forward(&x.positions()));
         if let Some(x) = self.temporal_in_place(&x) {
             return x;
@@ -79,7 +80,7 @@ impl FactorizedAttention {
     }
 
     /// The temporal half without moving frames in memory, where there are kernels for it.
-    fn temporal_in_place(&self, x: &Frames) -> Option<Frames> {
+    fn temporal_in_place(&self, x: &FrameStack) -> Option<FrameStack> {
         let (relative, layer) = (self.relative.as_ref().filter(|_| fuses(&x.x))?, &self.temporal);
         let normed = layer.norm.of_frames(x, Over::Track, None, false).positions(); // [B·F, P, C]
         let qkv = layer.qkv.forward(&normed);
@@ -107,7 +108,7 @@ impl JointAttention {
     }
 
     /// x → the same shape.
-    pub fn forward(&self, x: &Frames) -> Frames {
+    pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let tokens = x.positions().reshape([bf / x.frames, x.frames * h * w, c]); // [B, F·H·W, C]
         let tokens = match &self.relative {
@@ -214,8 +215,8 @@ struct TransformerBlock {
 }
 
 impl TransformerBlock {
-    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
-        let distance = config.relative_position.then_some(ports.temporal_length);
+    fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
+        let distance = config.relative_position.then_some(ports.frames);
         let norm = |i: i64| LayerNorm::new(&scope.sub(format!("norm{i}")), channels);
         let temporal = |(i, name): (i64, &str)| {
             (norm(i), CrossAttention::temporal(&scope.sub(name), channels, config.heads_of(channels), distance))
@@ -232,13 +233,13 @@ impl TransformerBlock {
     }
 
     /// context `[B, S, context]`, the same for all frames of a clip
-    fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+    fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
         let [norm1, norm2, norm3] = &self.norms;
-        let spatial = |x: &Frames, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
+        let spatial = |x: &FrameStack, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
             let positions = x.positions();
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
-        let temporal = |x: Frames, layer: usize| {
+        let temporal = |x: FrameStack, layer: usize| {
             let Some((norm, attention)) = self.temporal.as_ref().map(|layers| &layers[layer]) else { return x };
             if fuses(&x.x) {
                 let positions = x.positions();
@@ -274,7 +275,7 @@ pub(super) struct Transformer {
 }
 
 impl Transformer {
-    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &UNetPorts) -> Self {
+    pub(super) fn new(scope: &Scope, channels: i64, config: &UNetConfig, ports: &Ports) -> Self {
         let project = |name: &str, init| Linear::pointwise(&scope.sub(name), channels, channels, 3, init);
         Transformer {
             norm: GroupNorm::new(&scope.sub("norm"), config.norm_groups, channels, 1e-6),
@@ -285,7 +286,7 @@ impl Transformer {
         }
     }
 
-    pub(super) fn forward(&self, x: &Frames, context: &Tensor) -> Frames {
+    pub(super) fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
         let h = self.norm.of_frames(x, over(self.per_frame), None, false);
         let h = h.from_positions(&self.proj_in.forward(&h.positions()));
         let h = self.block.forward(&h, context);

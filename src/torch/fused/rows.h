@@ -1,5 +1,5 @@
-// The inner loops of our own kernels, on plain memory, compiled once for each set of vector instructions (rows.cpp):
-// which of them runs is chosen when the program runs (fused.cpp).
+// The inner loops of our own kernels, on plain memory, compiled once for each set of vector instructions (rows.cpp). Which of
+// them runs is chosen when the program runs (fused.cpp).
 #pragma once
 #include <cstdint>
 
@@ -43,3 +43,6 @@ struct FrameAttentionPlace {
 
 // On every processor; with AVX2 and FMA; with AVX-512 (F, BW, DQ, VL). The last two are there on x86-64 only.
 extern const Rows rows_plain, rows_avx2, rows_avx512;
+
+// The one for the processor that the program runs on.
+const Rows &rows();

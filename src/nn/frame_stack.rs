@@ -1,20 +1,20 @@
 use tch::Tensor;
 
 /// A batch of videos inside the U-Net: `[B·F, C, H, W]`, channels last in memory.
-pub struct Frames {
+pub struct FrameStack {
     /// `[B·F, C, H, W]`
     pub x: Tensor,
     /// F
     pub frames: i64,
 }
 
-impl Frames {
+impl FrameStack {
     /// From `[B, C, F, H, W]`.
     pub fn fold(video: &Tensor) -> Self {
         let (b, c, f, h, w) = video.size5().expect("a video [B, C, F, H, W]");
         // memory order B, F, H, W, C
         let x = video.permute([0, 2, 3, 4, 1]).contiguous().reshape([b * f, h, w, c]).permute([0, 3, 1, 2]);
-        Frames { x, frames: f }
+        FrameStack { x, frames: f }
     }
 
     /// To `[B, C, F, H, W]`: a view, channels last in memory.
@@ -25,7 +25,7 @@ impl Frames {
 
     /// The same number of frames with other contents.
     pub fn with(&self, x: Tensor) -> Self {
-        Frames { x, frames: self.frames }
+        FrameStack { x, frames: self.frames }
     }
 
     /// The positions of each frame: `[B·F, H·W, C]`, a view.
@@ -54,9 +54,9 @@ impl Frames {
     }
 }
 
-impl std::ops::Add for &Frames {
-    type Output = Frames;
-    fn add(self, other: &Frames) -> Frames {
+impl std::ops::Add for &FrameStack {
+    type Output = FrameStack;
+    fn add(self, other: &FrameStack) -> FrameStack {
         self.with(&self.x + &other.x)
     }
 }

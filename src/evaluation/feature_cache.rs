@@ -1,4 +1,4 @@
-//! Features of real clips, kept between evaluations: they are the same as long as protocol and data are.
+//! Features of real clips are kept between evaluations: they are the same as long as protocol and data are.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -12,15 +12,15 @@ use crate::{
     safetensors::{read_safetensors, write_safetensors_atomically},
 };
 
-/// Where features are kept, one file a protocol and data; nothing is lost with them but time.
+/// Where features are kept, one file for each protocol, data and extractor; nothing is lost with them but time.
 const FOLDER: &str = "runs/features";
 
-/// Sets of features by name, each `[N, D]`: those that were kept under `key`, which says all that they depend on, else
-/// those that are made now. All ranks use the same.
+/// Sets of features by name, each `[N, …]`: those that the cache holds under `key`, which says all that they depend on,
+/// else those that `make` computes. All ranks use the same. Says whether the cache held them.
 ///
 /// # Errors
 /// Those of `make`; a full disk.
-pub fn kept(
+pub fn cached_features(
     key: &Value,
     ranks: &Ranks,
     make: impl FnOnce() -> Result<BTreeMap<String, Tensor>>,

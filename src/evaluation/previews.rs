@@ -42,7 +42,7 @@ impl Reconstructions {
 }
 
 /// Videos of all samples (packed, where this binary or their size allows no mp4), and pictures of the first of each set.
-pub struct Shown<'a> {
+pub struct Previews<'a> {
     out: &'a Path,
     count: i64,
     first: Vec<Tensor>,
@@ -52,7 +52,7 @@ pub struct Shown<'a> {
 /// Frames a second of the videos that are kept.
 const FPS: f64 = 8.0;
 
-impl<'a> Shown<'a> {
+impl<'a> Previews<'a> {
     /// For `count` clips of the shape of `[3, F, S, S]`.
     pub fn new(out: &'a Path, count: i64, frames: i64, side: i64, seed: u64) -> Result<Self> {
         // mp4 needs even sides
@@ -60,7 +60,7 @@ impl<'a> Shown<'a> {
             true => None,
             false => Some(PackedWriter::create(&out.join("samples.safetensors"), count, frames, side, seed)?),
         };
-        Ok(Shown { out, count: 0, first: Vec::new(), packed })
+        Ok(Previews { out, count: 0, first: Vec::new(), packed })
     }
 
     pub fn take(&mut self, clips: &Tensor) -> Result<()> {

@@ -15,26 +15,26 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tch::Device;
 
-use super::{Place, stop::ask_to_stop, watch::Watch};
+use super::{
+    Place,
+    keys::{FAILED_KEY, PREFIX, STOP_KEY},
+    stop::ask_to_stop,
+    watch::Watch,
+};
 use crate::torch::{Store, gpus};
 
-/// What stands before all keys.
-pub(super) const PREFIX: &str = "lvdm";
-/// Tells all ranks to save and leave. It is the launching process that sets this key and the next.
-pub(super) const STOP_KEY: &str = "stop";
-/// Which rank ended by a fault, and how.
-pub(super) const FAILED_KEY: &str = "failed";
 /// The name of the newest attempt.
 const ATTEMPT_KEY: &str = "attempt";
 
 /// Between two looks at the store.
 const POLL: Duration = Duration::from_millis(50);
-/// How much later than one that cannot take part others may come and still hear of it.
+/// After a rank that cannot take part has arrived, rank 0 waits this much longer, so that ranks which come a little later
+/// hear why the attempt ends.
 const LATE: Duration = Duration::from_secs(2);
-/// A machine whose name was not known yet may be known after so long.
-const NAMES: Duration = Duration::from_secs(30);
+/// How long a name that does not resolve is tried again: the machine that bears it may just be starting.
+const RESOLVE: Duration = Duration::from_secs(30);
 
-/// What a rank says of itself when it comes.
+/// What a rank tells the others of itself when it arrives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Arrival {
     /// Tells this process from one that had its rank before.
@@ -55,17 +55,17 @@ struct RankGpu {
     id: String,
 }
 
-/// What rank 0 writes down.
+/// The result of an attempt, which rank 0 writes into the store for all.
 #[derive(Debug, Serialize, Deserialize)]
-struct Verdict {
+struct Outcome {
     arrivals: BTreeMap<usize, Arrival>,
     /// Why they cannot work together.
     fault: Option<String>,
 }
 
-/// The ranks have met.
-pub(super) struct Meeting {
-    /// Where this attempt, and nothing else, keeps its keys.
+/// All ranks are there and know of each other.
+pub(super) struct Rendezvous {
+    /// What stands before the keys of this attempt alone.
     pub prefix: String,
     /// Where this rank is reached by the others.
     pub address: IpAddr,
@@ -73,7 +73,7 @@ pub(super) struct Meeting {
 }
 
 impl Arrival {
-    /// This process; a `device` that could not be had is its fault, as is `fault`.
+    /// Describes this process. A `device` that could not be opened becomes its `fault`.
     pub fn new(place: &Place, device: &Result<Device>) -> Self {
         let host = host_name();
         let began = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -147,10 +147,10 @@ pub(super) fn reach(place: &Place, timeout: Duration, watch: &Watch) -> Result<S
     }
     let began = Instant::now();
     loop {
-        watch.waits();
+        watch.is_polling();
         let (words, last) = match (host.as_str(), port).to_socket_addrs() {
             Err(error) => {
-                (format!("MASTER_ADDR `{host}` is not the name of a machine that is known here: {error}"), NAMES)
+                (format!("MASTER_ADDR `{host}` is not the name of a machine that is known here: {error}"), RESOLVE)
             }
             Ok(addresses) => {
                 let mut words = format!("{host}:{port} has no address");
@@ -173,23 +173,24 @@ pub(super) fn reach(place: &Place, timeout: Duration, watch: &Watch) -> Result<S
     }
 }
 
-impl Meeting {
+impl Rendezvous {
     /// Waits until all ranks are here. `store` is the whole one.
     ///
     /// # Errors
     /// Ranks that do not come within the time; one that cannot take part; two on one GPU; some on GPUs and some not.
     pub fn hold(place: &Place, store: &Store, own: Arrival, timeout: Duration, watch: &Watch) -> Result<Self> {
-        let mut table = Table { place, store: store.under(PREFIX)?, own, timeout, watch, began: Instant::now() };
-        let (attempt, verdict) = if place.rank == 0 { table.lead()? } else { table.follow()? };
+        let mut participant =
+            Participant { place, store: store.under(PREFIX)?, own, timeout, watch, began: Instant::now() };
+        let (attempt, outcome) = if place.rank == 0 { participant.lead()? } else { participant.follow()? };
         let Place { rank, size, .. } = *place;
-        if let Some(fault) = verdict.fault {
+        if let Some(fault) = outcome.fault {
             if place.serves {
                 std::thread::sleep(20 * POLL); // the others read it too
             }
             bail!("rank {rank} of {size}: {fault}");
         }
-        let address = listening_address(&table.own, &verdict.arrivals);
-        Ok(Meeting { prefix: format!("{PREFIX}/{attempt}"), address, arrivals: verdict.arrivals })
+        let address = listening_address(&participant.own, &outcome.arrivals);
+        Ok(Rendezvous { prefix: format!("{PREFIX}/{attempt}"), address, arrivals: outcome.arrivals })
     }
 
     /// Who is where, in words.
@@ -219,8 +220,8 @@ impl Meeting {
     }
 }
 
-/// One rank's part in the meeting.
-struct Table<'a> {
+/// One rank on its way to the rendezvous.
+struct Participant<'a> {
     place: &'a Place,
     /// All attempts.
     store: Store,
@@ -230,13 +231,13 @@ struct Table<'a> {
     began: Instant,
 }
 
-impl Table<'_> {
-    fn here(attempt: &str, rank: usize) -> String {
+impl Participant<'_> {
+    fn arrival_key(attempt: &str, rank: usize) -> String {
         format!("{attempt}/here/{rank}")
     }
 
-    fn verdict(attempt: &str) -> String {
-        format!("{attempt}/verdict")
+    fn outcome_key(attempt: &str) -> String {
+        format!("{attempt}/outcome")
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
@@ -256,9 +257,9 @@ impl Table<'_> {
         format!("rank {rank} of {size}: the store at {host}:{port} does not answer; who serves it is gone")
     }
 
-    /// Between two looks: is there still something to wait for?
+    /// Between two looks at the store: passes on a request to stop, and ends the waiting where a rank has failed.
     fn wait(&self) -> Result<()> {
-        self.watch.waits();
+        self.watch.is_polling();
         if self.store.has(STOP_KEY).with_context(|| self.gone())? {
             ask_to_stop();
         }
@@ -273,7 +274,7 @@ impl Table<'_> {
     fn missing(&self, attempt: &str) -> Result<Vec<usize>> {
         let mut missing = Vec::new();
         for rank in 0..self.place.size {
-            if !self.store.has(&Self::here(attempt, rank)).with_context(|| self.gone())? {
+            if !self.store.has(&Self::arrival_key(attempt, rank)).with_context(|| self.gone())? {
                 missing.push(rank);
             }
         }
@@ -281,18 +282,18 @@ impl Table<'_> {
     }
 
     /// Rank 0: begins an attempt, waits for the others and says what comes of it.
-    fn lead(&mut self) -> Result<(String, Verdict)> {
+    fn lead(&mut self) -> Result<(String, Outcome)> {
         let attempt = self.own.process.clone();
         self.write(ATTEMPT_KEY, &attempt)?;
         let mut arrivals = BTreeMap::from([(0, self.own.clone())]);
-        self.write(&Self::here(&attempt, 0), &self.own)?;
+        self.write(&Self::arrival_key(&attempt, 0), &self.own)?;
         // one that cannot take part ends it; those who come at about the same time hear why
         let mut last = self.began + self.timeout;
         while arrivals.len() < self.place.size && Instant::now() < last {
             self.wait()?;
             for rank in 1..self.place.size {
                 if !arrivals.contains_key(&rank)
-                    && let Some(arrival) = self.read::<Arrival>(&Self::here(&attempt, rank))?
+                    && let Some(arrival) = self.read::<Arrival>(&Self::arrival_key(&attempt, rank))?
                 {
                     arrivals.insert(rank, arrival);
                 }
@@ -304,29 +305,29 @@ impl Table<'_> {
         let missing: Vec<usize> = (0..self.place.size).filter(|rank| !arrivals.contains_key(rank)).collect();
         let not_come = || (!missing.is_empty()).then(|| self.not_come(&missing));
         let fault = refusal(&arrivals).or_else(not_come);
-        let verdict = Verdict { arrivals, fault };
-        self.write(&Self::verdict(&attempt), &verdict)?;
-        Ok((attempt, verdict))
+        let outcome = Outcome { arrivals, fault };
+        self.write(&Self::outcome_key(&attempt), &outcome)?;
+        Ok((attempt, outcome))
     }
 
     /// The others: come to the newest attempt until there is one that counts them in.
-    fn follow(&mut self) -> Result<(String, Verdict)> {
+    fn follow(&mut self) -> Result<(String, Outcome)> {
         let rank = self.place.rank;
         let mut at = None;
         loop {
             let newest = self.read::<String>(ATTEMPT_KEY)?;
             if let Some(newest) = newest.filter(|newest| Some(newest) != at.as_ref()) {
-                self.write(&Self::here(&newest, rank), &self.own)?;
+                self.write(&Self::arrival_key(&newest, rank), &self.own)?;
                 at = Some(newest);
             }
             let mut over = false;
             if let Some(attempt) = &at
-                && let Some(verdict) = self.read::<Verdict>(&Self::verdict(attempt))?
+                && let Some(outcome) = self.read::<Outcome>(&Self::outcome_key(attempt))?
             {
                 over = true;
-                let counted = verdict.arrivals.get(&rank).is_some_and(|counted| counted.process == self.own.process);
+                let counted = outcome.arrivals.get(&rank).is_some_and(|counted| counted.process == self.own.process);
                 if counted {
-                    return Ok((attempt.clone(), verdict));
+                    return Ok((attempt.clone(), outcome));
                 }
             }
             // rank 0 says it first, and for all
@@ -376,8 +377,8 @@ fn refusal(arrivals: &BTreeMap<usize, Arrival>) -> Option<String> {
             ));
         }
     }
-    let of = |gpu: bool| arrivals.iter().find(|(_, arrival)| arrival.gpu.is_some() == gpu);
-    if let (Some((with, there)), Some((without, here))) = (of(true), of(false)) {
+    let first = |has_gpu: bool| arrivals.iter().find(|(_, arrival)| arrival.gpu.is_some() == has_gpu);
+    if let (Some((with, there)), Some((without, here))) = (first(true), first(false)) {
         return Some(format!(
             "rank {with} on {} has a GPU, and rank {without} on {} has none that LibTorch sees: give all ranks GPUs, or \
              all the CPU by the device `cpu`",
@@ -390,10 +391,10 @@ fn refusal(arrivals: &BTreeMap<usize, Arrival>) -> Option<String> {
 /// Where a rank listens for the others: at its address on the way to the store. Where that does not lead out of the
 /// machine (its own name may stand for 127.0.1.1), at its address on the way to a rank that is elsewhere.
 fn listening_address(own: &Arrival, all: &BTreeMap<usize, Arrival>) -> IpAddr {
-    let leads_out = |address: &IpAddr| !address.is_loopback() && !address.is_unspecified();
-    let outside = || all.values().filter_map(|arrival| arrival.address).find(leads_out);
+    let is_reachable = |address: &IpAddr| !address.is_loopback() && !address.is_unspecified();
+    let outside = || all.values().filter_map(|arrival| arrival.address).find(is_reachable);
     let towards = || address_towards(&outside()?.to_string(), 9);
-    own.address.filter(leads_out).or_else(towards).unwrap_or(Ipv4Addr::LOCALHOST.into())
+    own.address.filter(is_reachable).or_else(towards).unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
 #[cfg(test)]
@@ -446,9 +447,9 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_ranks() {
+    fn ranks_are_listed_by_host() {
         let words = |rows: &[(&str, Option<&str>)]| {
-            Meeting { prefix: String::new(), address: Ipv4Addr::LOCALHOST.into(), arrivals: table(rows) }.words()
+            Rendezvous { prefix: String::new(), address: Ipv4Addr::LOCALHOST.into(), arrivals: table(rows) }.words()
         };
         assert_eq!(words(&[("n1", None), ("n2", None)]), "2 ranks on n1, n2; device cpu");
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `lvdm evaluate --card`: one set of samples under every protocol, beside yardsticks.
+//! A card: one set of samples under every protocol, beside baselines.
 
 use std::{collections::BTreeMap, io::Write, path::Path, time::Instant};
 
@@ -7,18 +7,21 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::{
-    FROM_FILES, Report, SETS,
-    measure::{Bar, RealClips, Shared, Yardsticks, enough, generated_sets},
-    notes,
+    evaluate::{Evaluation, FROM_FILES},
+    extraction::Bar,
+    generated_clips::{check_count, features_of_files},
+    measurement::{Measurement, RealWork},
+    metric_group::MetricGroup,
+    real_clips::{Baselines, RealClips},
     sampled::Sampled,
+    warnings,
 };
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers},
+    data::{ClipStream, DataConfig, DatasetConfig, Packed, PackedWriter, decode_workers},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     metrics::ProtocolConfig,
-    report::FigureTable,
     torch::device_name,
 };
 
@@ -29,33 +32,10 @@ pub const CARD_FILE: &str = "card.json";
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Card {
     /// One a protocol.
-    pub reports: Vec<Report>,
+    #[serde(rename = "reports")]
+    pub evaluations: Vec<Evaluation>,
     /// Protocols under which the samples could not be measured, and why.
     pub not_measured: BTreeMap<String, String>,
-}
-
-impl Card {
-    /// Every protocol's figures in one table, which says that they are of several.
-    pub fn print(&self) {
-        let mut table = FigureTable::new();
-        for report in &self.reports {
-            for (set, meaning) in SETS {
-                if let Some(figure) = report.figures.get(set) {
-                    table.row(set, figure, &report.protocol, meaning);
-                }
-            }
-        }
-        crate::commands::say::text(&table);
-        for report in &self.reports {
-            say!("protocol {}: {}", report.protocol_hash, report.protocol_text);
-            if let Some(floor) = &report.floor {
-                say!("protocol {}: {}", report.protocol_hash, floor.line());
-            }
-        }
-        for (name, why) in &self.not_measured {
-            say!("{name} is not measured: {why}");
-        }
-    }
 }
 
 /// Generated clips in files.
@@ -92,7 +72,7 @@ fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, dev
         }
         bar.finish();
         writer.finish()?;
-        let dataset = DatasetConfig::Packed { file };
+        let dataset = DatasetConfig::Packed(Packed { file });
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: decode_workers() })
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;
@@ -116,19 +96,18 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let EvaluationExperiment { seed, real, train, out, .. } = experiment;
     let own = experiment.protocol()?;
     if let Generated::Clips { data } = &experiment.generated {
-        enough(&own, data.videos()?.videos.len() as i64)?;
+        check_count(&own, data.videos()?.videos.len() as i64)?;
     }
     let real_clips = RealClips::new(real, &own, *seed)?;
-    notes::of_inputs(real, &experiment.generated)?;
+    warnings::of_inputs(real, &experiment.generated)?;
     let Files { samples, gaussian, text, seconds } = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
-    let extractor = own.extractor.clone().unwrap_or_default().open(device)?;
+    let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     let alone = Ranks::alone();
-    let shared = Shared { extractor: &*extractor, device, ranks: &alone };
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
-    let (mut reports, mut not_measured) = (Vec::new(), BTreeMap::new());
+    let (mut evaluations, mut not_measured) = (Vec::new(), BTreeMap::new());
     let first = ProtocolConfig { runs: if own.redraw.generated() { 1 } else { own.runs }, ..own.clone() };
     for protocol in std::iter::once(first).chain(known) {
         let clips = protocol.clips.min(there);
@@ -138,37 +117,27 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             continue;
         }
         let begin = Instant::now();
+        let measurement = Measurement { protocol, groups: &groups, device, ranks: &alone, seed: *seed };
         let real_clips = RealClips::new(real, protocol, *seed)?;
-        notes::of_protocol(protocol, &real_clips, &Generated::Clips { data: samples.clone() }, None)?;
-        let yardsticks = Yardsticks { frozen: true, shuffled: true };
-        let sets = i64::from(train.is_some()) + 1 + i64::from(gaussian.is_some());
-        let work = real_clips.work(yardsticks, train.is_some()) + sets * clips;
-        let mut bar = Bar::new(&protocol.name, work, &alone);
-        let mut nothing = |_: &Tensor| Ok(());
-        let trained = match train {
-            None => None,
-            Some(train) => Some(RealClips::new(train, protocol, *seed)?.features(shared, &mut bar)?),
-        };
-        let measured = real_clips.measure(shared, yardsticks, trained.as_ref(), &mut bar)?;
-        let mut figures = BTreeMap::new();
+        warnings::of_protocol(protocol, &real_clips, &Generated::Clips { data: samples.clone() }, None)?;
+        let work = RealWork { baselines: Baselines { frozen: true, shuffled: true }, train: train.as_ref() };
+        let sets = 1 + i64::from(gaussian.is_some());
+        let mut bar = Bar::new(&protocol.name, measurement.real_work(&real_clips, work) + sets * clips, &alone);
+        let real_sets = measurement.real_sets(&real_clips, work, &mut bar)?;
+        let mut figures = real_sets.baselines()?;
         for (name, data) in [("samples", Some(&samples)), ("gaussian", gaussian.as_ref())] {
             let Some(data) = data else { continue };
-            let sets = generated_sets(protocol, data, shared, &mut bar, &mut nothing)?;
-            figures.insert(name.to_string(), measured.figure(protocol, &sets, *seed)?);
+            let sets = features_of_files(protocol, data, &measurement.extractors(), &mut bar)?;
+            figures.insert(name.to_string(), real_sets.figure(&sets)?);
         }
-        for (name, features) in &measured.yardsticks {
-            figures.insert(name.to_string(), measured.figure(protocol, std::slice::from_ref(features), *seed)?);
-        }
-        if let Some(figure) = measured.floor_figure(protocol, *seed)? {
-            figures.insert("real".into(), figure);
-        }
+        figures.extend(real_sets.real_figure()?.map(|figure| ("real".to_string(), figure)));
         bar.finish();
-        let protocol = real_clips.protocol(&*extractor);
-        reports.push(Report {
+        let protocol = real_clips.protocol(&groups);
+        evaluations.push(Evaluation {
             figures,
             generated: experiment.generated.clone(),
             generated_text: text.clone(),
-            floor: measured.floor,
+            real_vs_real: real_sets.real_vs_real()?,
             psnr_db: None,
             psnr_of: None,
             protocol_hash: protocol.hash(),
@@ -179,7 +148,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });
     }
-    let card = Card { reports, not_measured };
+    let card = Card { evaluations, not_measured };
     write(&card, &out.join(CARD_FILE))?;
     Ok(card)
 }

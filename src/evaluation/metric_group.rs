@@ -1,0 +1,55 @@
+//! The metrics of an evaluation, with the extractors that they need.
+
+use anyhow::Result;
+use tch::Device;
+
+use crate::{
+    experiment::Mistake,
+    extractors::{ExtractorConfig, FeatureExtractor},
+    metrics::{ComparedFeatures, Metric, ProtocolConfig},
+};
+
+/// Metrics that compare features of the same extractor.
+pub struct MetricGroup {
+    /// In the order of tables.
+    pub metrics: Vec<Metric>,
+    /// What computes the features.
+    pub extractor: Box<dyn FeatureExtractor>,
+}
+
+impl MetricGroup {
+    /// Opens the extractor of each metric, once where several share one.
+    ///
+    /// # Errors
+    /// Weights that are not there; [`Mistake`]: clips with fewer frames than an extractor needs.
+    pub fn open(protocol: &ProtocolConfig, metrics: &[Metric], device: Device) -> Result<Vec<Self>> {
+        let mut groups: Vec<(ExtractorConfig, MetricGroup)> = Vec::new();
+        for &metric in metrics {
+            let wanted = match metric.compares() {
+                ComparedFeatures::OfProtocol => protocol.extractor.clone().unwrap_or_default(),
+                ComparedFeatures::Of(kind) => kind.into(),
+            };
+            match groups.iter_mut().find(|(config, _)| *config == wanted) {
+                Some((_, group)) => group.metrics.push(metric),
+                None => {
+                    let extractor = wanted.open(device)?;
+                    let (least, frames) = (extractor.least_frames(), protocol.frames);
+                    if frames < least {
+                        let name = extractor.name();
+                        let text = format!(
+                            "{name} needs videos of at least {least} frames, and clips of {frames} are measured"
+                        );
+                        return Err(Mistake(text).into());
+                    }
+                    groups.push((wanted, MetricGroup { metrics: vec![metric], extractor }));
+                }
+            }
+        }
+        Ok(groups.into_iter().map(|(_, group)| group).collect())
+    }
+
+    /// Each metric with the extractor whose features it compares.
+    pub fn compared(groups: &[Self]) -> impl Iterator<Item = (Metric, &dyn FeatureExtractor)> {
+        groups.iter().flat_map(|group| group.metrics.iter().map(|metric| (*metric, &*group.extractor)))
+    }
+}

@@ -1,0 +1,144 @@
+//! What a network is given besides z and t.
+
+use tch::{Kind, Tensor};
+
+use super::Ports;
+
+/// What a forward pass is given besides z and t; each part is there or not, and none excludes another.
+#[derive(Debug, Default)]
+pub struct Inputs {
+    /// `[B, C_i, F, h, w]` each: beside z in channels.
+    pub concat: Vec<Tensor>,
+    /// `[B, 1, F, h, w]` or what expands to it: one where a frame is given. Without it none is.
+    pub mask: Option<Tensor>,
+    /// `[B, S, width]`: an encoded text.
+    pub text: Option<Tensor>,
+    /// `[B]` int64: the class. The number of classes, which is one past the last, means none, as its absence does.
+    pub label: Option<Tensor>,
+    /// `[B]` int64: noise level of given frames. A negative number means none, as its absence does.
+    pub level: Option<Tensor>,
+}
+
+impl Clone for Inputs {
+    /// The same tensors, not copies of them.
+    fn clone(&self) -> Self {
+        self.map(Tensor::shallow_clone)
+    }
+}
+
+impl Inputs {
+    /// Each part through `of`.
+    fn map(&self, mut of: impl FnMut(&Tensor) -> Tensor) -> Self {
+        Inputs {
+            concat: self.concat.iter().map(&mut of).collect(),
+            mask: self.mask.as_ref().map(&mut of),
+            text: self.text.as_ref().map(&mut of),
+            label: self.label.as_ref().map(&mut of),
+            level: self.level.as_ref().map(&mut of),
+        }
+    }
+
+    /// The parts that are there, in the order of the fields.
+    pub fn tensors(&self) -> Vec<&Tensor> {
+        let Inputs { concat, mask, text, label, level } = self;
+        concat.iter().chain(mask).chain(text).chain(label).chain(level).collect()
+    }
+
+    /// As this, of other tensors in the order of [`Self::tensors`].
+    pub fn with_tensors(&self, tensors: &[Tensor]) -> Self {
+        let mut tensors = tensors.iter();
+        self.map(|_| tensors.next().expect("as many tensors as parts").shallow_clone())
+    }
+
+    /// z `[B, C, F, h, w]` with what lies beside it in channels: the mask where the network has one, then `concat`.
+    pub fn beside(&self, z: &Tensor, ports: &Ports) -> Tensor {
+        let (b, _, f, h, w) = z.size5().expect("latents [B, C, F, h, w]");
+        let mask = ports.mask.then(|| match &self.mask {
+            Some(mask) => mask.to_kind(z.kind()).expand([b, 1, f, h, w], false),
+            None => Tensor::zeros([b, 1, f, h, w], (z.kind(), z.device())),
+        });
+        if mask.is_none() && self.concat.is_empty() {
+            return z.shallow_clone();
+        }
+        let concat = self.concat.iter().map(|part| part.to_kind(z.kind())).collect::<Vec<_>>();
+        let parts: Vec<&Tensor> = [z].into_iter().chain(&mask).chain(&concat).collect();
+        Tensor::cat(&parts, 1)
+    }
+
+    /// With "nothing" in words where a part that the network has is not there, for clips like z: an empty mask, a negative
+    /// level, the number of no class. The answer is the same, and what is given has the same parts in every call.
+    pub fn completed(&self, z: &Tensor, ports: &Ports) -> Self {
+        let (b, _, f, _, _) = z.size5().expect("latents [B, C, F, h, w]");
+        let number = |value: i64| Tensor::full([b], value, (Kind::Int64, z.device()));
+        let mut all = self.clone();
+        if ports.mask && all.mask.is_none() {
+            all.mask = Some(Tensor::zeros([b, 1, f, 1, 1], (Kind::Float, z.device())));
+        }
+        if ports.levels.is_some() && all.level.is_none() {
+            all.level = Some(number(-1));
+        }
+        if let (Some(classes), None) = (ports.classes, &all.label) {
+            all.label = Some(number(classes));
+        }
+        all
+    }
+
+    /// What a batch is given that holds clips like z twice: first as this says, then as `other`. A part that one side
+    /// lacks is that side's "nothing"; none is dropped.
+    ///
+    /// # Panics
+    /// Where one side alone has a text or channels beside z, which have no "nothing".
+    pub fn stacked(&self, other: &Inputs, z: &Tensor, ports: &Ports) -> Self {
+        let (first, second) = (self.completed(z, ports), other.completed(z, ports));
+        let (ours, theirs) = (first.tensors(), second.tensors());
+        let parts = |given: &Inputs| (given.concat.len(), given.text.is_some());
+        assert_eq!(parts(&first), parts(&second), "of two sides of guidance one alone has a text or channels beside z");
+        let both: Vec<Tensor> = ours.into_iter().zip(theirs).map(|(a, b)| Tensor::cat(&[a, b], 0)).collect();
+        first.with_tensors(&both)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_kind(Kind::Double).flatten(0, -1).try_into().unwrap()
+    }
+
+    /// Each side keeps its parts, and what it lacks is told as nothing.
+    #[test]
+    fn a_part_that_one_side_lacks_is_its_nothing() {
+        let ports = Ports { mask: true, levels: Some(11), classes: Some(7), ..Ports::of([2, 3, 1, 1]) };
+        let z = Tensor::zeros([1, 2, 3, 1, 1], (Kind::Float, tch::Device::Cpu));
+        let given = Inputs {
+            mask: Some(Tensor::from_slice(&[1f32, 0.0, 0.0]).reshape([1, 1, 3, 1, 1])),
+            label: Some(Tensor::from_slice(&[4i64])),
+            ..Inputs::default()
+        };
+        let other = Inputs { level: Some(Tensor::from_slice(&[9i64])), ..Inputs::default() };
+        let both = given.stacked(&other, &z, &ports);
+        assert_eq!(numbers(both.mask.as_ref().unwrap()), [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(numbers(both.label.as_ref().unwrap()), [4.0, 7.0]);
+        assert_eq!(numbers(both.level.as_ref().unwrap()), [-1.0, 9.0]);
+        assert!(both.text.is_none() && both.concat.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "one alone has a text")]
+    fn a_text_on_one_side_alone_is_refused() {
+        let z = Tensor::zeros([1, 2, 3, 1, 1], (Kind::Float, tch::Device::Cpu));
+        let text =
+            Inputs { text: Some(Tensor::zeros([1, 4, 8], (Kind::Float, tch::Device::Cpu))), ..Inputs::default() };
+        text.stacked(&Inputs::default(), &z, &Ports { text: Some(8), ..Ports::of([2, 3, 1, 1]) });
+    }
+
+    #[test]
+    fn mask_and_channels_lie_behind_z() {
+        let of = |value: f64, c: i64| Tensor::full([1, c, 2, 1, 1], value, (Kind::Float, tch::Device::Cpu));
+        let ports = Ports { mask: true, concat: 1, ..Ports::of([1, 2, 1, 1]) };
+        let given = Inputs { concat: vec![of(5.0, 1)], ..Inputs::default() };
+        assert_eq!(numbers(&given.beside(&of(3.0, 1), &ports)), [3.0, 3.0, 0.0, 0.0, 5.0, 5.0]);
+        assert_eq!(ports.inputs(), 3);
+    }
+}
