@@ -25,9 +25,8 @@ const MOST_ELEMENTS: i64 = 1 << 33;
 /// Longest pickle that is believed: names, shapes and settings of a checkpoint are a few megabytes.
 pub(super) const MOST_PICKLE_BYTES: u64 = 1 << 28;
 
-/// Under which names trainings keep a network's weights in what they save: Lightning's, DeepSpeed's, others', and last that
-/// of V-JEPA, which keeps several networks side by side.
-const STATES: [&str; 5] = ["state_dict", "module", "model", "model_state_dict", "target_encoder"];
+/// Under which names trainings keep a network's weights in what they save: Lightning's, DeepSpeed's, and others'.
+const STATES: [&str; 4] = ["state_dict", "module", "model", "model_state_dict"];
 
 /// An open checkpoint file.
 pub struct TorchFile {
