@@ -322,7 +322,7 @@ fn write_run(
     tensors: Tensors,
 ) -> Result<()> {
     let yaml = serde_yaml::to_string(experiment)?;
-    write_atomically(&run.join("experiment.yaml"), |out| {
+    write_atomically(&run.join(crate::run_files::EXPERIMENT_FILE), |out| {
         for line in note.lines() {
             writeln!(out, "# {line}")?;
         }

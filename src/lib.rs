@@ -10,11 +10,11 @@
 //! A video is `[B, C, F, H, W]`. `t` is always diffusion time, never a frame.
 //!
 //! # Floors
-//! A module imports from lower floors only; `tests/architecture.rs` reads this list and holds the code to it.
+//! A module imports from lower floors only; `tests/architecture` reads this list and holds the code to it.
 //!
 //! ```text
 //! commands                                one verb, one file
-//! report                                  tables, plots and pages of finished runs
+//! report | bench | doctor                 tables, plots and pages of finished runs; how fast the parts are; what a machine has
 //! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
@@ -29,7 +29,7 @@
 //! distributed                             several processes that do one piece of work
 //! torch | ffmpeg | random | safetensors   what tch and video-rs do not expose (the only `unsafe`); noise; tensor files
 //! atomic_file | file_format | text_file   files that are whole or not there; what a file is; texts that people wrote
-//! registry                                implementations by the `kind` that a file of settings names
+//! registry | run_files                    implementations by the `kind` that a file of settings names; names of a run's files
 //! ```
 //!
 //! Pixels never enter `diffusion`; latents never enter `data`; samplers know nothing of masks and
@@ -42,12 +42,14 @@
 
 pub mod atomic_file;
 pub mod autoencoder_loss;
+pub mod bench;
 pub mod checkpoint;
 pub mod codecs;
 pub mod commands;
 pub mod data;
 pub mod diffusion;
 pub mod distributed;
+pub mod doctor;
 pub mod evaluation;
 pub mod exchange;
 pub mod experiment;
@@ -64,6 +66,7 @@ pub mod nn;
 pub mod random;
 pub mod registry;
 pub mod report;
+pub mod run_files;
 pub mod safetensors;
 pub mod text;
 pub mod text_file;

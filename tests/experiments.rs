@@ -11,8 +11,9 @@ use std::{
 use common::source;
 use lvdm::{
     autoencoder_loss::PatchDiscriminator,
+    bench::BenchExperiment,
     codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoderConfig, LatentSpace},
-    commands::{BenchExperiment, DemoData},
+    commands::DemoData,
     diffusion::NoiseSchedule,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use lvdm::train::logger::{RunLogger, TENSORBOARD_FOLDER};
+use lvdm::{run_files::TENSORBOARD_FOLDER, train::logger::RunLogger};
 use protobuf::Message;
 use serde_json::Value;
 use tensorboard_proto::event::Event;

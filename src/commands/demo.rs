@@ -12,8 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     evaluate::print_evaluation,
-    report,
-    train::{autoencoder, diffusion, run_folder, tell},
+    train::{run_folder, tell},
 };
 use crate::{
     atomic_file::write_atomically,
@@ -26,8 +25,10 @@ use crate::{
     },
     generate::open_latent_space,
     metrics::Metric,
+    report::write_page,
+    run_files::{SUMMARY_FILE, TENSORBOARD_FOLDER},
     torch::DeviceName,
-    train::{logger::TENSORBOARD_FOLDER, pack_latents, progress},
+    train::{pack_latents, progress, train_autoencoder, train_diffusion},
 };
 
 /// Make videos, train an autoencoder and a denoiser on them, sample, and measure
@@ -52,9 +53,6 @@ pub struct DemoData {
     /// Clips that are encoded once for the denoiser: several of each video.
     pub latent_clips: u64,
 }
-
-/// The file of figures and times in the demo's folder.
-pub(super) const SUMMARY_FILE: &str = "summary.json";
 
 /// What the demo writes at its end.
 #[derive(Debug, Serialize)]
@@ -105,7 +103,7 @@ impl Demo {
         let autoencoder_run = run_folder(&file("autoencoder.yaml"));
         stage_line("autoencoder", &autoencoder_run);
         let settings = AutoencoderExperiment::load(&file("autoencoder.yaml"), &device)?;
-        let done = autoencoder(&settings, &autoencoder_run, false, &alone, self.device.open()?)?;
+        let done = train_autoencoder(&settings, &autoencoder_run, false, &alone, self.device.open()?)?;
         seconds.insert("autoencoder", trained(done, &settings.trainer, &autoencoder_run)?);
 
         let stage = Instant::now();
@@ -122,7 +120,7 @@ impl Demo {
         let diffusion_run = run_folder(&file("diffusion.yaml"));
         stage_line("diffusion", &diffusion_run);
         let settings = DiffusionExperiment::load(&file("diffusion.yaml"), &device)?;
-        let done = diffusion(&settings, &diffusion_run, false, &alone, self.device.open()?)?;
+        let done = train_diffusion(&settings, &diffusion_run, false, &alone, self.device.open()?)?;
         seconds.insert("diffusion", trained(done, &settings.trainer, &diffusion_run)?);
 
         let settings = EvaluationExperiment::load(&file("evaluate.yaml"), &[])?;
@@ -153,7 +151,7 @@ impl Demo {
         let text = serde_json::to_string_pretty(&summary(&evaluation, seconds)?)?;
         write_atomically(&summary_file, |file| Ok(file.write_all(text.as_bytes())?))?;
         let folder = report_file.parent().context("a run has a folder")?;
-        report::write(&[folder.to_path_buf()], &report_file).map(|_| ())
+        write_page(&[folder.to_path_buf()], &report_file).map(|_| ())
     }
 }
 

@@ -1,4 +1,16 @@
-//! One verb, one file.
+//! One verb, one file. A verb parses its arguments, calls the library, and prints.
+//!
+//! # Floors
+//! A file imports from lower floors only; `tests/architecture` reads this list and holds the code to it.
+//!
+//! ```text
+//! demo                                                 the whole job, out of other verbs
+//! encode                                               takes the clips of `data`
+//! data | evaluate | evaluate_long | sample_long        take options of `sample`
+//! export | import | report | sample | train            from files to files
+//! bench | doctor | verify | weights                    of this machine and this build
+//! out | say                                            files that verbs write; what they print
+//! ```
 
 #[macro_use]
 mod say;
@@ -20,7 +32,7 @@ mod train;
 mod verify;
 mod weights;
 
-pub use bench::{Bench, BenchExperiment};
+pub use bench::Bench;
 pub use data::Data;
 pub use demo::{Demo, DemoData};
 pub use doctor::Doctor;
@@ -52,7 +64,7 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::{distributed::rank, exchange::Part, train::progress::tell};
+use crate::{distributed::rank, exchange::Part, report::with_commas, train::progress::tell};
 
 /// The file of a verb that needs none, and what is replaced in it: without a file the first override stands in its
 /// place.
@@ -79,14 +91,6 @@ fn parts_table(parts: &[Part]) -> String {
 /// `1 video`, `2 videos`
 fn counted(count: u64, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
-}
-
-/// 1234567 → 1,234,567
-fn with_commas(number: i64) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
 }
 
 /// Sends warnings, errors and notes (`tracing::info!`) to stderr, one short line each, above any
@@ -176,8 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_grouped() {
-        assert_eq!([0, 999, 1000, 548_904_580].map(with_commas), ["0", "999", "1,000", "548,904,580"]);
+    fn one_is_singular() {
         assert_eq!([0, 1, 2].map(|count| counted(count, "video")), ["0 videos", "1 video", "2 videos"]);
     }
 

@@ -1,18 +1,15 @@
 //! `lvdm report`: one page of finished runs, or a table of what they cost.
 
-mod collect;
-mod efficiency;
-
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
 use super::out::check_ending;
-use crate::atomic_file::write_atomically;
-use efficiency::Efficiency;
+use crate::{
+    experiment::Mistake,
+    report::{Cost, efficiency_table, write_page},
+    torch::DeviceName,
+};
 
 /// Write one page of finished runs: videos, figures, curves, configurations
 #[derive(Debug, clap::Args)]
@@ -35,24 +32,51 @@ enum What {
 
 impl Report {
     /// # Errors
-    /// [`Mistake`](crate::experiment::Mistake) for folders that hold nothing of lvdm's; those of [`write`].
+    /// [`Mistake`] for folders that hold nothing of lvdm's; those of [`write_page`].
     pub fn run(self) -> Result<()> {
         if let Some(What::Efficiency(efficiency)) = self.what {
             return efficiency.run();
         }
         check_ending(&self.out, "html")?;
-        let bytes = write(&self.runs, &self.out)?;
+        let bytes = write_page(&self.runs, &self.out)?;
         say!("report: {} ({:.1} MB)", self.out.display(), bytes as f64 / 1e6);
         Ok(())
     }
 }
 
-/// Writes the page of what lies in `runs`, and returns its bytes.
-///
-/// # Errors
-/// Files that are not what lvdm writes, by their names and lines; a full disk.
-pub(super) fn write(runs: &[PathBuf], out: &Path) -> Result<usize> {
-    let page = collect::collect(runs)?.html()?;
-    write_atomically(out, |file| Ok(file.write_all(page.as_bytes())?))?;
-    Ok(page.len())
+/// Parameters, time, memory, FVD and KVD of diffusion runs, side by side
+#[derive(Debug, clap::Args)]
+pub struct Efficiency {
+    /// Run folders of `lvdm train diffusion`
+    #[arg(required = true)]
+    runs: Vec<PathBuf>,
+    /// Videos that are sampled in one pass, by the run's own sampler, to time them; 0: nothing is measured here
+    #[arg(long, default_value_t = 4)]
+    videos: u64,
+    /// One JSON object a run instead of tables
+    #[arg(long)]
+    json: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: DeviceName,
+}
+
+impl Efficiency {
+    /// # Errors
+    /// [`Mistake`] for a run that is not there; a folder that is not a diffusion run.
+    pub fn run(self) -> Result<()> {
+        if let Some(run) = self.runs.iter().find(|run| !run.is_dir()) {
+            return Err(Mistake(format!("there is no run {}", run.display())).into());
+        }
+        let device = self.device.open()?;
+        let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;
+        if self.json {
+            for cost in &costs {
+                say!("{}", cost.json(device)?);
+            }
+        } else {
+            super::say::text(efficiency_table(&costs, device));
+        }
+        Ok(())
+    }
 }

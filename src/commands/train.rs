@@ -9,15 +9,10 @@ use anyhow::Result;
 use tch::Device;
 
 use crate::{
-    checkpoint::{Progress, RunLock},
+    checkpoint::Progress,
     distributed::{self, Backend, Launch, OnSignal, Ranks, Stopped, catch_signals},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Experiment, TrainerConfig},
-    generate::{
-        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
-        warn_of_another_autoencoder,
-    },
-    torch::{allow_tf32, be_deterministic},
-    train::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point, with_classes},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig},
+    train::{train_autoencoder, train_diffusion},
 };
 
 /// Train a network; on a run folder that is there already, go on
@@ -69,12 +64,12 @@ impl Train {
             What::Autoencoder(options) => {
                 let experiment: AutoencoderExperiment = Experiment::load(&options.file, &options.overrides)?;
                 let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
-                options.train(&trainer, |run, ranks, device| autoencoder(&experiment, run, change, ranks, device))
+                options.train(&trainer, |run, ranks, device| train_autoencoder(&experiment, run, change, ranks, device))
             }
             What::Diffusion(options) => {
                 let experiment: DiffusionExperiment = Experiment::load(&options.file, &options.overrides)?;
                 let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
-                options.train(&trainer, |run, ranks, device| diffusion(&experiment, run, change, ranks, device))
+                options.train(&trainer, |run, ranks, device| train_diffusion(&experiment, run, change, ranks, device))
             }
         }
     }
@@ -118,73 +113,6 @@ pub fn run_folder(file: &Path) -> PathBuf {
     let parts: Vec<Component> = file.components().collect();
     let start = parts.iter().rposition(|part| part.as_os_str() == "experiments").map_or(parts.len() - 1, |i| i + 1);
     parts[start..].iter().fold(PathBuf::from("runs"), |path, part| path.join(part)).with_extension("")
-}
-
-/// How exactly, and how repeatably, this process computes from here on.
-fn compute_as(trainer: &TrainerConfig) {
-    if trainer.deterministic {
-        be_deterministic();
-    }
-    allow_tf32(trainer.tf32);
-}
-
-/// Trains an autoencoder, or goes on with it: with other settings where `change_settings` says so.
-///
-/// # Errors
-/// Data or weights that are not there, a run of another architecture or one that another process trains, a full disk.
-pub fn autoencoder(
-    experiment: &AutoencoderExperiment,
-    run: &Path,
-    change_settings: bool,
-    ranks: &Ranks,
-    device: Device,
-) -> Result<Progress> {
-    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
-    compute_as(&experiment.trainer);
-    let resume = resume_point(run, "autoencoder", ranks)?;
-    let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
-    let task = AutoencoderTask::new(experiment, device, position, ranks)?;
-    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    trainer.over(ranks)?.train()
-}
-
-/// Trains a denoiser, or goes on with it.
-///
-/// # Errors
-/// As [`autoencoder`].
-pub fn diffusion(
-    experiment: &DiffusionExperiment,
-    run: &Path,
-    change_settings: bool,
-    ranks: &Ranks,
-    device: Device,
-) -> Result<Progress> {
-    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
-    compute_as(&experiment.trainer);
-    let experiment = &with_classes(experiment)?;
-    let resume = resume_point(run, "diffusion", ranks)?;
-    let position = resume.as_ref().map_or(0, |found| found.progress.position);
-    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
-    let text_file = run.join(TEXT_ENCODER_FILE);
-    ranks.on_first(|| {
-        match &experiment.autoencoder {
-            DiffusionSpace::Latents(autoencoder) if run.join(AUTOENCODER_FILE).exists() => {
-                warn_of_another_autoencoder(autoencoder, run);
-            }
-            DiffusionSpace::Latents(autoencoder) => carry_autoencoder(autoencoder, run)?,
-            DiffusionSpace::Pixels => {}
-        }
-        match &experiment.text {
-            Some(text) if !text_file.exists() => carry_text_encoder(&text.encoder, run),
-            _ => Ok(()),
-        }
-    })?;
-    let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
-    let space = space_of(experiment, run, device)?;
-    let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
-    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    trainer.over(ranks)?.train()
 }
 
 #[cfg(test)]

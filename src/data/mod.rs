@@ -5,6 +5,22 @@
 //! resized and cropped, as unsigned bytes `[3, F, H, W]`; the [`Loader`] decodes ahead and stacks
 //! batches `[B, 3, F, H, W]` on the host. [`normalise`] and [`to_u8`] are the two ends of the networks:
 //! bytes to [-1, 1] and back. Latents never enter here.
+//!
+//! # Floors
+//! A file imports from lower floors only; `tests/architecture` reads this list and holds the code to it.
+//!
+//! ```text
+//! pack | stream                                clips into one file; clips for encoding and evaluation
+//! loader                                       batches for training
+//! dataset | prepare                            the registry of data sets; indexes of published ones
+//! captioned | frames | index                   data sets made of files and folders
+//! folder                                       a folder of videos
+//! video_path                                   one video, by its path
+//! frame_folder | numpy | packed                formats of videos
+//! demo | video                                 procedural videos; what a video and a data set are
+//! pictures | reading | video_file              pictures; which reader decoded a file; video files
+//! clip | table | walk                          windows of frames; CSV tables; folders below folders
+//! ```
 
 pub mod captioned;
 pub mod clip;

@@ -53,7 +53,8 @@ impl VideoPaths {
     /// [`Mistake`]: paths that hold no videos, settings that do not fit together.
     pub fn experiment(&self) -> Result<EvaluationExperiment> {
         let VideoPaths { real, generated, .. } = self;
-        let run = is_run(generated).then(|| read::<DiffusionExperiment>(&generated.join("experiment.yaml"), &[]));
+        let run = is_run(generated)
+            .then(|| read::<DiffusionExperiment>(&generated.join(crate::run_files::EXPERIMENT_FILE), &[]));
         let run = run.transpose()?;
         let config = self.protocol.as_deref().map(protocol).transpose()?;
         let (frames, resolution) = match (&config, &run) {
@@ -132,5 +133,5 @@ fn own_folder(evaluation: &EvaluationConfig, real: &DataConfig, generated: &Gene
 
 /// Whether a path is the folder of a run.
 fn is_run(path: &Path) -> bool {
-    path.join("experiment.yaml").is_file() && path.join("checkpoints").is_dir()
+    path.join(crate::run_files::EXPERIMENT_FILE).is_file() && path.join("checkpoints").is_dir()
 }

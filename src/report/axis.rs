@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::plot::{Series, is_finite};
+use super::series::{Series, is_finite};
 
 /// How y grows along its axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,13 +1,23 @@
-//! What people read about finished runs.
+//! What people read about finished runs: a page, plots, and tables.
 
 mod axis;
+mod collect;
+mod curve;
 mod curves;
 mod drawing;
+mod efficiency;
+mod look;
+mod number;
 pub mod page;
 mod plot;
+mod series;
 mod table;
 
 pub use axis::Scale;
+pub use collect::{collect, write_page};
 pub use curves::draw_curves;
-pub use plot::{Plot, Series};
+pub use efficiency::{Cost, efficiency_table};
+pub use number::with_commas;
+pub use plot::Plot;
+pub use series::Series;
 pub use table::FigureTable;

@@ -9,14 +9,13 @@ use anyhow::{Context, Result, ensure};
 
 use super::{
     axis::{Axis, Scale},
-    drawing::{Anchor, Colour, Drawing, Font, Outline, Point, Shape, Stroke, WHITE},
+    curve::{Curve, colour, has_place, marker, markers, neighbours, path, range, stroke},
+    drawing::{Anchor, Colour, Drawing, Font, Outline, Point, Shape, Stroke},
+    look::{FIGURE, Look, SMALL},
+    series::Series,
 };
 use crate::atomic_file::write_atomically;
 
-/// The colours of Okabe and Ito, which colour-blind readers can tell apart, without their yellow, which is
-/// too light for a line on white.
-const COLOURS: [Colour; 7] =
-    [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233], [0, 0, 0]];
 const BLACK: Colour = [20; 3];
 const GREY: Colour = [90; 3];
 const AXIS: Stroke = Stroke { colour: [60; 3], width: 1.0, dash: None };
@@ -25,74 +24,6 @@ const LEVEL: Stroke = Stroke { colour: [90; 3], width: 1.8, dash: Some([7.0, 5.0
 
 /// From the end of the x axis to the names at the ends of curves.
 const LEADER: f64 = 14.0;
-
-/// Sizes of a figure, in pixels.
-struct Look {
-    width: f64,
-    height_of_curves: f64,
-    margin: f64,
-    title: f64,
-    subtitle: f64,
-    label: f64,
-    name: f64,
-    number: f64,
-    /// Thickness of a curve, which markers and dashes go by.
-    curve: f64,
-    /// Of a name's piece of curve in the legend.
-    sample: f64,
-    /// Points nearer to each other than this do not each get a marker.
-    close: f64,
-    /// Between the markers of a curve with close points, at least.
-    between_markers: f64,
-    /// For names at the ends of several curves, right of all curves; with none, names stand in the legend alone.
-    names: f64,
-    /// Longer curves are drawn as means of neighbours.
-    points: usize,
-}
-
-/// For a figure of its own. On its width 64 points have a marker each.
-const FIGURE: Look = Look {
-    width: 1200.0,
-    height_of_curves: 540.0,
-    margin: 20.0,
-    title: 24.0,
-    subtitle: 15.0,
-    label: 19.0,
-    name: 17.0,
-    number: 16.0,
-    curve: 2.4,
-    sample: 44.0,
-    close: 14.0,
-    between_markers: 30.0,
-    names: 0.0,
-    points: usize::MAX,
-};
-
-/// For one of many on a page, down to the width of a phone.
-const SMALL: Look = Look {
-    width: 360.0,
-    height_of_curves: 170.0,
-    margin: 3.0,
-    title: 13.0,
-    subtitle: 11.0,
-    label: 11.0,
-    name: 11.0,
-    number: 10.5,
-    curve: 1.5,
-    sample: 30.0,
-    close: 9.0,
-    between_markers: 34.0,
-    names: 100.0,
-    points: 120,
-};
-
-/// One curve.
-pub struct Series {
-    /// What the legend calls it.
-    pub name: String,
-    /// x and y, joined in this order. Where one of the two is not finite, the curve has a gap.
-    pub points: Vec<(f64, f64)>,
-}
 
 /// A figure of several curves over one x.
 pub struct Plot {
@@ -347,116 +278,6 @@ fn shortened(font: &Font, text: &str, size: f64, width: f64) -> String {
     short + "…"
 }
 
-/// What is drawn of a series.
-struct Curve {
-    /// Pieces between gaps, as means of neighbours.
-    pieces: Vec<Vec<Mean>>,
-    averaged: bool,
-}
-
-/// The mean of neighbouring points, and the least and the greatest y of them.
-struct Mean {
-    at: (f64, f64),
-    least: f64,
-    most: f64,
-}
-
-/// How many neighbouring points become one.
-fn neighbours(series: &Series, look: &Look) -> usize {
-    series.points.len().div_ceil(look.points).max(1)
-}
-
-impl Curve {
-    fn of(series: &Series, look: &Look, scale: Scale) -> Self {
-        let together = neighbours(series, look);
-        let mean = |points: &[(f64, f64)]| {
-            let count = points.len() as f64;
-            let (least, most) = range(points.iter().map(|(_, y)| *y));
-            let at = (points.iter().map(|p| p.0 / count).sum(), points.iter().map(|p| p.1 / count).sum());
-            // a point alone is itself, to the bit
-            Mean { at: if points.len() == 1 { points[0] } else { at }, least, most }
-        };
-        let pieces = series.points.split(|point| !has_place(point, scale)).filter(|piece| !piece.is_empty());
-        let pieces = pieces.map(|piece| piece.chunks(together).map(mean).collect()).collect();
-        Curve { pieces, averaged: together > 1 }
-    }
-
-    fn last(&self) -> Option<(f64, f64)> {
-        Some(self.pieces.last()?.last()?.at)
-    }
-
-    /// From the least to the greatest of the averaged values.
-    fn draw_band(&self, shapes: &mut Vec<Shape>, i: usize, x: &Axis, y: &Axis) {
-        for piece in self.pieces.iter().filter(|piece| self.averaged && piece.len() > 1) {
-            let below = piece.iter().map(|mean| (x.at(mean.at.0), y.at(mean.least)));
-            let above = piece.iter().rev().map(|mean| (x.at(mean.at.0), y.at(mean.most)));
-            shapes.push(Shape::Band { outline: below.chain(above).collect(), colour: colour(i) });
-        }
-    }
-
-    /// The curve and its markers. A point without neighbours is a marker alone.
-    fn draw(&self, shapes: &mut Vec<Shape>, i: usize, name: &str, look: &Look, x: &Axis, y: &Axis) {
-        let mut lines = Vec::new();
-        let mut marks = Vec::new();
-        for piece in &self.pieces {
-            let points: Vec<Point> = piece.iter().map(|mean| (x.at(mean.at.0), y.at(mean.at.1))).collect();
-            let between = |a: &Point, b: &Point| (a.0 - b.0).hypot(a.1 - b.1);
-            let close = points.windows(2).any(|two| between(&two[0], &two[1]) < look.close);
-            let least = if close { look.between_markers } else { 0.0 };
-            let mut last: Option<&Point> = None;
-            for point in &points {
-                if last.is_none_or(|last| between(last, point) >= least) {
-                    marks.push(marker(i, *point, look));
-                    last = Some(point);
-                }
-            }
-            if points.len() > 1 {
-                lines.push(Outline::Open(points));
-            }
-        }
-        if !lines.is_empty() {
-            shapes.push(path(lines, None, Some(stroke(i, look)), Some(name.to_string())));
-        }
-        if !marks.is_empty() {
-            shapes.push(markers(i, marks, Some(name.to_string())));
-        }
-    }
-}
-
-/// Colours come around after 7 series, markers and dashes after 5, so 35 differ.
-fn colour(i: usize) -> Colour {
-    COLOURS[i % COLOURS.len()]
-}
-
-/// Solid, then dashed in four ways, in thicknesses of the curve.
-fn stroke(i: usize, look: &Look) -> Stroke {
-    let dash = [None, Some([5.0, 2.0]), Some([1.2, 1.6]), Some([9.0, 3.5]), Some([2.5, 2.5])][i % 5];
-    let dash = dash.map(|dash| dash.map(|length: f64| length * look.curve));
-    Stroke { colour: colour(i), width: look.curve, dash }
-}
-
-fn marker(i: usize, (x, y): Point, look: &Look) -> Outline {
-    let size = look.curve / FIGURE.curve;
-    let around =
-        |corners: &[Point]| Outline::Closed(corners.iter().map(|(dx, dy)| (x + size * dx, y + size * dy)).collect());
-    match i % 5 {
-        0 => Outline::Circle((x, y), 4.6 * size),
-        1 => around(&[(-4.2, -4.2), (4.2, -4.2), (4.2, 4.2), (-4.2, 4.2)]),
-        2 => around(&[(0.0, -5.8), (5.4, 3.8), (-5.4, 3.8)]),
-        3 => around(&[(0.0, -6.0), (6.0, 0.0), (0.0, 6.0), (-6.0, 0.0)]),
-        _ => around(&[(0.0, 5.8), (5.4, -3.8), (-5.4, -3.8)]),
-    }
-}
-
-/// With a white rim, so that markers on another curve are seen.
-fn markers(i: usize, marks: Vec<Outline>, title: Option<String>) -> Shape {
-    path(marks, Some(colour(i)), Some(Stroke { colour: WHITE, width: 0.8, dash: None }), title)
-}
-
-fn path(outlines: Vec<Outline>, fill: Option<Colour>, stroke: Option<Stroke>, title: Option<String>) -> Shape {
-    Shape::Path { outlines, fill, stroke, title }
-}
-
 fn text(at: Point, text: &str, size: f64, anchor: Anchor, colour: Colour) -> Shape {
     Shape::Text { at, text: text.to_string(), size, anchor, colour, upright: false }
 }
@@ -478,18 +299,6 @@ fn sharp(pixel: f64) -> f64 {
     pixel.floor() + 0.5
 }
 
-fn has_place(point: &(f64, f64), scale: Scale) -> bool {
-    is_finite(point) && scale.has(point.1)
-}
-
-pub(super) fn is_finite((x, y): &(f64, f64)) -> bool {
-    x.is_finite() && y.is_finite()
-}
-
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
-}
-
 /// `Path::with_extension` would take `0.5` in a name for an ending.
 fn with_ending(stem: &Path, ending: &str) -> PathBuf {
     let mut name = stem.as_os_str().to_owned();
@@ -502,6 +311,7 @@ mod tests {
     use std::{fs, io::Cursor};
 
     use super::*;
+    use crate::report::{curve::COLOURS, drawing::WHITE};
 
     fn series(name: &str, points: Vec<(f64, f64)>) -> Series {
         Series { name: name.to_string(), points }

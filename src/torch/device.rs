@@ -172,6 +172,14 @@ pub fn device_name(device: Device) -> String {
     }
 }
 
+/// The device for people: a GPU's name, or the processor's with the number of threads that compute.
+pub fn processor_or_gpu(device: Device) -> String {
+    match device {
+        Device::Cuda(_) => device_name(device),
+        _ => format!("{} ({} threads)", device_name(device), tch::get_num_threads()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ pub use backend::{AttentionKernels, Gpu, GpuPart, attention_kernels, gpus, libto
 pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
-pub use device::{DeviceName, Machine, device_name, say_device};
+pub use device::{DeviceName, Machine, device_name, processor_or_gpu, say_device};
 pub use fixed_weights::{FixedWeights, fixed_cast, fixed_conv};
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use graph::{cuda_graphs, replayed};

@@ -17,12 +17,10 @@ use tensorboard_proto::{
 };
 use tensorboard_rs::{record_writer::RecordWriter, summary::scalar};
 
-use crate::atomic_file::write_atomically;
-
-/// The file of figures in a run folder, one JSON object a line.
-pub const METRICS_FILE: &str = "metrics.jsonl";
-/// The folder of TensorBoard events in a run folder.
-pub const TENSORBOARD_FOLDER: &str = "tensorboard";
+use crate::{
+    atomic_file::write_atomically,
+    run_files::{METRICS_FILE, TENSORBOARD_FOLDER},
+};
 
 /// Writes what happens in a run. Everything logged is on its way to the disk when a call returns; where the disk does
 /// not take it, it waits and is tried again with what is logged next, so that a full disk ends no training.

@@ -1,4 +1,4 @@
-//! Training: one loop, two tasks.
+//! Training: one loop, two tasks, and the recipes that go from an experiment to a finished run.
 
 mod autoencoder;
 mod classes;
@@ -9,9 +9,11 @@ mod latents;
 pub mod logger;
 mod optimizer;
 pub mod progress;
+mod recipe;
 mod record;
 mod resume;
 mod saver;
+mod task;
 mod trainer;
 
 pub use autoencoder::AutoencoderTask;
@@ -20,7 +22,9 @@ pub use diffusion::DiffusionTask;
 pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
+pub use recipe::{train_autoencoder, train_diffusion};
 pub use record::SECONDS_PER_STEP;
 pub use resume::{SettingsChanges, resume_point};
 pub use saver::Saver;
-pub use trainer::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer};
+pub use task::{Batch, Picture, Task, Terms, TrainedNetwork};
+pub use trainer::Trainer;

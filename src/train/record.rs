@@ -1,4 +1,4 @@
-//! What a training tells of itself: numbers on their way to the log, their means, and where they go.
+//! The record of a training: numbers on their way from the device to the log, their means, and what rank 0 writes.
 
 use std::collections::BTreeMap;
 

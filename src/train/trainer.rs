@@ -16,6 +16,7 @@ use super::{
     progress::Progress as ProgressBar,
     record::{Pending, Record, Window},
     saver::Saver,
+    task::{Batch, Picture, Task, TrainedNetwork},
 };
 use crate::{
     atomic_file::write_atomically,
@@ -23,100 +24,15 @@ use crate::{
     data::pictures,
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
-    nn::Parameters,
+    run_files::EXPERIMENT_FILE,
     torch::{Autocast, Autotune, GradientBuckets, Readback, caught, clip_global_norm, memory_so_far},
 };
 
-/// What a step is made of.
-pub struct Batch {
-    /// `[B, …]`; what it holds is the task's.
-    pub data: Tensor,
-    /// Encoded texts `[B, S, width]`, for a network that is given any.
-    pub text: Option<Tensor>,
-    /// `[B]` int64: each sample's class, for a network that is given labels; the number of classes means none.
-    pub labels: Option<Tensor>,
-    /// The number of each sample, counted over the whole training.
-    pub samples: Vec<u64>,
-    /// The sample after the last one.
-    pub position: u64,
-}
-
-/// Something to look at.
-pub struct Picture {
-    /// For messages.
-    pub name: &'static str,
-    /// u8 `[N, 3, F, H, W]`
-    pub clips: Tensor,
-}
-
-/// A network that is updated on its own.
-pub struct TrainedNetwork {
-    /// Prefix of its tensors in a checkpoint; the first network's is `model`.
-    pub name: &'static str,
-    /// What the norm of its gradient is called in the log.
-    pub gradient_norm: &'static str,
-    /// What this network trains.
-    pub parameters: Parameters,
-}
-
-/// Terms of a loss by name: scalars on the network's device, out of the graph. The first is the loss.
-pub type Terms = Vec<(&'static str, Tensor)>;
-
-/// What differs between training an autoencoder and a denoiser.
-pub trait Task {
-    /// Name in checkpoints and errors.
-    fn name(&self) -> &'static str;
-
-    /// The networks, in the order in which a step updates them. The first one is averaged.
-    fn networks(&self) -> Vec<TrainedNetwork>;
-
-    /// The next samples.
-    ///
-    /// # Errors
-    /// Where the data cannot be read.
-    fn next_batch(&mut self) -> Result<Batch>;
-
-    /// Accumulates `scale` times the gradient of a network's loss, and says its terms, without waiting for the device.
-    ///
-    /// # Errors
-    /// Where the batch does not fit the network.
-    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
-
-    /// Whether a network's gradients are anything but zero at this step: only then are they reduced over ranks.
-    fn takes_part(&self, _network: usize, _step: i64) -> bool {
-        true
-    }
-
-    /// What to show at this step, with the averaged weights in place.
-    ///
-    /// # Errors
-    /// As [`Self::gradients`].
-    fn pictures(&mut self) -> Result<Vec<Picture>>;
-
-    /// How many videos the data set lists that have no file, or no caption where it gives captions: the same on all ranks.
-    fn missing_videos(&self) -> usize {
-        0
-    }
-
-    /// The videos that this rank could not use so far, by their numbers in the data set.
-    fn skipped_videos(&self) -> Vec<i64> {
-        Vec::new()
-    }
-
-    /// Measured values that belong to the network: stored in every checkpoint.
-    ///
-    /// # Errors
-    /// As [`Self::gradients`].
-    fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
-        Ok(Vec::new())
-    }
-}
-
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
 ///
-/// No step waits for the device. Whether its numbers are finite is decided there, where a bad step moves nothing; the
-/// host reads them when the first pass of the next step is queued, and at once where a log, a picture or a checkpoint
-/// needs them.
+/// No step waits for the device. The device itself decides whether a step's loss and gradient are finite; where they are
+/// not, the step changes nothing. The host reads these numbers when the first pass of the next step is queued, or at once
+/// where a log, a picture or a checkpoint needs them.
 pub struct Trainer<T: Task> {
     /// What is trained.
     pub task: T,
@@ -130,18 +46,19 @@ pub struct Trainer<T: Task> {
     ema: Option<Ema>,
     progress: Progress,
     pending: Vec<Pending>,
-    /// How many of the last steps were, as far as they are read.
+    /// How many of the last steps in a row had a loss or gradient that was not finite, as far as the host has read them.
     bad_in_a_row: i64,
-    /// The log's means as far as the checkpoint had them.
+    /// The means of the log that the checkpoint held, until the loop takes them over.
     window: Window,
     ranks: Ranks,
-    /// Of each network; none where this process is alone.
+    /// The gradients of each network, where they are reduced over ranks; none where this process is alone.
     buckets: Vec<Option<GradientBuckets>>,
-    /// Over all ranks: whether one was asked to save and leave, and the videos that could not be used.
+    /// Whether any rank was asked to save and leave.
     stop: bool,
+    /// The videos that any rank could not use.
     skipped_videos: BTreeSet<i64>,
-    /// How many of them this rank has told the others.
-    skipped_here: usize,
+    /// How many of these this rank has already reported to the others.
+    reported_skipped: usize,
 }
 
 impl<T: Task> Trainer<T> {
@@ -216,7 +133,7 @@ impl<T: Task> Trainer<T> {
             buckets,
             stop: false,
             skipped_videos: BTreeSet::new(),
-            skipped_here: 0,
+            reported_skipped: 0,
         })
     }
 
@@ -233,16 +150,16 @@ impl<T: Task> Trainer<T> {
         Ok(self)
     }
 
-    /// Trains to the last step, as long as it may, or until asked to stop, and returns how it went. Rank 0 alone writes,
-    /// and where nothing is left to do nothing is written. Whoever may come from elsewhere must be kept out of the folder
-    /// by a [`checkpoint::RunLock`]. Meanwhile signals save and leave.
+    /// Trains until the last step, until the time is over, or until it is asked to stop, and returns how far it came. Only rank 0
+    /// writes, and nothing is written where nothing is left to do. A [`checkpoint::RunLock`] must keep other processes out of
+    /// the folder. While it trains, signals mean that it saves and leaves.
     ///
     /// # Errors
     /// Data that cannot be read; losses that stay non-finite; a last checkpoint that cannot be written; ranks that are
     /// gone, or whose weights differ; out of memory, with what lowers it.
     pub fn train(mut self) -> Result<Progress> {
-        let mut left = self.is_out_of_time()?;
-        if left || self.progress.step >= self.config.steps {
+        let mut finished = self.is_out_of_time()?;
+        if finished || self.progress.step >= self.config.steps {
             return Ok(self.progress);
         }
         let _catching = catch_signals(OnSignal::Save)?;
@@ -252,8 +169,8 @@ impl<T: Task> Trainer<T> {
         self.ensure_same()?;
         let (before, start) = (self.progress.seconds, Instant::now());
         let mut window = std::mem::take(&mut self.window);
-        let mut due = false;
-        while self.progress.step < self.config.steps && !left {
+        let mut checkpoint_due = false;
+        while self.progress.step < self.config.steps && !finished {
             self.ranks.at_step(self.progress.step);
             let batches = match self.fetch(&mut window) {
                 Ok(batches) => batches,
@@ -277,8 +194,8 @@ impl<T: Task> Trainer<T> {
             let logs = step % self.config.log_every == 0 || last;
             let shows = step % self.config.picture_every == 0 || last;
             // after a bad step the weights may be past saving: what is stored then was good at least once
-            due |= step % self.config.checkpoint_every == 0 || last || self.stop;
-            if logs || shows || due {
+            checkpoint_due |= step % self.config.checkpoint_every == 0 || last || self.stop;
+            if logs || shows || checkpoint_due {
                 self.settle(&mut window)?;
             }
             window.seconds += began.elapsed().as_secs_f64();
@@ -318,9 +235,9 @@ impl<T: Task> Trainer<T> {
                 })?;
             }
             let bad = self.bad_in_a_row > 0;
-            left = out_of_time || (self.stop && !bad);
-            if due && (!bad || last) {
-                due = false;
+            finished = out_of_time || (self.stop && !bad);
+            if checkpoint_due && (!bad || last) {
+                checkpoint_due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
                 self.ensure_same()?;
                 self.on_first(&mut record, |trainer, record| trainer.save(record, &window))?;
@@ -339,7 +256,7 @@ impl<T: Task> Trainer<T> {
         Ok(self.progress)
     }
 
-    /// What rank 0 does with its record; it may take long.
+    /// Does on rank 0 what may take long, while the other ranks wait.
     fn on_first(
         &mut self,
         record: &mut Option<Record>,
@@ -349,7 +266,7 @@ impl<T: Task> Trainer<T> {
         ranks.on_first(|| record.as_mut().map_or(Ok(()), |record| body(self, record)))
     }
 
-    /// By rank 0's clock.
+    /// Whether the time that the training may take is over, by rank 0's clock.
     fn is_out_of_time(&self) -> Result<bool> {
         match self.config.minutes {
             None => Ok(false),
@@ -364,7 +281,7 @@ impl<T: Task> Trainer<T> {
     /// Opens what rank 0 writes.
     fn record(&self) -> Result<Record> {
         let yaml = serde_yaml::to_string(&self.experiment)?;
-        write_atomically(&self.run.join("experiment.yaml"), |file| {
+        write_atomically(&self.run.join(EXPERIMENT_FILE), |file| {
             Ok(std::io::Write::write_all(file, yaml.as_bytes())?)
         })?;
         let resumed = (self.progress.step > 0).then_some(self.progress.step);
@@ -383,17 +300,17 @@ impl<T: Task> Trainer<T> {
         if self.alone() {
             return Ok(());
         }
-        let of = |network: &TrainedNetwork| {
+        let trainable = |network: &TrainedNetwork| {
             let named = network.parameters.trainable().into_iter();
             named.map(|(name, tensor)| (format!("{}.{name}", network.name), tensor)).collect::<Vec<_>>()
         };
-        let weights: Vec<(String, Tensor)> = self.networks.iter().flat_map(of).collect();
+        let weights: Vec<(String, Tensor)> = self.networks.iter().flat_map(trainable).collect();
         self.ranks.ensure_same(&format!("step {}", self.progress.step), &weights)
     }
 
-    /// While it lives, networks run at the training's precision: what is trained, and the frozen ones that batches and
-    /// pictures come out of. What is measured for a checkpoint stays in float32 (TF32 where the training has it), since
-    /// all that is built on the run relies on it.
+    /// While this lives, networks run at the training's precision: those that are trained and the frozen ones that batches and
+    /// pictures come from. What is measured for a checkpoint stays in float32 (TF32 where the training allows it), since
+    /// everything built on the run relies on it.
     fn autocast(&self) -> Autocast {
         Autocast::bfloat16(self.device, self.config.precision == Precision::Bf16)
     }
@@ -445,14 +362,14 @@ impl<T: Task> Trainer<T> {
         }
         // what else the ranks must agree on
         let skipped = self.task.skipped_videos();
-        let told = [f64::from(u8::from(stop_is_asked())), (skipped.len() - self.skipped_here) as f64];
-        let agreed = self.ranks.sum(&told)?;
+        let own = [f64::from(u8::from(stop_is_asked())), (skipped.len() - self.reported_skipped) as f64];
+        let agreed = self.ranks.sum(&own)?;
         self.stop = agreed[0] > 0.0;
         if self.stop {
             ask_to_stop();
         }
         if agreed[1] > 0.0 {
-            self.skipped_here = skipped.len();
+            self.reported_skipped = skipped.len();
             for numbers in self.ranks.share(self.ranks.size(), |_| Ok(Tensor::from_slice(&skipped)))? {
                 self.skipped_videos.extend(Vec::<i64>::try_from(numbers)?);
             }

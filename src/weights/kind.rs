@@ -116,7 +116,7 @@ impl WeightsKind {
         if json("adapter_config.json")?.is_some() {
             return Ok(WeightsKind::Lora(Layout::Peft));
         }
-        if path.join("experiment.yaml").is_file() && path.join("checkpoints").is_dir() {
+        if path.join(crate::run_files::EXPERIMENT_FILE).is_file() && path.join("checkpoints").is_dir() {
             return Ok(WeightsKind::Video);
         }
         let has = |name: &str| ["safetensors", "bin"].iter().any(|end| path.join(format!("{name}.{end}")).is_file());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value as Json;
 use tch::{Kind, Tensor};
 
-use super::{WeightsFile, WeightsKind, pickle::Value, stable_diffusion::is_unused_of_clip};
+use super::{WeightsFile, WeightsKind, clip_names::is_unused_of_clip, pickle::Value};
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;

@@ -1,5 +1,6 @@
 //! Weights that come from elsewhere → our names.
 
+mod clip_names;
 mod file;
 mod kind;
 pub mod latte;
@@ -13,6 +14,7 @@ pub mod stable_diffusion;
 mod synthetic;
 mod torch_file;
 mod torch_legacy;
+mod torch_storage;
 
 pub use file::{WeightsFile, read_state_dict};
 pub use kind::{Layout, TensorShapes, WeightsKind, is_second};

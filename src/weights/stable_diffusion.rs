@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use tch::Tensor;
 
-use super::lvdm_checkpoint::{AVERAGED_UNET, averaged_name};
+use super::{
+    clip_names::{TEXT_ENCODER, is_unused_of_clip},
+    lvdm_checkpoint::{AVERAGED_UNET, averaged_name},
+};
 use crate::nn::Parameters;
 
 /// A network of Stable Diffusion, with what its names in diffusers depend on.
@@ -53,13 +56,9 @@ impl fmt::Display for Import {
 /// Where the networks stand in an original checkpoint, which holds all three.
 const UNET: &str = "model.diffusion_model.";
 const AUTOENCODER: &str = "first_stage_model.";
-const TEXT_ENCODER: &str = "cond_stage_model.";
 
 /// Beginnings of names that files carry besides the networks: averages and losses.
 const IGNORED_PREFIXES: [&str; 3] = ["model_ema.", "loss.", "first_stage_model.loss."];
-
-/// What CLIP has besides the text encoder's layers, wherever it stands: its half for images, and what compares the two.
-const UNUSED_OF_CLIP: [&str; 4] = ["vision_model.", "visual_projection.", "text_projection", "logit_scale"];
 
 /// Whole names of the kind: the schedule's buffers and lone numbers.
 const IGNORED: [&str; 15] = [
@@ -223,14 +222,6 @@ impl Network {
         parameters.fill(values)?;
         Ok(import)
     }
-}
-
-/// Whether a tensor is CLIP's and none of its text encoder's layers, under whatever place.
-pub fn is_unused_of_clip(name: &str) -> bool {
-    let inner = [TEXT_ENCODER, "transformer.", "text_model."]
-        .into_iter()
-        .fold(name, |name, place| name.strip_prefix(place).unwrap_or(name));
-    UNUSED_OF_CLIP.iter().any(|unused| inner.starts_with(unused))
 }
 
 /// An original checkpoint's tensors: those of the denoiser with all that belongs to no network, of the image

@@ -8,22 +8,20 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use tch::{Kind, Tensor};
+use anyhow::{Context, Result, bail, ensure};
+use tch::Tensor;
 use zip::ZipArchive;
 
 use super::{
     kind::TensorShapes,
     pickle::{self, Object, Value},
     torch_legacy::{self, Places},
+    torch_storage::{MOST_PICKLE_BYTES, storage_kind},
 };
 use crate::file_format::FileFormat;
 
 /// Largest number of elements believed of one storage: 2³³.
 const MOST_ELEMENTS: i64 = 1 << 33;
-
-/// Longest pickle that is believed: names, shapes and settings of a checkpoint are a few megabytes.
-pub(super) const MOST_PICKLE_BYTES: u64 = 1 << 28;
 
 /// Under which names trainings keep a network's weights in what they save: Lightning's, DeepSpeed's, and others'.
 const STATES: [&str; 4] = ["state_dict", "module", "model", "model_state_dict"];
@@ -286,28 +284,13 @@ impl Storages {
     }
 }
 
-/// The type of the elements of a storage, by its class.
-pub(super) fn storage_kind(value: &Value) -> Result<Kind> {
-    let Value::Global(module, name) = value else { bail!("its storage's type is {}", value.kind()) };
-    ensure!(&**module == "torch", "its storage's type is {module}.{name}");
-    Ok(match &**name {
-        "FloatStorage" => Kind::Float,
-        "DoubleStorage" => Kind::Double,
-        "HalfStorage" => Kind::Half,
-        "BFloat16Storage" => Kind::BFloat16,
-        "LongStorage" => Kind::Int64,
-        "IntStorage" => Kind::Int,
-        "ByteStorage" => Kind::Uint8,
-        "BoolStorage" => Kind::Bool,
-        other => return Err(anyhow!("a storage of type {other} is not read")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::{fs, io::Write, panic::catch_unwind, path::PathBuf};
 
     use zip::{CompressionMethod, ZipWriter, write::FileOptions};
+
+    use tch::Kind;
 
     use super::*;
 

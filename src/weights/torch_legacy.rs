@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{
     pickle::{self, Value},
-    torch_file::{MOST_PICKLE_BYTES, storage_kind},
+    torch_storage::{MOST_PICKLE_BYTES, storage_kind},
 };
 
 /// Where each storage lies in the file: its first byte and how many bytes it has.

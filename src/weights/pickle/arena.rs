@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::{Result, bail};
 
-use super::{Object, Value};
+use super::value::{Object, Value};
 
 /// Nesting deeper than Python itself writes by default.
 const MAX_DEPTH: usize = 400;

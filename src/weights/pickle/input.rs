@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 
-use super::{Value, arena::Item};
+use super::{arena::Item, value::Value};
 
 /// The bytes still to be read.
 #[derive(Default)]

@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use anyhow::{Result, anyhow, bail};
 
 use super::{
-    Value,
     arena::{Arena, Growing, Item, Node, pairs},
     input::{Escapes, Input, integer, old_string, shorten, unescape},
+    value::Value,
 };
 
 pub(super) enum Step {

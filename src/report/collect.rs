@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -10,21 +11,21 @@ use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use super::{
+    Series,
+    page::{
+        Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
+    },
+};
 use crate::{
-    commands::demo::SUMMARY_FILE,
+    atomic_file::write_atomically,
     evaluation::{
         CARD_FILE, CURVES_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, Reconstruction as ReconstructionFigures, SETS,
     },
     experiment::Mistake,
     metrics::{Distances, Figure, RealVsReal},
-    report::{
-        Series,
-        page::{
-            Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
-        },
-    },
+    run_files::{EXPERIMENT_FILE, METRICS_FILE, SUMMARY_FILE, TENSORBOARD_FOLDER},
     text_file::{read_text, trim},
-    train::logger::{METRICS_FILE, TENSORBOARD_FOLDER},
 };
 
 /// Levels below a given folder that are searched.
@@ -33,8 +34,6 @@ const LEVELS: usize = 2;
 const VIDEOS: usize = 12;
 /// Bytes of videos on a page, which all folders of videos share evenly: in writing they grow by a third.
 const VIDEO_BYTES: usize = 24_000_000;
-
-const EXPERIMENT_FILE: &str = "experiment.yaml";
 
 /// Sheets of frames that evaluations write, with what they show.
 const SHEETS: [(&str, &str); 2] = [
@@ -84,6 +83,16 @@ pub fn collect(runs: &[PathBuf]) -> Result<Page> {
         page.galleries.push(gallery(name, &files, share)?);
     }
     Ok(page)
+}
+
+/// Writes the page of what lies in `runs`, and returns its bytes.
+///
+/// # Errors
+/// Those of [`collect`]; a full disk.
+pub fn write_page(runs: &[PathBuf], out: &Path) -> Result<usize> {
+    let page = collect(runs)?.html()?;
+    write_atomically(out, |file| Ok(file.write_all(page.as_bytes())?))?;
+    Ok(page.len())
 }
 
 /// The folder and those below it, each before what it holds, by name. What holds weights and logs only is left out.

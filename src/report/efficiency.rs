@@ -1,4 +1,4 @@
-//! `lvdm report efficiency`: what diffusion runs cost, beside how good their samples are.
+//! What diffusion runs cost, beside how good their samples are.
 
 use std::{
     fs,
@@ -11,61 +11,24 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use crate::commands::{bench::title, with_commas};
+use super::{FigureTable, with_commas};
 use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
     evaluation::{Evaluation, FIGURES_FILE},
-    experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
+    experiment::{DiffusionExperiment, Generated, Precision, sampler_line},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     nn::Parameters,
-    report::FigureTable,
+    run_files::METRICS_FILE,
     text_file::read_text,
-    torch::{Autocast, DeviceName, peak_memory},
-    train::{DiffusionTask, SECONDS_PER_STEP, Task, logger::METRICS_FILE},
+    torch::{Autocast, peak_memory, processor_or_gpu},
+    train::{DiffusionTask, SECONDS_PER_STEP, Task},
 };
-
-/// Parameters, time, memory, FVD and KVD of diffusion runs, side by side
-#[derive(Debug, clap::Args)]
-pub struct Efficiency {
-    /// Run folders of `lvdm train diffusion`
-    #[arg(required = true)]
-    runs: Vec<PathBuf>,
-    /// Videos that are sampled in one pass, by the run's own sampler, to time them; 0: nothing is measured here
-    #[arg(long, default_value_t = 4)]
-    videos: u64,
-    /// One JSON object a run instead of tables
-    #[arg(long)]
-    json: bool,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceName,
-}
-
-impl Efficiency {
-    /// # Errors
-    /// [`Mistake`] for a run that is not there; a folder that is not a diffusion run.
-    pub fn run(self) -> Result<()> {
-        if let Some(run) = self.runs.iter().find(|run| !run.is_dir()) {
-            return Err(Mistake(format!("there is no run {}", run.display())).into());
-        }
-        let device = self.device.open()?;
-        let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;
-        if self.json {
-            for cost in &costs {
-                say!("{}", cost.json(device)?);
-            }
-        } else {
-            print(&costs, device);
-        }
-        Ok(())
-    }
-}
 
 /// What a run cost, and what evaluations found.
 #[derive(Debug, Serialize)]
-struct Cost {
+pub struct Cost {
     run: PathBuf,
     /// Of the denoiser, and of the autoencoder whose latents it works on.
     parameters: i64,
@@ -90,7 +53,12 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
+    /// Opens a run, reads its log and the evaluations beside it, and, unless `videos` is 0, times sampling that many videos and
+    /// measures the memory of sampling and of a training step.
+    ///
+    /// # Errors
+    /// A folder that is not a diffusion run; a log or a checkpoint that cannot be read.
+    pub fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
         let (_, found) = checkpoint::open_head(run)?;
         let (generator, experiment) = Generator::open(run, device)?;
         let network = Parameters::unfilled(Device::Cpu);
@@ -134,10 +102,13 @@ impl Cost {
         Ok(cost)
     }
 
-    /// What is stored of it, with the device and the figures.
-    fn json(&self, device: Device) -> Result<Value> {
+    /// All of it as JSON, with the device and the figures.
+    ///
+    /// # Errors
+    /// Numbers that JSON cannot hold.
+    pub fn json(&self, device: Device) -> Result<Value> {
         let mut object = serde_json::to_value(self)?;
-        object["device"] = title(device).into();
+        object["device"] = processor_or_gpu(device).into();
         let figure = |(folder, evaluation): &(PathBuf, Evaluation)| {
             json!({
                 "evaluation": folder,
@@ -152,7 +123,7 @@ impl Cost {
         Ok(object)
     }
 
-    fn line(&self) -> [String; COLUMNS.len()] {
+    fn row(&self) -> [String; COLUMNS.len()] {
         let or_not = |text: Option<String>| text.unwrap_or_else(|| "not measured".into());
         let megabytes = |bytes: Option<i64>| or_not(bytes.map(|bytes| format!("{:.0} MB", bytes as f64 / 1e6)));
         [
@@ -175,43 +146,49 @@ const COLUMNS: [&str; 9] =
 /// The set in an evaluation's figures that was sampled.
 const SAMPLES: &str = "samples";
 
-fn print(costs: &[Cost], device: Device) {
-    let lines: Vec<_> = std::iter::once(COLUMNS.map(String::from)).chain(costs.iter().map(Cost::line)).collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    for line in &lines {
-        let cells = line.iter().enumerate().map(|(column, cell)| match column {
+/// Costs in rows, under them a table of the figures, and the protocols that these were measured under.
+pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
+    let rows: Vec<_> = std::iter::once(COLUMNS.map(String::from)).chain(costs.iter().map(Cost::row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| match column {
             0 => format!("{cell:0$}", width(0)),
             _ => format!("{cell:>0$}", width(column)),
         });
-        say!("{}", cells.collect::<Vec<_>>().join("  "));
+        text += &(cells.collect::<Vec<_>>().join("  ") + "\n");
     }
-    say!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
+    let device = processor_or_gpu(device);
+    text += &format!("s a step: the run's own log; s a video and memory: here, on {device}\n");
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
-        say!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
+        text += &format!("{} was timed with {}\n", cost.run.display(), sampler_line(&cost.sampler));
     }
-    say!();
-    let mut table = FigureTable::new();
+    text.push('\n');
+    let mut figures = FigureTable::new();
     let mut protocols: Vec<String> = Vec::new();
     for cost in costs {
         for (folder, evaluation) in &cost.evaluations {
             if let Some(figure) = evaluation.figures.get(SAMPLES) {
                 let (folder, sampled) = (folder.display().to_string(), &evaluation.generated_text);
-                table.row(&folder, figure, &evaluation.protocol, sampled);
+                figures.row(&folder, figure, &evaluation.protocol, sampled);
                 let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
-                protocols.push(format!("protocol {protocol_hash}: {protocol_text}"));
+                protocols.push(format!("protocol {protocol_hash}: {protocol_text}\n"));
             }
         }
     }
     if !protocols.is_empty() {
-        crate::commands::say::text(&table);
+        text += &figures.to_string();
     }
     protocols.sort();
     protocols.dedup();
-    protocols.iter().for_each(|line| say!("{line}"));
+    text.extend(protocols);
     for cost in costs.iter().filter(|cost| cost.evaluations.is_empty()) {
         let run = cost.run.display();
-        say!("{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)");
+        text += &format!(
+            "{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)\n"
+        );
     }
+    text
 }
 
 /// The median over the lines of a run's log.

@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use tch::{Cuda, Device};
 
-use super::BenchExperiment;
+use super::settings::BenchExperiment;
 use crate::{
     experiment::Precision,
     torch::{Autocast, peak_memory},
@@ -81,8 +81,10 @@ impl Clock {
     }
 }
 
-/// Where the lines go.
-pub(super) struct Report {
+/// A line for each thing that was timed.
+pub(super) struct BenchTable<'a> {
+    /// Takes each line as soon as it is known.
+    pub(super) say: &'a dyn Fn(String),
     pub(super) json: bool,
     pub(super) device: Device,
     pub(super) precision: Precision,
@@ -90,25 +92,19 @@ pub(super) struct Report {
     pub(super) title: String,
 }
 
-impl Report {
+impl BenchTable<'_> {
     pub(super) fn head(&self, experiment: &BenchExperiment) {
         if self.json {
-            say!("{}", json!({"name": "experiment", "experiment": experiment}));
+            (self.say)(json!({"name": "experiment", "experiment": experiment}).to_string());
             return;
         }
         let precision = if self.precision == Precision::Bf16 { "bf16" } else { "f32" };
         let precision = format!("{precision}{}", if self.tf32 { ", float32 as TF32" } else { "" });
-        say!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version());
-        say!(
+        (self.say)(format!("{}, LibTorch {}, {precision}", self.title, crate::torch::libtorch_version()));
+        (self.say)(format!(
             "{:30} {:>10} {:>10} {:>10} {:>10} {:>6} {:>9}  ",
-            "name",
-            "median s",
-            "least s",
-            "GFLOP",
-            "GFLOP/s",
-            "peak",
-            "memory"
-        );
+            "name", "median s", "least s", "GFLOP", "GFLOP/s", "peak", "memory"
+        ));
     }
 
     /// One line; `more` are further values of the JSON, whose numbers also end the table's line.
@@ -129,14 +125,14 @@ impl Report {
             if let (Some(object), Some(more)) = (object.as_object_mut(), more.as_object()) {
                 object.extend(more.clone());
             }
-            say!("{object}");
+            (self.say)(object.to_string());
             return;
         }
         let number = |value: Option<f64>, digits: usize| value.map_or("-".into(), |v| format!("{v:.digits$}"));
         let more = more.as_object().cloned().unwrap_or_default();
         let more: Vec<String> =
             more.iter().map(|(key, value)| format!("{key} {}", value.to_string().trim_matches('"'))).collect();
-        say!(
+        (self.say)(format!(
             "{name:30} {:>10.4} {:>10.4} {:>10} {:>10} {:>6} {:>6} MB  {}",
             timing.median,
             timing.least,
@@ -145,7 +141,7 @@ impl Report {
             number(share.map(|s| s * 100.0), 1),
             timing.peak_memory / 1_000_000,
             more.join(", ")
-        );
+        ));
     }
 
     pub(super) fn left_out(&self, name: &str, error: &anyhow::Error) {

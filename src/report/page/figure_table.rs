@@ -1,0 +1,121 @@
+//! The table of figures of one protocol.
+
+use std::collections::BTreeSet;
+
+use maud::{Markup, html};
+
+use super::model::Evaluation;
+use crate::{
+    metrics::{Distances, Estimate, Extrapolation, Figure, Metric},
+    report::number::fixed,
+};
+
+/// One protocol's figures, evaluation by evaluation.
+pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
+    let several = evaluations.len() > 1;
+    let figures = || evaluations.iter().flat_map(|evaluation| &evaluation.figures).map(|(_, _, figure)| figure);
+    let with_runs = figures().any(|figure| figure.runs.len() > 1);
+    let metrics: BTreeSet<Metric> = figures().flat_map(|figure| figure.estimates.keys().copied()).collect();
+    let extrapolations = |metric: Metric| {
+        figures().filter_map(move |figure| Some((figure, figure.estimates.get(&metric)?.extrapolation.as_ref()?)))
+    };
+    let extrapolated_ones: Vec<Metric> =
+        metrics.iter().copied().filter(|metric| extrapolations(*metric).next().is_some()).collect();
+    // the metrics of which some set has too few clips, and how many there should be
+    let few = extrapolated_ones.iter().filter_map(|metric| {
+        let short = extrapolations(*metric).filter(|(figure, extrapolation)| !figure.reaches(extrapolation));
+        short.map(|(_, extrapolation)| extrapolation.least_clips).max()
+    });
+    let few: BTreeSet<i64> = few.collect();
+    html! {
+        div.wide { table {
+            thead { tr {
+                @if several { th { "evaluation" } }
+                th { "set" } @for metric in &metrics { th.n { (metric.title()) } }
+                @if with_runs { th { "each run" } }
+                @for metric in &extrapolated_ones { th.n { (metric.title()) ", extrapolated" } }
+                th.n { "clips" }
+                th { "what the set is" }
+            } }
+            tbody {
+                @for evaluation in &evaluations {
+                    @for (set, meaning, figure) in &evaluation.figures {
+                        tr {
+                            @if several { td { (evaluation.name) } }
+                            th { (set) }
+                            @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                            @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
+                            @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
+                            td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                            td.long { (meaning) @if set == "samples" && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
+                        }
+                    }
+                }
+            }
+        } }
+        ul.note {
+            @if figures().any(|figure| figure.estimates.values().any(|estimate| estimate.interval.is_some())) { li { "[…]: 95 % intervals by the jackknife" @if with_runs { ", about the mean of all runs" } "." } }
+            @else { li { "The file has no intervals." } }
+            @if with_runs { li { "± is the standard deviation over runs; each run is " (metrics.iter().map(|metric| metric.title()).collect::<Vec<_>>().join(" / ")) "." } }
+            li {
+                "Extrapolated: to infinitely many clips" @if with_runs { ", the mean of all runs" } "."
+                @for clips in &few { " Of fewer than " (clips) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
+            }
+            li { "Clips: of the real / of the generated side." }
+            @for evaluation in &evaluations {
+                li {
+                    (evaluation.name) ", on " (evaluation.device)
+                    @if let Some(floor) = &evaluation.floor { "; " (floor.line()) }
+                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of " (evaluation.psnr_of.as_deref().unwrap_or("real clips")) ": " (format!("{psnr:.2}")) " dB PSNR" }
+                    "."
+                }
+            }
+        }
+    }
+}
+
+/// A metric at infinitely many clips, as far as the clips tell it.
+fn extrapolated(figure: &Figure, metric: Metric) -> String {
+    let extrapolation = figure.estimates.get(&metric).and_then(|estimate| estimate.extrapolation);
+    let Some(extrapolation @ Extrapolation { value, .. }) = extrapolation else { return String::new() };
+    match (figure.reaches(&extrapolation), fixed(value, metric.digits())) {
+        (true, text) => text,
+        (false, text) if value > 0.0 => format!("at most {text}"),
+        (false, _) => "–".into(),
+    }
+}
+
+/// One run: `119.96 / −1.750`.
+fn each_metric(run: &Distances) -> String {
+    run.iter().map(|(metric, value)| fixed(value, metric.digits())).collect::<Vec<_>>().join(" / ")
+}
+
+/// `678.62 ± 3.00` with the interval under it.
+fn value(figure: &Figure, metric: Metric) -> Markup {
+    let Some(Estimate { value, std, interval, .. }) = figure.estimates.get(&metric) else { return html! {} };
+    let digits = metric.digits();
+    html! {
+        (fixed(*value, digits))
+        @if let Some(std) = std { " ± " (fixed(*std, digits)) }
+        @if let Some([low, high]) = interval { br; small { "[" (fixed(*low, digits)) ", " (fixed(*high, digits)) "]" } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
+        let extrapolation = Some(Extrapolation { value: fvd - 300.0, least_clips: 400 });
+        let fvd = Estimate { value: fvd, extrapolation, ..Estimate::default() };
+        let kvd = Estimate { value: -0.5, ..Estimate::default() };
+        Figure { estimates: [(Metric::FVD, fvd), (Metric::KVD, kvd)].into(), runs: Vec::new(), clips }
+    }
+
+    #[test]
+    fn an_extrapolation_claims_no_more_than_the_clips_tell() {
+        let told = |fvd, clips| extrapolated(&figure_of(fvd, [clips, clips]), Metric::FVD);
+        assert_eq!([told(350.0, 400), told(290.0, 400)], ["50.00", "−10.00"]);
+        assert_eq!([told(350.0, 96), told(290.0, 96)], ["at most 50.00", "–"]);
+    }
+}

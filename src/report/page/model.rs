@@ -1,0 +1,146 @@
+//! What a page shows, as it was read from the folders of runs.
+
+use std::collections::BTreeMap;
+
+use serde_yaml::Value;
+
+use crate::{
+    metrics::{Distances, Figure, RealVsReal},
+    report::Series,
+};
+
+/// What a page shows. A part that is empty has no section.
+#[derive(Default)]
+pub struct Page {
+    /// Where it was found.
+    pub title: String,
+    /// Training runs.
+    pub trainings: Vec<Training>,
+    /// One a protocol and set of samples.
+    pub evaluations: Vec<Evaluation>,
+    /// Of autoencoders.
+    pub reconstructions: Vec<Reconstruction>,
+    /// Curves along long videos.
+    pub long: Vec<LongEvaluation>,
+    /// Folders of videos.
+    pub galleries: Vec<Gallery>,
+    /// Pictures of several frames.
+    pub sheets: Vec<Sheet>,
+    /// Of a whole job: its name, and the seconds of each stage.
+    pub stages: Vec<(String, BTreeMap<String, f64>)>,
+}
+
+/// A training run.
+pub struct Training {
+    /// The run's folder, below the title.
+    pub name: String,
+    /// The text of `experiment.yaml` and what it says.
+    pub experiment: Option<(String, Value)>,
+    /// A series a metric, in the order of the log: steps and what was logged at them, NaN where it was not finite.
+    pub metrics: Vec<Series>,
+}
+
+/// What was measured under one protocol.
+pub struct Evaluation {
+    /// The evaluation's folder, below the title.
+    pub name: String,
+    /// What the figures depend on.
+    pub protocol: ProtocolText,
+    /// The sets with what they are, in the order of the table.
+    pub figures: Vec<(String, String, Figure)>,
+    /// What was sampled and how.
+    pub generated: String,
+    /// What two sets of real clips are apart.
+    pub floor: Option<RealVsReal>,
+    /// Of reconstructed real clips.
+    pub psnr_db: Option<f64>,
+    /// Which clips were reconstructed; none in files of early versions.
+    pub psnr_of: Option<String>,
+    /// Where it was measured.
+    pub device: String,
+    /// Protocols that it could not be measured under, and why.
+    pub not_measured: BTreeMap<String, String>,
+}
+
+/// A protocol as a file of figures has it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ProtocolText {
+    /// What people call it.
+    pub name: String,
+    /// Equal protocols have equal hashes.
+    pub hash: String,
+    /// One line; none of long evaluations.
+    pub text: Option<String>,
+    /// All of it, as JSON.
+    pub whole: String,
+}
+
+/// What `lvdm evaluate reconstruction` found.
+pub struct Reconstruction {
+    /// The folder, below the title.
+    pub name: String,
+    /// Name, mean, standard deviation over clips, what it means.
+    pub measures: Vec<(&'static str, f64, f64, &'static str)>,
+    /// What they depend on.
+    pub text: String,
+}
+
+/// Windows along long videos.
+pub struct LongEvaluation {
+    /// The evaluation's folder, below the title.
+    pub name: String,
+    /// What the figures depend on.
+    pub protocol: ProtocolText,
+    /// One a method.
+    pub curves: Vec<LongCurve>,
+    /// What two sets of real clips are apart.
+    pub floor: Option<Distances>,
+    /// Where it was measured.
+    pub device: String,
+}
+
+/// One method's windows.
+pub struct LongCurve {
+    /// Of the method.
+    pub name: String,
+    /// The first frame of each window.
+    pub windows: Vec<(i64, Distances)>,
+    /// Mean absolute difference of neighbouring frames, in grey levels.
+    pub motion: Option<f64>,
+    /// The same where decoded chunks meet, over its median elsewhere.
+    pub seam: Option<f64>,
+    /// All that the videos depend on, as JSON.
+    pub settings: String,
+}
+
+/// Videos of a folder.
+pub struct Gallery {
+    /// The folder, below the title.
+    pub name: String,
+    /// Those that are shown.
+    pub videos: Vec<Video>,
+    /// How many the folder has, and why not all are shown.
+    pub count: usize,
+    /// Why not all are.
+    pub cut: Option<String>,
+}
+
+/// A video with its bytes.
+pub struct Video {
+    /// Of the file.
+    pub name: String,
+    /// What it was asked for with.
+    pub prompt: Option<String>,
+    /// mp4, or an animated GIF where a binary could not write mp4.
+    pub bytes: Vec<u8>,
+}
+
+/// A sheet of frames.
+pub struct Sheet {
+    /// Of the file.
+    pub title: String,
+    /// What is to be seen.
+    pub caption: &'static str,
+    /// PNG.
+    pub bytes: Vec<u8>,
+}

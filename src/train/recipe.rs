@@ -1,0 +1,87 @@
+//! A whole training, from an experiment to a run: what it goes on from, what it needs beside its data, and the loop.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tch::Device;
+
+use super::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point, with_classes};
+use crate::{
+    checkpoint::{Progress, RunLock},
+    distributed::Ranks,
+    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig},
+    generate::{
+        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
+        warn_of_another_autoencoder,
+    },
+    torch::{allow_tf32, be_deterministic},
+};
+
+/// How exactly, and how repeatably, this process computes from here on.
+fn compute_as(trainer: &TrainerConfig) {
+    if trainer.deterministic {
+        be_deterministic();
+    }
+    allow_tf32(trainer.tf32);
+}
+
+/// Trains an autoencoder into the folder `run`, or goes on with the training that is there. With `change_settings` it may go
+/// on with settings other than those it was begun with.
+///
+/// # Errors
+/// Data or weights that are not there, a run of another architecture or one that another process trains, a full disk.
+pub fn train_autoencoder(
+    experiment: &AutoencoderExperiment,
+    run: &Path,
+    change_settings: bool,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<Progress> {
+    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
+    compute_as(&experiment.trainer);
+    let resume = resume_point(run, "autoencoder", ranks)?;
+    let position = resume.as_ref().map_or(0, |found| found.progress.position);
+    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
+    let task = AutoencoderTask::new(experiment, device, position, ranks)?;
+    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
+    trainer.over(ranks)?.train()
+}
+
+/// Trains a denoiser, or goes on with it. A new run first gets a copy of the autoencoder and of the text encoder that it works
+/// with.
+///
+/// # Errors
+/// As [`train_autoencoder`].
+pub fn train_diffusion(
+    experiment: &DiffusionExperiment,
+    run: &Path,
+    change_settings: bool,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<Progress> {
+    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
+    compute_as(&experiment.trainer);
+    let experiment = &with_classes(experiment)?;
+    let resume = resume_point(run, "diffusion", ranks)?;
+    let position = resume.as_ref().map_or(0, |found| found.progress.position);
+    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
+    let text_file = run.join(TEXT_ENCODER_FILE);
+    ranks.on_first(|| {
+        match &experiment.autoencoder {
+            DiffusionSpace::Latents(autoencoder) if run.join(AUTOENCODER_FILE).exists() => {
+                warn_of_another_autoencoder(autoencoder, run);
+            }
+            DiffusionSpace::Latents(autoencoder) => carry_autoencoder(autoencoder, run)?,
+            DiffusionSpace::Pixels => {}
+        }
+        match &experiment.text {
+            Some(text) if !text_file.exists() => carry_text_encoder(&text.encoder, run),
+            _ => Ok(()),
+        }
+    })?;
+    let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
+    let space = space_of(experiment, run, device)?;
+    let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
+    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
+    trainer.over(ranks)?.train()
+}

@@ -1,0 +1,91 @@
+//! What the training loop asks of what it trains.
+
+use anyhow::Result;
+use tch::Tensor;
+
+use crate::nn::Parameters;
+
+/// What a step is made of.
+pub struct Batch {
+    /// `[B, …]`; what it holds is the task's.
+    pub data: Tensor,
+    /// Encoded texts `[B, S, width]`, for a network that is given any.
+    pub text: Option<Tensor>,
+    /// `[B]` int64: each sample's class, for a network that is given labels; the number of classes means none.
+    pub labels: Option<Tensor>,
+    /// The number of each sample, counted over the whole training.
+    pub samples: Vec<u64>,
+    /// The sample after the last one.
+    pub position: u64,
+}
+
+/// Something to look at.
+pub struct Picture {
+    /// For messages.
+    pub name: &'static str,
+    /// u8 `[N, 3, F, H, W]`
+    pub clips: Tensor,
+}
+
+/// A network that is updated on its own.
+pub struct TrainedNetwork {
+    /// Prefix of its tensors in a checkpoint; the first network's is `model`.
+    pub name: &'static str,
+    /// What the norm of its gradient is called in the log.
+    pub gradient_norm: &'static str,
+    /// What this network trains.
+    pub parameters: Parameters,
+}
+
+/// Terms of a loss by name: scalars on the network's device, out of the graph. The first is the loss.
+pub type Terms = Vec<(&'static str, Tensor)>;
+
+/// What differs between training an autoencoder and a denoiser.
+pub trait Task {
+    /// Name in checkpoints and errors.
+    fn name(&self) -> &'static str;
+
+    /// The networks, in the order in which a step updates them. The first one is averaged.
+    fn networks(&self) -> Vec<TrainedNetwork>;
+
+    /// The next samples.
+    ///
+    /// # Errors
+    /// Where the data cannot be read.
+    fn next_batch(&mut self) -> Result<Batch>;
+
+    /// Accumulates `scale` times the gradient of a network's loss, and says its terms, without waiting for the device.
+    ///
+    /// # Errors
+    /// Where the batch does not fit the network.
+    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
+
+    /// Whether a network's gradients are anything but zero at this step: only then are they reduced over ranks.
+    fn takes_part(&self, _network: usize, _step: i64) -> bool {
+        true
+    }
+
+    /// What to show at this step, with the averaged weights in place.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    fn pictures(&mut self) -> Result<Vec<Picture>>;
+
+    /// How many videos the data set lists that have no file, or no caption where it gives captions: the same on all ranks.
+    fn missing_videos(&self) -> usize {
+        0
+    }
+
+    /// The videos that this rank could not use so far, by their numbers in the data set.
+    fn skipped_videos(&self) -> Vec<i64> {
+        Vec::new()
+    }
+
+    /// Measured values that belong to the network: stored in every checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::gradients`].
+    fn measure(&mut self) -> Result<Vec<(String, Tensor)>> {
+        Ok(Vec::new())
+    }
+}
