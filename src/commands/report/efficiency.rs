@@ -16,7 +16,7 @@ use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
-    experiment::{DiffusionExperiment, Generated, Mistake, Precision, sampler_line},
+    experiment::{DiffusionExperiment, Generated, Mistake, Precision},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     nn::Parameters,
     report::FigureTable,
@@ -186,7 +186,7 @@ fn print(costs: &[Cost], device: Device) {
     }
     say!("s a step: the run's own log; s a video and memory: here, on {}", title(device));
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
-        say!("{} was timed with {}", cost.run.display(), sampler_line(&cost.sampler));
+        say!("{} was timed with {}", cost.run.display(), cost.sampler.describe());
     }
     say!();
     let mut table = FigureTable::new();

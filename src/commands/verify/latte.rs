@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Outputs, case::Case, gradient_norm};
 use crate::{
     diffusion::{
         GivenLabels, GivenToClips, HybridLoss, NoiseSchedule, Predict, RespacedDdim, RespacedDdpm, Sampler,
-        ScheduleConfig, ScheduleKind, conditioned, sample,
+        ScheduleConfig, ScheduleKind, Times, conditioned, sample,
     },
     networks::{Inputs, LatteConfig, Network, NetworkSettings, Ports},
     nn::Parameters,
@@ -124,6 +124,7 @@ impl ReleasedSchedule {
             steps: self.timesteps,
             beta_start: self.linear_start,
             beta_end: self.linear_end,
+            zero_terminal_snr: false,
         })
     }
 }
@@ -143,9 +144,11 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     let given = Inputs { label: case.optional("y"), ..Inputs::default() };
     let _autocast = Autocast::bfloat16(case.device(), case.half);
-    let z_t = schedule.add_noise(&z_0, &t, &noise);
+    let each: Vec<f64> = t.to_kind(Kind::Double).to_device(Device::Cpu).try_into()?;
+    let times = Times::of_clips(&schedule, &each, case.device());
+    let z_t = times.add_noise(&z_0, &noise);
     let output = latte.forward(&z_t, &t, &given);
-    let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &t, &noise);
+    let loss = HybridLoss::new(&times, &output, &z_0, &z_t, &noise);
     backward(&loss.mean());
     Ok(vec![
         ("loss", loss.mean()),
@@ -176,7 +179,7 @@ pub fn sampling(case: &Case) -> Result<Outputs> {
         "ddim" => Box::new(RespacedDdim { steps: config.steps, eta: config.eta }),
         other => bail!("unknown sampler `{other}`"),
     };
-    let mut times: Vec<i64> = sampler.start(&schedule)?.timesteps().to_vec();
+    let mut times: Vec<f64> = sampler.start(&schedule)?.times().to_vec();
     times.reverse();
     let (start, noise) = (case.input("x_T")?, case.input("noise")?);
     let labels = case.optional("y").map(|labels| GivenLabels { labels, guidance: config.guidance });
