@@ -6,7 +6,7 @@ use common::{moving_clips, noise, relative_error};
 use lvdm::{
     autoencoder_loss::DiscriminatorConfig,
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
-    codecs::{AutoencoderConfig, Posterior, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecSettings, Encoded, Posterior, VideoAutoencoder},
     data::normalise,
     extractors::Lpips,
     nn::{Padding, Parameters},
@@ -134,7 +134,9 @@ impl Bench {
 
     fn terms(&mut self, step: i64, posterior: &Posterior) -> lvdm::autoencoder_loss::GeneratorTerms<f64> {
         self.kernel.zero_grad();
-        self.loss.generator_backward(&self.x, &self.reconstruction(), posterior, &self.kernel, step, 1.0).read()
+        let [mean, logvar] = [&posterior.mean, &posterior.logvar].map(Tensor::shallow_clone);
+        let encoded = Encoded::Gaussian(Posterior { mean, logvar });
+        self.loss.generator_backward(&self.x, &self.reconstruction(), &encoded, &self.kernel, step, 1.0).read()
     }
 }
 

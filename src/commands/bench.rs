@@ -13,7 +13,7 @@ use self::timing::{Clock, Report};
 use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    codecs::{AutoencoderConfig, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecSettings, VideoAutoencoder},
     data::{DataConfig, DatasetConfig, DemoConfig, Folder, Loader, decode_workers, demo, to_u8},
     diffusion::{NetworkDenoiser, NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, sample},
     experiment::{Experiment, Precision, parse},
