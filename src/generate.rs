@@ -16,11 +16,11 @@ use crate::{
     codecs::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig},
     data::to_u8,
     diffusion::{
-        FrameConditioning, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict, Sampler,
-        SamplerConfig, conditioned, sample,
+        FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
+        Sampler, SamplerConfig, conditioned, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, DiffusionSpace, Numerics, Trained, TrainerConfig},
+    experiment::{DiffusionExperiment, DiffusionSpace, LabelConditioning, Numerics, Trained, TrainerConfig},
     networks::{Network, Ports},
     nn::{Adapter, Parameters},
     random::{Purpose, normal, normal_batch},
@@ -48,6 +48,9 @@ pub struct Generator {
     pub text: Option<TextEncoder>,
     /// What the latents' frames, height and width must be multiples of.
     multiple_of: [i64; 3],
+    /// Of a network that is given class labels.
+    pub labels: Option<LabelConditioning>,
+    takes_other_clips: bool,
     predict: Predict,
     /// Of the training, at which the weights were stored; 0 in a training.
     pub step: i64,
@@ -73,6 +76,17 @@ pub struct Given<'a> {
     pub frames: Option<FramesOfClip<'a>>,
     /// To a network with a text encoder; without a text it sees the empty prompt.
     pub text: Option<TextPrompts<'a>>,
+    /// To a network with classes; without them it is told of none.
+    pub classes: Option<Classes<'a>>,
+}
+
+/// Of which class clips are to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Classes<'a> {
+    /// The class's number, one a clip.
+    pub numbers: &'a [i64],
+    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance.
+    pub guidance: f64,
 }
 
 /// Frames that clips are made to fit.
@@ -130,6 +144,8 @@ impl Generator {
             conditioning: experiment.conditioning.clone(),
             text,
             multiple_of: experiment.network.multiple_of(),
+            labels: experiment.labels.clone(),
+            takes_other_clips: experiment.network.takes_other_clips(),
             predict: experiment.objective.predict,
             step: 0,
             numerics: Numerics::default(),
@@ -192,6 +208,12 @@ impl Generator {
             let factor = pixels / side * multiple;
             ensure!(side % multiple == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
         }
+        ensure!(
+            self.takes_other_clips || self.latent == [c, seen, h, w],
+            "a clip of {frames} frames of {width}x{height}: this network makes clips of the length and size of its training \
+             alone, {:?} (3, F, H, W)",
+            self.clip_size()
+        );
         ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
         self.latent = [c, seen, h, w];
         Ok(())
@@ -241,7 +263,8 @@ impl Generator {
             let FramesOfClip { indices, frames, guidance } = *given;
             GivenLatents { indices, frames, noise, guidance }
         });
-        let to_clips = GivenToClips { frames: frames_given, texts, labels: None };
+        let labels = self.labels(given.classes.as_ref(), clips.len())?;
+        let to_clips = GivenToClips { frames: frames_given, texts, labels };
         self.check_sampler(&*sampler)?;
         let denoiser = conditioned(&*self.network, &*self.path, self.predict, &start, to_clips)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
@@ -263,6 +286,24 @@ impl Generator {
     /// precision, and graphs.
     pub fn keep_prepared(&self) -> Option<FixedWeights> {
         self.space.device().is_cuda().then(FixedWeights::new)
+    }
+
+    /// Classes for samples of which none is told, each as often as the others: sample i is of class i mod classes. With the
+    /// weight of guidance that the run says; none for a network without classes.
+    pub fn balanced_classes(&self, samples: &[u64]) -> Option<(Vec<i64>, f64)> {
+        let (labels, classes) = (self.labels.as_ref()?, self.network.ports().classes?);
+        Some((samples.iter().map(|sample| (sample % classes as u64) as i64).collect(), labels.guidance))
+    }
+
+    /// The labels of so many clips, where classes are told.
+    fn labels(&self, told: Option<&Classes>, clips: usize) -> Result<Option<GivenLabels>> {
+        let Some(Classes { numbers, guidance }) = told else { return Ok(None) };
+        ensure!(numbers.len() == clips, "{} classes for {clips} clips", numbers.len());
+        let known = self.network.ports().classes.context("this network knows no classes: it cannot be given one")?;
+        let foreign = numbers.iter().find(|number| !(0..known).contains(*number));
+        ensure!(foreign.is_none(), "class {}: this network knows 0 to {}", foreign.copied().unwrap_or(-1), known - 1);
+        let labels = upload(&Tensor::from_slice(numbers), self.space.device());
+        Ok(Some(GivenLabels { labels, guidance: (*guidance != 1.0).then_some(*guidance) }))
     }
 
     /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
@@ -336,9 +377,11 @@ pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> [i64; 4] {
 pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
     let conditioning = experiment.conditioning.as_ref();
     Ports {
+        outputs: latent[0] * if experiment.objective.learns_variance() { 2 } else { 1 },
         mask: conditioning.is_some(),
         levels: conditioning.and_then(FrameConditioning::levels),
         text: experiment.network.text_width(),
+        classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),
         ..Ports::of(latent)
     }
 }

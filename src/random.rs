@@ -43,6 +43,8 @@ pub enum Purpose {
     Evaluation = 15,
     /// Whether a training sample goes without its caption.
     Caption = 16,
+    /// Whether a training sample goes without its class label.
+    Label = 17,
 }
 
 /// The generator for one (seed, purpose, sample, step): the four words are ChaCha8's key.

@@ -2,29 +2,40 @@
 
 mod common;
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use lvdm::{
-    data::{Listing, Source, VideoDataset, VideoEntry},
+    data::{ClipSpec, Fit, Listing, VideoDataset, VideoEntry, VideoFile},
     diffusion::{
         Ddim, Denoiser, NoisePath, NoiseSchedule, Objective, Predict, Prediction, Sampler, SamplerRun, ScheduleConfig,
         Times, UniPc, sample,
     },
 };
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// The videos that a text file names, one a line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Listed {
+    /// The text file.
     file: PathBuf,
 }
 
 impl VideoDataset for Listed {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, _: &ClipSpec) -> Result<Listing> {
         let text = fs::read_to_string(&self.file).with_context(|| format!("no list {}", self.file.display()))?;
-        let entry = |line: &str| VideoEntry { name: line.into(), source: Source::File(line.into()), caption: None };
+        let entry = |line: &str| VideoEntry::new(line, VideoFile::new(line));
         Ok(text.lines().map(entry).collect::<Vec<_>>().into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.file
     }
 }
 
@@ -120,9 +131,10 @@ fn every_example_stands_here() {
 fn the_data_set_lists_its_videos() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("list.txt");
-    assert!(Listed { file: file.clone() }.videos().unwrap_err().to_string().contains("list.txt"));
+    let clip = ClipSpec { frames: 16, frame_stride: 1, resolution: 64, fit: Fit::default() };
+    assert!(Listed { file: file.clone() }.videos(&clip).unwrap_err().to_string().contains("list.txt"));
     fs::write(&file, "a.mp4\nb/c.avi\n").unwrap();
-    let videos = Listed { file }.videos().unwrap().videos;
+    let videos = Listed { file }.videos(&clip).unwrap().videos;
     assert_eq!(videos.iter().map(|video| video.name.as_str()).collect::<Vec<_>>(), ["a.mp4", "b/c.avi"]);
 }
 
@@ -131,7 +143,7 @@ struct Knowing(Tensor);
 
 impl Denoiser for Knowing {
     fn predict(&self, z_t: &Tensor, _t: f64) -> Prediction {
-        Prediction { z_t: z_t.shallow_clone(), z_0: self.0.shallow_clone(), noise: z_t.zeros_like() }
+        Prediction { z_t: z_t.shallow_clone(), z_0: self.0.shallow_clone(), noise: z_t.zeros_like(), variance: None }
     }
 }
 

@@ -146,7 +146,7 @@ impl Task for Toy {
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 0 })
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 0 })
     }
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {

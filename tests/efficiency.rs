@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use common::{run_in, succeed_in, write_packed};
 use lvdm::{
-    data::{VideoDataset, numpy::Numpy},
+    data::{ClipSpec, Fit, Numpy, VideoDataset},
     safetensors::read_safetensors,
 };
 use serde_json::Value;
@@ -62,7 +62,8 @@ fn latents_and_pixels_side_by_side() {
     assert!(clips("one.safetensors").equal(&clips("three.safetensors")));
     // the same for other projects
     succeed_in(at, &["sample", "runs/pixels", "--videos", "3", "--steps", "2", "--out", "three.npz"]);
-    let videos = Numpy { file: at.join("three.npz") }.videos().unwrap().videos;
+    let clip = ClipSpec { frames: 16, frame_stride: 1, resolution: 16, fit: Fit::default() };
+    let videos = Numpy { file: at.join("three.npz") }.videos(&clip).unwrap().videos;
     assert_eq!(videos.len(), 3);
     for (i, video) in videos.iter().enumerate() {
         let frames = video.source.open().unwrap().read(0, 16, 1).unwrap();

@@ -25,7 +25,10 @@ use common::{
 };
 use lvdm::{
     checkpoint::{Checkpoint, Progress},
-    data::{DataConfig, DatasetConfig, PackedFile, Source, frame_folder, index, pictures, write_video},
+    data::{
+        Captioned, DataConfig, DatasetConfig, Numpy, Packed, PackedFile, VideoFile, VideoSource, Webvid, frame_folder,
+        index, pictures, write_video,
+    },
     exchange::{StableDiffusionTold, import_stable_diffusion},
     experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
     random::{Purpose, stream},
@@ -314,7 +317,7 @@ fn write_damaged(whole: &Path, folder: &Path, number: u64) -> (Kind, PathBuf) {
 
 // ---- reading -----------------------------------------------------------------------------------------------------------
 
-fn read_video(source: &Source) -> Result<()> {
+fn read_video(source: &dyn VideoSource) -> Result<()> {
     let mut open = source.open()?;
     let frames = open.frames();
     open.read(0, frames.clamp(1, 4), 1)?;
@@ -325,7 +328,7 @@ fn read_video(source: &Source) -> Result<()> {
 fn read_dataset(dataset: DatasetConfig) -> Result<()> {
     let config = DataConfig { dataset, frames: 4, frame_stride: 1, resolution: 16, flip: false, workers: 1 };
     for video in config.videos()?.videos.iter().take(2) {
-        read_video(&video.source)?;
+        read_video(&*video.source)?;
     }
     Ok(())
 }
@@ -340,11 +343,11 @@ fn read_experiment<T: Experiment>(path: &Path) -> Result<()> {
 /// Reads a file with what belongs to it in the folder of whole ones.
 fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
     match kind {
-        Kind::Mp4 | Kind::Gif => read_video(&Source::File(path.into())),
+        Kind::Mp4 | Kind::Gif => read_video(&VideoFile::new(path)),
         Kind::Png => frame_folder::read_picture(path).map(drop),
-        Kind::Table => read_dataset(DatasetConfig::Webvid { table: path.into(), root: whole.into() }),
+        Kind::Table => read_dataset(DatasetConfig::Webvid(Webvid { table: path.into(), root: whole.into() })),
         Kind::Index => index::read_index(path).map(drop),
-        Kind::Npy | Kind::Npz => read_dataset(DatasetConfig::Numpy { file: path.into() }),
+        Kind::Npy | Kind::Npz => read_dataset(DatasetConfig::Numpy(Numpy { file: path.into() })),
         Kind::Checkpoint => {
             read_safetensors(path)?;
             Checkpoint::read(path).map(drop)
@@ -352,7 +355,7 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
         Kind::Foreign => read_state_dict(path).map(drop),
         Kind::Packed => {
             PackedFile::open(path)?;
-            read_dataset(DatasetConfig::Packed { file: path.into() })
+            read_dataset(DatasetConfig::Packed(Packed { file: path.into() }))
         }
         Kind::Torch | Kind::Pickle => read_state_dict(path).map(drop),
         Kind::Arrays => read_arrays(&fs::read(path)?).map(drop),
@@ -362,7 +365,7 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
             _ => read_experiment::<EvaluationExperiment>(path),
         },
         Kind::Tokenizer => Tokenizer::new(&TokenizerFiles::read(path.parent().unwrap())?).map(drop),
-        Kind::Caption => read_dataset(DatasetConfig::Captioned { root: path.parent().unwrap().into() }),
+        Kind::Caption => read_dataset(DatasetConfig::Captioned(Captioned { root: path.parent().unwrap().into() })),
         Kind::Lora => Lora::sort(read_state_dict(path)?, &Value::Null).map(drop),
         Kind::Pipeline => {
             let sd = path.ancestors().find(|folder| folder.ends_with("sd")).unwrap();

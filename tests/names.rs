@@ -11,7 +11,7 @@ use common::source;
 use lvdm::{
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
     codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
-    networks::{Ports, UNet3d, UNetConfig},
+    networks::{Latte, LatteConfig, Ports, UNet3d, UNetConfig},
     nn::Parameters,
 };
 use serde::Deserialize;
@@ -104,6 +104,20 @@ fn text_unet() {
     let parameters = unet(&UNetConfig::stable_diffusion(), 4, 16, None);
     agree("unet_text", &parameters);
     assert_eq!(parameters.count(), 958_924_964);
+}
+
+/// Latte-XL/2 on 16 frames of 256×256: 673,681,568 parameters, and with the classes of UCF-101 673,799,072.
+#[test]
+fn latte() {
+    for (file, classes, count) in
+        [("latte_xl2_unconditional", None, 673_681_568), ("latte_xl2_class", Some(101), 673_799_072)]
+    {
+        let parameters = Parameters::unfilled(tch::Device::Cpu);
+        let ports = Ports { outputs: 8, classes, ..Ports::of([4, 16, 32, 32]) };
+        Latte::new(&parameters.root(), &LatteConfig::default(), &ports);
+        agree(file, &parameters);
+        assert_eq!(parameters.count(), count);
+    }
 }
 
 /// The comparison notices a network that is a little different.

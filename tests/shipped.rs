@@ -25,6 +25,8 @@ const STEPS: &str = "trainer.steps=2 trainer.batch=1 trainer.accumulate=1 traine
                      trainer.device=cpu data.workers=1";
 /// U-Nets keep their levels and blocks.
 const THIN: &str = "unet.channels=8 unet.norm_groups=4 sampler.steps=2";
+/// Transformers keep their patches.
+const SHALLOW: &str = "network.depth=2 network.hidden_size=16 network.heads=2 sampler.steps=2";
 /// Evaluations: the fewest clips that there can be.
 const FEW: &str = "evaluation={clips: 2} real.workers=1";
 
@@ -83,7 +85,12 @@ fn chain_of(set: &str) -> Vec<Call> {
             calls.push(call("evaluate", format!("efficiency/{set}/evaluate_{name}"), &evaluate));
         }
     }
+    if of_demo {
+        calls.push(call("train diffusion", "latte/demo", &[STEPS, SHALLOW, &size]));
+    }
     if set == "ucf101" {
+        let thin = THIN.replace("unet.", "network.");
+        calls.push(call("train diffusion", "ucf101/diffusion_class", &[STEPS, &thin, &size]));
         calls.push(call("train diffusion", "ablation/ucf101/joint", &small));
         calls.push(call("evaluate", "ablation/ucf101/evaluate_joint", &evaluation));
     }
@@ -96,6 +103,14 @@ fn webvid() -> Vec<Call> {
                    unet.context_width=24 sampler.steps=2";
     ["diffusion", "temporal", "adapters"]
         .map(|name| call("train diffusion", format!("webvid/{name}"), &[STEPS, network]))
+        .into()
+}
+
+/// In the latents of Stable Diffusion's image autoencoder.
+fn latte() -> Vec<Call> {
+    let small = "data.resolution=16 data.frames=4";
+    ["ucf101", "sky_timelapse", "taichi"]
+        .map(|name| call("train diffusion", format!("latte/{name}"), &[STEPS, SHALLOW, small]))
         .into()
 }
 
@@ -189,7 +204,7 @@ fn every_shipped_experiment_runs() {
 
     let demo = chain_of("demo");
     let others = ["ucf101", "sky_timelapse", "taichi"].map(chain_of);
-    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain([webvid(), bench()]).collect();
+    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain([webvid(), latte(), bench()]).collect();
     let ran: BTreeSet<String> = chains.iter().flatten().map(|(_, file, _)| file.clone()).collect();
     let shipped: BTreeSet<String> = contents(&source("experiments"))
         .into_keys()

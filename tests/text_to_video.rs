@@ -40,7 +40,7 @@ fn model_of(run: &Path) -> Tensors {
 }
 
 fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
-    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), frames: None }
+    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..Given::default() }
 }
 
 /// Sampled with guidance from an import, each frame is what the image network makes of that frame's noise alone.
@@ -86,7 +86,7 @@ fn frames_are_images(run: &Path) {
     // the prompt and the negative prompt do something
     let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
     let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
-    let other = Given { text: Some(other), frames: None };
+    let other = Given { text: Some(other), ..Given::default() };
     assert!(relative_error(&with(&other), &z_0) > 1e-4);
     let swapped = [prompts[1].clone(), prompts[0].clone()];
     assert!(relative_error(&with(&text(&swapped, 1.0)), &with(&text(&prompts, 1.0))) > 1e-4);

@@ -38,7 +38,7 @@ impl Task for Toy {
         let samples: Vec<u64> = (self.position..self.position + 2).collect();
         self.position += 2;
         let data = normal_batch(1, Purpose::DiffusionNoise, &samples, 0, &[3]) * 0.1 + 1.0;
-        Ok(Batch { data, text: None, samples, position: self.position })
+        Ok(Batch { data, text: None, labels: None, samples, position: self.position })
     }
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
@@ -92,7 +92,13 @@ impl Task for Pair {
 
     fn next_batch(&mut self) -> Result<Batch> {
         self.position += 1;
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![self.position - 1], position: self.position })
+        Ok(Batch {
+            data: Tensor::from(1.0f32),
+            text: None,
+            labels: None,
+            samples: vec![self.position - 1],
+            position: self.position,
+        })
     }
 
     fn gradients(&mut self, phase: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
@@ -160,7 +166,7 @@ impl Task for Witness {
 
     fn next_batch(&mut self) -> Result<Batch> {
         self.note("fetched");
-        Ok(Batch { data: Tensor::from(1.0f32), text: None, samples: vec![0], position: 1 })
+        Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 1 })
     }
 
     fn gradients(&mut self, _phase: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {

@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::skip;
-use lvdm::data::{DataConfig, DatasetConfig, RgbFrame, VideoReader, VideoWriter};
+use lvdm::data::{DataConfig, DatasetConfig, Folder, RgbFrame, VideoReader, VideoWriter};
 use video_rs::ffmpeg::{
     Dictionary, Packet, Rational, codec,
     color::{Range, Space},
@@ -271,7 +271,7 @@ fn files_of_other_endings_are_videos_too() {
         assert!(frames.len() == 12 && mean < 2.0 && most <= 10, "{ending}: {} frames, {mean} {most}", frames.len());
         assert!(against_ffmpeg(&path, &frames).is_none_or(|(_, most)| most == 0), "{ending}");
     }
-    let listed = DatasetConfig::Folder { root: folder.path().into() };
+    let listed = DatasetConfig::Folder(Folder { root: folder.path().into() });
     let data = DataConfig { dataset: listed, frames: 12, frame_stride: 1, resolution: 16, flip: false, workers: 1 };
     assert_eq!(data.videos().unwrap().videos.len(), files.len());
 }

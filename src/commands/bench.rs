@@ -14,7 +14,7 @@ use super::file_or_override;
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
     codecs::{AutoencoderConfig, VideoAutoencoder},
-    data::{DataConfig, DatasetConfig, DemoConfig, Loader, decode_workers, demo, to_u8},
+    data::{DataConfig, DatasetConfig, DemoConfig, Folder, Loader, decode_workers, demo, to_u8},
     diffusion::{NetworkDenoiser, NoiseSchedule, Predict, SamplerConfig, ScheduleConfig, sample},
     experiment::{Experiment, Precision, parse},
     extractors::I3d,
@@ -404,7 +404,7 @@ fn loader(bench: &LoaderBench, clock: &Clock, report: &Report) -> Result<()> {
             let root = folder.0.clone();
             demo::write(&DemoConfig { root: root.clone(), train: 16, test: 1, ..DemoConfig::default() })?;
             DataConfig {
-                dataset: DatasetConfig::Folder { root: root.join("train") },
+                dataset: DatasetConfig::Folder(Folder { root: root.join("train") }),
                 frames: 16,
                 frame_stride: 1,
                 resolution: 64,

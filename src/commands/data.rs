@@ -13,7 +13,8 @@ use tch::{Device, Kind, Tensor};
 use super::{out::check_ending, sample::MOST_VIDEOS};
 use crate::{
     data::{
-        ClipSpec, DataConfig, DatasetConfig, Fit, decode_workers, demo,
+        Captioned, ClipSpec, DataConfig, DatasetConfig, Fit, Folder, FrameFolders, Indexed, Webvid, decode_workers,
+        demo,
         index::{IndexEntry, read_index},
         pack_clips, pictures,
         prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
@@ -168,15 +169,15 @@ impl Clips {
         }
         let root = self.videos.clone();
         let mut dataset = match &self.table {
-            Some(table) => DatasetConfig::Webvid { table: table.clone(), root },
-            None if self.captions => DatasetConfig::Captioned { root },
-            None if self.frames_folders => DatasetConfig::Frames { root },
+            Some(table) => DatasetConfig::Webvid(Webvid { table: table.clone(), root }),
+            None if self.captions => DatasetConfig::Captioned(Captioned { root }),
+            None if self.frames_folders => DatasetConfig::Frames(FrameFolders { root }),
             None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
-            None => DatasetConfig::Folder { root },
+            None => DatasetConfig::Folder(Folder { root }),
         };
         if self.split.is_some() {
             match &mut dataset {
-                DatasetConfig::Indexed { split, .. } => *split = self.split.clone(),
+                DatasetConfig::Indexed(Indexed { split, .. }) => *split = self.split.clone(),
                 _ => return Err(Mistake("--split: only an index (.jsonl) has splits".into()).into()),
             }
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::parts_table;
-use crate::exchange::{self, ImportedNetwork, StableDiffusionTold, Told};
+use crate::exchange::{self, ImportedNetwork, LatteTold, StableDiffusionTold, Told};
 
 /// Turn a released checkpoint into a run
 #[derive(Debug, clap::Args)]
@@ -27,12 +27,38 @@ enum From {
     /// hub's cache) or one original file, safetensors or of PyTorch, whatever its name ends in. Kernels gain a frame axis; temporal layers are new and start as the identity, so that
     /// each frame is what the image network makes. Anything missing or unknown is an error.
     StableDiffusion(StableDiffusion),
+    /// A checkpoint of the released Latte, with Stable Diffusion's image autoencoder
+    ///
+    /// The transformer's settings come from the names and shapes in the file, whose pickle is read as data: nothing in it is
+    /// executed. The moving average (`ema`) samples where the file has one. Anything missing or unknown is an error, and so
+    /// are fixed embeddings that are not those of the formula.
+    Latte(Latte),
     /// A LoRA of Stable Diffusion, merged into the weights of a run
     ///
     /// In the names of kohya-ss, PEFT or diffusers; of linear maps and convolutions, of the U-Net and the text encoder. A
     /// new run is made of the weights with which RUN samples, each changed one W + scale · α / rank · up · down; the run
     /// itself stays. Anything unknown is an error.
     Lora(Lora),
+}
+
+#[derive(Debug, clap::Args)]
+struct Latte {
+    /// PyTorch checkpoint of any age, `{"model": …, "ema": …}` or one state dict, or a safetensors file with the same names
+    file: PathBuf,
+    /// Run folder to make
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    told: LatteTold,
+}
+
+impl Latte {
+    fn run(self) -> Result<()> {
+        let parts = exchange::import_latte(&self.file, &self.told, &self.out)?;
+        super::say::text(parts_table(&parts));
+        say!("a run of the diffusion at step 0: {}", self.out.display());
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -105,6 +131,7 @@ impl Import {
         match self.from {
             From::Lvdm(lvdm) => lvdm.run(),
             From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
+            From::Latte(latte) => latte.run(),
             From::Lora(lora) => lora.run(),
         }
     }

@@ -14,10 +14,12 @@ use super::out::{Form, Out, check_mp4, remember};
 
 use crate::{
     data::{DataConfig, frame_folder::read_picture},
-    diffusion::{Ddim, Ddpm, DpmSolver, Euler, GuidanceConfig, Heun, SamplerConfig, UniPc, Variance},
+    diffusion::{
+        Ddim, Ddpm, DpmSolver, Euler, GuidanceConfig, Heun, RespacedDdim, RespacedDdpm, SamplerConfig, UniPc, Variance,
+    },
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Numerics, Precision},
-    generate::{ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
+    generate::{Classes, ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
     text_file::{read_text, trim},
     torch::{DeviceName, upload},
     train::progress::Progress,
@@ -39,11 +41,15 @@ pub fn finite(text: &str) -> Result<f64, String> {
 pub struct Sample {
     /// Run folder of `lvdm train diffusion`, or one of its checkpoints
     run: PathBuf,
-    /// How many [default: one a prompt, seed or first frame, whichever are most; without any 16]
+    /// How many [default: one a prompt, class, seed or first frame, whichever are most; without any 16]
     #[arg(long, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]
     videos: Option<u64>,
     #[command(flatten)]
     text: TextOptions,
+    /// Class to show, by its name or number, of a run trained with `labels`; given several times, video i is of class i, from
+    /// the first again after the last [default: all classes in turn]
+    #[arg(long = "class", value_name = "CLASS")]
+    classes: Vec<String>,
     /// Frames of a video [default: as trained]
     #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     frames: Option<i64>,
@@ -94,7 +100,8 @@ struct TextOptions {
     /// File of prompts, one a line
     #[arg(long = "prompts", conflicts_with = "prompts")]
     file: Option<PathBuf>,
-    /// How strongly the prompt is followed: 1 without guidance, 7.5 to 15 is usual [default: 7.5]
+    /// How strongly the prompt, or the class, is followed: 1 without guidance; 7.5 to 15 is usual for prompts [default: 7.5,
+    /// of a class as the run's `labels.guidance` says]
     #[arg(long, value_parser = finite)]
     guidance: Option<f64>,
     /// What not to show
@@ -115,13 +122,16 @@ impl TextOptions {
     }
 
     /// Whether what is told fits a run that attends to a text, or to none.
-    fn check(&self, run: &Path, is_text: bool, prompts: &[String]) -> Result<()> {
+    fn check(&self, run: &Path, is_text: bool, has_classes: bool, prompts: &[String]) -> Result<()> {
         let given = !prompts.is_empty();
         let wrong = match (is_text, given) {
             (true, false) => format!("{} makes videos from text: give --prompt \"…\" or --prompts FILE", run.display()),
             (false, true) => format!("{} was not trained with text: it cannot be given prompts", run.display()),
-            (false, false) if self.guidance.is_some() || self.negative.is_some() => {
-                "--guidance and --negative are for runs that make videos from text".to_string()
+            (false, false) if self.negative.is_some() => {
+                "--negative is for runs that make videos from text".to_string()
+            }
+            (false, false) if self.guidance.is_some() && !has_classes => {
+                "--guidance is for runs that make videos from text or of classes".to_string()
             }
             _ => return Ok(()),
         };
@@ -132,7 +142,8 @@ impl TextOptions {
 /// Which sampler, on the command line.
 #[derive(Debug, clap::Args)]
 pub struct SamplerOptions {
-    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M), unipc, euler or heun
+    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M), unipc, euler, heun, or on evenly kept steps respaced-ddpm (with the learned
+    /// variance of networks that have one) or respaced-ddim
     #[arg(long, value_enum, default_value = "ddim")]
     sampler: SamplerName,
     /// Steps of all but DDPM
@@ -177,6 +188,8 @@ enum SamplerName {
     Unipc,
     Euler,
     Heun,
+    RespacedDdpm,
+    RespacedDdim,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -196,6 +209,8 @@ impl SamplerOptions {
             SamplerName::Unipc => UniPc { steps }.into(),
             SamplerName::Euler => Euler { steps }.into(),
             SamplerName::Heun => Heun { steps }.into(),
+            SamplerName::RespacedDdpm => RespacedDdpm { steps }.into(),
+            SamplerName::RespacedDdim => RespacedDdim { steps, eta }.into(),
             SamplerName::Ddpm => {
                 let variance = match variance {
                     VarianceName::Posterior => Variance::Posterior,
@@ -212,7 +227,7 @@ impl Sample {
     /// A folder that is not a run, a sampler that does not fit its schedule, a full disk.
     pub fn run(self) -> Result<()> {
         let prompts = self.text.prompts()?;
-        let most = prompts.len().max(self.seeds.len()).max(self.first_frames.len()) as u64;
+        let most = prompts.len().max(self.seeds.len()).max(self.first_frames.len()).max(self.classes.len()) as u64;
         let videos = self.videos.unwrap_or(if most == 0 { 16 } else { most });
         let form = Form::of(&self.out, videos)?;
         if form.is_video() {
@@ -230,6 +245,19 @@ impl Sample {
             0 => ClipId { seed: self.seed, sample, clip: 0 },
             count => ClipId { seed: self.seeds[(sample % count) as usize], sample: 0, clip: 0 },
         }
+    }
+
+    /// The numbers of the classes that are asked for.
+    fn class_numbers(&self, generator: &Generator) -> Result<Vec<i64>> {
+        let Some(known) = generator.labels.as_ref().and_then(|labels| labels.classes.as_ref()) else {
+            if self.classes.is_empty() {
+                return Ok(Vec::new());
+            }
+            let text = format!("--class: {} was not trained with `labels`: it knows no classes", self.run.display());
+            return Err(Mistake(text).into());
+        };
+        let number = |told: &String| known.number(told).map_err(|error| Mistake(format!("--class: {error}")).into());
+        self.classes.iter().map(number).collect()
     }
 
     /// The latents of the first frames, `[n, C, 1, h, w]`, and how they are given.
@@ -252,11 +280,15 @@ impl Sample {
     fn settings(&self, [_, frames, height, width]: [i64; 4], prompts: &[String]) -> Result<Value> {
         let Numerics { precision, tf32 } = self.precision.over(Numerics::default());
         let TextOptions { guidance, negative, .. } = &self.text;
-        Ok(json!({
+        let mut settings = json!({
             "weights": weights_of(&self.run)?, "frames": frames, "height": height, "width": width,
             "sampler": self.sampler.config(), "seed": self.seed, "seeds": self.seeds, "first_frames": self.first_frames, "prompts": prompts, "guidance": guidance,
             "negative": negative, "precision": precision, "tf32": tf32, "fps": self.fps,
-        }))
+        });
+        if !self.classes.is_empty() {
+            settings["classes"] = json!(self.classes);
+        }
+        Ok(settings)
     }
 
     /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
@@ -264,7 +296,8 @@ impl Sample {
         let sampler = self.sampler.config();
         let (generator, experiment) = Generator::open(&self.run, device)?;
         let mut generator = generator.at(self.precision.over(Numerics::default()));
-        self.text.check(&self.run, generator.text.is_some(), prompts)?;
+        self.text.check(&self.run, generator.text.is_some(), generator.labels.is_some(), prompts)?;
+        let told_classes = self.class_numbers(&generator)?;
         if self.frames.is_some() || self.height.is_some() || self.width.is_some() {
             let DataConfig { frames, resolution, .. } = experiment.data;
             let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
@@ -312,7 +345,19 @@ impl Sample {
             });
             let frames =
                 first.as_ref().map(|(frames, guidance)| FramesOfClip { indices: &[0], frames, guidance: *guidance });
-            let given = Given { frames, text };
+            let (numbers, guidance) = match told_classes.len() as u64 {
+                0 => generator.balanced_classes(&samples).unzip(),
+                count => {
+                    let number = |sample: &u64| told_classes[(sample % count) as usize];
+                    let guidance = generator.labels.as_ref().map(|labels| labels.guidance);
+                    (Some(samples.iter().map(number).collect()), guidance)
+                }
+            };
+            let classes = numbers.as_ref().zip(guidance).map(|(numbers, guidance): (&Vec<i64>, f64)| Classes {
+                numbers,
+                guidance: self.text.guidance.unwrap_or(guidance),
+            });
+            let given = Given { frames, text, classes };
             let ids: Vec<ClipId> = samples.iter().map(|&sample| self.clip_id(sample)).collect();
             let z_0 = generator.clips(&ids, generator.latent[1], &given, sampler, &mut |step, steps| {
                 bar.borrow_mut().step(samples[0], &format!("step {step} of {steps}"));

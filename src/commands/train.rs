@@ -17,7 +17,7 @@ use crate::{
         warn_of_another_autoencoder,
     },
     torch::{allow_tf32, be_deterministic},
-    train::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point},
+    train::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point, with_classes},
 };
 
 /// Train a network; on a run folder that is there already, go on
@@ -162,6 +162,7 @@ pub fn diffusion(
 ) -> Result<Progress> {
     let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
     compute_as(&experiment.trainer);
+    let experiment = &with_classes(experiment)?;
     let resume = resume_point(run, "diffusion", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;

@@ -7,15 +7,22 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, has_extension, warn_once},
+    clip::ClipSpec,
     folder::{EXTENSIONS, Folder},
     table::{Row, Rows, names},
+    video::{Listing, VideoDataset, VideoEntry},
+    video_path::VideoFile,
+    walk::{ensure_folder, has_extension, warn_once},
 };
 use crate::text_file::{read_text, trim};
 
-/// A table like WebVid's (`videoid,name,page_dir,contentUrl`; other columns are not read) and a folder of videos.
+/// A table like WebVid's (`videoid,name,page_dir,contentUrl`; other columns are not read) and a folder of videos:
+/// `page_dir/videoid.mp4`, or without the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Webvid {
     /// The table; between its cells are commas, semicolons or tabs.
     pub table: PathBuf,
@@ -38,14 +45,6 @@ const FEW: usize = 10;
 const MANY: usize = 1000;
 
 impl Webvid {
-    /// Whether the table has its columns.
-    ///
-    /// # Errors
-    /// A table that cannot be read; the columns it lacks.
-    pub fn check(&self) -> Result<()> {
-        self.open().map(|_| ())
-    }
-
     /// The rows behind the header.
     fn open(&self) -> Result<(Rows<BufReader<File>>, Columns)> {
         let name = self.table.display();
@@ -111,7 +110,7 @@ impl Webvid {
 
 impl VideoDataset for Webvid {
     /// In the table's order.
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, _: &ClipSpec) -> Result<Listing> {
         ensure_folder(&self.root, "the table's videos")?;
         let (mut rows, columns) = self.open()?;
         let name = self.table.display();
@@ -155,6 +154,34 @@ impl VideoDataset for Webvid {
         ensure!(unfit.count <= FEW.max(count / 10), "{}", too_many(&unfit, count, &self.table));
         listing(videos, &[(absent, "are not there"), (silent, "have no caption"), (unfit, UNFIT)], &self.table)
     }
+
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn paths(&self) -> Vec<&Path> {
+        vec![&self.table, &self.root]
+    }
+
+    fn line(&self) -> String {
+        format!("{} in {}", self.table.display(), self.root.display())
+    }
+
+    /// Whether the table has its columns.
+    fn check(&self) -> Result<()> {
+        ensure!(self.table.exists(), "there is no {}", self.table.display());
+        self.open()?;
+        ensure!(self.root.exists(), "there is no {}", self.root.display());
+        Ok(())
+    }
+
+    fn root(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+
+    fn has_captions(&self) -> bool {
+        true
+    }
 }
 
 const UNFIT: &str = "stand in rows that do not fit the table";
@@ -164,31 +191,45 @@ fn too_many(unfit: &LeftOut, rows: usize, table: &Path) -> String {
     format!("{}: {count} of its first {rows} rows do not fit, more than a tenth (the first: {first})", table.display())
 }
 
-/// Every video file under `root`, at any depth, with its caption in a text file of the same name.
+/// Every video file under `root`, at any depth, with its caption in a text file of the same name: `x.mp4`, `x.txt`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Captioned {
     /// The folder of videos and texts.
     pub root: PathBuf,
 }
 
 impl VideoDataset for Captioned {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, _: &ClipSpec) -> Result<Listing> {
         let mut videos = Vec::new();
         let mut silent = LeftOut::default();
-        for entry in (Folder { root: self.root.clone() }).videos()?.videos {
-            let Source::File(path) = entry.source else { unreachable!("a folder lists files") };
+        for path in (Folder { root: self.root.clone() }).files()? {
             // what is no text is no caption
             let caption = read_text(&path.with_extension("txt")).unwrap_or_default();
             match trim(&caption) {
-                "" => silent.add(&entry.name),
+                "" => silent.add(&path.display().to_string()),
                 caption => videos.push(captioned(path, caption)),
             }
         }
         listing(videos, &[(silent, "have no caption")], &self.root)
     }
+
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn root(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+
+    fn has_captions(&self) -> bool {
+        true
+    }
 }
 
 fn captioned(path: PathBuf, caption: &str) -> VideoEntry {
-    VideoEntry { name: path.display().to_string(), source: Source::File(path), caption: Some(caption.to_string()) }
+    let entry = VideoEntry::new(path.display().to_string(), VideoFile::new(path));
+    VideoEntry { caption: Some(caption.to_string()), ..entry }
 }
 
 /// Videos that are passed over: how many, and the first.
@@ -228,7 +269,7 @@ fn listing(videos: Vec<VideoEntry>, groups: &[(LeftOut, &str)], place: &Path) ->
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{super::clip::SHORT, *};
 
     fn names(listing: &Listing) -> Vec<(String, &str)> {
         let file = |v: &VideoEntry| Path::new(&v.name).file_name().unwrap().to_string_lossy().into_owned();
@@ -248,7 +289,7 @@ mod tests {
         let text = "\u{feff}contentUrl,videoid,page_dir,name\nx,1,000_050,\"A dog, \"\"running\"\"\nfast\"\n,2,gone,Cat\n\
                     ,3,000_050,not there\n,4,000_050,  \n,5\n,../secret,,outside\n";
         fs::write(&table, text).unwrap();
-        let listing = Webvid { table: table.clone(), root: root.clone() }.videos().unwrap();
+        let listing = Webvid { table: table.clone(), root: root.clone() }.videos(&SHORT).unwrap();
         assert_eq!(names(&listing), [("1.mp4".to_string(), "A dog, \"running\"\nfast"), ("2.webm".to_string(), "Cat")]);
         assert_eq!(listing.left_out, 4);
 
@@ -256,7 +297,7 @@ mod tests {
         fs::write(root.join("6.gif"), []).unwrap();
         fs::write(root.join("6.ts"), []).unwrap();
         fs::write(&table, "videoid,name\n6,Bird\n").unwrap();
-        let listing = Webvid { table: table.clone(), root: root.clone() }.videos().unwrap();
+        let listing = Webvid { table: table.clone(), root: root.clone() }.videos(&SHORT).unwrap();
         assert_eq!(names(&listing), [("6.ts".to_string(), "Bird")]);
 
         fs::write(&table, "videoid,page_dir,contentUrl\n1,a,b\n").unwrap();
@@ -266,7 +307,7 @@ mod tests {
         fs::write(&table, "id,text\n").unwrap();
         assert!(webvid.check().unwrap_err().to_string().contains("`videoid`, `name`"));
         fs::write(&table, "videoid,name\n9,nothing\n").unwrap();
-        let error = webvid.videos().unwrap_err().to_string();
+        let error = webvid.videos(&SHORT).unwrap_err().to_string();
         assert!(error.contains("of 1 videos") && error.contains("1 are not there (the first: 9)"), "{error}");
     }
 
@@ -278,7 +319,7 @@ mod tests {
         }
         let table = folder.path().join("table.csv");
         fs::write(&table, text).unwrap();
-        let listing = Webvid { table, root: folder.path().to_path_buf() }.videos()?;
+        let listing = Webvid { table, root: folder.path().to_path_buf() }.videos(&SHORT)?;
         let found = names(&listing).into_iter().map(|(name, caption)| (name, caption.to_string())).collect();
         Ok((found, listing.left_out))
     }
@@ -346,10 +387,10 @@ mod tests {
         fs::write(path("a.txt"), "\u{feff}one\r\n").unwrap();
         fs::write(path("b.txt"), "\u{feff} \n").unwrap();
         fs::write(path("c.txt"), "three words more").unwrap();
-        let listing = Captioned { root: folder.path().to_path_buf() }.videos().unwrap();
+        let listing = Captioned { root: folder.path().to_path_buf() }.videos(&SHORT).unwrap();
         assert_eq!(names(&listing), [("a.mp4".to_string(), "one"), ("c.avi".to_string(), "three words more")]);
         assert_eq!(listing.left_out, 2);
-        let config = super::super::DatasetConfig::Captioned { root: path("nowhere") };
+        let config = Captioned { root: path("nowhere") };
         assert!(config.check().unwrap_err().to_string().contains("there is no") && config.has_captions());
     }
 }

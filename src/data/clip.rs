@@ -5,8 +5,6 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::dataset::Source;
-
 /// One picture: red, green, blue of each pixel, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RgbFrame {
@@ -135,11 +133,10 @@ impl ClipSpec {
     ///
     /// # Errors
     /// A video that is too short or damaged.
-    pub fn cut(&self, source: &Source, generator: &mut impl Rng, flip: bool) -> Result<Vec<u8>> {
-        let mut source = source.open()?;
-        let start = self.start(source.frames(), generator)?;
+    pub fn cut(&self, video: &mut dyn FrameSource, generator: &mut impl Rng, flip: bool) -> Result<Vec<u8>> {
+        let start = self.start(video.frames(), generator)?;
         let mirrored = flip && generator.random_bool(0.5);
-        let mut clip = self.fit(&source.read(start, self.frames, self.frame_stride)?);
+        let mut clip = self.fit(&video.read(start, self.frames, self.frame_stride)?);
         if mirrored {
             clip.chunks_exact_mut(self.resolution as usize).for_each(<[u8]>::reverse);
         }
@@ -257,6 +254,15 @@ pub fn normalise(clips: &Tensor) -> Tensor {
 pub fn to_u8(clips: &Tensor) -> Tensor {
     ((clips.to_kind(Kind::Float) + 1.0) * 127.5).round().clamp(0.0, 255.0).to_kind(Kind::Uint8)
 }
+
+/// What tests ask data sets for where the clip does not matter.
+#[cfg(test)]
+pub(super) const SHORT: ClipSpec = ClipSpec {
+    frames: 1,
+    frame_stride: 1,
+    resolution: 8,
+    fit: Fit { filter: Filter::Antialiased, squash: false, truncate: false },
+};
 
 #[cfg(test)]
 mod tests {

@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, ensure_folder, ensure_some, has_extension, warn_once},
-    walk::walk,
+    clip::ClipSpec,
+    video::{Listing, VideoDataset, VideoEntry},
+    video_path::VideoFile,
+    walk::{class_of, ensure_folder, ensure_some, has_extension, walk, warn_once},
 };
 
 /// Endings of video files that FFmpeg reads, the usual ones first.
@@ -45,13 +48,35 @@ pub(super) fn warn_of_previews(previews: &[PathBuf], root: &Path) {
 }
 
 /// Every video file under `root`, at any depth, sorted by path. Pictures that move count where there is no other video.
+/// The class of a video is the name of the folder below `root` in which it lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Folder {
     /// Searched at any depth.
     pub root: PathBuf,
 }
 
 impl VideoDataset for Folder {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, _: &ClipSpec) -> Result<Listing> {
+        let entry = |file: PathBuf| VideoEntry {
+            class: class_of(&self.root, &file),
+            ..VideoEntry::new(file.display().to_string(), VideoFile::new(file))
+        };
+        Ok(self.files()?.into_iter().map(entry).collect::<Vec<_>>().into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.root
+    }
+
+    fn root(&self) -> Option<&Path> {
+        Some(&self.root)
+    }
+}
+
+impl Folder {
+    /// The video files; a warning says what lies beside them and is none.
+    pub(super) fn files(&self) -> Result<Vec<PathBuf>> {
         let Found { videos, unread, previews } = self.found()?;
         warn_of_previews(&previews, &self.root);
         if let Some(first) = unread.first() {
@@ -62,9 +87,7 @@ impl VideoDataset for Folder {
                 first.display()
             ));
         }
-        let entry =
-            |file: PathBuf| VideoEntry { name: file.display().to_string(), source: Source::File(file), caption: None };
-        Ok(videos.into_iter().map(entry).collect::<Vec<_>>().into())
+        Ok(videos)
     }
 }
 
@@ -110,25 +133,25 @@ impl Folder {
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{super::clip::SHORT, *};
 
     #[test]
     fn files_of_all_depths_in_order() {
         let root = tempfile::tempdir().unwrap().keep();
         fs::create_dir_all(root.join("b/c")).unwrap();
         let folder = Folder { root: root.clone() };
-        let error = folder.videos().unwrap_err().to_string();
+        let error = folder.videos(&SHORT).unwrap_err().to_string();
         assert!(error.contains("mp4") && error.contains("0 other files"), "{error}");
         for name in ["z.MP4", "b/c/y.avi", "b/x.webm", "note.txt", ".hidden.mp4"] {
             fs::write(root.join(name), []).unwrap();
         }
-        let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
+        let names: Vec<String> = folder.videos(&SHORT).unwrap().videos.into_iter().map(|video| video.name).collect();
         assert_eq!(names, ["z.MP4", "b/x.webm", "b/c/y.avi"].map(|name| root.join(name).display().to_string()));
         fs::write(root.join("moving.webp"), []).unwrap();
         let found = folder.found().unwrap();
         assert_eq!((found.videos.len(), found.unread), (3, vec![root.join("moving.webp")]));
         fs::remove_dir_all(&root).unwrap();
-        assert!(folder.videos().unwrap_err().to_string().contains("there is no folder"));
+        assert!(folder.videos(&SHORT).unwrap_err().to_string().contains("there is no folder"));
     }
 
     #[test]
@@ -147,7 +170,7 @@ mod tests {
         let found = folder.found().unwrap();
         assert_eq!(found.previews, ["samples.gif", "a/x.GIF", "a/y.apng"].map(|name| root.join(name)));
         assert!(!found.is_of_pictures());
-        let names: Vec<String> = folder.videos().unwrap().videos.into_iter().map(|video| video.name).collect();
+        let names: Vec<String> = folder.videos(&SHORT).unwrap().videos.into_iter().map(|video| video.name).collect();
         assert_eq!(names, [root.join("samples/00000.mp4").display().to_string()]);
     }
 }

@@ -10,10 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
 
 use super::{
     clip::{FrameSource, RgbFrame, window},
-    dataset::has_extension,
+    video::{VideoSource, hash_blocks},
+    walk::has_extension,
 };
 
 /// Endings of pictures.
@@ -96,19 +98,67 @@ pub fn pictures_in(folder: &Path) -> Result<Pictures> {
     Ok(Pictures::of(pictures))
 }
 
-/// Pictures in the order in which they are shown.
-pub struct FrameFolder {
+/// A video that is pictures, in the order in which they are shown.
+#[derive(Debug, Clone)]
+pub struct PictureList {
     pictures: Vec<PathBuf>,
 }
 
-impl FrameFolder {
+impl PictureList {
     /// Of pictures already in order; [`Pictures::of`] puts them so.
     pub fn new(pictures: Vec<PathBuf>) -> Self {
         Self { pictures }
     }
 }
 
-impl FrameSource for FrameFolder {
+impl VideoSource for PictureList {
+    fn open(&self) -> Result<Box<dyn FrameSource>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    /// Of their number, and of the first, middle and last one.
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        let Self { pictures } = self;
+        let mut hash = Sha256::new();
+        hash.update(format!("{} pictures\n", pictures.len()));
+        let mut places = vec![0, pictures.len() / 2, pictures.len().saturating_sub(1)];
+        places.dedup();
+        places
+            .iter()
+            .filter_map(|&place| pictures.get(place))
+            .try_for_each(|path| hash_blocks(path, blocks, &mut hash))?;
+        Ok(hash.finalize().to_vec())
+    }
+}
+
+/// A video that is a folder of pictures, which is listed when it is opened.
+#[derive(Debug, Clone)]
+pub struct PictureFolder {
+    folder: PathBuf,
+}
+
+impl PictureFolder {
+    /// The folder at a path, which need not be there yet.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    fn listed(&self) -> Result<PictureList> {
+        Ok(PictureList::new(pictures_in(&self.folder)?.frames))
+    }
+}
+
+impl VideoSource for PictureFolder {
+    fn open(&self) -> Result<Box<dyn FrameSource>> {
+        Ok(Box::new(self.listed()?))
+    }
+
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        self.listed()?.digest(blocks)
+    }
+}
+
+impl FrameSource for PictureList {
     fn frames(&self) -> i64 {
         self.pictures.len() as i64
     }

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -14,8 +15,12 @@ use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
-    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
+    clip::ClipSpec,
     folder,
+    frame_folder::PictureFolder,
+    video::{Listing, VideoDataset, VideoEntry, VideoSource},
+    video_path::{FileOrFolder, VideoFile},
+    walk::has_extension,
 };
 use crate::{atomic_file::write_atomically, text_file::trim};
 
@@ -41,13 +46,13 @@ pub struct IndexEntry {
 
 impl IndexEntry {
     /// What holds its frames.
-    pub fn source(&self) -> Source {
+    pub fn source(&self) -> Arc<dyn VideoSource> {
         // A folder may end like a file. Where the name and the rate say the same, the disk is not asked; else it is when
         // the video is opened, since the disk may not be there yet.
         match (self.fps.is_some(), has_extension(&self.path, &folder::EXTENSIONS)) {
-            (true, true) => Source::File(self.path.clone()),
-            (false, false) => Source::PictureFolder(self.path.clone()),
-            _ => Source::FileOrFolder(self.path.clone()),
+            (true, true) => Arc::new(VideoFile::new(&self.path)),
+            (false, false) => Arc::new(PictureFolder::new(&self.path)),
+            _ => Arc::new(FileOrFolder::new(&self.path)),
         }
     }
 }
@@ -96,48 +101,73 @@ pub(super) fn splits(entries: &[IndexEntry]) -> Vec<String> {
     splits.iter().map(|(split, count)| format!("`{split}` ({count})")).collect()
 }
 
-/// The videos of an index, in its order.
+/// The videos of an index, in its order. Those shorter than a clip are left out without being opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Indexed {
     /// The index, JSON lines.
     pub file: PathBuf,
     /// Those of one split only.
+    #[serde(default)]
     pub split: Option<String>,
-    /// Shorter ones are left out without being opened.
-    pub least_frames: i64,
 }
 
-impl VideoDataset for Indexed {
-    fn videos(&self) -> Result<Listing> {
+impl Indexed {
+    /// The entries of the split, or all, of any length.
+    pub(super) fn entries(&self) -> Result<Vec<IndexEntry>> {
         let all = read_index(&self.file)?;
         let name = self.file.display();
         ensure!(!all.is_empty(), "the index {name} is empty");
         let wanted = |entry: &&IndexEntry| self.split.is_none() || entry.split == self.split;
-        let chosen: Vec<&IndexEntry> = all.iter().filter(wanted).collect();
+        let chosen: Vec<IndexEntry> = all.iter().filter(wanted).cloned().collect();
         ensure!(
             !chosen.is_empty(),
             "{name} has no videos of the split `{}`; it has {}",
             self.split.as_deref().unwrap_or_default(),
             splits(&all).join(", ")
         );
+        Ok(chosen)
+    }
+}
+
+impl VideoDataset for Indexed {
+    fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
+        let least_frames = clip.span();
+        let chosen = self.entries()?;
+        let name = self.file.display();
         let long: Vec<VideoEntry> = chosen
             .iter()
-            .filter(|entry| entry.frames >= self.least_frames)
-            .map(|entry| VideoEntry { name: entry.path.display().to_string(), source: entry.source(), caption: None })
+            .filter(|entry| entry.frames >= least_frames)
+            .map(|entry| VideoEntry {
+                name: entry.path.display().to_string(),
+                source: entry.source(),
+                caption: None,
+                class: entry.class.clone(),
+            })
             .collect();
         let short = chosen.len() - long.len();
-        ensure!(
-            !long.is_empty(),
-            "all {short} videos of {name} are shorter than a clip's {} frames",
-            self.least_frames
-        );
+        ensure!(!long.is_empty(), "all {short} videos of {name} are shorter than a clip's {least_frames} frames");
         if short > 0 {
-            warn!(
-                "{short} of {} videos of {name} are shorter than a clip's {} frames",
-                chosen.len(),
-                self.least_frames
-            );
+            warn!("{short} of {} videos of {name} are shorter than a clip's {least_frames} frames", chosen.len());
         }
         Ok(Listing { videos: long, left_out: short })
+    }
+
+    fn path(&self) -> &Path {
+        &self.file
+    }
+
+    fn line(&self) -> String {
+        match &self.split {
+            None => format!("{}, all splits", self.file.display()),
+            Some(split) => format!("{}, split {split}", self.file.display()),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let file = self.file.display();
+        ensure!(self.file.exists(), "there is no index {file} (write it first: lvdm data prepare …)");
+        Ok(())
     }
 }
 
@@ -145,10 +175,18 @@ impl VideoDataset for Indexed {
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::{super::clip::SHORT, *};
 
     fn entry(path: PathBuf, frames: i64, split: &str) -> IndexEntry {
-        IndexEntry { path, frames, width: 8, height: 6, fps: None, class: None, split: Some(split.into()) }
+        IndexEntry {
+            path,
+            frames,
+            width: 8,
+            height: 6,
+            fps: None,
+            class: Some(split.to_uppercase()),
+            split: Some(split.into()),
+        }
     }
 
     #[test]
@@ -169,9 +207,10 @@ mod tests {
 
         let videos = |split: Option<&str>, least_frames| {
             let file = moved.join("index.jsonl");
-            Indexed { file, split: split.map(String::from), least_frames }.videos()
+            Indexed { file, split: split.map(String::from) }.videos(&ClipSpec { frames: least_frames, ..SHORT })
         };
-        assert_eq!(videos(None, 1).unwrap().videos.len(), 3);
+        let classes: Vec<_> = videos(None, 1).unwrap().videos.into_iter().map(|video| video.class.unwrap()).collect();
+        assert_eq!(classes, ["TRAIN", "TRAIN", "TEST"]);
         assert_eq!(videos(Some("train"), 16).unwrap().videos.len(), 1);
         assert_eq!(videos(Some("train"), 16).unwrap().left_out, 1);
         let error = videos(Some("validation"), 1).unwrap_err().to_string();
@@ -187,8 +226,9 @@ mod tests {
         let folder = place.path().join("v.mp4");
         let of = |path: &Path, fps| IndexEntry { fps, ..entry(path.to_path_buf(), 2, "train") }.source();
         let source = of(&folder, None);
-        assert!(matches!(of(&folder, Some(25.0)), Source::File(_)));
-        assert!(matches!(of(&place.path().join("v"), None), Source::PictureFolder(_)));
+        let kind = |source: &Arc<dyn VideoSource>| format!("{source:?}").split(' ').next().unwrap().to_string();
+        assert_eq!(kind(&of(&folder, Some(25.0))), "VideoFile");
+        assert_eq!(kind(&of(&place.path().join("v"), None)), "PictureFolder");
         assert!(source.open().is_err());
         // as a network's disk is mounted after the index was read
         fs::create_dir(&folder).unwrap();
@@ -197,8 +237,9 @@ mod tests {
             super::super::pictures::write_png(&folder.join(format!("{frame}.png")), &pixels).unwrap();
         }
         assert_eq!(source.open().unwrap().frames(), 2);
-        let listing = |source| Listing::from(vec![VideoEntry { name: String::new(), source, caption: None }]);
-        let pictures = listing(Source::PictureFolder(folder));
+        let entry = |source| VideoEntry { source, ..VideoEntry::new("", VideoFile::new("")) };
+        let listing = |source| Listing::from(vec![entry(source)]);
+        let pictures = listing(Arc::new(PictureFolder::new(folder)));
         assert_eq!(listing(source).fingerprint().unwrap(), pictures.fingerprint().unwrap());
     }
 }

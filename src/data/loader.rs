@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -23,7 +23,8 @@ use tracing::warn;
 
 use super::{
     clip::{ClipSpec, Fit},
-    dataset::{DataConfig, DatasetConfig, Listing, VideoEntry},
+    dataset::DataConfig,
+    video::{Listing, VideoEntry},
 };
 use crate::{
     distributed::Ranks,
@@ -44,6 +45,8 @@ pub struct Batch {
     pub clips: Tensor,
     /// What each shows, where the dataset says so.
     pub captions: Vec<Option<String>>,
+    /// The name of each one's class, where the dataset has classes.
+    pub classes: Vec<Option<String>>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The `start` of a loader that goes on after this batch.
@@ -68,6 +71,7 @@ pub struct Loader {
     order: Option<(u64, Arc<Vec<u32>>)>,
     skipped: BTreeMap<u32, String>,
     left_out: usize,
+    classes: Option<Vec<String>>,
     stop: Arc<AtomicBool>,
 }
 
@@ -85,8 +89,8 @@ struct Set {
 
 /// What a thread hands back.
 struct Sample {
-    /// `[3, F, H, W]` and its caption; none if no video of the set can be used.
-    clip: Option<(Vec<u8>, Option<String>)>,
+    /// `[3, F, H, W]` and the number of its video; none if no video of the set can be used.
+    clip: Option<(Vec<u8>, u32)>,
     /// The folder of the videos was away for too long.
     away: bool,
     /// Number and reason of the videos that were tried before.
@@ -122,21 +126,17 @@ impl Loader {
         ensure!(batch >= 1, "a batch of {batch} clips; it must be at least 1");
         ensure!(rank < ranks, "rank {rank} of {ranks}");
         ensure!(config.workers >= 1, "data.workers is 0; it must be at least 1");
-        let Listing { videos, left_out } = config.videos()?;
-        ensure!(!videos.is_empty(), "the dataset {:?} has no videos", config.dataset);
+        let listing = config.videos()?;
+        let classes = listing.classes();
+        let Listing { videos, left_out } = listing;
+        ensure!(!videos.is_empty(), "the dataset {} has no videos", config.dataset.line());
         ensure!(u32::try_from(videos.len()).is_ok(), "{} videos are more than a loader can number", videos.len());
         let pool = ThreadPoolBuilder::new()
             .num_threads(config.workers)
             .thread_name(|i| format!("decode-{i}"))
             .build()
             .context("cannot start the decoding threads")?;
-        let root = match &config.dataset {
-            DatasetConfig::Folder { root }
-            | DatasetConfig::Frames { root }
-            | DatasetConfig::Webvid { root, .. }
-            | DatasetConfig::Captioned { root } => Some(root.clone()),
-            DatasetConfig::Indexed { .. } | DatasetConfig::Numpy { .. } | DatasetConfig::Packed { .. } => None,
-        };
+        let root = config.dataset.root().map(Path::to_path_buf);
         let away = AtomicBool::new(false);
         let clip = ClipSpec { fit, ..config.clip()? };
         let set = Set { videos, clip, flip: config.flip, seed, root, away };
@@ -153,10 +153,16 @@ impl Loader {
             order: None,
             skipped: BTreeMap::new(),
             left_out,
+            classes,
             stop: Arc::new(AtomicBool::new(false)),
         };
         loader.schedule();
         Ok(loader)
+    }
+
+    /// The names of the dataset's classes, see [`Listing::classes`].
+    pub fn classes(&self) -> Option<&[String]> {
+        self.classes.as_deref()
     }
 
     /// How many videos the dataset has, usable or not.
@@ -184,7 +190,8 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
-        let (mut clips, mut captions, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut clips, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut captions, mut classes) = (Vec::new(), Vec::new());
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
             let sample = receiver.recv().context("the thread died").and_then(|sample| sample);
@@ -200,16 +207,18 @@ impl Loader {
             if sample.away {
                 bail!("the data is away for {} s: {}", PATIENCE.as_secs(), self.set.root_name());
             }
-            let Some((clip, caption)) = sample.clip else { bail!(self.nothing_usable()) };
+            let Some((clip, video)) = sample.clip else { bail!(self.nothing_usable()) };
+            let VideoEntry { caption, class, .. } = &self.set.videos[video as usize];
             clips.extend_from_slice(&clip);
-            captions.push(caption);
+            captions.push(caption.clone());
+            classes.push(class.clone());
             samples.push(number);
         }
         self.position += self.advance;
         let ClipSpec { frames, resolution, .. } = self.set.clip;
         let shape = [self.batch as i64, 3, frames, resolution, resolution];
         let clips = Tensor::f_from_data_size(&clips, &shape, Kind::Uint8)?;
-        Ok(Batch { clips, captions, samples, position: self.position, skipped })
+        Ok(Batch { clips, captions, classes, samples, position: self.position, skipped })
     }
 
     /// Keeps the threads at work on this batch and the following ones.
@@ -270,7 +279,7 @@ impl Set {
             }
             let video = &self.videos[at as usize];
             match self.cut(video, number, stop) {
-                Ok(clip) => return Sample { clip: Some((clip, video.caption.clone())), skipped, away: false },
+                Ok(clip) => return Sample { clip: Some((clip, at)), skipped, away: false },
                 Err(_) if self.is_away() => return Sample { clip: None, skipped, away: true },
                 Err(error) => skipped.push((at, format!("{error:#}"))),
             }
@@ -284,7 +293,7 @@ impl Set {
         loop {
             let mut generator = stream(self.seed, Purpose::Crop, number, 0);
             // a panic is of this video as an error is
-            let cut = caught(|| self.clip.cut(&video.source, &mut generator, self.flip));
+            let cut = caught(|| self.clip.cut(&mut *video.source.open()?, &mut generator, self.flip));
             let patient = began.elapsed() < PATIENCE && !stop.load(Ordering::Relaxed);
             if cut.is_ok() || !patient || !self.is_away() {
                 if cut.is_ok() && self.away.swap(false, Ordering::Relaxed) {
@@ -317,8 +326,15 @@ fn permutation(count: usize, seed: u64, epoch: u64) -> Vec<u32> {
     order
 }
 
-/// A clip `[1, 3, F, H, W]` and what it shows, where the dataset says so.
-pub(super) type CaptionedClip = (Tensor, Option<String>);
+/// A clip and what the dataset says of its video.
+pub(super) struct FixedClip {
+    /// Unsigned bytes `[1, 3, F, H, W]`.
+    pub clip: Tensor,
+    /// What it shows.
+    pub caption: Option<String>,
+    /// The name of its class.
+    pub class: Option<String>,
+}
 
 /// The first `count` samples of a seed, never mirrored, one by one: of different videos as long as
 /// there are enough, since a sample whose video cannot be used is passed over, not replaced.
@@ -356,16 +372,20 @@ impl FixedClips {
         self.loader.position
     }
 
-    /// The clip of this rank's sample of the next round, `[1, 3, F, H, W]`, and its caption: none where its number is not
-    /// below `end` or its video cannot be used.
-    pub fn sample(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
+    /// The clip of this rank's sample of the next round: none where its number is not below `end` or its video cannot be
+    /// used.
+    pub fn sample(&mut self, end: u64) -> Result<Option<FixedClip>> {
         let mut batch = self.loader.next()?;
         let is_usable = batch.samples[0] < end && batch.skipped.is_empty();
-        Ok(is_usable.then(|| (batch.clips, batch.captions.remove(0))))
+        Ok(is_usable.then(|| FixedClip {
+            clip: batch.clips,
+            caption: batch.captions.remove(0),
+            class: batch.classes.remove(0),
+        }))
     }
 
-    /// The clip of the next usable sample with a number below `end`, and its caption.
-    pub fn next(&mut self, end: u64) -> Result<Option<CaptionedClip>> {
+    /// The clip of the next usable sample with a number below `end`.
+    pub fn next(&mut self, end: u64) -> Result<Option<FixedClip>> {
         while self.position() < end {
             if let Some(found) = self.sample(end)? {
                 return Ok(Some(found));
@@ -383,19 +403,20 @@ impl FixedClips {
 pub fn fixed_clips(config: &DataConfig, count: i64, seed: u64) -> Result<Tensor> {
     ensure!(count >= 1, "{count} clips; it must be at least 1");
     let mut fixed = FixedClips::new(config, seed)?;
-    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end").0));
+    let clips = (0..count).map(|_| Ok(fixed.next(u64::MAX)?.expect("samples have no end").clip));
     Ok(Tensor::cat(&clips.collect::<Result<Vec<_>>>()?, 0))
 }
 
 #[cfg(all(test, feature = "video"))]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::data::{Source, pack::pack_clips, packed::PackedFile, video_file::tests::write_test_video};
+    use crate::data::{
+        clip::FrameSource, dataset::DatasetConfig, folder::Folder, video::VideoSource,
+        video_file::tests::write_test_video, video_path::VideoFile,
+    };
 
     fn config(root: &Path) -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: root.to_path_buf() };
+        let dataset = DatasetConfig::Folder(Folder { root: root.to_path_buf() });
         DataConfig { dataset, frames: 4, frame_stride: 2, resolution: 16, flip: true, workers: 2 }
     }
 
@@ -427,18 +448,29 @@ mod tests {
         samples
     }
 
+    /// A source whose decoder panics.
+    #[derive(Debug)]
+    struct Panicking;
+
+    impl VideoSource for Panicking {
+        fn open(&self) -> Result<Box<dyn FrameSource>> {
+            panic!("attempt to divide by zero")
+        }
+
+        fn digest(&self, _blocks: u64) -> Result<Vec<u8>> {
+            Ok(Vec::new())
+        }
+    }
+
     /// A panic while a video is decoded is of that video: named with its words, counted, passed over.
     #[test]
     fn a_panic_passes_over_one_video_and_is_told() {
-        let folder = folder();
-        let file = folder.path().join("packed.safetensors");
-        let config = DataConfig { frames: 1, ..config(folder.path()) };
-        pack_clips(&config, Some(3), 1, &file, &Ranks::alone()).unwrap();
-        let config = DataConfig { dataset: DatasetConfig::Packed { file }, ..config };
-        let mut videos = config.videos().unwrap().videos;
-        let Source::Packed { step, .. } = &mut videos[1].source else { panic!() };
-        *step = 0; // by which frames are divided
-        let clip = config.clip().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = |i: usize| folder.path().join(format!("{i}.mp4"));
+        let mut videos: Vec<VideoEntry> = (0..3).map(|i| VideoEntry::new("video", VideoFile::new(path(i)))).collect();
+        (0..3).for_each(|i| write_test_video(&path(i), 20));
+        videos[1].source = Arc::new(Panicking);
+        let clip = config(folder.path()).clip().unwrap();
         let set = Set { videos, clip, flip: false, seed: 1, root: None, away: AtomicBool::new(false) };
         let sample = set.sample(0, &[1, 0, 2], &AtomicBool::new(false));
         let [(1, reason)] = &sample.skipped[..] else { panic!("{:?}", sample.skipped) };
@@ -560,33 +592,5 @@ mod tests {
             first.into_iter().filter(|batch| batch.skipped.is_empty()).map(|batch| batch.clips).collect()
         };
         assert!(clips.equal(&Tensor::cat(&usable, 0)));
-    }
-
-    #[test]
-    fn packed_clips_are_the_same_and_give_windows() {
-        let folder = folder();
-        let config = DataConfig { frames: 8, flip: false, ..config(folder.path()) };
-        let out = folder.path().join("packed.safetensors");
-        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 5);
-        let clips = fixed_clips(&config, 5, 7).unwrap();
-        let (tensors, _) = crate::safetensors::read_safetensors(&out).unwrap();
-        assert!(tensors["clips"].equal(&clips));
-        assert_eq!(PackedFile::open(&out).unwrap().spec.frame_stride, 2);
-
-        let dataset = DatasetConfig::Packed { file: out.clone() };
-        let packed = DataConfig { dataset, frames: 3, ..config.clone() };
-        let windows = fixed_clips(&packed, 5, 1).unwrap();
-        for i in 0..5 {
-            let found = (0..5).any(|clip| (0..6).any(|f| clips.get(clip).narrow(1, f, 3).equal(&windows.get(i))));
-            assert!(found, "clip {i} is no window of a packed clip");
-        }
-        let other = DataConfig { frame_stride: 3, ..packed.clone() };
-        assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
-        assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
-
-        assert_eq!(pack_clips(&config, Some(12), 7, &out, &Ranks::alone()).unwrap(), 12);
-        let bytes = fs::read(&out).unwrap();
-        fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
-        assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));
     }
 }

@@ -1,6 +1,6 @@
 //! From files to batches of clips.
 //!
-//! A dataset lists videos ([`VideoDataset`]); a [`Source`] gives their frames by number, out of a
+//! A dataset lists videos ([`VideoDataset`]); a [`VideoSource`] gives their frames by number, out of a
 //! video file, a folder of pictures or a packed file; a [`ClipSpec`] cuts a window out of them,
 //! resized and cropped, as unsigned bytes `[3, F, H, W]`; the [`Loader`] decodes ahead and stacks
 //! batches `[B, 3, F, H, W]` on the host. [`normalise`] and [`to_u8`] are the two ends of the networks:
@@ -23,19 +23,28 @@ pub mod prepare;
 pub mod reading;
 pub mod stream;
 mod table;
+pub mod video;
 #[cfg(feature = "video")]
 pub mod video_file;
 #[cfg(not(feature = "video"))]
 #[path = "video_file_absent.rs"]
 pub mod video_file;
+pub mod video_path;
 mod walk;
 
+pub use captioned::{Captioned, Webvid};
 pub use clip::{ClipSpec, Filter, Fit, FrameSource, RgbFrame, normalise, to_u8};
-pub use dataset::{DataConfig, DatasetConfig, Listing, Source, VideoDataset, VideoEntry, decode_workers};
+pub use dataset::{DataConfig, DatasetConfig, decode_workers};
 pub use demo::DemoConfig;
+pub use folder::Folder;
+pub use frames::FrameFolders;
+pub use index::Indexed;
 pub use loader::{Batch, Loader, fixed_clips};
+pub use numpy::Numpy;
 pub use pack::{PackedWriter, pack_clips};
-pub use packed::PackedFile;
+pub use packed::{Packed, PackedFile};
 pub use reading::READING;
 pub use stream::{ClipStream, Draw};
+pub use video::{Listing, VideoDataset, VideoEntry, VideoSource};
 pub use video_file::{VideoReader, VideoWriter, write_video};
+pub use video_path::VideoFile;

@@ -10,12 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use zip::{CompressionMethod, DateTime, ZipArchive, ZipWriter, write::FileOptions};
 
 use super::{
-    clip::{FrameSource, RgbFrame, window},
-    dataset::{Listing, Source, VideoDataset, VideoEntry, has_extension},
+    clip::{ClipSpec, FrameSource, RgbFrame, window},
+    video::{Listing, VideoDataset, VideoEntry, VideoSource, digest_of_file},
+    walk::has_extension,
 };
 use crate::atomic_file::PendingFile;
 
@@ -34,11 +36,6 @@ pub struct NumpyFile {
 }
 
 impl NumpyFile {
-    /// The file itself.
-    pub(super) fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
     /// A compressed archive is unpacked into a temporary file without a name first.
     ///
     /// # Errors
@@ -242,6 +239,7 @@ impl NumpyWriter {
 }
 
 /// One video of an array.
+#[derive(Debug, Clone)]
 pub struct NumpyVideo {
     file: Arc<NumpyFile>,
     index: i64,
@@ -251,6 +249,20 @@ impl NumpyVideo {
     /// The video with this number of the array, from 0.
     pub fn new(file: Arc<NumpyFile>, index: i64) -> Self {
         Self { file, index }
+    }
+}
+
+impl VideoSource for NumpyVideo {
+    fn open(&self) -> Result<Box<dyn FrameSource>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        digest_of_file(&self.file.path, blocks)
+    }
+
+    fn array(&self) -> Option<&Path> {
+        Some(&self.file.path)
     }
 }
 
@@ -274,20 +286,27 @@ impl FrameSource for NumpyVideo {
 }
 
 /// The videos of such a file, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Numpy {
     /// `.npy` or `.npz`, unsigned bytes `[N, F, H, W, 3]`.
     pub file: PathBuf,
 }
 
 impl VideoDataset for Numpy {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, _: &ClipSpec) -> Result<Listing> {
         let file = Arc::new(NumpyFile::open(&self.file)?);
-        let entry = |index| VideoEntry {
-            name: format!("{}#{index}", self.file.display()),
-            source: Source::Numpy { file: file.clone(), index },
-            caption: None,
-        };
+        let name = self.file.display();
+        let entry = |index| VideoEntry::new(format!("{name}#{index}"), NumpyVideo::new(file.clone(), index));
         Ok((0..file.videos()).map(entry).collect::<Vec<_>>().into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.file
+    }
+
+    fn reading(&self) -> Result<Option<u32>> {
+        Ok(None)
     }
 }
 
@@ -297,7 +316,7 @@ mod tests {
 
     use tch::{Device, Kind};
 
-    use super::*;
+    use super::{super::clip::SHORT, *};
 
     /// As `numpy.save` writes it.
     fn npy(descr: &str, fortran: &str, shape: &str, pixels: &[u8]) -> Vec<u8> {
@@ -337,7 +356,7 @@ mod tests {
         npz(&at("deflated.npz"), CompressionMethod::Deflated, &[("arr_0.npy", &array)]);
         npz(&at("named.npz"), CompressionMethod::Stored, &[("samples.npy", &array)]);
         for name in ["a.npy", "stored.npz", "deflated.npz", "named.npz"] {
-            let videos = Numpy { file: at(name) }.videos().unwrap().videos;
+            let videos = Numpy { file: at(name) }.videos(&SHORT).unwrap().videos;
             assert_eq!(videos.len(), 2, "{name}");
             let mut second = videos[1].source.open().unwrap();
             let frames = second.read(0, 2, 2).unwrap();
@@ -362,7 +381,7 @@ mod tests {
             }
             assert!(!path.exists(), "it is there before it is whole");
             writer.finish().unwrap();
-            let videos = Numpy { file: path.clone() }.videos().unwrap().videos;
+            let videos = Numpy { file: path.clone() }.videos(&SHORT).unwrap().videos;
             let mut found = Vec::new();
             for video in &videos {
                 for frame in video.source.open().unwrap().read(0, 3, 1).unwrap() {

@@ -7,13 +7,13 @@ use std::{
 };
 
 use ::safetensors::tensor::{Dtype, TensorInfo};
-use anyhow::{Context, Error, Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
 use super::{
     dataset::DataConfig,
-    loader::{CaptionedClip, FixedClips},
-    packed::{CAPTIONS, CLIPS, PackedSpec},
+    loader::{FixedClip, FixedClips},
+    packed::{CAPTIONS, CLASSES, CLIPS, PackedSpec},
     reading::READING,
 };
 use crate::{
@@ -23,10 +23,11 @@ use crate::{
 };
 
 /// What room is left for in the header.
-const MOST_CAPTION_BYTES: usize = 1 << 40;
+const MOST_TEXT_BYTES: usize = 1 << 40;
 
 /// Writes the first `count` samples of the seed, or one of each usable video, as a tensor `clips`,
-/// unsigned bytes `[N, 3, F, H, W]`, never mirrored; captions as a tensor `captions`, the bytes of a JSON list.
+/// unsigned bytes `[N, 3, F, H, W]`, never mirrored; captions and names of classes, where every clip has one, as tensors
+/// `captions` and `classes`, the bytes of a JSON list each.
 /// Returns N. Ranks share the decoding; rank 0 writes the clips one by one.
 ///
 /// With more frames than training uses, training cuts its clips at random places out of the packed
@@ -39,7 +40,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     let mut fixed = FixedClips::of_rank(config, seed, ranks)?;
     let clip = config.clip()?;
     let spec = PackedSpec {
-        dataset: Some(config.dataset.clone()),
+        dataset: Some(serde_json::to_value(&config.dataset)?),
         frames: clip.frames,
         frame_stride: clip.frame_stride,
         resolution: clip.resolution,
@@ -48,7 +49,7 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     };
     let metadata = serde_json::to_value(&spec)?;
     let [frames, side] = [clip.frames as usize, clip.resolution as usize];
-    let header = |clips: u64, captions: usize, least: usize| {
+    let header = |clips: u64, texts: [usize; 2], least: usize| {
         let mut start = 0;
         let mut tensor = |name: &str, shape: Vec<usize>| {
             let data_offsets = (start, start + shape.iter().product::<usize>());
@@ -56,8 +57,10 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
             (name.to_string(), TensorInfo { dtype: Dtype::U8, shape, data_offsets })
         };
         let mut tensors = vec![tensor(CLIPS, vec![clips as usize, 3, frames, side, side])];
-        if captions > 0 {
-            tensors.push(tensor(CAPTIONS, vec![captions]));
+        for (name, bytes) in [CAPTIONS, CLASSES].into_iter().zip(texts) {
+            if bytes > 0 {
+                tensors.push(tensor(name, vec![bytes]));
+            }
         }
         header_bytes(tensors, &metadata, least)
     };
@@ -79,38 +82,50 @@ pub fn pack_clips(config: &DataConfig, count: Option<u64>, seed: u64, out: &Path
     }
     write_atomically(out, |file| {
         // How many are usable shows at the end: the header is written again, no longer than before.
-        let room = header(most, MOST_CAPTION_BYTES, 0)?;
+        let room = header(most, [MOST_TEXT_BYTES; 2], 0)?;
         file.write_all(&room)?;
-        let mut captions = Vec::new();
+        let (mut captions, mut classes) = (Vec::new(), Vec::new());
         while !is_over(packed, fixed.position())? {
-            for (clip, caption) in round(&mut fixed, end, ranks)?.into_iter().take((most - packed) as usize) {
+            for FixedClip { clip, caption, class } in
+                round(&mut fixed, end, ranks)?.into_iter().take((most - packed) as usize)
+            {
                 file.write_all(&bytes(&clip)?)?;
-                captions.extend(caption);
+                captions.push(caption);
+                classes.push(class);
                 packed += 1;
             }
         }
         ensure!(packed > 0, "no usable video");
-        // all have one, or the dataset has none
-        let captions = if captions.is_empty() { Vec::new() } else { serde_json::to_vec(&captions)? };
-        ensure!(captions.len() <= MOST_CAPTION_BYTES, "captions of {} bytes", captions.len());
-        file.write_all(&captions)?;
+        let texts = [text_bytes(captions)?, text_bytes(classes)?];
+        texts.iter().try_for_each(|bytes| file.write_all(bytes))?;
         file.seek(SeekFrom::Start(0))?;
-        file.write_all(&header(packed, captions.len(), room.len())?)?;
+        file.write_all(&header(packed, texts.map(|bytes| bytes.len()), room.len())?)?;
         Ok(())
     })?;
     Ok(ranks.of_first(packed as i64)? as u64)
 }
 
+/// One text a clip as the bytes of a JSON list; nothing where a clip has none.
+fn text_bytes(texts: Vec<Option<String>>) -> Result<Vec<u8>> {
+    let Some(texts) = texts.into_iter().collect::<Option<Vec<String>>>() else { return Ok(Vec::new()) };
+    let bytes = serde_json::to_vec(&texts)?;
+    ensure!(bytes.len() <= MOST_TEXT_BYTES, "texts of {} bytes", bytes.len());
+    Ok(bytes)
+}
+
 /// The next samples, one of each rank, as far as they can be used: on rank 0, where the others send theirs.
-fn round(fixed: &mut FixedClips, end: u64, ranks: &Ranks) -> Result<Vec<CaptionedClip>> {
-    let (clip, caption) = fixed.sample(end)?.unzip();
-    let caption = caption.flatten().map(|caption| Tensor::from_slice(caption.as_bytes()));
+fn round(fixed: &mut FixedClips, end: u64, ranks: &Ranks) -> Result<Vec<FixedClip>> {
+    let own = match fixed.sample(end)? {
+        None => Vec::new(),
+        Some(FixedClip { clip, caption, class }) => {
+            vec![clip, Tensor::from_slice(&serde_json::to_vec(&[caption, class])?)]
+        }
+    };
     let mut usable = Vec::new();
-    for sent in ranks.gather(&clip.into_iter().chain(caption).collect::<Vec<_>>())? {
-        let mut sent = sent.into_iter();
-        let (clip, caption) = (sent.next(), sent.next());
-        let caption = caption.map(|bytes| Ok::<_, Error>(String::from_utf8(Vec::try_from(bytes)?)?)).transpose()?;
-        usable.extend(clip.map(|clip| (clip, caption)));
+    for sent in ranks.gather(&own)? {
+        let Ok([clip, texts]) = <[Tensor; 2]>::try_from(sent) else { continue };
+        let [caption, class] = serde_json::from_slice(&Vec::<u8>::try_from(texts)?)?;
+        usable.push(FixedClip { clip, caption, class });
     }
     Ok(usable)
 }
@@ -179,7 +194,12 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{data::PackedFile, safetensors::read_safetensors};
+    #[cfg(feature = "video")]
+    use crate::data::video_file::tests::write_test_video;
+    use crate::{
+        data::{DatasetConfig, Loader, PackedFile, fixed_clips, folder::Folder, packed::Packed},
+        safetensors::read_safetensors,
+    };
 
     #[test]
     fn clips_that_come_one_by_one() {
@@ -206,5 +226,68 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&pieces, bytes).unwrap();
         assert!(read_safetensors(&pieces).unwrap_err().to_string().contains("SHA-256"));
+    }
+
+    /// A folder a class: each clip keeps the class of its video, in batches and in a packed file.
+    #[cfg(feature = "video")]
+    #[test]
+    fn the_folder_of_a_video_is_its_class() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["train/Walk", "train/Run", "test/Walk"];
+        for (i, name) in (0..).zip(names) {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+            write_test_video(&folder.path().join(name).join("v.mp4"), 6 + i);
+        }
+        let dataset = DatasetConfig::Folder(Folder { root: folder.path().to_path_buf() });
+        let config = DataConfig { dataset, frames: 4, frame_stride: 1, resolution: 16, flip: false, workers: 1 };
+        let listing = config.videos().unwrap();
+        assert_eq!(listing.classes().unwrap(), ["Run", "Walk"]);
+        let of_video = |name: &str| Some(if name.contains("Run") { "Run" } else { "Walk" }.to_string());
+        assert!(listing.videos.iter().all(|video| video.class == of_video(&video.name)));
+
+        let out = folder.path().join("packed.safetensors");
+        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 3);
+        let packed = DataConfig { dataset: DatasetConfig::Packed(Packed { file: out }), ..config.clone() };
+        let drawn = Loader::new(&config, 3, 7, 0).unwrap().next().unwrap();
+        let kept: Vec<_> = packed.videos().unwrap().videos.into_iter().map(|video| video.class).collect();
+        assert_eq!(kept, drawn.classes);
+        assert_eq!(kept.iter().flatten().filter(|class| *class == "Run").count(), 1);
+        fs::write(folder.path().join("no_class.mp4"), []).unwrap();
+        assert!(config.videos().unwrap().classes().is_none());
+    }
+
+    #[cfg(feature = "video")]
+    #[test]
+    fn packed_clips_are_the_same_and_give_windows() {
+        let folder = tempfile::tempdir().unwrap();
+        for i in 0..5 {
+            write_test_video(&folder.path().join(format!("good{i}.mp4")), 20 + i);
+        }
+        write_test_video(&folder.path().join("short.mp4"), 6);
+        fs::write(folder.path().join("empty.mp4"), []).unwrap();
+        let dataset = DatasetConfig::Folder(Folder { root: folder.path().to_path_buf() });
+        let config = DataConfig { dataset, frames: 8, frame_stride: 2, resolution: 16, flip: false, workers: 2 };
+        let out = folder.path().join("packed.safetensors");
+        assert_eq!(pack_clips(&config, None, 7, &out, &Ranks::alone()).unwrap(), 5);
+        let clips = fixed_clips(&config, 5, 7).unwrap();
+        let (tensors, _) = read_safetensors(&out).unwrap();
+        assert!(tensors["clips"].equal(&clips));
+        assert_eq!(PackedFile::open(&out).unwrap().spec.frame_stride, 2);
+
+        let dataset = DatasetConfig::Packed(Packed { file: out.clone() });
+        let packed = DataConfig { dataset, frames: 3, ..config.clone() };
+        let windows = fixed_clips(&packed, 5, 1).unwrap();
+        for i in 0..5 {
+            let found = (0..5).any(|clip| (0..6).any(|f| clips.get(clip).narrow(1, f, 3).equal(&windows.get(i))));
+            assert!(found, "clip {i} is no window of a packed clip");
+        }
+        let other = DataConfig { frame_stride: 3, ..packed.clone() };
+        assert!(other.videos().unwrap_err().to_string().contains("multiple of 2"));
+        assert_eq!(fixed_clips(&DataConfig { frame_stride: 4, ..packed }, 2, 1).unwrap().size(), [2, 3, 3, 16, 16]);
+
+        assert_eq!(pack_clips(&config, Some(12), 7, &out, &Ranks::alone()).unwrap(), 12);
+        let bytes = fs::read(&out).unwrap();
+        fs::write(&out, &bytes[..bytes.len() - 9]).unwrap();
+        assert!(format!("{:#}", PackedFile::open(&out).unwrap_err()).contains("truncated"));
     }
 }

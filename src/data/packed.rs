@@ -10,11 +10,12 @@ use std::{
 use ::safetensors::tensor::Dtype;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
-    clip::{FrameSource, RgbFrame, window},
-    dataset::{DatasetConfig, Listing, Source, VideoDataset, VideoEntry},
+    clip::{ClipSpec, FrameSource, RgbFrame, window},
     reading::warn_of_former_reading,
+    video::{Listing, VideoDataset, VideoEntry, VideoSource, digest_of_file},
 };
 use crate::safetensors::Header;
 
@@ -24,11 +25,17 @@ pub(super) const CLIPS: &str = "clips";
 /// The name of the tensor of captions, the bytes of a JSON list of N texts.
 pub(super) const CAPTIONS: &str = "captions";
 
+/// The name of the tensor of classes, the bytes of a JSON list of N names.
+pub(super) const CLASSES: &str = "classes";
+
+/// The kind of the data sets whose videos are arrays.
+pub(super) const ARRAY: &str = "numpy";
+
 /// What a packed file says about its clips.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackedSpec {
-    /// Where the clips came from.
-    pub dataset: Option<DatasetConfig>,
+    /// The settings of the data set that the clips came from, as they were written; none of generated clips.
+    pub dataset: Option<Value>,
     /// Frames of a clip.
     pub frames: i64,
     /// Every n-th frame of the videos was taken.
@@ -45,7 +52,8 @@ pub struct PackedSpec {
 impl PackedSpec {
     /// How the videos were read that the clips came from; none of generated clips and of arrays, which are what they are.
     pub fn reading(&self) -> Option<u32> {
-        self.dataset.as_ref().and_then(|dataset| dataset.reading_of(self.reading))
+        let dataset = self.dataset.as_ref()?;
+        (dataset["kind"] != ARRAY).then_some(self.reading)
     }
 }
 
@@ -58,16 +66,12 @@ pub struct PackedFile {
     /// N, F, H, W
     shape: [usize; 4],
     captions: Option<Vec<String>>,
+    classes: Option<Vec<String>>,
     /// What the file says about its clips.
     pub spec: PackedSpec,
 }
 
 impl PackedFile {
-    /// The file itself.
-    pub(super) fn path(&self) -> &PathBuf {
-        &self.path
-    }
-
     /// # Errors
     /// A file that is missing, truncated, or of another kind.
     pub fn open(path: &Path) -> Result<Self> {
@@ -81,18 +85,17 @@ impl PackedFile {
         };
         ensure!(info.dtype == Dtype::U8, "{}: their type is {:?}, not U8", foreign(), info.dtype);
         let start = header.data_start + info.data_offsets.0 as u64;
-        let captions = match header.tensors.info(CAPTIONS) {
-            None => None,
-            Some(info) => {
-                let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-                file.read_exact_at(&mut bytes, header.data_start + info.data_offsets.0 as u64)?;
-                let captions: Vec<String> =
-                    serde_json::from_slice(&bytes).with_context(|| format!("the captions of {}", path.display()))?;
-                ensure!(captions.len() == n, "{} has {n} clips and {} captions", path.display(), captions.len());
-                Some(captions)
-            }
+        let texts = |name: &str| -> Result<Option<Vec<String>>> {
+            let Some(info) = header.tensors.info(name) else { return Ok(None) };
+            let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
+            file.read_exact_at(&mut bytes, header.data_start + info.data_offsets.0 as u64)?;
+            let texts: Vec<String> =
+                serde_json::from_slice(&bytes).with_context(|| format!("the {name} of {}", path.display()))?;
+            ensure!(texts.len() == n, "{} has {n} clips and {} {name}", path.display(), texts.len());
+            Ok(Some(texts))
         };
-        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], captions, spec })
+        let (captions, classes) = (texts(CAPTIONS)?, texts(CLASSES)?);
+        Ok(Self { path: path.to_path_buf(), file, start, shape: [n, f, h, w], captions, classes, spec })
     }
 
     /// N, the number of clips.
@@ -133,6 +136,7 @@ impl PackedFile {
 }
 
 /// One clip of a packed file, as a video of which every `step`-th frame is there.
+#[derive(Debug, Clone)]
 pub struct PackedVideo {
     file: Arc<PackedFile>,
     index: i64,
@@ -143,6 +147,20 @@ impl PackedVideo {
     /// The clip with this number, from 0, of which every `step`-th original frame was kept.
     pub fn new(file: Arc<PackedFile>, index: i64, step: i64) -> Self {
         Self { file, index, step }
+    }
+}
+
+impl VideoSource for PackedVideo {
+    fn open(&self) -> Result<Box<dyn FrameSource>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn digest(&self, blocks: u64) -> Result<Vec<u8>> {
+        digest_of_file(&self.file.path, blocks)
+    }
+
+    fn array(&self) -> Option<&Path> {
+        Some(&self.file.path)
     }
 }
 
@@ -159,30 +177,44 @@ impl FrameSource for PackedVideo {
 }
 
 /// The clips of a packed file, for training on every `frame_stride`-th frame of the original videos.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Packed {
     /// Unsigned bytes `[N, 3, F, H, W]` as safetensors.
     pub file: PathBuf,
-    /// What is asked for, in frames of the original videos.
-    pub frame_stride: i64,
 }
 
 impl VideoDataset for Packed {
-    fn videos(&self) -> Result<Listing> {
+    fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         let file = Arc::new(PackedFile::open(&self.file)?);
         ensure!(file.clips() > 0, "{} holds no clips", self.file.display());
         warn_of_former_reading(&self.file, file.spec.reading(), "lvdm data pack");
         let packed = file.spec.frame_stride;
         ensure!(
-            packed >= 1 && self.frame_stride % packed == 0,
+            packed >= 1 && clip.frame_stride % packed == 0,
             "{} holds every {packed}th frame of its videos: data.frame_stride is {}, it must be a multiple of {packed}",
             self.file.display(),
-            self.frame_stride
+            clip.frame_stride
         );
+        let name = self.file.display();
         let entry = |index| VideoEntry {
-            name: format!("{}#{index}", self.file.display()),
-            source: Source::Packed { file: file.clone(), index, step: packed },
             caption: file.captions.as_ref().map(|captions| captions[index as usize].clone()),
+            class: file.classes.as_ref().map(|classes| classes[index as usize].clone()),
+            ..VideoEntry::new(format!("{name}#{index}"), PackedVideo::new(file.clone(), index, packed))
         };
         Ok((0..file.clips()).map(entry).collect::<Vec<_>>().into())
+    }
+
+    fn path(&self) -> &Path {
+        &self.file
+    }
+
+    fn has_captions(&self) -> bool {
+        true
+    }
+
+    /// As the videos were read that were packed.
+    fn reading(&self) -> Result<Option<u32>> {
+        Ok(PackedFile::open(&self.file)?.spec.reading())
     }
 }

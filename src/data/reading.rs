@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::dataset::warn_once;
+use super::walk::warn_once;
 
 /// One more with every change that makes other frames of the same files. Files that carry no number are of 0, when every
 /// video was read as BT.601 in the limited range, as it is stored and not as it is turned, and with the frames that edit

@@ -19,8 +19,9 @@ use tracing::warn;
 
 use super::{
     clip::{ClipSpec, Fit},
-    dataset::{DataConfig, VideoEntry},
+    dataset::DataConfig,
     loader::FixedClips,
+    video::VideoEntry,
 };
 use crate::{
     random::{Purpose, stream},
@@ -169,7 +170,7 @@ impl ClipStream {
     #[allow(clippy::should_implement_trait)] // it has errors
     pub fn next(&mut self) -> Result<Option<Tensor>> {
         match &mut self.rest {
-            Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|(clip, _)| clip)),
+            Rest::Random(clips) => Ok(clips.next(u64::MAX)?.map(|found| found.clip)),
             Rest::InOrder(order) => {
                 let ClipSpec { frames, resolution, .. } = self.spec;
                 let size = [1, 3, frames, resolution, resolution];
@@ -295,7 +296,10 @@ impl Cut {
 mod tests {
     use super::*;
     use crate::{
-        data::{DatasetConfig, Source},
+        data::{
+            DatasetConfig, PackedFile,
+            packed::{Packed, PackedVideo},
+        },
         safetensors::write_safetensors_atomically,
     };
 
@@ -306,9 +310,10 @@ mod tests {
         let config = DataConfig { frames: 1, ..packed(folder.path()) };
         let spec = config.clip().unwrap();
         let mut videos = config.videos().unwrap().videos;
-        let Source::Packed { step, .. } = &mut videos[1].source else { panic!() };
-        *step = 0; // by which frames are divided
-        let error = caught(|| spec.cut(&videos[1].source, &mut stream(0, Purpose::Crop, 0, 0), false)).unwrap_err();
+        let file = Arc::new(PackedFile::open(config.dataset.path()).unwrap());
+        videos[1].source = Arc::new(PackedVideo::new(file, 1, 0)); // the last number is what frames are divided by
+        let cut = || spec.cut(&mut *videos[1].source.open()?, &mut stream(0, Purpose::Crop, 0, 0), false);
+        let error = caught(cut).unwrap_err();
         assert!(error.to_string().contains("divide by zero"), "{error}");
         let cut = Cut { spec, places: Places::Drawn(Draw::Beginnings), seed: 0 };
         let mut stream = InOrder::new(&config, (0..).zip(videos).collect(), cut).unwrap();
@@ -323,7 +328,7 @@ mod tests {
         let file = folder.join("clips.safetensors");
         let spec = serde_json::json!({"dataset": null, "frames": 10, "frame_stride": 1, "resolution": 8, "seed": 0});
         write_safetensors_atomically(&file, &[("clips", clips)], &spec).unwrap();
-        let dataset = DatasetConfig::Packed { file };
+        let dataset = DatasetConfig::Packed(Packed { file });
         DataConfig { dataset, frames: 4, frame_stride: 2, resolution: 8, flip: false, workers: 1 }
     }
 

@@ -1,13 +1,16 @@
-//! The folders under a folder, each once, whatever links lie in them.
+//! Files and folders of data sets: the folders under a folder, each once, whatever links lie in them; and what is said where
+//! something else was found than was looked for.
 
 use std::{
     collections::BTreeSet,
     fs,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use tracing::warn;
 
 /// Calls `visit` with each folder at and under `root` and the files directly in it. Hidden names are passed over. A
 /// link to a folder is followed, but no folder is visited twice: one that lies under `root` is visited where it lies.
@@ -15,6 +18,13 @@ pub(super) fn walk(root: &Path, visit: &mut impl FnMut(&Path, Vec<PathBuf>)) -> 
     let mut known = BTreeSet::new();
     folders_without_links(root, &mut known)?;
     visit_folder(root, false, &mut known, visit)
+}
+
+/// The class of a video in a set that keeps one folder for each class: the name of the folder in which it lies. A video
+/// directly in `root` has none.
+pub(super) fn class_of(root: &Path, video: &Path) -> Option<String> {
+    let folder = video.parent().filter(|folder| *folder != root && folder.starts_with(root))?;
+    Some(folder.file_name()?.to_string_lossy().into_owned())
 }
 
 /// What a folder is, whatever it is called: its file system and its number in it.
@@ -61,6 +71,33 @@ fn visit_folder(
     folders.sort();
     visit(folder, files);
     folders.iter().try_for_each(|(folder, behind_link)| visit_folder(folder, *behind_link, known, visit))
+}
+
+/// Whether a name ends as one of these does, in either case.
+pub(super) fn has_extension(path: &Path, extensions: &[&str]) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
+    extension.is_some_and(|extension| extensions.contains(&extension.as_str()))
+}
+
+/// A warning that is given once in a process, since a dataset may be listed several times.
+pub(super) fn warn_once(text: String) {
+    static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    if SAID.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        warn!("{text}");
+    }
+}
+
+/// There must be some videos; else says what was looked for and what is there.
+pub(super) fn ensure_some(videos: usize, root: &Path, wanted: &str, others: usize) -> Result<()> {
+    ensure!(videos > 0, "no {wanted} in {} or below it, but {others} other files", root.display());
+    Ok(())
+}
+
+/// Errors for a folder that is not there.
+pub(super) fn ensure_folder(root: &Path, wanted: &str) -> Result<()> {
+    ensure!(root.exists(), "there is no folder {}; {wanted} were looked for in it", root.display());
+    ensure!(root.is_dir(), "{} is a file; a folder of {wanted} was looked for", root.display());
+    Ok(())
 }
 
 #[cfg(test)]

@@ -38,7 +38,11 @@ impl Denoiser for NetworkDenoiser<'_> {
             scale => self.output(&(z_t * scale), &time),
         };
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
-        self.predict.read(z_t, output, &self.path.rates(t))
+        let channels = self.network.ports().channels;
+        let learned = self.network.ports().outputs - channels;
+        let predicted = output.narrow(1, 0, channels);
+        let variance = (learned > 0).then(|| output.narrow(1, channels, learned));
+        Prediction { variance, ..self.predict.read(z_t, predicted, &self.path.rates(t)) }
     }
 }
 
@@ -95,11 +99,13 @@ impl Denoiser for Guided<'_> {
                 Guidance::CfgOriginal => conditional + step,
             }
         };
+        // a learned variance is that of the network given all
+        let variance = both.variance.as_ref().map(|variance| variance.narrow(0, 0, z_t.size()[0]));
         let (z_t, noise, rates) = (z_t.shallow_clone(), mixed(&both.noise), self.path.rates(t));
         match self.path.discrete() {
             // as released; where a path ends in noise alone, z_0 does not follow from the noise
-            Some(_) if rates.alpha > 0.0 => Predict::Noise.read(z_t, noise, &rates),
-            _ => Prediction { z_t, z_0: mixed(&both.z_0), noise },
+            Some(_) if rates.alpha > 0.0 => Prediction { variance, ..Predict::Noise.read(z_t, noise, &rates) },
+            _ => Prediction { z_t, z_0: mixed(&both.z_0), noise, variance },
         }
     }
 }

@@ -97,10 +97,10 @@ impl SamplerRun for HeunRun {
         let piece = self.moves[i / 2];
         match self.begun.take() {
             None => {
-                let Prediction { z_t, z_0, noise } = prediction;
+                let Prediction { z_t, z_0, noise, .. } = prediction;
                 let [z_t, z_0, noise] = [z_t, z_0, noise].map(Tensor::shallow_clone);
                 let arrived = moved(&z_t, piece, prediction);
-                self.begun = Some(Prediction { z_t, z_0, noise });
+                self.begun = Some(Prediction { z_t, z_0, noise, variance: None });
                 arrived
             }
             Some(begun) => {

@@ -7,6 +7,7 @@ use super::{
     edm::Edm,
     euler::{Euler, Heun},
     flow::RectifiedFlow,
+    learned_variance::{RespacedDdim, RespacedDdpm},
     loss_weight::{Constant, EdmWeight, LossWeight, MinSnr},
     path::NoisePathSettings,
     sampler::Sampler,
@@ -52,6 +53,10 @@ registry! {
         "euler" => Euler(Euler),
         /// Of second order, with two calls of the network a step.
         "heun" => Heun(Heun),
+        /// Evenly kept steps, each with noise: of a learned variance where there is one.
+        "respaced_ddpm" => RespacedDdpm(RespacedDdpm),
+        /// DDIM on evenly kept steps from T − 1 to 0.
+        "respaced_ddim" => RespacedDdim(RespacedDdim),
     }
 }
 

@@ -6,6 +6,7 @@ use tch::{Kind, Reduction, Tensor};
 
 use super::{
     kinds::LossWeightConfig,
+    learned_variance::HybridLoss,
     path::{NoisePath, Times},
     prediction::Predict,
 };
@@ -19,6 +20,9 @@ pub enum Loss {
     L1,
     /// The mean square.
     L2,
+    /// The mean square of the noise and, for a network that learns the variance of reverse steps too, the variational
+    /// bound through that: see [`HybridLoss`].
+    LearnedVariance,
 }
 
 /// The released setting is noise and L1.
@@ -62,13 +66,31 @@ impl Objective {
         self.weight.validate().context("weight")?;
         ensure!(
             self.weight.is_constant() || self.loss == Loss::L2,
-            "weight: it is of the squared error, and loss is l1: write loss: l2"
+            "weight: it is of the squared error, and loss is {}: write loss: l2",
+            if self.loss == Loss::L1 { "l1" } else { "learned_variance" }
+        );
+        ensure!(
+            !self.learns_variance() || self.predict == Predict::Noise,
+            "loss: learned_variance is for predict: noise, of which the bound is made, not {:?}",
+            self.predict
+        );
+        ensure!(
+            !self.learns_variance() || path.discrete().is_some_and(|schedule| !schedule.ends_in_noise()),
+            "loss: learned_variance is for a schedule of steps that does not end in noise alone"
         );
         self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 
+    /// Whether the network gives the variance of reverse steps, in as many channels more.
+    pub fn learns_variance(&self) -> bool {
+        self.loss == Loss::LearnedVariance
+    }
+
     /// The loss of one batch.
-    pub fn loss(&self, network: &dyn Network, batch: &NoisyBatch) -> Tensor {
+    ///
+    /// # Panics
+    /// With a learned variance, where the path is no schedule of steps (see [`Self::validate`]).
+    pub fn loss(&self, network: &dyn Network, path: &dyn NoisePath, batch: &NoisyBatch) -> Tensor {
         let NoisyBatch { z_0, noise, times, given, given_times, made_only } = *batch;
         let mut z_t = times.add_noise(z_0, noise);
         let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
@@ -77,7 +99,11 @@ impl Objective {
             let frames = given_times.map_or_else(|| z_0.shallow_clone(), |times| times.add_noise(z_0, noise));
             z_t = z_t * (1.0 - mask) + frames * mask;
         }
-        let prediction = network.forward(&times.scaled(z_t), times.told(), given);
+        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.told(), given);
+        if self.learns_variance() {
+            let schedule = path.discrete().expect("a learned variance is one of a schedule's steps");
+            return HybridLoss::new(schedule, &prediction, z_0, &z_t, times, noise).mean();
+        }
         let target = self.predict.target(z_0, noise, times);
         let target = match &mask {
             None => target,
@@ -96,7 +122,7 @@ impl Objective {
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
         let compare = |reduction| match self.loss {
             Loss::L1 => prediction.l1_loss(&target, reduction),
-            Loss::L2 => prediction.mse_loss(&target, reduction),
+            Loss::L2 | Loss::LearnedVariance => prediction.mse_loss(&target, reduction),
         };
         let weight = (!self.weight.is_constant()).then(|| times.each(|rates| self.weight.at(self.predict, rates), z_0));
         let of_each = || match &weight {

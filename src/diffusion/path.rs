@@ -95,6 +95,7 @@ pub struct Rates {
 /// The times of a batch, one a clip or one a frame, with what follows from them: made on the host, uploaded at once.
 pub struct Times {
     /// As in `told`, row by row.
+    t: Vec<f64>,
     rates: Vec<Rates>,
     /// `[B]` or `[B, F]`, float64: what the network is told.
     told: Tensor,
@@ -139,12 +140,18 @@ impl Times {
         let table = upload(&Tensor::from_slice(&table).reshape([4, -1]), device);
         let beside = beside_clips(shape);
         Times {
+            t: t.to_vec(),
             rates,
             told: table.get(0).reshape(shape),
             alpha: table.get(1).reshape(&beside),
             sigma: table.get(2).reshape(&beside),
             scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(&beside)),
         }
+    }
+
+    /// The times themselves, clip after clip.
+    pub fn on_host(&self) -> &[f64] {
+        &self.t
     }
 
     /// `[B]` or `[B, F]`: what the network is told.

@@ -38,27 +38,27 @@ impl Predict {
         match self {
             Predict::Noise => {
                 let z_0 = (&z_t - &output * sigma) / alpha;
-                Prediction { z_t, z_0, noise: output }
+                Prediction { z_t, z_0, noise: output, variance: None }
             }
             Predict::Z0 => {
                 let noise = (&z_t - &output * alpha) / sigma;
-                Prediction { z_t, z_0: output, noise }
+                Prediction { z_t, z_0: output, noise, variance: None }
             }
             Predict::Velocity => {
                 let z_0 = &z_t * alpha - &output * sigma;
                 let noise = &z_t * sigma + &output * alpha;
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
             Predict::Flow => {
                 let z_0 = (&z_t - &output * sigma) / (alpha + sigma);
                 let noise = (&z_t + &output * alpha) / (alpha + sigma);
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
             Predict::Edm => {
                 let (skip, out) = preconditioning(rates);
                 let z_0 = &z_t * (skip / alpha) + &output * out;
                 let noise = (&z_t - &z_0 * alpha) / sigma;
-                Prediction { z_t, z_0, noise }
+                Prediction { z_t, z_0, noise, variance: None }
             }
         }
     }
@@ -132,6 +132,8 @@ pub struct Prediction {
     pub z_0: Tensor,
     /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
+    /// v of a network that learned the variance of reverse steps, of the shape of z_t.
+    pub variance: Option<Tensor>,
 }
 
 #[cfg(test)]

@@ -49,6 +49,14 @@ impl NoiseSchedule {
         self.alpha_bar.last().is_some_and(|last| *last < 1e-12)
     }
 
+    /// The chain of these times alone, which rise: ᾱ of each, and the β between neighbours.
+    pub fn at(&self, times: &[i64]) -> Self {
+        let alpha_bar: Vec<f64> = times.iter().map(|&t| self.alpha_bar[t as usize]).collect();
+        let before = std::iter::once(1.0).chain(alpha_bar.iter().copied());
+        let beta = alpha_bar.iter().zip(before).map(|(now, before)| 1.0 - now / before).collect();
+        NoiseSchedule { beta, alpha_bar }
+    }
+
     /// ᾱ before t; 1 before the first.
     fn alpha_bar_before(&self, t: usize) -> f64 {
         if t == 0 { 1.0 } else { self.alpha_bar[t - 1] }

@@ -33,7 +33,7 @@ impl FromIterator<(String, Vec<i64>)> for Shapes {
 
 impl Shapes {
     /// Length of an axis.
-    fn axis(&self, name: &str, axis: usize) -> Result<i64> {
+    pub(super) fn axis(&self, name: &str, axis: usize) -> Result<i64> {
         let shape = self.0.get(name).with_context(|| format!("`{name}` is missing"))?;
         let length = shape.get(axis).with_context(|| format!("`{name}` has shape {shape:?}"))?;
         ensure!((1..1 << 31).contains(length), "`{name}` has shape {shape:?}");
@@ -46,7 +46,7 @@ impl Shapes {
         if self.has(&alias) { self.axis(&alias, axis) } else { self.axis(&format!("{name}.conv.weight"), axis) }
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 

@@ -223,20 +223,9 @@ fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
         found.unet.2 = new.tensors;
     }
     if let Some(path) = &told.replaced.vae {
-        let network = Network::Autoencoder { levels: found.autoencoder.0.widths.len() };
-        let new = Replacement::read("--vae", path, network, variant)?;
-        let inferred = ImageAutoencoderConfig::from_shapes(&Shapes::from(&new.under_our_names(network)));
-        match (&new.config, inferred) {
-            (Some(config), _) => {
-                found.autoencoder.0 = settings::autoencoder(config).context("--vae: config.json")?;
-                found.scale = latent_scale(config).context("--vae: config.json")?;
-            }
-            (None, Ok(image)) => {
-                found.autoencoder.0 = ImageAutoencoderConfig { norm_groups: found.autoencoder.0.norm_groups, ..image };
-            }
-            (None, Err(_)) => {}
-        }
-        found.autoencoder.1 = new.tensors;
+        let (config, scale, tensors) = image_autoencoder(path, &found.autoencoder.0, variant)?;
+        found.autoencoder = (config, tensors);
+        found.scale = scale.unwrap_or(found.scale);
     }
     if let Some(path) = &told.replaced.text_encoder {
         let new = Replacement::read("--text-encoder", path, Network::TextEncoder, variant)?;
@@ -259,6 +248,30 @@ fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
         found.text_encoder.1 = new.tensors;
     }
     Ok(found)
+}
+
+/// The image autoencoder that `--vae` names: its settings, the factor of its latents where its configuration file says it,
+/// and its tensors. What no configuration file and no shape tells is as in `base`.
+///
+/// # Errors
+/// As [`Replacement::read`]; settings that our network has no counterpart for.
+pub(super) fn image_autoencoder(
+    path: &Path,
+    base: &ImageAutoencoderConfig,
+    variant: Option<&str>,
+) -> Result<(ImageAutoencoderConfig, Option<f64>, Tensors)> {
+    let network = Network::Autoencoder { levels: base.widths.len() };
+    let new = Replacement::read("--vae", path, network, variant)?;
+    let inferred = ImageAutoencoderConfig::from_shapes(&Shapes::from(&new.under_our_names(network)));
+    let (config, scale) = match (&new.config, inferred) {
+        (Some(config), _) => (
+            settings::autoencoder(config).context("--vae: config.json")?,
+            Some(latent_scale(config).context("--vae: config.json")?),
+        ),
+        (None, Ok(image)) => (ImageAutoencoderConfig { norm_groups: base.norm_groups, ..image }, None),
+        (None, Err(_)) => (base.clone(), None),
+    };
+    Ok((config, scale, new.tensors))
 }
 
 /// What a U-Net from elsewhere was trained on: as the scheduler's file beside it says, or else `--predict` and the β in its

@@ -122,10 +122,10 @@ impl EvaluationConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::DatasetConfig;
+    use crate::data::{DatasetConfig, Folder};
 
     fn real(frames: i64) -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         DataConfig { dataset, frames, frame_stride: 1, resolution: 256, flip: false, workers: 1 }
     }
 

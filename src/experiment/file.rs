@@ -393,7 +393,9 @@ trainer: {steps: 10, batch: 2}
         let experiment: AutoencoderExperiment =
             parse("x.yaml", GOOD, &overrides).unwrap_or_else(|error| panic!("{given}: {error}"));
         assert_eq!(experiment.trainer.steps, 7);
-        let crate::data::DatasetConfig::Folder { root } = experiment.data.dataset else { panic!("no folder") };
+        let crate::data::DatasetConfig::Folder(crate::data::Folder { root }) = experiment.data.dataset else {
+            panic!("no folder")
+        };
         root.display().to_string()
     }
 

@@ -2,6 +2,7 @@
 
 mod evaluation;
 mod file;
+mod labels;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use evaluation::{EvaluationConfig, built_in_protocols, protocol};
 pub use file::{parse, read};
+pub use labels::{ClassList, LabelConditioning};
 pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
 use crate::{
@@ -198,6 +200,9 @@ pub struct DiffusionExperiment {
     /// For a network that is given a text (`network.attention: text`).
     #[serde(default)]
     pub text: Option<TextConditioning>,
+    /// For a network that is given class labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelConditioning>,
     /// Every n-th latent frame of a clip is what the network sees: the sparse frames of hierarchical generation.
     #[serde(default = "one")]
     pub latent_stride: i64,
@@ -267,6 +272,13 @@ impl Experiment for DiffusionExperiment {
              less: take another kind"
         );
         self.network.validate().context("network")?;
+        ensure!(
+            !self.objective.learns_variance() || self.conditioning.is_none(),
+            "objective: loss: learned_variance is for clips of which no frame is given, and there is `conditioning`"
+        );
+        if let Some(labels) = &self.labels {
+            labels.validate()?;
+        }
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }
@@ -280,7 +292,6 @@ impl DiffusionExperiment {
     pub fn unet(&self) -> Result<&UNetConfig> {
         match &self.network {
             NetworkConfig::UNet3d(unet) => Ok(unet),
-            #[allow(unreachable_patterns)] // as long as there is one kind of network
             other => bail!("the network is {}, and this is for unet3d", serde_json::to_value(other)?["kind"]),
         }
     }

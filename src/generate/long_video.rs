@@ -209,7 +209,7 @@ impl LongVideo {
             let frames = upload(&Tensor::cat(&given, 0), generator.space.device());
             let indices = first.places(&first.given);
             let given = FramesOfClip { indices: &indices, frames: &frames, guidance: self.config.guidance };
-            let given = Given { frames: (!indices.is_empty()).then_some(given), text: None };
+            let given = Given { frames: (!indices.is_empty()).then_some(given), ..Given::default() };
             let base = (done * count) as u64;
             let made = generator.clips(&clips, first.length, &given, self.config.sampler, &mut |i, n| {
                 on_clip(base + (clips.len() * i / n) as u64);

@@ -317,6 +317,7 @@ impl Protocol {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Folder, Indexed};
 
     struct Nothing;
 
@@ -339,7 +340,7 @@ mod tests {
     }
 
     fn data() -> DataConfig {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         DataConfig { dataset, frames: 16, frame_stride: 2, resolution: 64, flip: true, workers: 3 }
     }
 
@@ -352,7 +353,7 @@ mod tests {
         let base = hash(&plain, &data(), 0);
         // threads and mirroring do not, nor where data and weights lie
         assert_eq!(base, hash(&plain, &DataConfig { workers: 1, flip: false, ..data() }, 0));
-        let elsewhere = DataConfig { dataset: DatasetConfig::Folder { root: "./videos".into() }, ..data() };
+        let elsewhere = DataConfig { dataset: DatasetConfig::Folder(Folder { root: "./videos".into() }), ..data() };
         assert_eq!(base, hash(&plain, &elsewhere, 0));
         assert_eq!(base, hash(&ProtocolConfig { extractor: Some("i3d".into()), ..plain.clone() }, &data(), 0));
         let squash = Fit { squash: true, ..Fit::default() };
@@ -404,7 +405,7 @@ mod tests {
         assert_eq!(config.clone().at(2048).name, "lvdm16");
         assert_eq!(config.clone().at(96).at(64).name, "lvdm16@64");
         let test = DataConfig {
-            dataset: DatasetConfig::Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) },
+            dataset: DatasetConfig::Indexed(Indexed { file: "sky/index.jsonl".into(), split: Some("test".into()) }),
             ..data()
         };
         let line = Protocol::new(&config.at(96), &test, "aa", Some(1), 0, &Nothing).line();

@@ -3,6 +3,7 @@
 //! A new one implements [`Network`] and [`NetworkSettings`] and gets its line in [`NetworkConfig`].
 
 mod inputs;
+mod latte;
 mod network;
 mod ports;
 mod unet3d;
@@ -10,6 +11,7 @@ mod unet3d;
 use crate::registry::registry;
 
 pub use inputs::Inputs;
+pub use latte::{Latte, LatteConfig};
 pub use network::{Network, NetworkSettings};
 pub use ports::Ports;
 pub use unet3d::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetConfig};
@@ -19,6 +21,8 @@ registry! {
     pub enum NetworkConfig: NetworkSettings, default "unet3d" {
         /// The paper's U-Net.
         "unet3d" => UNet3d(UNetConfig),
+        /// A transformer whose blocks attend over places and over frames by turns.
+        "latte" => Latte(LatteConfig),
     }
 }
 

@@ -46,6 +46,11 @@ pub trait NetworkSettings {
         false
     }
 
+    /// Whether it takes clips of other lengths and sizes than those of its ports.
+    fn takes_other_clips(&self) -> bool {
+        true
+    }
+
     /// Fits the weights of such a network with other ports to these, so that it computes the same as long as what is new is
     /// not used.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {

@@ -111,10 +111,15 @@ impl Linear {
 
     /// A linear layer that checkpoints store as a convolution of kernel size one: weight `[outputs, inputs, 1…]`.
     pub fn pointwise(scope: &Scope, inputs: i64, outputs: i64, kernel_axes: usize, init: Init) -> Self {
-        let shape = [vec![outputs, inputs], vec![1; kernel_axes]].concat();
+        Self::of_kernel(scope, &[vec![outputs, inputs], vec![1; kernel_axes]].concat(), [init; 2])
+    }
+
+    /// Weight and bias start each as `init` says. A weight of more than two axes, `[outputs, …]`, is one that
+    /// checkpoints store as the kernel of a convolution: a row of inputs is a whole window in the order of its axes.
+    pub fn of_kernel(scope: &Scope, shape: &[i64], init: [Init; 2]) -> Self {
         Linear {
-            weight: scope.parameter("weight", &shape, init),
-            bias: Some(scope.parameter("bias", &[outputs], init)),
+            weight: scope.parameter("weight", shape, init[0]),
+            bias: Some(scope.parameter("bias", &shape[..1], init[1])),
             adapter: None,
         }
     }

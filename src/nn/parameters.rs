@@ -34,6 +34,11 @@ impl Init {
     pub fn fan_in(fan_in: i64) -> Init {
         Init::Uniform(1.0 / (fan_in as f64).sqrt())
     }
+
+    /// Uniform with the variance 2 / (inputs + outputs) (Glorot & Bengio 2010).
+    pub fn xavier(inputs: i64, outputs: i64) -> Init {
+        Init::Uniform((6.0 / (inputs + outputs) as f64).sqrt())
+    }
 }
 
 /// One tensor of a network.
@@ -46,8 +51,8 @@ pub struct Entry {
     pub tensor: Tensor,
     /// False for buffers (running statistics).
     pub trainable: bool,
-    /// What its values start as.
-    init: Init,
+    /// What its values start as; none for values that are a fixed function of the settings.
+    init: Option<Init>,
     /// A kernel `[o, i, f, h, w]` whose channels lie last in memory.
     channels_last: bool,
 }
@@ -188,9 +193,9 @@ impl Parameters {
     pub fn value(&self, name: &str) -> Option<Tensor> {
         let entries = self.entries.borrow();
         let entry = entries.iter().find(|entry| entry.name == name)?;
-        Some(match self.unfilled {
-            true => initial(self.seed, name, &entry.tensor.size(), entry.init),
-            false => entry.tensor.shallow_clone(),
+        Some(match entry.init.filter(|_| self.unfilled) {
+            Some(init) => initial(self.seed, name, &entry.tensor.size(), init),
+            None => entry.tensor.shallow_clone(),
         })
     }
 
@@ -252,7 +257,14 @@ impl Parameters {
         } else {
             initial(self.seed, &name, shape, init).set_requires_grad(trainable)
         };
-        self.push(Entry { name, alias, tensor: tensor.shallow_clone(), trainable, init, channels_last: false });
+        self.push(Entry {
+            name,
+            alias,
+            tensor: tensor.shallow_clone(),
+            trainable,
+            init: Some(init),
+            channels_last: false,
+        });
         tensor
     }
 
@@ -347,10 +359,17 @@ impl Scope {
             alias: None,
             tensor: tensor.shallow_clone(),
             trainable: false,
-            init: Init::ZEROS,
+            init: Some(Init::ZEROS),
             channels_last: false,
         });
         tensor
+    }
+
+    /// Values that are stored with the weights and never trained: a fixed function of the network's settings.
+    pub fn fixed(&self, name: impl Display, values: Tensor) -> Tensor {
+        let (name, tensor) = (self.full(name), values.shallow_clone());
+        self.parameters.push(Entry { name, alias: None, tensor, trainable: false, init: None, channels_last: false });
+        values
     }
 
     /// Puts the channels of a kernel that was declared here last in memory, as convolution and gradient want it when

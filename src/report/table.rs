@@ -102,12 +102,12 @@ impl fmt::Display for FigureTable {
 mod tests {
     use super::*;
     use crate::{
-        data::{DataConfig, DatasetConfig},
+        data::{DataConfig, DatasetConfig, Folder},
         metrics::{Distances, ProtocolConfig},
     };
 
     fn protocol(clips: i64) -> Protocol {
-        let dataset = DatasetConfig::Folder { root: "videos".into() };
+        let dataset = DatasetConfig::Folder(Folder { root: "videos".into() });
         let real = DataConfig { dataset, frames: 16, frame_stride: 1, resolution: 64, flip: false, workers: 1 };
         Protocol {
             settings: ProtocolConfig::plain(clips, &real),

@@ -83,7 +83,7 @@ impl Task for AutoencoderTask {
     fn next_batch(&mut self) -> Result<Batch> {
         let batch = self.loader.next()?;
         let clips = upload(&batch.clips, self.device);
-        Ok(Batch { data: clips, text: None, samples: batch.samples, position: batch.position })
+        Ok(Batch { data: clips, text: None, labels: None, samples: batch.samples, position: batch.position })
     }
 
     fn missing_videos(&self) -> usize {

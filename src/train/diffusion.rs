@@ -4,14 +4,14 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor};
 
-use super::{Batch, LatentFile, Phase, Picture, Task, Terms};
+use super::{Batch, LatentFile, Phase, Picture, Task, Terms, labels::Labels};
 use crate::{
     codecs::LatentSpace,
     data::{Loader, normalise},
     diffusion::{NoisyBatch, Times},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    generate::{Generator, Given, TextPrompts, starting_weights},
+    generate::{Classes, Generator, Given, TextPrompts, starting_weights},
     networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
@@ -31,6 +31,7 @@ pub struct DiffusionTask {
     generator: Generator,
     parameters: Parameters,
     source: Source,
+    labels: Option<Labels>,
     experiment: DiffusionExperiment,
     device: Device,
 }
@@ -73,7 +74,8 @@ impl DiffusionTask {
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
         parameters.train_only(|name| experiment.moves(name));
-        Ok(DiffusionTask { generator, parameters, source, experiment: experiment.clone(), device })
+        let labels = experiment.labels.as_ref().map(|labels| Labels::new(labels, seed, device)).transpose()?;
+        Ok(DiffusionTask { generator, parameters, source, labels, experiment: experiment.clone(), device })
     }
 }
 
@@ -98,6 +100,14 @@ impl Task for DiffusionTask {
                     let dropped = upload(&Tensor::from_slice(&rows).reshape([-1, 1, 1]), self.device);
                     batch.text = Some(encoder.empty()?.where_self(&dropped, &upload(text, self.device)));
                 }
+                batch.labels = match (&self.labels, batch.labels, file.classes()) {
+                    (Some(labels), Some(numbers), Some(names)) => {
+                        let numbers: Vec<i64> = (&numbers).try_into()?;
+                        let names = numbers.iter().map(|&number| names.get(number as usize).map(String::as_str));
+                        Some(labels.of(names, &batch.samples)?)
+                    }
+                    _ => None,
+                };
                 batch.data = upload(&batch.data, self.device);
                 Ok(batch)
             }
@@ -114,7 +124,9 @@ impl Task for DiffusionTask {
                         Some(encoder.encode(&captions.collect::<Result<Vec<_>>>()?)?)
                     }
                 };
-                Ok(Batch { data: moments, text, samples: batch.samples, position: batch.position })
+                let classes = batch.classes.iter().map(Option::as_deref);
+                let labels = self.labels.as_ref().map(|labels| labels.of(classes, &batch.samples)).transpose()?;
+                Ok(Batch { data: moments, text, labels, samples: batch.samples, position: batch.position })
             }
         }
     }
@@ -146,7 +158,11 @@ impl Task for DiffusionTask {
             .collect();
         let times = Times::of_clips(&**path, &t, self.device);
         let noise = draw(Purpose::DiffusionNoise);
-        let mut given = Inputs { text: batch.text.as_ref().map(Tensor::shallow_clone), ..Inputs::default() };
+        let mut given = Inputs {
+            text: batch.text.as_ref().map(Tensor::shallow_clone),
+            label: batch.labels.as_ref().map(Tensor::shallow_clone),
+            ..Inputs::default()
+        };
         let mut given_times = None;
         if let Some(conditioning) = conditioning {
             let mask =
@@ -168,7 +184,7 @@ impl Task for DiffusionTask {
             given_times: given_times.as_ref(),
             made_only: conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss),
         };
-        let loss = self.experiment.objective.loss(&**network, &noisy);
+        let loss = self.experiment.objective.loss(&**network, &**path, &noisy);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }
@@ -181,7 +197,9 @@ impl Task for DiffusionTask {
         });
         let guidance = self.experiment.text.as_ref().map_or(1.0, |text| text.guidance);
         let text = prompts.as_ref().map(|prompts| TextPrompts { prompts, negative: "", guidance });
-        let given = Given { text, frames: None };
+        let (numbers, weight) = self.generator.balanced_classes(&samples).unzip();
+        let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
+        let given = Given { text, classes, frames: None };
         let DiffusionExperiment { sampler, seed, .. } = self.experiment;
         let clips = self.generator.videos(&samples, &given, sampler, seed, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])

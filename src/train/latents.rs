@@ -1,4 +1,4 @@
-//! Latents, and captions with them, that were encoded once: the raw posterior's moments of many clips in one file.
+//! Latents, and captions and classes with them, that were encoded once: the raw posterior's moments of many clips in one file.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::Batch;
+use super::{Batch, labels::class_numbers};
 use crate::{
     codecs::LatentSpace,
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
@@ -31,10 +31,14 @@ struct Origin {
     /// How their videos were read.
     #[serde(default)]
     reading: u32,
+    /// The names of their classes, of which each latent has the number; none where the data have no classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    classes: Option<Vec<String>>,
 }
 
 /// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
-/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt. With more samples than
+/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt; of data with classes also `label`
+/// `[N]` int64, numbers of the names in its notes. With more samples than
 /// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
 /// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
 ///
@@ -54,6 +58,7 @@ pub fn pack_latents(
 ) -> Result<()> {
     let batch = 8.min(count.max(1));
     let mut loader = Loader::of_rank(data, batch as i64, seed, 0, ranks.rank(), ranks.size())?;
+    let classes = loader.classes().map(<[String]>::to_vec);
     // by which the text encoder is known again: exact in any case
     let empty = text.map(|text| text.empty()).transpose()?;
     let _numerics = numerics.begin(space.device());
@@ -63,6 +68,10 @@ pub fn pack_latents(
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
         let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
         let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        if let Some(names) = &classes {
+            let classes = next.classes.iter().take(clips.size()[0] as usize).map(Option::as_deref);
+            encoded.push(Tensor::from_slice(&class_numbers(names, classes)?));
+        }
         if let Some(text) = text {
             let captions: Option<Vec<String>> = next.captions.into_iter().take(clips.size()[0] as usize).collect();
             let captions = captions.context("these videos have no captions")?;
@@ -70,10 +79,13 @@ pub fn pack_latents(
         }
         Ok(encoded)
     };
-    let (mut moments, mut context, mut done) = (Vec::new(), Vec::new(), 0);
+    let (mut moments, mut labels, mut context, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
     ranks.collect(count.div_ceil(batch) as usize, encode, |_, encoded| {
         let mut encoded = encoded.into_iter();
         moments.extend(encoded.next());
+        if classes.is_some() {
+            labels.extend(encoded.next());
+        }
         context.extend(encoded.next());
         done += moments.last().map_or(0, |encoded| encoded.size()[0] as u64);
         on_clip(done);
@@ -85,8 +97,11 @@ pub fn pack_latents(
     let (scale, shift, reading) =
         (space.moments.scale, space.moments.shift, data.dataset.reading()?.unwrap_or(READING));
     let data = DataConfig { workers: 1, ..data.clone() };
-    let origin = Origin { data, scale, shift, numerics, reading };
     let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
+    if classes.is_some() {
+        tensors.push(("label", Tensor::cat(&labels, 0)));
+    }
+    let origin = Origin { data, scale, shift, numerics, reading, classes };
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
         tensors.push(("context_empty", empty));
@@ -98,6 +113,8 @@ pub fn pack_latents(
 pub struct LatentFile {
     moments: TensorRows,
     context: Option<TensorRows>,
+    /// The number of each latent's class, and the names of classes.
+    labels: Option<(TensorRows, Vec<String>)>,
     seed: u64,
     batch: u64,
     position: u64,
@@ -122,7 +139,7 @@ impl LatentFile {
         ranks: &Ranks,
     ) -> Result<Self> {
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
-        let origin: Origin = serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)?;
+        let origin = origin_of(path)?;
         let moments = TensorRows::open(path, "moments")?.with_context(not)?;
         let size = moments.size();
         ensure!(size.len() == 5 && size[0] > 0, "{}: moments of shape {size:?}", not());
@@ -140,10 +157,12 @@ impl LatentFile {
         if ranks.is_first() {
             warn_of_former_reading(path, origin.data.dataset.reading_of(origin.reading), "lvdm encode");
         }
+        let labels = TensorRows::open(path, "label")?.zip(origin.classes);
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
             moments,
             context,
+            labels,
             seed,
             batch: batch as u64,
             position,
@@ -157,6 +176,11 @@ impl LatentFile {
     pub fn shape(&self) -> Vec<i64> {
         let size = self.moments.size();
         vec![size[1] / 2, size[2], size[3], size[4]]
+    }
+
+    /// The names of the classes, of which [`Batch::labels`] are numbers; none of latents without classes.
+    pub fn classes(&self) -> Option<&[String]> {
+        self.labels.as_ref().map(|(_, names)| names.as_slice())
     }
 
     /// The next samples.
@@ -183,10 +207,24 @@ impl LatentFile {
         Ok(Batch {
             data: self.moments.read(&rows)?,
             text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
+            labels: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
             samples,
             position: self.position,
         })
     }
+}
+
+/// The names of the classes in a file of latents; none of one without classes.
+///
+/// # Errors
+/// A file that `lvdm encode` did not write.
+pub(super) fn classes_in(path: &Path) -> Result<Option<Vec<String>>> {
+    Ok(origin_of(path)?.classes)
+}
+
+fn origin_of(path: &Path) -> Result<Origin> {
+    let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
+    serde_json::from_value(read_metadata(path)?.with_context(not)?).with_context(not)
 }
 
 /// The captions in a file of latents: by this text encoder, as what it makes of the empty prompt shows.

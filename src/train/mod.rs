@@ -1,8 +1,10 @@
 //! Training: one loop, two tasks.
 
 mod autoencoder;
+mod classes;
 mod diffusion;
 mod ema;
+mod labels;
 mod latents;
 pub mod logger;
 mod optimizer;
@@ -13,6 +15,7 @@ mod saver;
 mod trainer;
 
 pub use autoencoder::AutoencoderTask;
+pub use classes::with_classes;
 pub use diffusion::DiffusionTask;
 pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};

@@ -33,11 +33,19 @@ pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Chec
 }
 
 /// Settings that may change while a network is trained: how it learns, and what is shown of it.
-const FREE: [&str; 7] =
-    ["optimizer", "trainer", "sampler", "data.workers", "text.prompts", "text.guidance", "start_from"];
+const FREE: [&str; 8] = [
+    "optimizer",
+    "trainer",
+    "sampler",
+    "data.workers",
+    "text.prompts",
+    "text.guidance",
+    "labels.guidance",
+    "start_from",
+];
 
 /// What else may differ from an imported checkpoint: of how it was trained it says nothing.
-const FREE_AFTER_IMPORT: [&str; 5] = ["seed", "data", "latents", "loss", "trained"];
+const FREE_AFTER_IMPORT: [&str; 6] = ["seed", "data", "labels", "latents", "loss", "trained"];
 
 /// One setting that is not what the checkpoint was trained with.
 #[derive(Debug, PartialEq, Eq)]

@@ -33,6 +33,8 @@ pub struct Batch {
     pub data: Tensor,
     /// Encoded texts `[B, S, width]`, for a network that is given any.
     pub text: Option<Tensor>,
+    /// `[B]` int64: each sample's class, for a network that is given labels; the number of classes means none.
+    pub labels: Option<Tensor>,
     /// The number of each sample, counted over the whole training.
     pub samples: Vec<u64>,
     /// The sample after the last one.

@@ -43,11 +43,19 @@ impl WeightsFile {
     /// Says what the file is where it holds no weights that can be read; a file that is truncated or damaged; two names
     /// that are one without their wrappers.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_state(path, None)
+    }
+
+    /// As [`Self::open`]; where the file keeps several networks under names, that of the preferred one is read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_state(path: &Path, preferred: Option<&str>) -> Result<Self> {
         let name = || path.display().to_string();
         let (shapes, source) = match FileFormat::read(path)? {
             FileFormat::Safetensors => (read_shapes(path)?, Source::Safetensors),
             FileFormat::Zip | FileFormat::LegacyTorch => {
-                let file = TorchFile::open(path)?;
+                let file = TorchFile::open(path, preferred)?;
                 (file.shapes().with_context(name)?, Source::Torch(Box::new(file)))
             }
             format => bail!("{} is {format}", name()),
@@ -84,6 +92,14 @@ impl WeightsFile {
     /// Names and shapes.
     pub fn shapes(&self) -> &TensorShapes {
         &self.shapes
+    }
+
+    /// Under which name a checkpoint of PyTorch keeps the weights; none where it holds nothing else.
+    pub fn state_name(&self) -> Option<&str> {
+        match &self.source {
+            Source::Safetensors => None,
+            Source::Torch(file) => file.state_name.as_deref(),
+        }
     }
 
     /// What stands beside the weights in a checkpoint of PyTorch.

@@ -2,6 +2,7 @@
 
 mod file;
 mod kind;
+pub mod latte;
 pub mod lora;
 pub mod lvdm_checkpoint;
 pub mod numpy;

@@ -32,17 +32,19 @@ const STATES: [&str; 4] = ["state_dict", "module", "model", "model_state_dict"];
 pub struct TorchFile {
     /// The state: names, each with the tensor that it asks for.
     state: Vec<(String, Value)>,
+    /// Under which name the state was found; none where the file is nothing but the state.
+    pub state_name: Option<String>,
     /// What stands beside the state.
     pub beside: Vec<(String, Value)>,
     storages: Storages,
 }
 
 impl TorchFile {
-    /// Opens a checkpoint file of any age.
+    /// Opens a checkpoint file of any age. `preferred` names the entry that is the state where there is one of that name.
     ///
     /// # Errors
     /// Not such a file, truncated or damaged.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, preferred: Option<&str>) -> Result<Self> {
         let name = || path.display().to_string();
         let mut file = File::open(path).with_context(|| format!("cannot open {}", name()))?;
         let length = file.metadata()?.len();
@@ -58,9 +60,14 @@ impl TorchFile {
             let pickle = source.bytes_of("data.pkl", MOST_PICKLE_BYTES).with_context(name)?;
             (pickle::read(&pickle).with_context(name)?, source)
         };
-        let (state, beside) = state_of(&root).with_context(name)?;
+        let (state_name, state, beside) = state_of(&root, preferred).with_context(name)?;
         // twice: a view that is not contiguous is copied out of its storage
-        Ok(TorchFile { state, beside, storages: Storages { source, read: BTreeMap::new(), left: 2 * length } })
+        Ok(TorchFile {
+            state,
+            state_name,
+            beside,
+            storages: Storages { source, read: BTreeMap::new(), left: 2 * length },
+        })
     }
 
     /// Names and shapes of the tensors, of which none is read.
@@ -93,17 +100,17 @@ impl TorchFile {
 /// Entries by name.
 type Entries = Vec<(String, Value)>;
 
-/// The state of a saved object, and what stands beside it.
-fn state_of(root: &Value) -> Result<(Entries, Entries)> {
+/// The state of a saved object with the name under which it was found, and what stands beside it.
+fn state_of(root: &Value, preferred: Option<&str>) -> Result<(Option<String>, Entries, Entries)> {
     ensure!(
         root.get("string_to_param").is_none(),
         "this is a textual inversion (`string_to_param`): vectors of new words, without a network"
     );
-    let is_state = |key: &&&str| {
+    let is_state = |key: &&str| {
         let found = root.get(key);
-        **key == "state_dict" && found.is_some() || found.is_some_and(|found| found.entries().is_some())
+        *key == "state_dict" && found.is_some() || found.is_some_and(|found| found.entries().is_some())
     };
-    let key = STATES.iter().find(is_state);
+    let key = preferred.into_iter().chain(STATES).find(is_state);
     let state = key.and_then(|key| root.get(key)).unwrap_or(root);
     let class = |object: &Object| match &object.callable {
         Value::Global(module, name) => format!(" of {module}.{name}"),
@@ -124,13 +131,14 @@ fn state_of(root: &Value) -> Result<(Entries, Entries)> {
     }
     if let Some(key) = key {
         let beside = named(root).into_iter().filter(|(name, _)| name != key);
-        return Ok((named(state), beside.collect()));
+        return Ok((Some(key.to_string()), named(state), beside.collect()));
     }
     // numbers and texts among the tensors are no part of a network
     let is_plain = |value: &Value| {
         matches!(value, Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::String(_))
     };
-    Ok(named(state).into_iter().partition(|(_, value)| !is_plain(value)))
+    let (state, beside) = named(state).into_iter().partition(|(_, value)| !is_plain(value));
+    Ok((None, state, beside))
 }
 
 fn named(dictionary: &Value) -> Entries {
@@ -344,7 +352,7 @@ mod tests {
     }
 
     fn read_torch(path: &Path) -> Result<BTreeMap<String, Tensor>> {
-        let mut file = TorchFile::open(path)?;
+        let mut file = TorchFile::open(path, None)?;
         let names: Vec<String> = file.shapes()?.into_keys().collect();
         file.read(names.iter())
     }
@@ -357,7 +365,7 @@ mod tests {
     fn a_tensor_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), &pickle(2, 3));
-        assert!(TorchFile::open(&path).unwrap().beside.is_empty());
+        assert!(TorchFile::open(&path, None).unwrap().beside.is_empty());
         let tensors = read_torch(&path).unwrap();
         assert_eq!(tensors["a"], Tensor::arange(6, (Kind::Float, tch::Device::Cpu)).reshape([2, 3]));
     }

@@ -18,7 +18,10 @@ mod training;
 use std::{fs, path::Path};
 
 use common::{relative_error, succeed_in, write_packed};
-use lvdm::checkpoint::Checkpoint;
+use lvdm::{
+    checkpoint::Checkpoint,
+    safetensors::{read_safetensors, write_safetensors_atomically},
+};
 use tch::{Kind, Tensor};
 
 /// A small autoencoder on packed clips. Squares, for at the kink of an absolute value rounding decides about a gradient.
@@ -54,6 +57,26 @@ fn workplace(frames: i64) -> tempfile::TempDir {
     }
     succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "--run", "runs/autoencoder", "trainer.steps=1"]);
     folder
+}
+
+/// `latte.yaml`: a small Latte in the place of the denoiser, on clips of two classes.
+fn write_latte(at: &Path) {
+    let packed = at.join("clips.safetensors");
+    let (mut tensors, notes) = read_safetensors(&packed).unwrap();
+    let names = serde_json::to_vec(&["a", "b", "a", "b"]).unwrap();
+    tensors.insert("classes".into(), Tensor::from_slice(&names));
+    let tensors: Vec<(&String, &Tensor)> = tensors.iter().collect();
+    write_safetensors_atomically(&packed, &tensors, &notes.unwrap()).unwrap();
+    let network = "network: {kind: latte, depth: 4, hidden_size: 32, heads: 2, patch_size: 2}\nlabels: {drop: 0.3}";
+    let lines: Vec<String> = DIFFUSION
+        .lines()
+        .map(|line| match line.split(':').next() {
+            Some("unet") => network.into(),
+            Some("objective") => "objective: {predict: noise, loss: learned_variance}".into(),
+            _ => line.to_string(),
+        })
+        .collect();
+    fs::write(at.join("latte.yaml"), lines.join("\n")).unwrap();
 }
 
 /// All tensors of a checkpoint under a prefix, one after the other, in float64.

@@ -10,7 +10,7 @@ use crate::{
         text_runs::{import, write_diffusers},
     },
     device::Gpu,
-    same_clips, workplace,
+    same_clips, workplace, write_latte,
 };
 
 /// The videos of `sample` on both devices; on the GPU, twice as many cost no waiting beyond one stall a batch, for its videos.
@@ -46,6 +46,18 @@ fn every_sampler_samples_as_on_the_cpu() {
         ("unipc", &["--sampler", "unipc", "--steps", "4"]),
     ] {
         samples_as_on_the_cpu(gpu, at, name, &[&["sample", "runs/diffusion"], sampler].concat());
+    }
+}
+
+#[test]
+fn latte_samples_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    write_latte(at);
+    succeed_in(at, &["train", "diffusion", "latte.yaml", "--run", "runs/latte", "trainer.steps=4"]);
+    for (name, sampler) in [("latte-ddpm", "respaced-ddpm"), ("latte-ddim", "respaced-ddim")] {
+        samples_as_on_the_cpu(gpu, at, name, &["sample", "runs/latte", "--sampler", sampler, "--steps", "3"]);
     }
 }
 

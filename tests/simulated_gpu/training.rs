@@ -10,7 +10,7 @@ use crate::{
         text_runs::{BESIDE, experiment, import, write_diffusers, write_videos},
     },
     device::Gpu,
-    distance, workplace,
+    distance, workplace, write_latte,
 };
 
 /// The last line of a run's log, without what depends on the clock and the machine.
@@ -105,6 +105,20 @@ fn a_denoiser_trains_as_on_the_cpu() {
     trains_as_on_the_cpu(gpu, at, "recompute", &with(&["unet.recompute=true"]), 1e-4);
     let frames = "conditioning={prediction: 0.8, prefixes: [1], perturbation: 4, masked_loss: true}";
     trains_as_on_the_cpu(gpu, at, "frames", &with(&[frames, "objective.predict=velocity"]), 1e-4);
+}
+
+/// A transformer with a learned variance and class labels.
+#[test]
+fn latte_trains_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    write_latte(at);
+    let train = ["train", "diffusion", "latte.yaml"];
+    let with = |more: &[&'static str]| [&train, more].concat();
+    trains_as_on_the_cpu(gpu, at, "latte", &train, 1e-4);
+    trains_as_on_the_cpu(gpu, at, "latte-bf16", &with(&[BF16]), BF16_BOUND);
+    trains_as_on_the_cpu(gpu, at, "latte-recompute", &with(&["network.recompute=true"]), 1e-4);
 }
 
 /// Captions, a text encoder, adapters; and the same out of a file of latents.

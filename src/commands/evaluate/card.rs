@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     atomic_file::write_atomically,
-    data::{ClipStream, DataConfig, DatasetConfig, PackedWriter, decode_workers},
+    data::{ClipStream, DataConfig, DatasetConfig, Packed, PackedWriter, decode_workers},
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     extractors::I3d,
@@ -93,7 +93,7 @@ fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, dev
         }
         bar.finish();
         writer.finish()?;
-        let dataset = DatasetConfig::Packed { file };
+        let dataset = DatasetConfig::Packed(Packed { file });
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: decode_workers() })
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 
 use super::{measure::RealClips, sampled::Sampled};
 use crate::{
-    data::{DataConfig, Source, VideoEntry},
+    data::{DataConfig, VideoEntry},
     experiment::Generated,
     metrics::ProtocolConfig,
 };
@@ -22,7 +22,8 @@ pub fn of_inputs(real: &DataConfig, generated: &Generated) -> Result<()> {
         );
     }
     let Generated::Clips { data } = generated else { return Ok(()) };
-    if let Some(Source::File(file)) = data.videos()?.videos.first().map(|video| &video.source) {
+    let videos = data.videos()?.videos;
+    if let Some(file) = videos.first().and_then(|video| video.source.video_file()) {
         tracing::warn!(
             "generated videos are compressed ({}): out of lvdm's own mp4 files of 32 px FVD came out 16 % higher than out \
              of the frames, and noisier videos differ more; .npz, .npy, .safetensors and .png are exact",

@@ -10,7 +10,7 @@ use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
     experiment::{Generated, Numerics},
-    generate::{Generator, Given, TextPrompts},
+    generate::{Classes, Generator, Given, TextPrompts},
 };
 
 /// A run, sampled in one way.
@@ -70,7 +70,9 @@ impl Sampled {
             count => samples.iter().map(|&sample| self.captions[(sample % count) as usize].clone()).collect(),
         };
         let text = TextPrompts { prompts: &prompts, negative: "", guidance: self.guidance };
-        let given = Given { text: (!prompts.is_empty()).then_some(text), frames: None };
+        let (numbers, weight) = self.generator.balanced_classes(samples).unzip();
+        let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
+        let given = Given { text: (!prompts.is_empty()).then_some(text), classes, frames: None };
         self.generator.videos(samples, &given, self.sampler, self.seed, &mut |_, _| {})
     }
 

@@ -118,6 +118,11 @@ impl Case {
         self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("out.")?, tensor)))
     }
 
+    /// The file that the case's parameters come from; none where they are synthetic.
+    pub fn checkpoint(&self) -> Option<&Path> {
+        self.checkpoint.as_deref()
+    }
+
     pub fn device(&self) -> Device {
         self.device
     }

@@ -4,8 +4,10 @@ mod autoencoder;
 mod case;
 mod diffusion;
 mod extractors;
+mod latte;
 mod paths;
 mod stable_diffusion;
+mod straight;
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +60,7 @@ impl Verify {
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
         let width = self.cases.iter().map(|c| file_name(c).len()).max().unwrap_or(0).max(4);
-        say!("{:width$}  {:18} {:>9} {:>9} {:>7}  ", "case", "component", "abs", "rel", "bound");
+        say!("{:width$}  {:22} {:>9} {:>9} {:>7}  ", "case", "component", "abs", "rel", "bound");
         let (mut failed, mut unusable) = (0, 0);
         for path in &self.cases {
             let name = file_name(path);
@@ -80,7 +82,7 @@ impl Verify {
                     let ok = relative <= bound; // false for NaN
                     failed += usize::from(!ok);
                     let verdict = if ok { "ok" } else { "FAIL" };
-                    say!("{name:width$}  {component:18} {absolute:9.2e} {relative:9.2e} {bound:7.0e}  {verdict}");
+                    say!("{name:width$}  {component:22} {absolute:9.2e} {relative:9.2e} {bound:7.0e}  {verdict}");
                 }
                 Err(error) => {
                     failed += 1;
@@ -121,6 +123,9 @@ fn components(name: &str) -> Option<Component> {
         "diffusion_loss" => network(diffusion::loss),
         "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },
         "schedule" => exact(diffusion::schedule, 1e-6),
+        "flow_loss" => network(straight::flow_loss),
+        "flow_sampling" => Component { run: straight::flow_sampling, bound: 1e-4, half_bound: 5e-2 },
+        "edm_loss" => network(straight::edm_loss),
         "flow_times" => exact(paths::flow_times, 1e-6),
         "edm_precondition" => exact(paths::edm_precondition, 1e-6),
         "min_snr_weight" => exact(paths::min_snr_weight, 1e-6),
@@ -133,6 +138,9 @@ fn components(name: &str) -> Option<Component> {
         "sd_unet" => network(stable_diffusion::unet),
         "sd_vae" => network(stable_diffusion::autoencoder),
         "clip_text" => network(stable_diffusion::text_encoder),
+        "latte" => Component { run: latte::network, bound: 2e-5, half_bound: 2e-2 },
+        "learned_sigma_loss" => network(latte::loss),
+        "learned_sigma_sampling" => Component { run: latte::sampling, bound: 1e-4, half_bound: 5e-2 },
         "diffusion_trace" => exact(diffusion::trace, 1e-4),
         _ => return None,
     })

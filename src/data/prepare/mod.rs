@@ -18,12 +18,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    VideoReader,
-    dataset::has_extension,
-    folder,
+    VideoReader, folder,
     frame_folder::{self, Pictures, gap, picture_size, pictures_in, read_picture},
     index::{IndexEntry, write_index},
-    walk::walk,
+    walk::{ensure_folder, has_extension, walk},
 };
 use crate::{atomic_file::write_atomically, torch::caught};
 
@@ -267,7 +265,7 @@ pub(super) struct Tree {
 
 impl Tree {
     fn read(root: &Path) -> Result<Self> {
-        super::dataset::ensure_folder(root, "a data set")?;
+        ensure_folder(root, "a data set")?;
         let (mut videos, mut picture_folders) = (Vec::new(), Vec::new());
         let (mut folders, mut others) = (Vec::new(), Vec::new());
         walk(root, &mut |folder, files| {

@@ -1,0 +1,230 @@
+//! Latte and class labels, as a user has them: a released checkpoint becomes a run, and classes steer training and sampling.
+
+mod common;
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use common::{
+    diffusers::{model_of, tensors},
+    lvdm_in, moving_clips, run_in, same, source, succeed_in,
+    text_runs::{Tensors, write_diffusers, write_tensors},
+};
+use lvdm::{
+    checkpoint::{self, Checkpoint},
+    data::write_video,
+    safetensors::read_metadata,
+    weights::read_state_dict,
+};
+use tch::Tensor;
+
+/// A folder with a folder of two videos for each class.
+fn write_classes(at: &Path, names: &[&str]) {
+    let clips = moving_clips(2 * names.len() as i64, 12, 32);
+    for (i, name) in names.iter().enumerate() {
+        fs::create_dir_all(at.join("videos").join(name)).unwrap();
+        for j in 0..2 {
+            let path = at.join(format!("videos/{name}/{j}.mp4"));
+            write_video(&path, &clips.get((2 * i + j) as i64), 8.0).unwrap();
+        }
+    }
+}
+
+fn checkpoint_of(run: &Path) -> Checkpoint {
+    checkpoint::latest(run).unwrap().unwrap().1
+}
+
+fn clips(path: &Path) -> Tensor {
+    tensors(path).remove("clips").unwrap()
+}
+
+/// The released layout: both networks come with their names and the average samples; training goes on from there, and what
+/// is not a Latte is refused.
+#[test]
+fn a_released_checkpoint_becomes_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_diffusers(&at.join("sd"));
+    let file = source("tests/parity/latte_checkpoint.pt");
+    let import = |file: &Path, out: &str, more: &[&str]| {
+        let given = ["import", "latte", file.to_str().unwrap(), "--vae", "sd", "--out", out];
+        run_in(at, &[&given, more].concat())
+    };
+    // its width is none of the released ones
+    assert!(import(&file, "run", &[]).error(2).contains("--heads"));
+    assert!(!at.join("run").exists());
+    let said = import(&file, "run", &["--heads", "2"]);
+    assert_eq!(said.status, 0, "{}", said.err);
+    let run = at.join("run");
+    let found = checkpoint_of(&run);
+    let under = |prefix: &str| -> Tensors {
+        let own =
+            |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(prefix)?.into(), tensor.shallow_clone()));
+        found.tensors.iter().filter_map(own).collect()
+    };
+    let last = read_state_dict(&file).unwrap();
+    same(&under("model."), &last);
+    let average = under("ema.");
+    assert_eq!(average.len() + 2, last.len(), "all but the fixed embeddings");
+    assert!(average.iter().any(|(name, tensor)| !tensor.equal(&last[name])));
+    let experiment = &found.experiment;
+    assert_eq!(experiment["network"]["kind"], "latte");
+    assert_eq!(experiment["labels"]["classes"], 10);
+    assert_eq!(experiment["objective"]["loss"], "learned_variance");
+    assert_eq!(experiment["data"]["resolution"], 16);
+
+    // a bare state dict in wrappers is the same network; fixed embeddings of another kind are not
+    let wrapped = |prefix: &str| -> Tensors {
+        model_of(&run).into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect()
+    };
+    for (i, prefix) in ["", "module._orig_mod."].into_iter().enumerate() {
+        let path = at.join("bare.safetensors");
+        write_tensors(&path, &wrapped(prefix));
+        let out = format!("bare-{i}");
+        let said = import(&path, &out, &["--heads", "2"]);
+        assert_eq!(said.status, 0, "{prefix}: {}", said.err);
+        same(&model_of(&at.join(out)), &model_of(&run));
+    }
+    let path = at.join("foreign.safetensors");
+    for (name, change, word) in [("pos_embed", 0.01, "not the sinusoidal"), ("temp_embed", f64::NAN, "temp_embed")] {
+        let mut foreign: BTreeMap<String, Tensor> = wrapped("");
+        let other = &foreign[name] + change;
+        foreign.insert(name.into(), other);
+        write_tensors(&path, &foreign);
+        assert!(import(&path, "foreign", &["--heads", "2"]).error(1).contains(word));
+    }
+    let mut short = wrapped("");
+    short.remove("blocks.1.mlp.fc2.bias");
+    write_tensors(&path, &short);
+    assert!(import(&path, "foreign", &["--heads", "2"]).error(1).contains("blocks.1.mlp.fc2.bias"));
+    assert!(!at.join("foreign").exists());
+
+    let sample = ["sample", "run", "--sampler", "respaced-ddpm", "--steps", "2", "--videos", "1", "--class"];
+    succeed_in(at, &[&sample[..], &["3", "--out", "three.safetensors"]].concat());
+    assert_eq!(clips(&at.join("three.safetensors")).size(), [1, 3, 2, 16, 16]);
+    let error = run_in(at, &[&sample[..], &["10", "--out", "ten.safetensors"]].concat());
+    assert!(error.error(2).contains("the 10 classes 0 to 9"));
+    let longer = ["sample", "run", "--frames", "4", "--out", "long.safetensors"];
+    assert!(run_in(at, &longer).error(2).contains("length and size of its training"));
+
+    // the classes of the data get the numbers
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    write_classes(at, &names);
+    let train =
+        ["train", "diffusion", "run/experiment.yaml", "--run", "run", "data.dataset={kind: folder, root: videos}"];
+    let once = ["trainer.steps=1", "trainer.batch=2", "trainer.device=cpu", "data.workers=1"];
+    succeed_in(at, &[&train[..], &once].concat());
+    let trained = checkpoint_of(&run);
+    assert_eq!(trained.experiment["labels"]["classes"], serde_json::json!(names));
+    assert_eq!((trained.progress.step, trained.progress.ema_updates), (1, 100_001));
+}
+
+const CLASSES: &str = "\
+data: {dataset: {kind: folder, root: videos}, frames: 4, frame_stride: 2, resolution: 16, workers: 1}
+autoencoder: pixels
+labels: {drop: 0.2, guidance: 3.0}
+schedule: {kind: linear, steps: 100, beta_start: 1.0e-3, beta_end: 0.2}
+network: {kind: latte, depth: 2, hidden_size: 16, heads: 2, patch_size: 4}
+objective: {predict: noise, loss: learned_variance}
+optimizer: {kind: adamw, learning_rate: 3.0e-3}
+trainer: {steps: 6, batch: 4, device: cpu, log_every: 1, ema_decay: 0.9}
+sampler: {kind: respaced_ddpm, steps: 2}
+";
+
+/// Names become numbers, a run keeps them, and the same noise gives another video for another class.
+#[test]
+fn classes_steer_training_and_sampling() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["Swim", "Archery", "Run"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    succeed_in(at, &["train", "diffusion", "classes.yaml", "--run", "run"]);
+    let experiment = checkpoint_of(&at.join("run")).experiment;
+    assert_eq!(experiment["labels"]["classes"], serde_json::json!(["Archery", "Run", "Swim"]));
+    let log = fs::read_to_string(at.join("run/metrics.jsonl")).unwrap();
+    assert_eq!(log.lines().count(), 6);
+    assert!(!log.contains("\"loss\":null"), "{log}");
+
+    let sample = |out: &str, more: &[&str]| {
+        let given = ["sample", "run", "--sampler", "respaced-ddpm", "--steps", "3", "--seed", "5", "--out", out];
+        succeed_in(at, &[&given, more].concat());
+        clips(&at.join(out))
+    };
+    let one = |class: &str, out: &str| sample(out, &["--videos", "1", "--class", class]);
+    let swim = one("Swim", "swim.safetensors");
+    assert!(swim.equal(&one("2", "two.safetensors")));
+    assert!(!swim.equal(&one("Run", "run.safetensors")));
+    assert!(!swim.equal(&sample("plain.safetensors", &["--videos", "1", "--class", "Swim", "--guidance", "1"])));
+    // without a class all in turn, as an evaluation has them
+    let all = ["--class", "Archery", "--class", "Run", "--class", "Swim", "--videos", "4"];
+    let in_turn = sample("turn.safetensors", &["--videos", "4"]);
+    assert!(in_turn.equal(&sample("told.safetensors", &all)));
+    let error = run_in(at, &["sample", "run", "--class", "swim", "--out", "x.safetensors"]);
+    assert!(error.error(2).contains("Archery, Run, Swim"), "{}", error.err);
+
+    // resumed and in one go are the same; a set without classes is refused
+    succeed_in(at, &["train", "diffusion", "classes.yaml", "--run", "parts", "trainer.steps=3"]);
+    succeed_in(at, &["train", "diffusion", "classes.yaml", "--run", "parts"]);
+    common::same_checkpoint(&checkpoint::path(&at.join("parts"), 6), &checkpoint::path(&at.join("run"), 6));
+    fs::copy(at.join("videos/Run/0.mp4"), at.join("videos/0.mp4")).unwrap();
+    let error = run_in(at, &["train", "diffusion", "classes.yaml", "--run", "other"]);
+    assert!(error.error(1).contains("not every video of videos has a class"), "{}", error.err);
+}
+
+/// Latents that were encoded once keep the classes of their clips; the U-Net takes them as Latte does.
+#[test]
+fn encoded_latents_keep_their_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["b", "a"]);
+    write_diffusers(&at.join("sd"));
+    let import = ["import", "stable-diffusion", "sd", "--frames", "4", "--resolution", "16", "--out", "sd-run"];
+    succeed_in(at, &import);
+    let encode = ["encode", "sd-run", "--videos", "videos", "--frames", "4", "--resolution", "16", "--clips", "8"];
+    succeed_in(at, &[&encode[..], &["--out", "latents.safetensors"]].concat());
+    let path = at.join("latents.safetensors");
+    let labels: Vec<i64> = tensors(&path).remove("label").unwrap().try_into().unwrap();
+    assert_eq!(read_metadata(&path).unwrap().unwrap()["classes"], serde_json::json!(["a", "b"]));
+    // 8 clips of 4 videos: each twice
+    assert_eq!((labels.len(), labels.iter().sum::<i64>()), (8, 4));
+    let unet = "network={kind: unet3d, channels: 8, norm_groups: 4, multipliers: [1, 2], blocks_per_level: 1, \
+                attention_factors: [1], heads: 2}";
+    fs::write(at.join("classes.yaml"), CLASSES.replace("pixels", "sd-run").replace("frame_stride: 2, ", "")).unwrap();
+    for (run, network, loss) in
+        [("latte", "network.patch_size=2", "objective.loss=learned_variance"), ("unet", unet, "objective.loss=l2")]
+    {
+        let train = ["train", "diffusion", "classes.yaml", "--run", run, "latents=latents.safetensors"];
+        succeed_in(at, &[&train[..], &[network, loss, "trainer.steps=2"]].concat());
+        let found = checkpoint_of(&at.join(run));
+        assert_eq!(found.experiment["labels"]["classes"], serde_json::json!(["a", "b"]));
+        let table = found
+            .tensors
+            .iter()
+            .find(|(name, _)| name.contains("model.class_emb") || name.contains("model.y_embedder"));
+        assert_eq!(table.unwrap().1.size()[0], 3);
+    }
+}
+
+/// What does not fit together is said before anything is loaded.
+#[test]
+fn settings_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["a"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    for (set, word) in [
+        ("network.depth=3", "even number"),
+        ("network.heads=3", "does not divide into 3 heads"),
+        ("network.patch_size=5", "patches of 5x5"),
+        ("network.widht=5", "unknown field `widht`"),
+        ("objective.predict=velocity", "learned_variance is for predict: noise"),
+        ("conditioning={prediction: 1.0, perturbation: null}", "no frame is given"),
+        ("labels.drop=1.5", "labels.drop is a probability"),
+        ("labels.classes=[a, a]", "twice"),
+        ("labels.classes=7", "labels.classes is 7, and videos has 1 classes"),
+        ("labels.classes=[b]", "does not name `a`"),
+    ] {
+        let said = lvdm_in(at, &["train", "diffusion", "classes.yaml", "--run", "run", set]).output().unwrap();
+        let err = String::from_utf8_lossy(&said.stderr);
+        assert!(!said.status.success() && err.contains(word), "{set}: {err}");
+    }
+}
