@@ -431,7 +431,7 @@ fn a_masked_loss_leaves_given_frames_out() {
     let loss = |made_only| {
         let batch =
             NoisyBatch { z_0: &z_0, noise: &fresh, times: &at_t, given: &given, given_times: Some(&at_s), made_only };
-        Objective::default().loss(&network, &batch).double_value(&[])
+        Objective::default().loss(&network, &schedule, &batch).double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);

@@ -298,7 +298,7 @@ fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
                     given_times: given_times.as_ref(),
                     made_only: masked_loss,
                 };
-                let found = objective.loss(&unet, &batch);
+                let found = objective.loss(&unet, &schedule, &batch);
                 let error = relative_error(&found, &expected);
                 assert!(error < 1e-5, "level {level}, masked {masked_loss}, {loss:?}: {error:e}");
             }

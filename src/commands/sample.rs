@@ -186,10 +186,10 @@ enum SamplerName {
     Ddpm,
     DpmSolver,
     Unipc,
-    RespacedDdpm,
-    RespacedDdim,
     Euler,
     Heun,
+    RespacedDdpm,
+    RespacedDdim,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -207,10 +207,10 @@ impl SamplerOptions {
             SamplerName::Ddim => Ddim { steps, eta }.into(),
             SamplerName::DpmSolver => DpmSolver { steps }.into(),
             SamplerName::Unipc => UniPc { steps }.into(),
-            SamplerName::RespacedDdpm => RespacedDdpm { steps }.into(),
-            SamplerName::RespacedDdim => RespacedDdim { steps, eta }.into(),
             SamplerName::Euler => Euler { steps }.into(),
             SamplerName::Heun => Heun { steps }.into(),
+            SamplerName::RespacedDdpm => RespacedDdpm { steps }.into(),
+            SamplerName::RespacedDdim => RespacedDdim { steps, eta }.into(),
             SamplerName::Ddpm => {
                 let variance = match variance {
                     VarianceName::Posterior => Variance::Posterior,

@@ -40,8 +40,9 @@ impl Denoiser for NetworkDenoiser<'_> {
         let (z_t, output) = (z_t.shallow_clone(), output.to_kind(z_t.kind()));
         let channels = self.network.ports().channels;
         let learned = self.network.ports().outputs - channels;
+        let predicted = output.narrow(1, 0, channels);
         let variance = (learned > 0).then(|| output.narrow(1, channels, learned));
-        Prediction { variance, ..self.predict.read(z_t, output.narrow(1, 0, channels), &self.path.rates(t)) }
+        Prediction { variance, ..self.predict.read(z_t, predicted, &self.path.rates(t)) }
     }
 }
 

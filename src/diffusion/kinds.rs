@@ -53,9 +53,9 @@ registry! {
         "euler" => Euler(Euler),
         /// Of second order, with two calls of the network a step.
         "heun" => Heun(Heun),
-        /// Evenly kept steps of a schedule, each with noise of the learned variance where there is one.
+        /// Evenly kept steps, each with noise: of a learned variance where there is one.
         "respaced_ddpm" => RespacedDdpm(RespacedDdpm),
-        /// DDIM on evenly kept steps of a schedule, from its last to no noise.
+        /// DDIM on evenly kept steps from T − 1 to 0.
         "respaced_ddim" => RespacedDdim(RespacedDdim),
     }
 }

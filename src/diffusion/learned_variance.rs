@@ -15,6 +15,16 @@ use super::{
 };
 use crate::torch::upload;
 
+/// [ln β̃_t, ln β_t]: between these lies the log variance of the reverse step (their equation 15). β̃_0 is 0, and β̃_1
+/// takes its place; in a chain of one step, where there is none, β_0.
+fn log_bounds(schedule: &NoiseSchedule, t: usize) -> [f64; 2] {
+    let smallest = match t {
+        0 if schedule.steps() == 1 => schedule.beta[0],
+        t => schedule.posterior_variance(t.max(1)),
+    };
+    [smallest.ln(), schedule.beta[t].ln()]
+}
+
 /// λ = f·ln β_t + (1−f)·ln β̃_t with f = (v+1)/2; v is not squashed.
 fn log_variance(v: &Tensor, smallest: &Tensor, largest: &Tensor) -> Tensor {
     let fraction = (v + 1.0) * 0.5;
@@ -30,30 +40,31 @@ pub struct HybridLoss {
 }
 
 impl HybridLoss {
-    /// The loss of a network's `output` `[B, 2C, F, h, w]` for z_t, the latent z_0 with `noise` at times of a schedule of
-    /// steps. What the released training does: the bound is neither scaled to T steps nor down-weighted.
-    ///
-    /// # Panics
-    /// On times of a path that is no schedule of steps.
-    pub fn new(times: &Times, output: &Tensor, z_0: &Tensor, z_t: &Tensor, noise: &Tensor) -> Self {
+    /// The loss of a network's `output` `[B, 2C, F, h, w]` for z_t, the latent z_0 with `noise` at these times, one a clip. What
+    /// the released training does: the bound is neither scaled to T steps nor down-weighted.
+    pub fn new(
+        schedule: &NoiseSchedule,
+        output: &Tensor,
+        z_0: &Tensor,
+        z_t: &Tensor,
+        times: &Times,
+        noise: &Tensor,
+    ) -> Self {
         let halves = output.to_kind(z_0.kind()).chunk(2, 1);
         let (predicted, v) = (&halves[0], &halves[1]);
         let mse = of_each((predicted - noise).square());
 
-        // one column a time: α, σ, the factors of z_0 and z_t in the posterior's mean, ln β̃, ln β, whether t is 0
-        let steps = times.reverse().expect("a learned variance is of a schedule of steps");
-        let columns = steps.iter().zip(times.rates()).map(|(step, rates)| {
-            let [smallest, largest] = step.log_variances;
-            let is_last = f64::from(step.is_last);
-            [rates.alpha, rates.sigma, step.mean.0, step.mean.1, smallest, largest, is_last]
-        });
-        let columns: Vec<f64> = columns.flatten().collect();
-        let columns = upload(&Tensor::from_slice(&columns).reshape([-1, 7]), z_0.device());
-        let shape = times.told().size();
-        let beside = [shape[0], 1, shape.get(1).copied().unwrap_or(1), 1, 1];
-        let factor = |i: i64| columns.select(1, i).to_kind(z_0.kind()).reshape(beside);
+        // one row a time, made in float64: √(1/ᾱ), √(1/ᾱ − 1), the posterior mean's factors of z_0 and z_t, ln β̃, ln β
+        let row = |t: usize| {
+            let inverse = 1.0 / schedule.alpha_bar[t];
+            let ((of_z_0, of_z_t), [smallest, largest]) = (schedule.posterior_mean(t), log_bounds(schedule, t));
+            [inverse.sqrt(), (inverse - 1.0).sqrt(), of_z_0, of_z_t, smallest, largest]
+        };
+        let rows: Vec<f64> = times.on_host().iter().flat_map(|&t| row(t as usize)).collect();
+        let rows = upload(&Tensor::from_slice(&rows).reshape([-1, 6]), z_0.device());
+        let factor = |i: i64| rows.select(1, i).to_kind(z_0.kind()).reshape([-1, 1, 1, 1, 1]);
 
-        let z_0_predicted = (z_t - predicted.detach() * factor(1)) / factor(0);
+        let z_0_predicted = z_t * factor(0) - predicted.detach() * factor(1);
         let mean = |z_0: &Tensor| z_0 * factor(2) + z_t * factor(3);
         let (true_mean, model_mean) = (mean(z_0), mean(&z_0_predicted));
         let (true_log, model_log) = (factor(4), log_variance(v, &factor(4), &factor(5)));
@@ -64,11 +75,12 @@ impl HybridLoss {
                 - &true_log
                 - 1.0)
                 * 0.5;
-        let nats = match steps.iter().any(|step| step.is_last) {
-            true => decoder_nats(z_0, &model_mean, &model_log).where_self(&factor(6).gt(0.5), &divergence),
-            false => divergence,
+        let nats = match times.on_host().contains(&0.0) {
+            false => of_each(divergence),
+            true => of_each(decoder_nats(z_0, &model_mean, &model_log))
+                .where_self(&times.told().eq(0), &of_each(divergence)),
         };
-        HybridLoss { mse, vb: of_each(nats) / LN_2 }
+        HybridLoss { mse, vb: nats / LN_2 }
     }
 
     /// The mean over samples of both terms together.
@@ -115,8 +127,7 @@ impl Respaced {
     /// S of T times: multiples of (T−1)/(S−1), rounded. The stride is added up, as released, which decides where it falls
     /// between two times.
     fn new(path: &dyn NoisePath, steps: i64) -> Result<Self> {
-        let schedule =
-            path.discrete().context("a respaced sampler keeps steps of a schedule, and this path has none")?;
+        let schedule = path.discrete().context("a respaced chain is one of a schedule of steps: take kind: ddim")?;
         let total = schedule.steps();
         ensure!((1..=total).contains(&steps), "steps must be between 1 and the schedule's {total}, not {steps}");
         let stride = if steps == 1 { 1.0 } else { (total - 1) as f64 / (steps - 1) as f64 };
@@ -175,7 +186,7 @@ impl SamplerRun for RespacedDdpmRun {
         if t == 0 {
             return mean;
         }
-        let [smallest, largest] = schedule.log_variances(t);
+        let [smallest, largest] = log_bounds(schedule, t);
         match &prediction.variance {
             Some(v) => {
                 // λ/2, linear in v
@@ -262,14 +273,14 @@ mod tests {
         let z_t = times.add_noise(&z_0, &noise);
         let of = |v: f64| {
             let output = Tensor::cat(&[&noise, &(noise.zeros_like() + v)], 1);
-            HybridLoss::new(&times, &output, &z_0, &z_t, &noise)
+            HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise)
         };
         let exact = of(-1.0);
         assert!(values(&exact.mse).iter().all(|&mse| mse == 0.0));
         let vb = values(&exact.vb);
         assert!(vb[0].abs() < 1e-9 && vb[1].abs() < 1e-9 && vb[2] > 0.0, "{vb:?}");
         for (i, t) in [999usize, 500].into_iter().enumerate() {
-            let [smallest, largest] = schedule.log_variances(t);
+            let [smallest, largest] = log_bounds(&schedule, t);
             let wider = largest - smallest;
             let wanted = 0.5 * ((-wider).exp() - 1.0 + wider) / LN_2;
             let found = values(&of(1.0).vb)[i];
@@ -297,7 +308,7 @@ mod tests {
         let times = Times::of_clips(&schedule, &[300.0], Device::Cpu);
         let output = noise(2, &[1, 4, 1, 2, 2]).set_requires_grad(true);
         let z_t = times.add_noise(&z_0, &noise_in);
-        let loss = HybridLoss::new(&times, &output, &z_0, &z_t, &noise_in);
+        let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise_in);
         for (loss, own) in [(&loss.mse, 0), (&loss.vb, 1)] {
             let gradient = Tensor::run_backward(&[loss.sum(None)], &[&output], true, false).remove(0).chunk(2, 1);
             let size = |half: usize| gradient[half].abs().max().double_value(&[]);
@@ -318,7 +329,7 @@ mod tests {
             let spread = a * VARIANCE + 1.0 - a;
             let z_0 = MEAN + (z_t - a.sqrt() * MEAN) * (a.sqrt() * VARIANCE / spread);
             let noise = (z_t - &z_0 * a.sqrt()) / (1.0 - a).sqrt();
-            let [smallest, largest] = schedule.log_variances(i);
+            let [smallest, largest] = log_bounds(schedule, i);
             let of_z_0 = schedule.posterior_mean(i).0;
             let exact = (smallest.exp() + of_z_0.powi(2) * VARIANCE * (1.0 - a) / spread).ln();
             let v = 2.0 * (exact - smallest) / (largest - smallest) - 1.0;

@@ -60,31 +60,37 @@ pub struct NoisyBatch<'a> {
 }
 
 impl Objective {
-    /// Whether the network gives the variance of reverse steps, in as many channels more.
-    pub fn learns_variance(&self) -> bool {
-        self.loss == Loss::LearnedVariance
-    }
-
     /// # Errors
     /// What does not fit together, or the path.
     pub fn validate(&self, path: &dyn NoisePath) -> Result<()> {
         self.weight.validate().context("weight")?;
         ensure!(
             self.weight.is_constant() || self.loss == Loss::L2,
-            "weight: it is of the squared error, and loss is l1: write loss: l2"
+            "weight: it is of the squared error, and loss is {}: write loss: l2",
+            if self.loss == Loss::L1 { "l1" } else { "learned_variance" }
         );
         ensure!(
-            !self.learns_variance() || self.predict == Predict::Noise && path.discrete().is_some(),
-            "loss: learned_variance is for predict: noise on a schedule of steps, of which the bound is made; this is \
-             {:?} {} steps",
-            self.predict,
-            if path.discrete().is_some() { "on" } else { "without" }
+            !self.learns_variance() || self.predict == Predict::Noise,
+            "loss: learned_variance is for predict: noise, of which the bound is made, not {:?}",
+            self.predict
+        );
+        ensure!(
+            !self.learns_variance() || path.discrete().is_some_and(|schedule| !schedule.ends_in_noise()),
+            "loss: learned_variance is for a schedule of steps that does not end in noise alone"
         );
         self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 
+    /// Whether the network gives the variance of reverse steps, in as many channels more.
+    pub fn learns_variance(&self) -> bool {
+        self.loss == Loss::LearnedVariance
+    }
+
     /// The loss of one batch.
-    pub fn loss(&self, network: &dyn Network, batch: &NoisyBatch) -> Tensor {
+    ///
+    /// # Panics
+    /// With a learned variance, where the path is no schedule of steps (see [`Self::validate`]).
+    pub fn loss(&self, network: &dyn Network, path: &dyn NoisePath, batch: &NoisyBatch) -> Tensor {
         let NoisyBatch { z_0, noise, times, given, given_times, made_only } = *batch;
         let mut z_t = times.add_noise(z_0, noise);
         let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
@@ -95,7 +101,8 @@ impl Objective {
         }
         let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.told(), given);
         if self.learns_variance() {
-            return HybridLoss::new(times, &prediction, z_0, &z_t, noise).mean();
+            let schedule = path.discrete().expect("a learned variance is one of a schedule's steps");
+            return HybridLoss::new(schedule, &prediction, z_0, &z_t, times, noise).mean();
         }
         let target = self.predict.target(z_0, noise, times);
         let target = match &mask {

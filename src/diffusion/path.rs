@@ -95,6 +95,7 @@ pub struct Rates {
 /// The times of a batch, one a clip or one a frame, with what follows from them: made on the host, uploaded at once.
 pub struct Times {
     /// As in `told`, row by row.
+    t: Vec<f64>,
     rates: Vec<Rates>,
     /// `[B]` or `[B, F]`, float64: what the network is told.
     told: Tensor,
@@ -103,19 +104,6 @@ pub struct Times {
     sigma: Tensor,
     /// Where the path scales what the network sees.
     scale: Option<Tensor>,
-    /// As in `told`, of a path that is a schedule of steps.
-    reverse: Option<Vec<ReverseStep>>,
-}
-
-/// The step of a schedule from t to t − 1.
-#[derive(Debug, Clone, Copy)]
-pub struct ReverseStep {
-    /// Whether t is 0.
-    pub is_last: bool,
-    /// Factors of z_0 and z_t in the mean of q(z_{t−1} | z_t, z_0).
-    pub mean: (f64, f64),
-    /// See [`NoiseSchedule::log_variances`].
-    pub log_variances: [f64; 2],
 }
 
 impl Times {
@@ -152,20 +140,18 @@ impl Times {
         let table = upload(&Tensor::from_slice(&table).reshape([4, -1]), device);
         let beside = beside_clips(shape);
         Times {
+            t: t.to_vec(),
             rates,
             told: table.get(0).reshape(shape),
             alpha: table.get(1).reshape(&beside),
             sigma: table.get(2).reshape(&beside),
-            reverse: path.discrete().map(|schedule| {
-                let step = |&t: &f64| {
-                    let t = t as usize;
-                    let (mean, log_variances) = (schedule.posterior_mean(t), schedule.log_variances(t));
-                    ReverseStep { is_last: t == 0, mean, log_variances }
-                };
-                t.iter().map(step).collect()
-            }),
             scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(&beside)),
         }
+    }
+
+    /// The times themselves, clip after clip.
+    pub fn on_host(&self) -> &[f64] {
+        &self.t
     }
 
     /// `[B]` or `[B, F]`: what the network is told.
@@ -182,16 +168,6 @@ impl Times {
     /// (α, σ) to multiply tensors like this.
     pub fn like(&self, z: &Tensor) -> (Tensor, Tensor) {
         (self.alpha.to_kind(z.kind()), self.sigma.to_kind(z.kind()))
-    }
-
-    /// The reverse steps, where the path is a schedule of steps, in the order of the times.
-    pub fn reverse(&self) -> Option<&[ReverseStep]> {
-        self.reverse.as_deref()
-    }
-
-    /// Signal and noise, in the order of the times.
-    pub fn rates(&self) -> &[Rates] {
-        &self.rates
     }
 
     /// What the network sees of z_t.

@@ -59,8 +59,8 @@ pub fn sample(
 mod tests {
     use super::*;
     use crate::diffusion::{
-        CosineLogSnr, Ddim, Ddpm, DpmSolver, Edm, Euler, Heun, NoiseSchedule, RectifiedFlow, ScheduleConfig, UniPc,
-        Variance,
+        CosineLogSnr, Ddim, Ddpm, DpmSolver, Edm, Euler, Heun, NoiseSchedule, RectifiedFlow, RespacedDdim,
+        RespacedDdpm, ScheduleConfig, UniPc, Variance,
     };
 
     /// The exact score of a Gaussian.
@@ -167,7 +167,10 @@ mod tests {
         let to_noise = NoiseSchedule::new(&config).unwrap();
         let (flow, edm, cosine) = (RectifiedFlow::default(), Edm::default(), CosineLogSnr::default());
         let shape = [1, 1, 1, 100, 200];
-        let runs: [(&str, &dyn NoisePath, Box<dyn Sampler>); 17] = [
+        let runs: [(&str, &dyn NoisePath, Box<dyn Sampler>); 20] = [
+            ("respaced ddpm", &steps, Box::new(RespacedDdpm { steps: 1000 })),
+            ("respaced ddim 0", &steps, Box::new(RespacedDdim { steps: 100, eta: 0.0 })),
+            ("respaced ddim 1", &steps, Box::new(RespacedDdim { steps: 250, eta: 1.0 })),
             ("dpm-solver", &steps, Box::new(DpmSolver { steps: 20 })),
             ("unipc", &steps, Box::new(UniPc { steps: 20 })),
             ("ddpm", &steps, Box::new(Ddpm { variance: Variance::Posterior })),

@@ -62,16 +62,6 @@ impl NoiseSchedule {
         if t == 0 { 1.0 } else { self.alpha_bar[t - 1] }
     }
 
-    /// [ln β̃_t, ln β_t]: between these lies the log variance of a reverse step (Nichol & Dhariwal 2021, equation 15). β̃_0 is
-    /// 0, and β̃_1 takes its place; in a schedule of one step, where there is none, β_0.
-    pub fn log_variances(&self, t: usize) -> [f64; 2] {
-        let smallest = match t {
-            0 if self.steps() == 1 => self.beta[0],
-            t => self.posterior_variance(t.max(1)),
-        };
-        [smallest.ln(), self.beta[t].ln()]
-    }
-
     /// Variance of q(z_{t−1} | z_t, z_0).
     pub fn posterior_variance(&self, t: usize) -> f64 {
         self.beta[t] * (1.0 - self.alpha_bar_before(t)) / (1.0 - self.alpha_bar[t])

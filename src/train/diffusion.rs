@@ -189,7 +189,7 @@ impl Task for DiffusionTask {
             given_times: given_times.as_ref(),
             made_only: conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss),
         };
-        let loss = self.experiment.objective.loss(&**network, &noisy);
+        let loss = self.experiment.objective.loss(&**network, &**path, &noisy);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }

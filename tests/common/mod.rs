@@ -204,5 +204,5 @@ pub fn plain_loss(
     let times = Times::of_clips(path, t, z_0.device());
     let given = Inputs::default();
     let batch = NoisyBatch { z_0, noise, times: &times, given: &given, given_times: None, made_only: false };
-    objective.loss(network, &batch)
+    objective.loss(network, path, &batch)
 }

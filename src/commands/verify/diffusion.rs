@@ -251,7 +251,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
         given_times: given_times.as_ref(),
         made_only: false,
     };
-    let loss = objective.loss(&unet, &batch);
+    let loss = objective.loss(&unet, &schedule, &batch);
     backward(&loss);
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
@@ -300,7 +300,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
             given_times: None,
             made_only: false,
         };
-        let loss = objective.loss(&unet, &batch);
+        let loss = objective.loss(&unet, &schedule, &batch);
         optimizer.zero_grad()?;
         backward(&loss);
         optimizer.step(&optimizer.gradients(), None)?;

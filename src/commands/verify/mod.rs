@@ -7,6 +7,7 @@ mod extractors;
 mod latte;
 mod paths;
 mod stable_diffusion;
+mod straight;
 
 use std::path::{Path, PathBuf};
 
@@ -122,6 +123,9 @@ fn components(name: &str) -> Option<Component> {
         "diffusion_loss" => network(diffusion::loss),
         "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },
         "schedule" => exact(diffusion::schedule, 1e-6),
+        "flow_loss" => network(straight::flow_loss),
+        "flow_sampling" => Component { run: straight::flow_sampling, bound: 1e-4, half_bound: 5e-2 },
+        "edm_loss" => network(straight::edm_loss),
         "flow_times" => exact(paths::flow_times, 1e-6),
         "edm_precondition" => exact(paths::edm_precondition, 1e-6),
         "min_snr_weight" => exact(paths::min_snr_weight, 1e-6),
