@@ -172,7 +172,7 @@ fn a_denoiser_trains_and_samples_in_any_codecs_space() {
     let parameters = Parameters::new(CPU, 3);
     let generator = Generator::new(&experiment, space(0, 3), None, &parameters).unwrap();
     parameters.freeze();
-    let sampler = lvdm::diffusion::SamplerConfig::Ddim { steps: 2, eta: 0.0 };
+    let sampler = lvdm::diffusion::Ddim { steps: 2, eta: 0.0 }.into();
     let videos = generator.videos(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert_eq!((videos.size(), generator.clip_size()), (vec![2, 3, 9, 8, 8], [3, 9, 8, 8]));
     let wrong = parse::<DiffusionExperiment>(

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use common::{relative_error, source, succeed_in};
 use lvdm::{
-    diffusion::{GuidanceConfig, SamplerConfig},
+    diffusion::{Ddim, DpmSolver, GuidanceConfig, SamplerConfig, UniPc},
     generate::{FramesOfClip, Generator, Given, TextPrompts},
     random::{Purpose, normal_batch},
     safetensors::read_safetensors,
@@ -49,9 +49,9 @@ fn runs_sample_what_they_sampled() {
     let expected: BTreeMap<String, Tensor> =
         read_safetensors(&source("tests/released_runs/samples.safetensors")).unwrap().0;
     let samplers = [
-        ("ddim", SamplerConfig::Ddim { steps: 4, eta: 1.0 }),
-        ("dpm_solver", SamplerConfig::DpmSolver { steps: 4 }),
-        ("unipc", SamplerConfig::UniPc { steps: 4 }),
+        ("ddim", SamplerConfig::from(Ddim { steps: 4, eta: 1.0 })),
+        ("dpm_solver", DpmSolver { steps: 4 }.into()),
+        ("unipc", UniPc { steps: 4 }.into()),
     ];
     let prompts = ["a red cat".to_string(), "a dog".into()];
     let mut compared = 0;

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    codecs::AutoencoderConfig,
+    codecs::{AutoencoderConfig, CodecSettings},
     data::DataConfig,
     diffusion::{NoiseSchedule, SamplerConfig, ScheduleConfig},
     experiment::{Experiment, Precision},
@@ -137,7 +137,7 @@ impl Experiment for BenchExperiment {
             );
             let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
             for sampler in samplers {
-                sampler.build().start(&schedule).context("unet.samplers")?;
+                sampler.start(&schedule).context("unet.samplers")?;
             }
         }
         if let Some(AutoencoderBench { network, frames, resolution, batch }) = &self.autoencoder {
