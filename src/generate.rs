@@ -16,8 +16,8 @@ use crate::{
     codecs::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig},
     data::to_u8,
     diffusion::{
-        FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoiseSchedule, Predict,
-        SamplerConfig, conditioned, sample,
+        FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
+        Sampler, SamplerConfig, conditioned, sample,
     },
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, LabelConditioning, Numerics, Trained, TrainerConfig},
@@ -30,12 +30,12 @@ use crate::{
 
 pub use long_video::{LongVideo, forget, weights_of};
 
-/// A denoiser with its schedule and latent space.
+/// A denoiser with its noise path and latent space.
 pub struct Generator {
     /// With averaged weights.
     pub network: Box<dyn Network>,
     /// Of the training.
-    pub schedule: NoiseSchedule,
+    pub path: Box<dyn NoisePath>,
     /// Encodes and decodes.
     pub space: LatentSpace,
     /// The shape of what the network makes, `[C, F, h, w]`.
@@ -123,9 +123,9 @@ impl Generator {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.network.validate()?;
-        let schedule = NoiseSchedule::new(&experiment.schedule)?;
+        let path = experiment.schedule.build().context("schedule")?;
         if let Some(conditioning) = &experiment.conditioning {
-            conditioning.validate(latent[1], schedule.steps()).context("conditioning")?;
+            conditioning.validate(latent[1], path.levels()).context("conditioning")?;
         }
         if let (Some(text), Some(width)) = (&text, experiment.network.text_width()) {
             ensure!(
@@ -137,7 +137,7 @@ impl Generator {
         let scope = parameters.root().with_adapters(experiment.trained.adapter());
         Ok(Generator {
             network: experiment.network.build(&scope, &ports(experiment, latent)).context("network")?,
-            schedule,
+            path,
             space,
             latent,
             latent_stride: experiment.latent_stride,
@@ -241,7 +241,7 @@ impl Generator {
     /// sees the empty prompt.
     ///
     /// # Errors
-    /// A sampler that does not fit the schedule; what the network cannot be given.
+    /// A sampler that does not fit the noise path; what the network cannot be given.
     pub fn clips(
         &self,
         clips: &[ClipId],
@@ -265,9 +265,16 @@ impl Generator {
         });
         let labels = self.labels(given.classes.as_ref(), clips.len())?;
         let to_clips = GivenToClips { frames: frames_given, texts, labels };
-        let denoiser = conditioned(&*self.network, &self.schedule, self.predict, &start, to_clips)?;
+        self.check_sampler(&*sampler)?;
+        let denoiser = conditioned(&*self.network, &*self.path, self.predict, &start, to_clips)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
-        sample(&*denoiser, &*sampler.build(), &self.schedule, &start, &noise, on_step)
+        sample(&*denoiser, &*sampler, &*self.path, &start, &noise, on_step)
+    }
+
+    /// # Errors
+    /// A sampler that does not fit the noise path, or what the network predicts.
+    pub fn check_sampler(&self, sampler: &dyn Sampler) -> Result<()> {
+        self.predict.check(&*self.path, sampler.start(&*self.path)?.times())
     }
 
     /// The networks sample and decode so; in float32 otherwise.

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 use common::{
-    Said, lvdm_in, noise,
+    Said, lvdm_in, noise, plain_loss,
     processes::{ends_within, free_port, said, signal, start},
     relative_error, run_in, same_checkpoint, succeed_in, wake, write_packed,
 };
@@ -23,7 +23,7 @@ use lvdm::{
     codecs::{AutoencoderConfig, VideoAutoencoder},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    networks::{Inputs, Ports, UNet3d, UNetConfig},
+    networks::{Ports, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{DeviceName, device_name},
@@ -79,9 +79,9 @@ fn diffusion_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     let schedule = NoiseSchedule::new(&ScheduleConfig::default()).unwrap();
     let shape = [4, 4, 2, 8, 8];
     let (z_0, drawn) = (share(ranks, &noise(0, &shape)).to_kind(kind), share(ranks, &noise(1, &shape)).to_kind(kind));
-    let t = share(ranks, &Tensor::from_slice(&[3i64, 250, 600, 990]));
+    let t: Vec<f64> = share(ranks, &Tensor::from_slice(&[3f64, 250.0, 600.0, 990.0])).try_into().unwrap();
     reduced(ranks, &parameters, "", || {
-        let loss = Objective::default().loss(&unet, &schedule, &z_0, &t, &drawn, &Inputs::default(), false);
+        let loss = plain_loss(&Objective::default(), &unet, &schedule, &z_0, &t, &drawn);
         loss.backward();
         loss.double_value(&[])
     })

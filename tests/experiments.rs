@@ -14,7 +14,6 @@ use lvdm::{
     bench::BenchExperiment,
     codecs::{AutoencoderConfig, ImageAutoencoderConfig, LatentSpace, LatentSpaceConfig, VideoAutoencoder},
     commands::DemoData,
-    diffusion::NoiseSchedule,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
         LongEvaluationExperiment, Mistake, parse, protocol,
@@ -170,7 +169,7 @@ fn every_experiment_loads_and_builds() {
                 let experiment: DiffusionExperiment = read(&file);
                 let latent = latent_of(&experiment);
                 if let Some(conditioning) = &experiment.conditioning {
-                    conditioning.validate(latent[1], experiment.schedule.steps).unwrap();
+                    conditioning.validate(latent[1], experiment.schedule.build().unwrap().levels()).unwrap();
                 }
                 if experiment.text.is_some() {
                     let recompute = experiment.unet().unwrap().recompute.clone();
@@ -191,8 +190,9 @@ fn every_experiment_loads_and_builds() {
                 experiment.unet().unwrap().validate().unwrap();
                 experiment.optimizer.validate().unwrap();
                 experiment.trainer.validate().unwrap();
-                let schedule = NoiseSchedule::new(&experiment.schedule).unwrap();
-                experiment.sampler.build().start(&schedule).unwrap();
+                let path = experiment.schedule.build().unwrap();
+                experiment.objective.validate(&*path).unwrap();
+                experiment.sampler.start(&*path).unwrap();
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
                 UNet3d::new(&parameters.root(), &experiment.unet().unwrap(), &generate::ports(&experiment, latent));
                 assert!(parameters.count() > 10_000);
@@ -222,7 +222,7 @@ fn every_experiment_loads_and_builds() {
                         let conditioning = trained.conditioning.expect("a model that is given frames");
                         long.guidance.validate(&conditioning).unwrap();
                         assert_eq!(trained.data.resolution, experiment.real.resolution, "{}", file.name);
-                        long.sampler.build().start(&NoiseSchedule::new(&trained.schedule).unwrap()).unwrap();
+                        long.sampler.start(&*trained.schedule.build().unwrap()).unwrap();
                     }
                 }
             }

@@ -54,7 +54,8 @@ fn an_original_file_is_read_as_tools_leave_it() {
         assert_eq!(said.status, 0, "{}", said.err);
         let (_, found) = checkpoint::open(&at.join(out)).unwrap();
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone()).unwrap();
-        let schedule = (experiment.schedule.beta_start, experiment.schedule.beta_end, experiment.schedule.steps);
+        let betas = experiment.betas().unwrap();
+        let schedule = (betas.beta_start, betas.beta_end, betas.steps);
         assert_eq!(schedule, (0.00085, 0.012, 1000), "{name}");
         (found.part("model"), said)
     };

@@ -212,7 +212,7 @@ fn a_short_video_checkpoint_becomes_a_run() {
 
     let experiment: DiffusionExperiment = serde_json::from_value(run.experiment).unwrap();
     assert_eq!(experiment.unet().unwrap(), &small_unet());
-    assert_eq!(experiment.schedule, ScheduleConfig::default());
+    assert_eq!(experiment.betas().unwrap(), &ScheduleConfig::default());
     assert_eq!((experiment.data.frames, experiment.data.resolution, experiment.latent_stride), (8, 16, 1));
     assert_eq!((experiment.conditioning, experiment.trainer.ema_decay), (None, Some(0.999)));
     let known: AutoencoderExperiment = serde_json::from_value(carried.experiment).unwrap();
@@ -309,7 +309,7 @@ fn a_text_checkpoint_becomes_a_run() {
     let run = latest(&at.join("run"));
     let experiment: DiffusionExperiment = serde_json::from_value(run.experiment.clone()).unwrap();
     assert_eq!(experiment.unet().unwrap(), &config);
-    assert_eq!((experiment.schedule.beta_start, experiment.schedule.beta_end), (0.00085, 0.012));
+    assert_eq!((experiment.betas().unwrap().beta_start, experiment.betas().unwrap().beta_end), (0.00085, 0.012));
     assert_eq!((experiment.data.frames, experiment.data.resolution), (4, 16));
     let space = open_latent_space(&at.join("run/autoencoder.safetensors"), Device::Cpu).unwrap();
     assert_eq!(space.config, Some(image.into()));

@@ -8,7 +8,9 @@ use common::{contents, largest_difference, noise, run_in, succeed_in, wake, writ
 use lvdm::{
     codecs::{AutoencoderConfig, Chunks, LatentMoments, LatentSpace, VideoAutoencoder},
     data::VideoReader,
-    diffusion::{FrameMask, GuidanceConfig, NoiseSchedule, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{
+        Ddim, FrameMask, GuidanceConfig, NoiseSchedule, NoisyBatch, Objective, SamplerConfig, ScheduleConfig, Times,
+    },
     experiment::{LongVideoConfig, Precision},
     generate::LongVideo,
     networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d, UNetConfig},
@@ -226,7 +228,7 @@ fn config(at: &Path) -> LongVideoConfig {
         overlap: 1,
         gap: None,
         guidance: GuidanceConfig::default(),
-        sampler: SamplerConfig::Ddim { steps: 3, eta: 1.0 },
+        sampler: SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 }),
         batch: 6,
         precision: Precision::F32,
         tf32: false,
@@ -426,12 +428,15 @@ fn a_masked_loss_leaves_given_frames_out() {
     let (t, s) = (Tensor::from_slice(&[300i64, 900]), Tensor::from_slice(&[0i64, 9]));
     let mask = Tensor::cat(&[FrameMask::Prefix(1).tensor(4), FrameMask::Endpoints.tensor(4)], 0).unsqueeze(1);
     let given = Inputs { mask: Some(mask.shallow_clone()), level: Some(s.shallow_clone()), ..Inputs::default() };
+    let [at_t, at_s] = [[300, 900], [0, 9]].map(|levels| Times::of_levels(&schedule, &levels, CPU));
     let loss = |made_only| {
-        Objective::default().loss(&network, &schedule, &z_0, &t, &fresh, &given, made_only).double_value(&[])
+        let batch =
+            NoisyBatch { z_0: &z_0, noise: &fresh, times: &at_t, given: &given, given_times: Some(&at_s), made_only };
+        Objective::default().loss(&network, &schedule, &batch).double_value(&[])
     };
     // the same by hand: frames as the network sees them, each with its own target
     let is_given = mask.expand([2, 4, 4, 4, 4], false).to_kind(Kind::Bool);
-    let seen = schedule.add_noise(&z_0, &s, &fresh).where_self(&is_given, &schedule.add_noise(&z_0, &t, &fresh));
+    let seen = at_s.add_noise(&z_0, &fresh).where_self(&is_given, &at_t.add_noise(&z_0, &fresh));
     let error = (network.forward(&seen, &t, &given) - &fresh).abs();
     let whole = error.mean(None).double_value(&[]);
     let made = error.masked_select(&is_given.logical_not()).mean(None).double_value(&[]);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use common::{largest_difference, relative_error, wake};
 use lvdm::{
     codecs::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
-    diffusion::{SamplerConfig, Variance},
+    diffusion::{Ddim, Ddpm, SamplerConfig, Variance},
     experiment::{DiffusionExperiment, Precision, parse},
     generate::{Generator, Given},
     nn::Parameters,
@@ -45,7 +45,7 @@ fn latents(generator: &Generator, samples: &[u64], sampler: SamplerConfig, seed:
 }
 
 const SAMPLERS: [SamplerConfig; 2] =
-    [SamplerConfig::Ddim { steps: 5, eta: 1.0 }, SamplerConfig::Ddpm { variance: Variance::Posterior }];
+    [SamplerConfig::Ddim(Ddim { steps: 5, eta: 1.0 }), SamplerConfig::Ddpm(Ddpm { variance: Variance::Posterior })];
 
 /// Noise equal to the bit and results within 1e-4, alone, in another order, in another batch, with other threads.
 #[test]
@@ -93,7 +93,7 @@ fn ddim_takes_any_number_of_steps() {
     let mut results = Vec::new();
     for steps in [1, 2, 3, 5, 7, 11, 12] {
         let mut told = Vec::new();
-        let sampler = SamplerConfig::Ddim { steps, eta: 0.0 };
+        let sampler = SamplerConfig::Ddim(Ddim { steps, eta: 0.0 });
         let z = generator.latents(&[0], &Given::default(), sampler, 7, &mut |done, of| told.push((done, of))).unwrap();
         assert_eq!(z.size(), [1, 4, 4, 4, 4]);
         assert!(z.isfinite().all().int64_value(&[]) == 1, "{steps} steps");
@@ -107,7 +107,7 @@ fn ddim_takes_any_number_of_steps() {
     assert!(error(0) > error(2) && error(2) > error(4), "{} {} {}", error(0), error(2), error(4));
     for (steps, eta) in [(0, 0.0), (13, 0.0), (-1, 0.0), (5, 1.5)] {
         let error = generator
-            .latents(&[0], &Given::default(), SamplerConfig::Ddim { steps, eta }, 7, &mut |_, _| {})
+            .latents(&[0], &Given::default(), SamplerConfig::Ddim(Ddim { steps, eta }), 7, &mut |_, _| {})
             .unwrap_err();
         assert!(error.to_string().contains("DDIM"), "{error:#}");
     }
@@ -116,7 +116,7 @@ fn ddim_takes_any_number_of_steps() {
 /// In bfloat16 the networks round, and only they: z_0 stays float32 and near float32's.
 #[test]
 fn bfloat16_samples_are_near() {
-    let sampler = SamplerConfig::Ddim { steps: 3, eta: 0.0 };
+    let sampler = SamplerConfig::Ddim(Ddim { steps: 3, eta: 0.0 });
     let exact = latents(&generator(), &[0, 1], sampler, 7);
     let rounded = latents(&generator().at(Precision::Bf16.into()), &[0, 1], sampler, 7);
     assert_eq!(rounded.kind(), tch::Kind::Float);
@@ -128,7 +128,7 @@ fn bfloat16_samples_are_near() {
 #[test]
 fn videos_are_bytes_of_the_clips_size() {
     let generator = generator();
-    let sampler = SamplerConfig::Ddim { steps: 3, eta: 1.0 };
+    let sampler = SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 });
     let videos = generator.videos(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
     let alone = generator.videos(&[1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();

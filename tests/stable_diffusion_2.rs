@@ -11,7 +11,7 @@ use common::{
 };
 use lvdm::{
     checkpoint,
-    diffusion::{Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
+    diffusion::{Ddim, Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
     exchange::diffusers_config,
     generate::{Generator, open_text_encoder},
     networks::{AttentionKind, Inputs, Ports, UNet3d, UNetConfig},
@@ -77,7 +77,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
         let velocity = generator.network.forward(&start, &Tensor::from_slice(&[300i64]), &told(&states));
         let denoiser = |context: &Tensor| NetworkDenoiser {
             network: &*generator.network,
-            schedule: &generator.schedule,
+            path: &*generator.path,
             predict: experiment.objective.predict,
             given: told(context),
         };
@@ -86,11 +86,11 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
             unconditional: denoiser(&empty),
             weight: 7.5,
             form: Guidance::Interpolate,
-            schedule: &generator.schedule,
+            path: &*generator.path,
         };
-        let sampler = SamplerConfig::Ddim { steps: 10, eta: 0.0 };
+        let sampler = SamplerConfig::Ddim(Ddim { steps: 10, eta: 0.0 });
         let none = |_| start.zeros_like();
-        let z_0 = sample(&guided, &*sampler.build(), &generator.schedule, &start, &none, &mut |_, _| {}).unwrap();
+        let z_0 = sample(&guided, &*sampler, &*generator.path, &start, &none, &mut |_, _| {}).unwrap();
         let decoded = generator.space.decode(&z_0);
         for frame in 0..3 {
             near("velocity", &velocity.select(2, frame), &case["velocity"]);

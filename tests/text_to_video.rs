@@ -17,8 +17,8 @@ use lvdm::{
     checkpoint::{self, Checkpoint},
     data::{VideoReader, frame_folder::read_picture, pictures::write_png},
     diffusion::{
-        Denoiser, FrameMask, GivenLatents, GivenTexts, GivenToClips, Guidance, GuidanceConfig, Guided, NetworkDenoiser,
-        Predict, SamplerConfig, conditioned, sample,
+        Ddim, Denoiser, FrameMask, GivenLatents, GivenTexts, GivenToClips, Guidance, GuidanceConfig, Guided,
+        NetworkDenoiser, Predict, SamplerConfig, Times, conditioned, sample,
     },
     exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
     experiment::Trained,
@@ -47,13 +47,13 @@ fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
 fn frames_are_images(run: &Path) {
     let (generator, _) = Generator::open(run, CPU).unwrap();
     let prompts = ["a red cat".to_string(), "a dog".to_string()];
-    let sampler = SamplerConfig::Ddim { steps: 4, eta: 0.0 };
+    let sampler = SamplerConfig::Ddim(Ddim { steps: 4, eta: 0.0 });
     let z_0 = generator.latents(&[0, 1], &text(&prompts, 7.5), sampler, 3, &mut |_, _| {}).unwrap();
     assert_eq!(z_0.size(), [2, 4, 4, 8, 8]);
     let encoder = generator.text.as_ref().unwrap();
     let told = |prompts: &[&str]| NetworkDenoiser {
         network: &*generator.network,
-        schedule: &generator.schedule,
+        path: &*generator.path,
         predict: Predict::Noise,
         given: Inputs { text: Some(encoder.encode(prompts).unwrap()), ..Inputs::default() },
     };
@@ -66,11 +66,11 @@ fn frames_are_images(run: &Path) {
                 unconditional: told(&["a dog"]),
                 weight: 7.5,
                 form: Guidance::Interpolate,
-                schedule: &generator.schedule,
+                path: &*generator.path,
             };
             let start = start.narrow(2, frame, 1);
             let none = |_| start.zeros_like();
-            let alone = sample(&image, &*sampler.build(), &generator.schedule, &start, &none, &mut |_, _| {}).unwrap();
+            let alone = sample(&image, &*sampler, &*generator.path, &start, &none, &mut |_, _| {}).unwrap();
             let error = relative_error(&video.narrow(2, frame, 1), &generator.space.decode(&alone));
             assert!(error < 1e-4, "clip {clip}, frame {frame}: {error:e}");
         }
@@ -78,11 +78,11 @@ fn frames_are_images(run: &Path) {
     // both passes as one batch are the two passes
     let (a, b) = (told(&["a cat", "a dog"]), told(&["", "red"]));
     let z_t = normal(3, Purpose::SampleStart, 9, 0, &[2, 4, 4, 8, 8]);
-    let (conditional, unconditional) = (a.predict(&z_t, 500).noise, b.predict(&z_t, 500).noise);
+    let (conditional, unconditional) = (a.predict(&z_t, 500.0).noise, b.predict(&z_t, 500.0).noise);
     let apart = &unconditional + (conditional - &unconditional) * 3.0;
     let form = Guidance::Interpolate;
-    let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, schedule: &generator.schedule };
-    assert!(relative_error(&guided.predict(&z_t, 500).noise, &apart) < 1e-5);
+    let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, path: &*generator.path };
+    assert!(relative_error(&guided.predict(&z_t, 500.0).noise, &apart) < 1e-5);
     // the prompt and the negative prompt do something
     let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
     let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
@@ -127,7 +127,7 @@ fn every_layout_becomes_the_same_run() {
     }
     let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
     assert_eq!((generator.space.moments.scale, generator.space.moments.shift), (0.3, 0.0));
-    assert_eq!((experiment.schedule.steps, experiment.schedule.beta_start), (900, 0.001));
+    assert_eq!((experiment.betas().unwrap().steps, experiment.betas().unwrap().beta_start), (900, 0.001));
     assert!(experiment.unet().unwrap().norm_per_frame);
     frames_are_images(&at.join("run"));
 
@@ -135,7 +135,7 @@ fn every_layout_becomes_the_same_run() {
     let mut original = original();
     original.insert("cond_stage_model.transformer.text_model.embeddings.position_ids".into(), Tensor::from(1i64));
     original.insert("model_ema.decay".into(), Tensor::from(0.9999f32));
-    original.insert("betas".into(), Tensor::from_slice(&generator.schedule.beta).to_kind(Kind::Float));
+    original.insert("betas".into(), Tensor::from_slice(&generator.path.discrete().unwrap().beta).to_kind(Kind::Float));
     original.insert("alphas_cumprod".into(), Tensor::zeros([900], (Kind::Float, CPU)));
     original.insert("scale_factor".into(), Tensor::from(0.3f32));
     write_tensors(&at.join("sd.safetensors"), &original);
@@ -347,10 +347,10 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
             texts: Some(GivenTexts { contexts: told.shallow_clone(), guidance }),
             labels: None,
         };
-        let Generator { network, schedule, .. } = &generator;
-        conditioned(&**network, schedule, Predict::Noise, &z_t, to_clips).unwrap()
+        let Generator { network, path, .. } = &generator;
+        conditioned(&**network, &**path, Predict::Noise, &z_t, to_clips).unwrap()
     };
-    let seen = generator.schedule.add_noise(&first, &Tensor::from_slice(&[7i64]), given.noise);
+    let seen = Times::of_levels(&*generator.path, &[7], CPU).add_noise(&first, given.noise);
     let seen = Tensor::cat(&[&seen, &z_t.narrow(2, 1, 3)], 2);
     let mask = FrameMask::Prefix(1).tensor(4).unsqueeze(0).expand([1, 1, 4, 8, 8], false);
     let by_hand = |context: &Tensor| {
@@ -363,9 +363,9 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
         generator.network.forward(&seen, &Tensor::from_slice(&[500i64]), &given)
     };
     let (with, without) = (by_hand(&told), by_hand(&negative));
-    assert!(relative_error(&denoiser(None).predict(&z_t, 500).noise, &with) < 1e-6);
+    assert!(relative_error(&denoiser(None).predict(&z_t, 500.0).noise, &with) < 1e-6);
     let wanted = &without + (&with - &without) * 3.0;
-    let apart = relative_error(&denoiser(Some((negative, 3.0))).predict(&z_t, 500).noise, &wanted);
+    let apart = relative_error(&denoiser(Some((negative, 3.0))).predict(&z_t, 500.0).noise, &wanted);
     assert!(apart < 1e-5, "{apart:e}");
     assert!(relative_error(&with, &without) > 1e-4);
 

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{largest_difference, noise, relative_error, wake};
+use common::{largest_difference, noise, plain_loss, relative_error, wake};
 use lvdm::{
-    diffusion::{Denoiser, Loss, NetworkDenoiser, NoiseSchedule, Objective, Predict, ScheduleConfig},
+    diffusion::{
+        Denoiser, Loss, NetworkDenoiser, NoiseSchedule, NoisyBatch, Objective, Predict, ScheduleConfig, Times,
+    },
     networks::{
         AttentionKind, Inputs, JointAttention, Network as _, NetworkSettings, Ports, Recompute, SelfAttention, UNet3d,
         UNetConfig,
@@ -96,8 +98,7 @@ fn step(recompute: Recompute) -> (f64, Vec<(String, Tensor)>, i64) {
     }
     parameters.zero_grad();
     let (loss, peak) = peak_host_memory(|| {
-        let loss =
-            Objective::default().loss(&unet, &schedule, &z_0, &times(&[10, 900]), &noise, &Inputs::default(), false);
+        let loss = plain_loss(&Objective::default(), &unet, &schedule, &z_0, &[10.0, 900.0], &noise);
         loss.backward();
         loss.double_value(&[])
     });
@@ -213,15 +214,21 @@ fn the_objective_is_the_formula() {
         let difference: Tensor = &output - target;
         let (l1, l2) = (difference.abs().mean(None), difference.square().mean(None));
         for (loss, expected) in [(Loss::L1, l1), (Loss::L2, l2)] {
-            let found =
-                Objective { predict, loss }.loss(&unet, &schedule, &z_0, &times(&t), &noise, &Inputs::default(), false);
+            let found = plain_loss(
+                &Objective { predict, loss, ..Objective::default() },
+                &unet,
+                &schedule,
+                &z_0,
+                &t.map(|t| t as f64),
+                &noise,
+            );
             let error = relative_error(&found, &expected);
             assert!(error < 1e-5, "{predict:?} {loss:?}: {error:e}");
         }
         let given = Inputs::default();
-        let denoiser = NetworkDenoiser { network: &unet, schedule: &schedule, predict, given };
+        let denoiser = NetworkDenoiser { network: &unet, path: &schedule, predict, given };
         let z = z_t.narrow(0, 1, 1);
-        let prediction = denoiser.predict(&z, 800);
+        let prediction = denoiser.predict(&z, 800.0);
         let a = schedule.alpha_bar[800];
         let again = &prediction.z_0 * a.sqrt() + &prediction.noise * (1.0 - a).sqrt();
         assert!(relative_error(&again, &z) < 1e-4, "{predict:?}");
@@ -229,6 +236,7 @@ fn the_objective_is_the_formula() {
             Predict::Noise => prediction.noise.shallow_clone(),
             Predict::Z0 => prediction.z_0.shallow_clone(),
             Predict::Velocity => &prediction.noise * a.sqrt() - &prediction.z_0 * (1.0 - a).sqrt(),
+            Predict::Flow | Predict::Edm => unreachable!("not among them"),
         };
         assert!(relative_error(&direct, &output.narrow(0, 1, 1)) < 1e-5, "{predict:?}");
     }
@@ -279,8 +287,18 @@ fn the_velocity_of_given_frames_is_that_of_their_own_noise() {
                     // five of the eight frames are free
                     true => (difference * &free).sum(None) / (5 * 4 * 8 * 8) as f64,
                 };
-                let objective = Objective { predict: Predict::Velocity, loss };
-                let found = objective.loss(&unet, &schedule, &z_0, &times(&t), &at_t, &given, masked_loss);
+                let objective = Objective { predict: Predict::Velocity, loss, ..Objective::default() };
+                let at = |t: &[i64]| Times::of_levels(&schedule, t, CPU);
+                let given_times = level.then(|| at(&s));
+                let batch = NoisyBatch {
+                    z_0: &z_0,
+                    noise: &at_t,
+                    times: &at(&t),
+                    given: &given,
+                    given_times: given_times.as_ref(),
+                    made_only: masked_loss,
+                };
+                let found = objective.loss(&unet, &schedule, &batch);
                 let error = relative_error(&found, &expected);
                 assert!(error < 1e-5, "level {level}, masked {masked_loss}, {loss:?}: {error:e}");
             }

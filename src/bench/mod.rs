@@ -140,16 +140,15 @@ fn unet(
     parameters.freeze();
     let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
     for config in &bench.samplers {
-        let sampler = config.build();
-        let steps = sampler.start(&schedule)?.timesteps().len();
+        let steps = config.start(&schedule)?.times().len();
         let denoiser =
-            NetworkDenoiser { network: &*unet, schedule: &schedule, predict: Predict::Noise, given: given.clone() };
+            NetworkDenoiser { network: &*unet, path: &schedule, predict: Predict::Noise, given: given.clone() };
         // a walk is long, and all its steps are alike
         let clock = Clock { device, warmup: 1, repeats: clock.repeats.min(3) };
         let timing = clock.time(|| {
             let _autocast = table.autocast();
             let draw = |i: usize| upload(&normal(0, Purpose::SampleStep, 0, i as u64, &z.size()), device);
-            let z_0 = sample(&denoiser, &*sampler, &schedule, &z, &draw, &mut |_, _| {})?;
+            let z_0 = sample(&denoiser, &**config, &schedule, &z, &draw, &mut |_, _| {})?;
             if let Some((autoencoder, _)) = autoencoder {
                 let clip = |i| Readback::of(&no_grad(|| to_u8(&autoencoder.decode(&z_0.narrow(0, i, 1)))));
                 let clips: Vec<Readback> = (0..batch).map(clip).collect::<Result<_>>()?;

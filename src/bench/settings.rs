@@ -137,7 +137,7 @@ impl Experiment for BenchExperiment {
             );
             let schedule = NoiseSchedule::new(&ScheduleConfig::default())?;
             for sampler in samplers {
-                sampler.build().start(&schedule).context("unet.samplers")?;
+                sampler.start(&schedule).context("unet.samplers")?;
             }
         }
         if let Some(AutoencoderBench { network, frames, resolution, batch }) = &self.autoencoder {

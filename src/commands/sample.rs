@@ -14,7 +14,9 @@ use super::out::{Form, Out, check_mp4, remember};
 
 use crate::{
     data::{DataConfig, frame_folder::read_picture},
-    diffusion::{GuidanceConfig, SamplerConfig, Variance},
+    diffusion::{
+        Ddim, Ddpm, DpmSolver, Euler, GuidanceConfig, Heun, RespacedDdim, RespacedDdpm, SamplerConfig, UniPc, Variance,
+    },
     distributed::{self, Launch, Ranks},
     experiment::{Mistake, Numerics, Precision},
     generate::{Classes, ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
@@ -140,8 +142,8 @@ impl TextOptions {
 /// Which sampler, on the command line.
 #[derive(Debug, clap::Args)]
 pub struct SamplerOptions {
-    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M), unipc, or on evenly kept steps respaced-ddpm (with the learned variance of
-    /// networks that have one) or respaced-ddim
+    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M), unipc, euler, heun, or on evenly kept steps respaced-ddpm (with the learned
+    /// variance of networks that have one) or respaced-ddim
     #[arg(long, value_enum, default_value = "ddim")]
     sampler: SamplerName,
     /// Steps of all but DDPM
@@ -184,6 +186,8 @@ enum SamplerName {
     Ddpm,
     DpmSolver,
     Unipc,
+    Euler,
+    Heun,
     RespacedDdpm,
     RespacedDdim,
 }
@@ -198,14 +202,22 @@ enum VarianceName {
 
 impl SamplerOptions {
     pub fn config(&self) -> SamplerConfig {
-        match (self.sampler, self.variance) {
-            (SamplerName::Ddim, _) => SamplerConfig::Ddim { steps: self.steps, eta: self.eta },
-            (SamplerName::DpmSolver, _) => SamplerConfig::DpmSolver { steps: self.steps },
-            (SamplerName::Unipc, _) => SamplerConfig::UniPc { steps: self.steps },
-            (SamplerName::RespacedDdpm, _) => SamplerConfig::RespacedDdpm { steps: self.steps },
-            (SamplerName::RespacedDdim, _) => SamplerConfig::RespacedDdim { steps: self.steps, eta: self.eta },
-            (SamplerName::Ddpm, VarianceName::Posterior) => SamplerConfig::Ddpm { variance: Variance::Posterior },
-            (SamplerName::Ddpm, VarianceName::Beta) => SamplerConfig::Ddpm { variance: Variance::Beta },
+        let SamplerOptions { sampler, steps, eta, variance } = *self;
+        match sampler {
+            SamplerName::Ddim => Ddim { steps, eta }.into(),
+            SamplerName::DpmSolver => DpmSolver { steps }.into(),
+            SamplerName::Unipc => UniPc { steps }.into(),
+            SamplerName::Euler => Euler { steps }.into(),
+            SamplerName::Heun => Heun { steps }.into(),
+            SamplerName::RespacedDdpm => RespacedDdpm { steps }.into(),
+            SamplerName::RespacedDdim => RespacedDdim { steps, eta }.into(),
+            SamplerName::Ddpm => {
+                let variance = match variance {
+                    VarianceName::Posterior => Variance::Posterior,
+                    VarianceName::Beta => Variance::Beta,
+                };
+                Ddpm { variance }.into()
+            }
         }
     }
 }
@@ -296,7 +308,7 @@ impl Sample {
                 return Err(Mistake(text).into());
             }
         }
-        if let Err(error) = sampler.build().start(&generator.schedule) {
+        if let Err(error) = generator.check_sampler(&*sampler) {
             return Err(Mistake(format!("{error:#}")).into());
         }
         let first_frames = self.first_latents(&generator)?;

@@ -6,7 +6,11 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser, NoiseSchedule, Predict};
+use super::{
+    denoiser::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser},
+    path::{NoisePath, Times},
+    prediction::Predict,
+};
 use crate::{
     networks::{Inputs, Network},
     torch::upload,
@@ -81,11 +85,11 @@ impl Default for FrameConditioning {
 }
 
 impl FrameConditioning {
-    /// For clips of `frames` latent frames and a schedule of `steps`.
+    /// For clips of `frames` latent frames and a noise path of so many levels.
     ///
     /// # Errors
     /// Names the number that does not fit.
-    pub fn validate(&self, frames: i64, steps: i64) -> Result<()> {
+    pub fn validate(&self, frames: i64, levels: i64) -> Result<()> {
         for (name, p) in [("interpolation", self.interpolation), ("prediction", self.prediction)] {
             ensure!((0.0..=1.0).contains(&p), "{name} is a probability, not {p}");
         }
@@ -101,7 +105,7 @@ impl FrameConditioning {
             ensure!((1..frames).contains(&k), "prefixes: {k} given frames of a clip of {frames} latent frames");
         }
         if let Some(s) = self.perturbation {
-            ensure!((1..=steps).contains(&s), "perturbation must lie in 1 … {steps}, not {s}");
+            ensure!((1..=levels).contains(&s), "perturbation must lie in 1 … {levels}, not {s}");
         }
         Ok(())
     }
@@ -212,7 +216,7 @@ pub struct GivenToClips<'a> {
 /// weights of guidance.
 pub fn conditioned<'a>(
     network: &'a dyn Network,
-    schedule: &'a NoiseSchedule,
+    path: &'a dyn NoisePath,
     predict: Predict,
     like: &Tensor,
     given: GivenToClips,
@@ -222,13 +226,13 @@ pub fn conditioned<'a>(
     let GivenToClips { frames, texts, labels } = given;
     ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
     ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
-    let told = |given: Inputs| NetworkDenoiser { network, schedule, predict, given };
+    let told = |given: Inputs| NetworkDenoiser { network, path, predict, given };
     let guided = |conditional, unconditional, weight, form| Guided {
         conditional: told(conditional),
         unconditional: told(unconditional),
         weight,
         form,
-        schedule,
+        path,
     };
 
     // all that is given, and the same without what guidance leads away from
@@ -260,8 +264,9 @@ pub fn conditioned<'a>(
     let (frames, level) = match given.guidance.level {
         None => (given.frames.shallow_clone(), None),
         Some(s) => {
+            let times = Times::of_levels(path, &vec![s; b as usize], like.device());
             let s = Tensor::full([b], s, (Kind::Int64, like.device()));
-            (schedule.add_noise(given.frames, &s, given.noise), Some(s))
+            (times.add_noise(given.frames, given.noise), Some(s))
         }
     };
     let places = upload(&Tensor::from_slice(given.indices), like.device());

@@ -3,10 +3,16 @@
 
 use std::f64::consts::{LN_2, PI};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use super::{NoiseSchedule, Prediction, Sampler, SamplerRun};
+use super::{
+    path::{NoisePath, Times},
+    prediction::Prediction,
+    sampler::{Sampler, SamplerRun},
+    schedule::NoiseSchedule,
+};
 use crate::torch::upload;
 
 /// [ln β̃_t, ln β_t]: between these lies the log variance of the reverse step (their equation 15). β̃_0 is 0, and β̃_1
@@ -34,14 +40,14 @@ pub struct HybridLoss {
 }
 
 impl HybridLoss {
-    /// The loss of a network's `output` `[B, 2C, F, h, w]` for z_t, the latent z_0 with `noise` at the times t `[B]`. What
+    /// The loss of a network's `output` `[B, 2C, F, h, w]` for z_t, the latent z_0 with `noise` at these times, one a clip. What
     /// the released training does: the bound is neither scaled to T steps nor down-weighted.
     pub fn new(
         schedule: &NoiseSchedule,
         output: &Tensor,
         z_0: &Tensor,
         z_t: &Tensor,
-        t: &Tensor,
+        times: &Times,
         noise: &Tensor,
     ) -> Self {
         let halves = output.to_kind(z_0.kind()).chunk(2, 1);
@@ -54,8 +60,8 @@ impl HybridLoss {
             let ((of_z_0, of_z_t), [smallest, largest]) = (schedule.posterior_mean(t), log_bounds(schedule, t));
             [inverse.sqrt(), (inverse - 1.0).sqrt(), of_z_0, of_z_t, smallest, largest]
         };
-        let rows: Vec<f64> = (0..schedule.steps() as usize).flat_map(row).collect();
-        let rows = upload(&Tensor::from_slice(&rows).reshape([-1, 6]), z_0.device()).index_select(0, t);
+        let rows: Vec<f64> = times.on_host().iter().flat_map(|&t| row(t as usize)).collect();
+        let rows = upload(&Tensor::from_slice(&rows).reshape([-1, 6]), z_0.device());
         let factor = |i: i64| rows.select(1, i).to_kind(z_0.kind()).reshape([-1, 1, 1, 1, 1]);
 
         let z_0_predicted = z_t * factor(0) - predicted.detach() * factor(1);
@@ -69,7 +75,8 @@ impl HybridLoss {
                 - &true_log
                 - 1.0)
                 * 0.5;
-        let nats = of_each(decoder_nats(z_0, &model_mean, &model_log)).where_self(&t.eq(0), &of_each(divergence));
+        let nats =
+            of_each(decoder_nats(z_0, &model_mean, &model_log)).where_self(&times.told().eq(0), &of_each(divergence));
         HybridLoss { mse, vb: nats / LN_2 }
     }
 
@@ -116,7 +123,8 @@ struct Respaced {
 impl Respaced {
     /// S of T times: multiples of (T−1)/(S−1), rounded. The stride is added up, as released, which decides where it falls
     /// between two times.
-    fn new(schedule: &NoiseSchedule, steps: i64) -> Result<Self> {
+    fn new(path: &dyn NoisePath, steps: i64) -> Result<Self> {
+        let schedule = path.discrete().context("a respaced chain is one of a schedule of steps: take kind: ddim")?;
         let total = schedule.steps();
         ensure!((1..=total).contains(&steps), "steps must be between 1 and the schedule's {total}, not {steps}");
         let stride = if steps == 1 { 1.0 } else { (total - 1) as f64 / (steps - 1) as f64 };
@@ -132,13 +140,15 @@ impl Respaced {
         Ok(Respaced { times, schedule })
     }
 
-    fn walk(&self) -> Vec<i64> {
-        self.times.iter().rev().copied().collect()
+    fn walk(&self) -> Vec<f64> {
+        self.times.iter().rev().map(|&t| t as f64).collect()
     }
 }
 
 /// Ancestral sampling on a chain of fewer steps, with the learned variance of a network that has one; else with that of
 /// q(z_{t−1} | z_t, z_0). z_0 is not clipped.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RespacedDdpm {
     /// Network calls.
     pub steps: i64,
@@ -146,18 +156,22 @@ pub struct RespacedDdpm {
 
 struct RespacedDdpmRun {
     chain: Respaced,
-    walk: Vec<i64>,
+    walk: Vec<f64>,
 }
 
 impl Sampler for RespacedDdpm {
-    fn start(&self, schedule: &NoiseSchedule) -> Result<Box<dyn SamplerRun>> {
-        let chain = Respaced::new(schedule, self.steps)?;
+    fn start(&self, path: &dyn NoisePath) -> Result<Box<dyn SamplerRun>> {
+        let chain = Respaced::new(path, self.steps)?;
         Ok(Box::new(RespacedDdpmRun { walk: chain.walk(), chain }))
+    }
+
+    fn describe(&self) -> String {
+        format!("DDPM respaced to {} steps", self.steps)
     }
 }
 
 impl SamplerRun for RespacedDdpmRun {
-    fn timesteps(&self) -> &[i64] {
+    fn times(&self) -> &[f64] {
         &self.walk
     }
 
@@ -182,6 +196,8 @@ impl SamplerRun for RespacedDdpmRun {
 }
 
 /// DDIM (Song et al. 2021) on the times of [`RespacedDdpm`], down to ᾱ = 1: a learned variance is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RespacedDdim {
     /// Network calls.
     pub steps: i64,
@@ -191,20 +207,24 @@ pub struct RespacedDdim {
 
 struct RespacedDdimRun {
     chain: Respaced,
-    walk: Vec<i64>,
+    walk: Vec<f64>,
     eta: f64,
 }
 
 impl Sampler for RespacedDdim {
-    fn start(&self, schedule: &NoiseSchedule) -> Result<Box<dyn SamplerRun>> {
+    fn start(&self, path: &dyn NoisePath) -> Result<Box<dyn SamplerRun>> {
         ensure!((0.0..=1.0).contains(&self.eta), "DDIM eta must be in [0, 1], not {}", self.eta);
-        let chain = Respaced::new(schedule, self.steps)?;
+        let chain = Respaced::new(path, self.steps)?;
         Ok(Box::new(RespacedDdimRun { walk: chain.walk(), chain, eta: self.eta }))
+    }
+
+    fn describe(&self) -> String {
+        format!("DDIM respaced to {} steps, η = {}", self.steps, self.eta)
     }
 }
 
 impl SamplerRun for RespacedDdimRun {
-    fn timesteps(&self) -> &[i64] {
+    fn times(&self) -> &[f64] {
         &self.walk
     }
 
@@ -245,11 +265,12 @@ mod tests {
     fn the_bound_of_a_perfect_answer_is_zero() {
         let (schedule, shape) = (schedule(), [3, 2, 2, 4, 4]);
         let noise = |step| normal(1, Purpose::Evaluation, 0, step, &shape).to_kind(Kind::Double);
-        let (z_0, noise, t) = (noise(0), noise(1), Tensor::from_slice(&[999i64, 500, 0]));
-        let z_t = schedule.add_noise(&z_0, &t, &noise);
+        let (z_0, noise) = (noise(0), noise(1));
+        let times = Times::of_clips(&schedule, &[999.0, 500.0, 0.0], Device::Cpu);
+        let z_t = times.add_noise(&z_0, &noise);
         let of = |v: f64| {
             let output = Tensor::cat(&[&noise, &(noise.zeros_like() + v)], 1);
-            HybridLoss::new(&schedule, &output, &z_0, &z_t, &t, &noise)
+            HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise)
         };
         let exact = of(-1.0);
         assert!(values(&exact.mse).iter().all(|&mse| mse == 0.0));
@@ -280,10 +301,11 @@ mod tests {
     fn each_half_has_its_own_loss() {
         let (schedule, shape) = (schedule(), [1, 2, 1, 2, 2]);
         let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape);
-        let (z_0, noise_in, t) = (noise(0, &shape), noise(1, &shape), Tensor::from_slice(&[300i64]));
+        let (z_0, noise_in) = (noise(0, &shape), noise(1, &shape));
+        let times = Times::of_clips(&schedule, &[300.0], Device::Cpu);
         let output = noise(2, &[1, 4, 1, 2, 2]).set_requires_grad(true);
-        let z_t = schedule.add_noise(&z_0, &t, &noise_in);
-        let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &t, &noise_in);
+        let z_t = times.add_noise(&z_0, &noise_in);
+        let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise_in);
         for (loss, own) in [(&loss.mse, 0), (&loss.vb, 1)] {
             let gradient = Tensor::run_backward(&[loss.sum(None)], &[&output], true, false).remove(0).chunk(2, 1);
             let size = |half: usize| gradient[half].abs().max().double_value(&[]);
@@ -297,9 +319,9 @@ mod tests {
     const VARIANCE: f64 = 0.25;
 
     impl Denoiser for Exact {
-        fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+        fn predict(&self, z_t: &Tensor, t: f64) -> Prediction {
             let Respaced { times, schedule } = &self.0;
-            let i = times.iter().position(|&time| time == t).unwrap();
+            let i = times.iter().position(|&time| time as f64 == t).unwrap();
             let a = schedule.alpha_bar[i];
             let spread = a * VARIANCE + 1.0 - a;
             let z_0 = MEAN + (z_t - a.sqrt() * MEAN) * (a.sqrt() * VARIANCE / spread);
@@ -328,7 +350,7 @@ mod tests {
         assert!((learned - VARIANCE.sqrt()).abs() < 0.01, "{learned}");
         struct Fixed(Exact);
         impl Denoiser for Fixed {
-            fn predict(&self, z_t: &Tensor, t: i64) -> Prediction {
+            fn predict(&self, z_t: &Tensor, t: f64) -> Prediction {
                 Prediction { variance: None, ..self.0.predict(z_t, t) }
             }
         }

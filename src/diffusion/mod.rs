@@ -1,20 +1,42 @@
-//! Diffusion in latent space: noise schedule, denoisers, samplers, training objective.
+//! Diffusion in latent space: noise paths, denoisers, samplers, training objective.
 //! Pixels never enter here.
 
+mod betas;
 mod conditioning;
+mod cosine_log_snr;
+mod ddim;
 mod denoiser;
+mod edm;
+mod euler;
+mod flow;
+mod kinds;
 mod learned_variance;
 mod long_video;
+mod loss_weight;
 mod objective;
+mod path;
+mod prediction;
 mod sampler;
 mod schedule;
+mod solvers;
 
+pub use betas::{CosineSchedule, ScheduleConfig, ScheduleKind};
 pub use conditioning::{
     FrameConditioning, FrameMask, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, conditioned,
 };
-pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser, Predict, Prediction};
+pub use cosine_log_snr::CosineLogSnr;
+pub use ddim::{Ddim, Ddpm, Variance};
+pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser};
+pub use edm::Edm;
+pub use euler::{Euler, Heun};
+pub use flow::{FlowTimes, RectifiedFlow};
+pub use kinds::{LossWeightConfig, NoisePathConfig, SamplerConfig};
 pub use learned_variance::{HybridLoss, RespacedDdim, RespacedDdpm};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
-pub use objective::{Loss, Objective};
-pub use sampler::{Ddim, Ddpm, DpmSolver, Sampler, SamplerConfig, SamplerRun, UniPc, Variance, sample};
-pub use schedule::{NoiseSchedule, ScheduleConfig, ScheduleKind};
+pub use loss_weight::{Constant, EdmWeight, LossWeight, MinSnr};
+pub use objective::{Loss, NoisyBatch, Objective};
+pub use path::{NoisePath, NoisePathSettings, Rates, Times};
+pub use prediction::{Predict, Prediction};
+pub use sampler::{Sampler, SamplerRun, sample};
+pub use schedule::NoiseSchedule;
+pub use solvers::{DpmSolver, UniPc};

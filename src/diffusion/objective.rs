@@ -1,10 +1,15 @@
 //! What the denoiser is trained on (paper, equation 5; with given frames, equation 6).
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Reduction, Tensor};
 
-use super::{HybridLoss, NoiseSchedule, Predict};
+use super::{
+    kinds::LossWeightConfig,
+    learned_variance::HybridLoss,
+    path::{NoisePath, Times},
+    prediction::Predict,
+};
 use crate::networks::{Inputs, Network};
 
 /// How a prediction is compared with its target, averaged over all elements.
@@ -28,72 +33,90 @@ pub struct Objective {
     pub predict: Predict,
     /// Between the prediction and what it should be.
     pub loss: Loss,
+    /// How much the error at each time counts; other than constant only with `loss: l2`.
+    pub weight: LossWeightConfig,
 }
 
 impl Default for Objective {
     fn default() -> Self {
-        Objective { predict: Predict::Noise, loss: Loss::L1 }
+        Objective { predict: Predict::Noise, loss: Loss::L1, weight: LossWeightConfig::default() }
     }
 }
 
-impl Objective {
-    /// Whether the network gives the variance of reverse steps, in as many channels more.
-    pub fn learns_variance(&self) -> bool {
-        self.loss == Loss::LearnedVariance
-    }
+/// What a network learns from in one step.
+pub struct NoisyBatch<'a> {
+    /// `[B, C, F, h, w]`
+    pub z_0: &'a Tensor,
+    /// Of the shape of z_0.
+    pub noise: &'a Tensor,
+    /// One a clip, or one a frame.
+    pub times: &'a Times,
+    /// What the network is given.
+    pub given: &'a Inputs,
+    /// Times of the frames that `given.mask` names, which carry the same noise; without any they are clean.
+    pub given_times: Option<&'a Times>,
+    /// The loss is the mean over frames that are not given.
+    pub made_only: bool,
+}
 
+impl Objective {
     /// # Errors
-    /// A learned variance beside another prediction than the noise.
-    pub fn validate(&self) -> Result<()> {
+    /// What does not fit together, or the path.
+    pub fn validate(&self, path: &dyn NoisePath) -> Result<()> {
+        self.weight.validate().context("weight")?;
+        ensure!(
+            self.weight.is_constant() || self.loss == Loss::L2,
+            "weight: it is of the squared error, and loss is {}: write loss: l2",
+            if self.loss == Loss::L1 { "l1" } else { "learned_variance" }
+        );
         ensure!(
             !self.learns_variance() || self.predict == Predict::Noise,
             "loss: learned_variance is for predict: noise, of which the bound is made, not {:?}",
             self.predict
         );
-        Ok(())
+        ensure!(
+            !self.learns_variance() || path.discrete().is_some_and(|schedule| !schedule.ends_in_noise()),
+            "loss: learned_variance is for a schedule of steps that does not end in noise alone"
+        );
+        self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 
-    /// The loss of one batch: z_0 and noise `[B, C, F, h, w]`, t `[B]` int64. Frames that `given.mask` names carry the same
-    /// noise at the level `given.level`, without one none; with `made_only` the loss is the mean over the other frames.
-    pub fn loss(
-        &self,
-        network: &dyn Network,
-        schedule: &NoiseSchedule,
-        z_0: &Tensor,
-        t: &Tensor,
-        noise: &Tensor,
-        given: &Inputs,
-        made_only: bool,
-    ) -> Tensor {
-        let mut z_t = schedule.add_noise(z_0, t, noise);
+    /// Whether the network gives the variance of reverse steps, in as many channels more.
+    pub fn learns_variance(&self) -> bool {
+        self.loss == Loss::LearnedVariance
+    }
+
+    /// The loss of one batch.
+    ///
+    /// # Panics
+    /// With a learned variance, where the path is no schedule of steps (see [`Self::validate`]).
+    pub fn loss(&self, network: &dyn Network, path: &dyn NoisePath, batch: &NoisyBatch) -> Tensor {
+        let NoisyBatch { z_0, noise, times, given, given_times, made_only } = *batch;
+        let mut z_t = times.add_noise(z_0, noise);
         let (b, _, f, h, w) = z_0.size5().expect("latents [B, C, F, h, w]");
         let mask = given.mask.as_ref().map(|mask| mask.to_kind(z_0.kind()).expand([b, 1, f, h, w], false));
         if let Some(mask) = &mask {
-            let frames = match &given.level {
-                Some(s) => schedule.add_noise(z_0, s, noise),
-                None => z_0.shallow_clone(),
-            };
+            let frames = given_times.map_or_else(|| z_0.shallow_clone(), |times| times.add_noise(z_0, noise));
             z_t = z_t * (1.0 - mask) + frames * mask;
         }
-        let prediction = network.forward(&z_t, t, given);
+        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.told(), given);
         if self.learns_variance() {
-            return HybridLoss::new(schedule, &prediction, z_0, &z_t, t, noise).mean();
+            let schedule = path.discrete().expect("a learned variance is one of a schedule's steps");
+            return HybridLoss::new(schedule, &prediction, z_0, &z_t, times, noise).mean();
         }
-        let target_at = |t: &Tensor| match self.predict {
-            Predict::Z0 => z_0.shallow_clone(),
-            Predict::Noise => noise.shallow_clone(),
-            Predict::Velocity => schedule.velocity(z_0, t, noise),
-        };
+        let target = self.predict.target(z_0, noise, times);
         let target = match &mask {
-            None => target_at(t),
+            None => target,
             // on given frames: by the noise that was put on them
             Some(mask) => {
-                let of_given = match (&given.level, self.predict) {
-                    (Some(s), _) => target_at(s),
-                    (None, Predict::Z0) => z_0.shallow_clone(),
+                let of_given = match (given_times, self.predict) {
+                    (Some(times), _) => self.predict.target(z_0, noise, times),
                     (None, Predict::Noise | Predict::Velocity) => noise.zeros_like(),
+                    (None, Predict::Z0) => z_0.shallow_clone(),
+                    (None, Predict::Flow) => -z_0,
+                    (None, Predict::Edm) => z_0.zeros_like(),
                 };
-                target_at(t) * (1.0 - mask) + of_given * mask
+                target * (1.0 - mask) + of_given * mask
             }
         };
         let prediction = if prediction.kind() == Kind::BFloat16 { prediction.to_kind(Kind::Float) } else { prediction };
@@ -101,12 +124,18 @@ impl Objective {
             Loss::L1 => prediction.l1_loss(&target, reduction),
             Loss::L2 | Loss::LearnedVariance => prediction.mse_loss(&target, reduction),
         };
+        let weight = (!self.weight.is_constant()).then(|| times.each(|rates| self.weight.at(self.predict, rates), z_0));
+        let of_each = || match &weight {
+            Some(weight) => compare(Reduction::None) * weight,
+            None => compare(Reduction::None),
+        };
         match mask {
             Some(mask) if made_only => {
                 let made: Tensor = 1.0 - mask;
                 let made = made.expand_as(&target);
-                (compare(Reduction::None) * &made).sum(None) / made.sum(None)
+                (of_each() * &made).sum(None) / made.sum(None)
             }
+            _ if weight.is_some() => of_each().mean(None),
             _ => compare(Reduction::Mean),
         }
     }

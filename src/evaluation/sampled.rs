@@ -9,7 +9,7 @@ use super::real_clips::RealClips;
 use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
-    experiment::{Generated, Numerics, sampler_line},
+    experiment::{Generated, Numerics},
     generate::{Classes, Generator, Given, TextPrompts},
 };
 
@@ -56,7 +56,7 @@ impl Sampled {
             "weights of {}, step {}, {}, {numerics}{told}",
             self.run.display(),
             self.generator.step,
-            sampler_line(&self.sampler)
+            self.sampler.describe()
         )
     }
 

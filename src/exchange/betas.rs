@@ -20,7 +20,8 @@ pub(super) fn schedule(betas: Option<&[f64]>, text: bool) -> Result<ScheduleConf
         for of_first in digits.saturating_sub(MOST_DIGITS)..=digits.min(MOST_DIGITS) {
             let (beta_start, beta_end) = (written(first, of_first)?, written(last, digits - of_first)?);
             for kind in [ScheduleKind::ScaledLinear, ScheduleKind::Linear] {
-                let config = ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end };
+                let config =
+                    ScheduleConfig { kind, steps: betas.len() as i64, beta_start, beta_end, zero_terminal_snr: false };
                 let Ok(schedule) = NoiseSchedule::new(&config) else { continue };
                 let near = |(ours, theirs): (&f64, &f64)| (ours - theirs).abs() <= (relative * ours).max(absolute);
                 if schedule.beta.iter().zip(betas).all(near) {
@@ -67,7 +68,13 @@ mod tests {
 
     #[test]
     fn betas_tell_their_schedule() {
-        let given = ScheduleConfig { kind: ScheduleKind::Linear, steps: 50, beta_start: 0.001, beta_end: 0.02 };
+        let given = ScheduleConfig {
+            kind: ScheduleKind::Linear,
+            steps: 50,
+            beta_start: 0.001,
+            beta_end: 0.02,
+            ..Default::default()
+        };
         for config in [ScheduleConfig::default(), given] {
             let mut betas = NoiseSchedule::new(&config).unwrap().beta;
             assert_eq!(schedule(Some(&betas), false).unwrap(), config);
@@ -83,7 +90,13 @@ mod tests {
     /// Tools that halve a file halve its buffers too; some store them in float32 again.
     #[test]
     fn betas_in_half_precision_tell_their_schedule() {
-        let of = |kind, steps, beta_start, beta_end| ScheduleConfig { kind, steps, beta_start, beta_end };
+        let of = |kind, steps, beta_start, beta_end| ScheduleConfig {
+            kind,
+            steps,
+            beta_start,
+            beta_end,
+            zero_terminal_snr: false,
+        };
         let (scaled, linear) = (ScheduleKind::ScaledLinear, ScheduleKind::Linear);
         for config in [
             of(scaled, 1000, 0.00085, 0.012),

@@ -107,15 +107,19 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     write((Network::TextEncoder, "text encoder"), "text_encoder/model", &parameters, &config)?;
 
     write_tokenizer(&out.join("tokenizer"), tokenizer, known.text_encoder.positions)?;
-    let config = scheduler(&experiment.schedule, experiment.objective.predict);
+    let config = scheduler(experiment.betas()?, experiment.objective.predict)?;
     write_json(&out.join("scheduler/scheduler_config.json"), &config)?;
     write_json(&out.join("model_index.json"), &pipeline())?;
     Ok(parts)
 }
 
 /// The schedule of the training, for DDIM as this program samples.
-fn scheduler(schedule: &ScheduleConfig, predict: Predict) -> Value {
-    json!({
+fn scheduler(schedule: &ScheduleConfig, predict: Predict) -> Result<Value> {
+    ensure!(
+        !schedule.zero_terminal_snr,
+        "a schedule with zero_terminal_snr begins at another step in diffusers than here"
+    );
+    Ok(json!({
         "_class_name": "DDIMScheduler",
         "num_train_timesteps": schedule.steps,
         "beta_start": schedule.beta_start,
@@ -128,12 +132,13 @@ fn scheduler(schedule: &ScheduleConfig, predict: Predict) -> Value {
             Predict::Noise => "epsilon",
             Predict::Z0 => "sample",
             Predict::Velocity => "v_prediction",
+            Predict::Flow | Predict::Edm => bail!("DDIMScheduler has no word for a network that predicts {predict:?}"),
         },
         "clip_sample": false,
         "set_alpha_to_one": false,
         "steps_offset": 1,
         "timestep_spacing": "leading",
-    })
+    }))
 }
 
 /// `model_index.json`: which class reads which folder.

@@ -230,7 +230,13 @@ mod tests {
         // what a file leaves out is as its class has it
         for (class, start, end) in [("DDIMScheduler", 0.0001, 0.02), ("HeunDiscreteScheduler", 0.00085, 0.012)] {
             let left = of(json!({"_class_name": class})).unwrap();
-            let wanted = ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000, beta_start: start, beta_end: end };
+            let wanted = ScheduleConfig {
+                kind: ScheduleKind::Linear,
+                steps: 1000,
+                beta_start: start,
+                beta_end: end,
+                ..Default::default()
+            };
             assert_eq!(left, wanted, "{class}");
         }
         let half = of(json!({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_end": 0.012}));
@@ -239,7 +245,13 @@ mod tests {
         assert_eq!(defaults(Some("DDIMScheduler"))["set_alpha_to_one"], true);
         assert_eq!(defaults(Some("PNDMScheduler"))["clip_sample"], Value::Null);
         // a list of β that is a known curve is that curve
-        let curve = ScheduleConfig { kind: ScheduleKind::Linear, steps: 1000, beta_start: 0.0001, beta_end: 0.02 };
+        let curve = ScheduleConfig {
+            kind: ScheduleKind::Linear,
+            steps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            ..Default::default()
+        };
         let betas = NoiseSchedule::new(&curve).unwrap().beta;
         assert_eq!(with("trained_betas", json!(betas)).unwrap(), curve);
         with("_class_name", json!("EulerAncestralDiscreteScheduler")).unwrap();

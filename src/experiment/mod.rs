@@ -22,7 +22,7 @@ use crate::{
     autoencoder_loss::AutoencoderLossConfig,
     codecs::AutoencoderConfig,
     data::DataConfig,
-    diffusion::{FrameConditioning, GuidanceConfig, Objective, SamplerConfig, ScheduleConfig, Variance},
+    diffusion::{FrameConditioning, GuidanceConfig, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
     metrics::ProtocolConfig,
     networks::{NetworkConfig, NetworkSettings, UNetConfig},
     nn::Adapter,
@@ -209,7 +209,7 @@ pub struct DiffusionExperiment {
     pub trained: Trained,
     /// Noise over diffusion time.
     #[serde(default)]
-    pub schedule: ScheduleConfig,
+    pub schedule: NoisePathConfig,
     /// The network; `unet:` is the older name of this key.
     #[serde(default, alias = "unet")]
     pub network: NetworkConfig,
@@ -254,10 +254,16 @@ impl Experiment for DiffusionExperiment {
         if let Some(run) = &self.start_from {
             ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
         }
-        let schedule = crate::diffusion::NoiseSchedule::new(&self.schedule)?;
-        self.sampler.build().start(&schedule).context("sampler")?;
+        let path = self.schedule.build().context("schedule")?;
+        self.objective.validate(&*path).context("objective")?;
+        let walk = self.sampler.start(&*path).context("sampler")?;
+        self.objective.predict.check(&*path, walk.times()).context("sampler")?;
+        ensure!(
+            self.conditioning.is_none() || path.input_scale(path.noisiest()) == 1.0,
+            "conditioning: this schedule scales what the network sees by the noise of the clip, and given frames have \
+             less: take another kind"
+        );
         self.network.validate().context("network")?;
-        self.objective.validate().context("objective")?;
         ensure!(
             !self.objective.learns_variance() || self.conditioning.is_none(),
             "objective: loss: learned_variance is for clips of which no frame is given, and there is `conditioning`"
@@ -279,6 +285,20 @@ impl DiffusionExperiment {
         match &self.network {
             NetworkConfig::UNet3d(unet) => Ok(unet),
             other => bail!("the network is {}, and this is for unet3d", serde_json::to_value(other)?["kind"]),
+        }
+    }
+
+    /// The settings of a schedule of β, for what is about that noise path alone.
+    ///
+    /// # Errors
+    /// Names the kind of another one.
+    pub fn betas(&self) -> Result<&ScheduleConfig> {
+        match &self.schedule {
+            NoisePathConfig::Betas(betas) => Ok(betas),
+            other => bail!(
+                "the schedule is {}, and this is for linear or scaled_linear",
+                serde_json::to_value(other)?["kind"]
+            ),
         }
     }
 
@@ -527,19 +547,6 @@ pub enum Generated {
         /// The dataset, with its stride and resolution.
         data: DataConfig,
     },
-}
-
-/// A sampler in words.
-pub fn sampler_line(sampler: &SamplerConfig) -> String {
-    match sampler {
-        SamplerConfig::Ddpm { variance: Variance::Posterior } => "DDPM, posterior variance".into(),
-        SamplerConfig::Ddpm { variance: Variance::Beta } => "DDPM, variance β".into(),
-        SamplerConfig::Ddim { steps, eta } => format!("DDIM {steps} steps, η = {eta}"),
-        SamplerConfig::DpmSolver { steps } => format!("DPM-Solver++ {steps} steps"),
-        SamplerConfig::UniPc { steps } => format!("UniPC {steps} steps"),
-        SamplerConfig::RespacedDdpm { steps } => format!("DDPM respaced to {steps} steps"),
-        SamplerConfig::RespacedDdim { steps, eta } => format!("DDIM respaced to {steps} steps, η = {eta}"),
-    }
 }
 
 fn text_guidance() -> f64 {

@@ -123,7 +123,7 @@ impl LongVideo {
         for generator in [Some(&prediction), interpolation.as_ref()].into_iter().flatten() {
             let conditioning = generator.conditioning.as_ref().expect("checked when opened");
             config.guidance.validate(conditioning).map_err(|error| Mistake(format!("guidance: {error:#}")))?;
-            if let Err(error) = config.sampler.build().start(&generator.schedule) {
+            if let Err(error) = generator.check_sampler(&*config.sampler) {
                 return wrong(format!("sampler: {error:#}"));
             }
         }

@@ -17,7 +17,7 @@ use crate::{
     diffusion::SamplerConfig,
     distributed::Ranks,
     evaluation::{Evaluation, FIGURES_FILE},
-    experiment::{DiffusionExperiment, Generated, Precision, sampler_line},
+    experiment::{DiffusionExperiment, Generated, Precision},
     generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
     nn::Parameters,
     run_files::METRICS_FILE,
@@ -161,7 +161,7 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
     let device = processor_or_gpu(device);
     text += &format!("s a step: the run's own log; s a video and memory: here, on {device}\n");
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
-        text += &format!("{} was timed with {}\n", cost.run.display(), sampler_line(&cost.sampler));
+        text += &format!("{} was timed with {}\n", cost.run.display(), cost.sampler.describe());
     }
     text.push('\n');
     let mut figures = FigureTable::new();

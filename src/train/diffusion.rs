@@ -8,6 +8,7 @@ use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Lab
 use crate::{
     codecs::LatentSpace,
     data::{Loader, normalise},
+    diffusion::{NoisyBatch, Times},
     distributed::Ranks,
     experiment::DiffusionExperiment,
     generate::{Classes, Generator, Given, TextPrompts, starting_weights},
@@ -146,31 +147,44 @@ impl Task for DiffusionTask {
 
     fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
-        let Generator { network, schedule, space, latent, latent_stride, conditioning, .. } = &self.generator;
+        let Generator { network, path, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
         let seen = batch.data.slice(2, None, None, *latent_stride);
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
-        let below = |purpose, most: i64| {
-            let one = |&sample: &u64| stream(seed, purpose, sample, 0).random_range(0..most);
-            upload(&Tensor::from_slice(&batch.samples.iter().map(one).collect::<Vec<i64>>()), self.device)
-        };
-        let t = below(Purpose::DiffusionTime, schedule.steps());
+        let t: Vec<f64> = batch
+            .samples
+            .iter()
+            .map(|&sample| path.draw(&mut stream(seed, Purpose::DiffusionTime, sample, 0)))
+            .collect();
+        let times = Times::of_clips(&**path, &t, self.device);
         let noise = draw(Purpose::DiffusionNoise);
         let mut given = Inputs {
             text: batch.text.as_ref().map(Tensor::shallow_clone),
             label: batch.labels.as_ref().map(Tensor::shallow_clone),
             ..Inputs::default()
         };
+        let mut given_times = None;
         if let Some(conditioning) = conditioning {
             let mask =
                 |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
-            given.level = conditioning.perturbation.map(|most| below(Purpose::Perturbation, most));
             let masks: Vec<Tensor> = batch.samples.iter().map(mask).collect();
             given.mask = Some(upload(&Tensor::stack(&masks, 0), self.device));
+            if let Some(most) = conditioning.perturbation {
+                let level = |&sample: &u64| stream(seed, Purpose::Perturbation, sample, 0).random_range(0..most);
+                let levels: Vec<i64> = batch.samples.iter().map(level).collect();
+                given.level = Some(upload(&Tensor::from_slice(&levels), self.device));
+                given_times = Some(Times::of_levels(&**path, &levels, self.device));
+            }
         }
-        let made_only = conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss);
-        let objective = &self.experiment.objective;
-        let loss = objective.loss(&**network, schedule, &z_0, &t, &noise, &given, made_only);
+        let noisy = NoisyBatch {
+            z_0: &z_0,
+            noise: &noise,
+            times: &times,
+            given: &given,
+            given_times: given_times.as_ref(),
+            made_only: conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss),
+        };
+        let loss = self.experiment.objective.loss(&**network, &**path, &noisy);
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }

@@ -18,6 +18,8 @@ use std::{
 use lvdm::{
     checkpoint::{Checkpoint, Progress},
     data::PackedWriter,
+    diffusion::{NoisePath, NoisyBatch, Objective, Times},
+    networks::{Inputs, Network},
     nn::{Parameters, fnv1a64},
     random::{Purpose, normal, stream},
     safetensors::write_safetensors_atomically,
@@ -188,4 +190,19 @@ pub fn same(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) {
 /// The largest |a − b|, in float64.
 pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
     (a.to_kind(tch::Kind::Double) - b.to_kind(tch::Kind::Double)).abs().max().double_value(&[])
+}
+
+/// The loss of a batch at these times, one a clip, given nothing.
+pub fn plain_loss(
+    objective: &Objective,
+    network: &dyn Network,
+    path: &dyn NoisePath,
+    z_0: &Tensor,
+    t: &[f64],
+    noise: &Tensor,
+) -> Tensor {
+    let times = Times::of_clips(path, t, z_0.device());
+    let given = Inputs::default();
+    let batch = NoisyBatch { z_0, noise, times: &times, given: &given, given_times: None, made_only: false };
+    objective.loss(network, path, &batch)
 }

@@ -4,11 +4,12 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm, moved};
+use super::{Outputs, case::Case, gradient_norm, moved, numbers};
 use crate::{
     diffusion::{
         Ddim, Ddpm, Denoiser, GivenLatents, GivenToClips, Guidance, GuidanceConfig, Loss, NetworkDenoiser,
-        NoiseSchedule, Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, Variance, conditioned, sample,
+        NoiseSchedule, NoisyBatch, Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, Times, Variance,
+        conditioned, sample,
     },
     networks::{AttentionKind, Inputs, Network, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
@@ -95,6 +96,7 @@ fn noise_schedule(timesteps: i64, linear_start: f64, linear_end: f64) -> Result<
         steps: timesteps,
         beta_start: linear_start,
         beta_end: linear_end,
+        ..ScheduleConfig::default()
     })
 }
 
@@ -173,7 +175,7 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
     let denoiser: Box<dyn Denoiser> = match config.mode.as_str() {
         "unconditional" | "empty" => Box::new(NetworkDenoiser {
             network: &unet,
-            schedule: &schedule,
+            path: &schedule,
             predict: Predict::Noise,
             given: Inputs::default(),
         }),
@@ -215,6 +217,7 @@ fn objective(loss: &str, parameterization: &str) -> Result<Objective> {
             "x0" => Predict::Z0,
             other => bail!("unknown parameterization `{other}`"),
         },
+        ..Objective::default()
     })
 }
 
@@ -238,7 +241,17 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     // given frames carry the same noise, at level s
     let given = Inputs { level: mask.as_ref().and_then(|_| case.optional("s")), mask, ..Inputs::default() };
     let objective = objective(&config.loss, &config.parameterization)?;
-    let loss = objective.loss(&unet, &schedule, &z_0, &t, &noise, &given, false);
+    let at = |t: &Tensor| -> Result<Times> { Ok(Times::of_clips(&schedule, &numbers(t)?, case.device())) };
+    let given_times = given.level.as_ref().map(at).transpose()?;
+    let batch = NoisyBatch {
+        z_0: &z_0,
+        noise: &noise,
+        times: &at(&t)?,
+        given: &given,
+        given_times: given_times.as_ref(),
+        made_only: false,
+    };
+    let loss = objective.loss(&unet, &schedule, &batch);
     backward(&loss);
     Ok(vec![("loss", loss), ("grad_norm", gradient_norm(&parameters))])
 }
@@ -279,7 +292,15 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     let mut losses = Vec::new();
     for step in 0..t.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
-        let loss = objective.loss(&unet, &schedule, &at(&z_0), &t.get(step), &at(&noise), &Inputs::default(), false);
+        let batch = NoisyBatch {
+            z_0: &at(&z_0),
+            noise: &at(&noise),
+            times: &Times::of_clips(&schedule, &numbers(&t.get(step))?, case.device()),
+            given: &Inputs::default(),
+            given_times: None,
+            made_only: false,
+        };
+        let loss = objective.loss(&unet, &schedule, &batch);
         optimizer.zero_grad()?;
         backward(&loss);
         optimizer.step(&optimizer.gradients(), None)?;

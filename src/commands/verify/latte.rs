@@ -4,11 +4,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tch::{Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm};
+use super::{Outputs, case::Case, gradient_norm, numbers};
 use crate::{
     diffusion::{
         GivenLabels, GivenToClips, HybridLoss, NoiseSchedule, Predict, RespacedDdim, RespacedDdpm, Sampler,
-        ScheduleConfig, ScheduleKind, conditioned, sample,
+        ScheduleConfig, ScheduleKind, Times, conditioned, sample,
     },
     networks::{Inputs, LatteConfig, Network, NetworkSettings, Ports},
     nn::Parameters,
@@ -21,7 +21,7 @@ use crate::{
 
 /// The released names of the settings.
 #[derive(Deserialize)]
-struct ReleasedLatte {
+pub(super) struct ReleasedLatte {
     input_size: i64,
     patch_size: i64,
     in_channels: i64,
@@ -50,7 +50,7 @@ impl ReleasedLatte {
     }
 
     /// The network with the case's parameters: of its checkpoint, else synthetic; the fixed embeddings are their own.
-    fn build(&self, case: &Case) -> Result<(Box<dyn Network>, Parameters)> {
+    pub(super) fn build(&self, case: &Case) -> Result<(Box<dyn Network>, Parameters)> {
         let config = LatteConfig {
             depth: self.depth,
             hidden_size: self.hidden_size,
@@ -124,6 +124,7 @@ impl ReleasedSchedule {
             steps: self.timesteps,
             beta_start: self.linear_start,
             beta_end: self.linear_end,
+            ..ScheduleConfig::default()
         })
     }
 }
@@ -143,9 +144,10 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     let given = Inputs { label: case.optional("y"), ..Inputs::default() };
     let _autocast = Autocast::bfloat16(case.device(), case.half);
-    let z_t = schedule.add_noise(&z_0, &t, &noise);
-    let output = latte.forward(&z_t, &t, &given);
-    let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &t, &noise);
+    let times = Times::of_clips(&schedule, &numbers(&t)?, case.device());
+    let z_t = times.add_noise(&z_0, &noise);
+    let output = latte.forward(&z_t, times.told(), &given);
+    let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise);
     backward(&loss.mean());
     Ok(vec![
         ("loss", loss.mean()),
@@ -176,7 +178,7 @@ pub fn sampling(case: &Case) -> Result<Outputs> {
         "ddim" => Box::new(RespacedDdim { steps: config.steps, eta: config.eta }),
         other => bail!("unknown sampler `{other}`"),
     };
-    let mut times: Vec<i64> = sampler.start(&schedule)?.timesteps().to_vec();
+    let mut times = sampler.start(&schedule)?.times().to_vec();
     times.reverse();
     let (start, noise) = (case.input("x_T")?, case.input("noise")?);
     let labels = case.optional("y").map(|labels| GivenLabels { labels, guidance: config.guidance });

@@ -5,7 +5,9 @@ mod case;
 mod diffusion;
 mod extractors;
 mod latte;
+mod paths;
 mod stable_diffusion;
+mod straight;
 
 use std::path::{Path, PathBuf};
 
@@ -122,6 +124,14 @@ fn components(name: &str) -> Option<Component> {
         "diffusion_loss" => network(diffusion::loss),
         "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },
         "schedule" => exact(diffusion::schedule, 1e-6),
+        "flow_loss" => network(straight::flow_loss),
+        "flow_sampling" => Component { run: straight::flow_sampling, bound: 1e-4, half_bound: 5e-2 },
+        "edm_loss" => network(straight::edm_loss),
+        "flow_times" => exact(paths::flow_times, 1e-6),
+        "edm_precondition" => exact(paths::edm_precondition, 1e-6),
+        "min_snr_weight" => exact(paths::min_snr_weight, 1e-6),
+        "v_prediction" => exact(paths::v_prediction, 1e-6),
+        "zero_terminal_snr" => exact(paths::zero_terminal_snr, 1e-6),
         "i3d" => exact(extractors::i3d, 1e-3),
         "lpips" => network(extractors::lpips),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
@@ -159,6 +169,11 @@ fn run_case(case: &Case, component: Component) -> Result<Row> {
     }
     let bound = if case.half { component.half_bound } else { component.bound };
     Ok(Row { component: case.component.clone(), worst, bound })
+}
+
+/// What a tensor holds, on the host.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(Vec::try_from(tensor.to_device(Device::Cpu).to_kind(tch::Kind::Double).flatten(0, -1))?)
 }
 
 /// A scalar result.

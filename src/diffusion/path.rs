@@ -1,0 +1,204 @@
+//! Paths from data to noise: z_t = α_t·z_0 + σ_t·ε, over a time that each path counts in its own way.
+
+use anyhow::Result;
+use rand::Rng;
+use tch::{Device, Tensor};
+
+use super::schedule::NoiseSchedule;
+use crate::torch::upload;
+
+/// How noise replaces data over time. Time is a real number; a schedule of steps is the path whose times are 0 … T−1.
+pub trait NoisePath {
+    /// (α, σ) of z_t = α·z_0 + σ·ε.
+    fn alpha_sigma(&self, t: f64) -> (f64, f64);
+
+    /// A training time.
+    fn draw(&self, random: &mut dyn Rng) -> f64;
+
+    /// The time at which sampling begins.
+    fn noisiest(&self) -> f64;
+
+    /// Times of a walk of so many steps, from the noisiest on. What follows the last of them is z_0.
+    ///
+    /// # Errors
+    /// A number of steps that the path does not have.
+    fn nodes(&self, steps: i64) -> Result<Vec<f64>>;
+
+    /// What the network is told of a time.
+    fn embed(&self, t: f64) -> f64;
+
+    /// The time without noise, where the network can be asked there too.
+    fn clean(&self) -> Option<f64> {
+        None
+    }
+
+    /// What the network sees is z_t times this.
+    fn input_scale(&self, t: f64) -> f64 {
+        let _ = t;
+        1.0
+    }
+
+    /// The standard deviation of data that the path is made for.
+    fn data_deviation(&self) -> f64 {
+        1.0
+    }
+
+    /// The standard deviation of z where sampling begins.
+    fn start_deviation(&self) -> f64 {
+        1.0
+    }
+
+    /// Into how many levels its times are divided where given frames carry noise of their own; the first is the cleanest.
+    fn levels(&self) -> i64 {
+        1000
+    }
+
+    /// The time of a level.
+    fn level_time(&self, level: i64) -> f64;
+
+    /// λ = ln(α/σ), half of the logarithm of the signal-to-noise ratio.
+    fn lambda(&self, t: f64) -> f64 {
+        let (alpha, sigma) = self.alpha_sigma(t);
+        (alpha / sigma).ln()
+    }
+
+    /// The schedule of steps, where the path is one.
+    fn discrete(&self) -> Option<&NoiseSchedule> {
+        None
+    }
+
+    /// What predictions are read by at a time.
+    fn rates(&self, t: f64) -> Rates {
+        let (alpha, sigma) = self.alpha_sigma(t);
+        Rates { alpha, sigma, deviation: self.data_deviation() }
+    }
+}
+
+/// The settings of a path: what an experiment says under `schedule:`.
+pub trait NoisePathSettings {
+    /// # Errors
+    /// Names the number that makes no sense.
+    fn build(&self) -> Result<Box<dyn NoisePath>>;
+}
+
+/// Signal and noise at one time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rates {
+    /// α, of z_0.
+    pub alpha: f64,
+    /// σ, of the noise.
+    pub sigma: f64,
+    /// The standard deviation of data.
+    pub deviation: f64,
+}
+
+/// The times of a batch, one a clip or one a frame, with what follows from them: made on the host, uploaded at once.
+pub struct Times {
+    /// As in `told`, row by row.
+    t: Vec<f64>,
+    rates: Vec<Rates>,
+    /// `[B]` or `[B, F]`, float64: what the network is told.
+    told: Tensor,
+    /// `[B, 1, 1, 1, 1]` or `[B, 1, F, 1, 1]`, float64.
+    alpha: Tensor,
+    sigma: Tensor,
+    /// Where the path scales what the network sees.
+    scale: Option<Tensor>,
+}
+
+impl Times {
+    /// One time a clip.
+    pub fn of_clips(path: &dyn NoisePath, t: &[f64], device: Device) -> Self {
+        Self::new(path, t, &[t.len() as i64], device)
+    }
+
+    /// A time for each of so many frames of each clip, clip after clip.
+    ///
+    /// # Panics
+    /// Where they are not so many for each clip.
+    pub fn of_frames(path: &dyn NoisePath, t: &[f64], frames: i64, device: Device) -> Self {
+        assert!(t.len() as i64 % frames == 0, "{} times are not {frames} for each clip", t.len());
+        Self::new(path, t, &[t.len() as i64 / frames, frames], device)
+    }
+
+    /// The cleanest of frames that are given at a level.
+    pub fn of_levels(path: &dyn NoisePath, levels: &[i64], device: Device) -> Self {
+        let t: Vec<f64> = levels.iter().map(|&level| path.level_time(level)).collect();
+        Self::of_clips(path, &t, device)
+    }
+
+    fn new(path: &dyn NoisePath, t: &[f64], shape: &[i64], device: Device) -> Self {
+        let rates: Vec<Rates> = t.iter().map(|&t| path.rates(t)).collect();
+        let scales: Vec<f64> = t.iter().map(|&t| path.input_scale(t)).collect();
+        let table: Vec<f64> = t
+            .iter()
+            .map(|&t| path.embed(t))
+            .chain(rates.iter().map(|r| r.alpha))
+            .chain(rates.iter().map(|r| r.sigma))
+            .chain(scales.iter().copied())
+            .collect();
+        let table = upload(&Tensor::from_slice(&table).reshape([4, -1]), device);
+        let beside = beside_clips(shape);
+        Times {
+            t: t.to_vec(),
+            rates,
+            told: table.get(0).reshape(shape),
+            alpha: table.get(1).reshape(&beside),
+            sigma: table.get(2).reshape(&beside),
+            scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(&beside)),
+        }
+    }
+
+    /// The times themselves, clip after clip.
+    pub fn on_host(&self) -> &[f64] {
+        &self.t
+    }
+
+    /// `[B]` or `[B, F]`: what the network is told.
+    pub fn told(&self) -> &Tensor {
+        &self.told
+    }
+
+    /// α·z_0 + σ·noise (paper, equation 3).
+    pub fn add_noise(&self, z_0: &Tensor, noise: &Tensor) -> Tensor {
+        let (alpha, sigma) = self.like(z_0);
+        alpha * z_0 + sigma * noise
+    }
+
+    /// (α, σ) to multiply tensors like this.
+    pub fn like(&self, z: &Tensor) -> (Tensor, Tensor) {
+        (self.alpha.to_kind(z.kind()), self.sigma.to_kind(z.kind()))
+    }
+
+    /// What the network sees of z_t.
+    pub fn scaled(&self, z_t: Tensor) -> Tensor {
+        match &self.scale {
+            Some(scale) => scale.to_kind(z_t.kind()) * z_t,
+            None => z_t,
+        }
+    }
+
+    /// A number that follows from each time, to multiply tensors like z.
+    pub fn each(&self, of: impl Fn(&Rates) -> f64, z: &Tensor) -> Tensor {
+        let values: Vec<f64> = self.rates.iter().map(of).collect();
+        let shape = beside_clips(&self.told.size());
+        upload(&Tensor::from_slice(&values), z.device()).to_kind(z.kind()).reshape(shape)
+    }
+}
+
+/// `[B, 1, 1, 1, 1]` or `[B, 1, F, 1, 1]`.
+fn beside_clips(shape: &[i64]) -> [i64; 5] {
+    [shape[0], 1, shape.get(1).copied().unwrap_or(1), 1, 1]
+}
+
+/// The number below which a normal variable lies with probability u, 0 < u < 1.
+pub(super) fn normal_quantile(u: f64) -> f64 {
+    Tensor::from(u).special_ndtri().double_value(&[])
+}
+
+/// # Errors
+/// A walk of fewer steps than that.
+pub(super) fn at_least(least: i64, steps: i64) -> Result<()> {
+    anyhow::ensure!((least..=1_000_000).contains(&steps), "steps must be between {least} and 1,000,000, not {steps}");
+    Ok(())
+}
