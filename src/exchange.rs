@@ -41,7 +41,7 @@ pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, imp
 use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress, RunLock},
-    codecs::LatentSpaceConfig,
+    codecs::CodecConfig,
     diffusion::FrameConditioning,
     experiment::{DiffusionExperiment, Mistake},
     text::{TextEncoderConfig, TokenizerFiles},
@@ -222,7 +222,8 @@ struct Exported {
 /// What is known of an autoencoder that is not of our training.
 #[derive(Serialize, Deserialize)]
 struct Carried {
-    autoencoder: LatentSpaceConfig,
+    #[serde(deserialize_with = "CodecConfig::stored")]
+    autoencoder: CodecConfig,
 }
 
 fn with_prefix(prefix: &str, tensors: Tensors) -> impl Iterator<Item = (String, Tensor)> {

@@ -13,7 +13,7 @@ use tch::{Device, Tensor, no_grad};
 
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    codecs::{ImageAutoencoder, LatentMoments, LatentSpace, LatentSpaceConfig},
+    codecs::{CodecConfig, LatentSpace, LongDecoding, Normalization},
     data::to_u8,
     diffusion::{
         FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
@@ -353,8 +353,8 @@ impl Generator {
     /// The shape `[3, F, H, W]` of the videos it makes.
     pub fn clip_size(&self) -> [i64; 4] {
         let [_, f, h, w] = self.latent;
-        let [ft, fs] = self.space.factors();
-        [3, f * ft, h * fs, w * fs]
+        let [frames, height, width] = self.space.settings().clip_shape([f, h, w]);
+        [3, frames, height, width]
     }
 
     /// Decoded Gaussian latents, unsigned bytes `[N, 3, F, H, W]`: what one gets without learning any diffusion.
@@ -521,21 +521,20 @@ pub fn latent_space_to_build_on(run: &Path, device: Device) -> Result<LatentSpac
 /// # Errors
 /// Damaged settings; weights of another architecture.
 pub fn latent_space(checkpoint: &mut Checkpoint, device: Device) -> Result<LatentSpace> {
-    let autoencoder: LatentSpaceConfig =
-        serde_json::from_value(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
+    let codec = CodecConfig::stored(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
     let measured = checkpoint.part("latent");
     let value = |name: &str| {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
-    let moments = LatentMoments { scale: value("scale")?, shift: value("shift")? };
-    let clip = match &autoencoder {
-        LatentSpaceConfig::Image { .. } => ImageAutoencoder::FRAMES_PER_PASS,
-        LatentSpaceConfig::Video(video) => {
+    let normalization = Normalization { scale: value("scale")?, shift: value("shift")? };
+    let clip = match codec.long_decoding() {
+        LongDecoding::FrameByFrame { at_once } => at_once,
+        LongDecoding::Overlapping { .. } => {
             let frames = checkpoint.experiment["data"]["frames"].as_i64().context("the stored data")?;
-            frames / video.factors[0]
+            codec.latent_frames(frames).with_context(|| format!("no latent is of clips of {frames} frames"))?
         }
     };
-    LatentSpace::new(&autoencoder, weights(checkpoint)?, moments, clip, device)
+    LatentSpace::new(&*codec, weights(checkpoint)?, normalization, clip, device)
 }
 
 /// Copies what sampling needs of an autoencoder into a diffusion run. Of one whose training has not come to its end it

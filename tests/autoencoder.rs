@@ -6,7 +6,7 @@ use common::{moving_clips, noise, relative_error};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
-    codecs::{AutoencoderConfig, Posterior, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecSettings, Encoded, Posterior, VideoAutoencoder},
     data::normalise,
     extractors::Lpips,
     nn::{Padding, Parameters},
@@ -134,7 +134,9 @@ impl Bench {
 
     fn terms(&mut self, step: i64, posterior: &Posterior) -> lvdm::autoencoder_loss::GeneratorTerms<f64> {
         self.kernel.zero_grad();
-        self.loss.generator_backward(&self.x, &self.reconstruction(), posterior, &self.kernel, step, 1.0).read()
+        let [mean, logvar] = [&posterior.mean, &posterior.logvar].map(Tensor::shallow_clone);
+        let encoded = Encoded::Gaussian(Posterior { mean, logvar });
+        self.loss.generator_backward(&self.x, &self.reconstruction(), &encoded, &self.kernel, step, 1.0).read()
     }
 }
 
@@ -272,9 +274,9 @@ fn a_discriminator_of_clips_and_feature_matching() {
     let (x, base) = (double(0), double(1));
     let kernel = Tensor::from_slice(&[0.5f64, 0.8, 1.1]).view([1, 3, 1, 1, 1]).set_requires_grad(true);
     let zeros = || Tensor::zeros([2, 4, 2, 4, 4], (Kind::Double, CPU));
-    let posterior = Posterior { mean: zeros(), logvar: zeros() };
+    let encoded = Encoded::Gaussian(Posterior { mean: zeros(), logvar: zeros() });
     // at step 11 half of the warm-up is over
-    let terms = loss.generator_backward(&x, &(&base * &kernel), &posterior, &kernel, 11, 1.0).read();
+    let terms = loss.generator_backward(&x, &(&base * &kernel), &encoded, &kernel, 11, 1.0).read();
     let gradient = kernel.grad().copy();
     assert!(loss.discriminator_parameters().trainable().iter().all(|(_, p)| !p.grad().defined()));
 
@@ -314,7 +316,7 @@ fn a_discriminator_of_clips_and_feature_matching() {
     let without =
         AutoencoderLoss::new(&AutoencoderLossConfig { feature_matching: 0.0, ..config }, CPU, Kind::Double, 1);
     kernel.shallow_clone().zero_grad();
-    without.unwrap().generator_backward(&x, &(&base * &kernel), &posterior, &kernel, 11, 1.0);
+    without.unwrap().generator_backward(&x, &(&base * &kernel), &encoded, &kernel, 11, 1.0);
     assert!(relative_error(&kernel.grad(), &gradient) > 1e-2);
 
     // the discriminators' own update

@@ -20,7 +20,7 @@ use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig},
     autoencoder_loss::{DiscriminatorConfig, VideoDiscriminatorConfig},
     checkpoint::{self, Checkpoint},
-    codecs::{AutoencoderConfig, VideoAutoencoder},
+    codecs::{AutoencoderConfig, Encoded, VideoAutoencoder},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
     networks::{Ports, UNet3d, UNetConfig},
@@ -106,13 +106,13 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind, of_clips: bool) -> Found {
     };
     let loss = AutoencoderLoss::new(&loss, Device::Cpu, kind, 3).unwrap().over(ranks);
     let x = share(ranks, &noise(0, &[4, 3, 4, 32, 32]).clamp(-1.0, 1.0)).to_kind(kind);
-    let posterior_noise = |posterior: &lvdm::codecs::Posterior| {
-        let [_, rest @ ..] = &posterior.mean.size()[..] else { unreachable!() };
+    let posterior_noise = |posterior: &Encoded| {
+        let [_, rest @ ..] = &posterior.mode().size()[..] else { unreachable!() };
         share(ranks, &noise(5, &[&[4], rest].concat())).to_kind(kind)
     };
     let mut factor = 0.0;
     let mut found = reduced(ranks, &parameters, "", || {
-        let posterior = autoencoder.encode(&x);
+        let posterior = Encoded::from(autoencoder.encode(&x));
         let reconstruction = autoencoder.decode(&posterior.sample(&posterior_noise(&posterior)));
         let terms = loss.generator_backward(&x, &reconstruction, &posterior, autoencoder.last_kernel(), 0, 1.0).read();
         factor = terms.adversarial_factor;

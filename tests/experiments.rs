@@ -12,7 +12,7 @@ use common::source;
 use lvdm::{
     autoencoder_loss::PatchDiscriminator,
     bench::BenchExperiment,
-    codecs::{AutoencoderConfig, ImageAutoencoderConfig, LatentSpace, LatentSpaceConfig, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoderConfig, LatentSpace},
     commands::DemoData,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
@@ -126,12 +126,12 @@ fn latent_of(experiment: &DiffusionExperiment) -> [i64; 4] {
             LatentSpace::pixels(tch::Device::Cpu).latent_shape(data.frames, data.resolution, data.resolution)
         }
         DiffusionSpace::Latents(run) => {
-            let autoencoder: LatentSpaceConfig = match experiment_of(run) {
+            let autoencoder: CodecConfig = match experiment_of(run) {
                 None if experiment.text.is_some() => ImageAutoencoderConfig::default().into(),
                 None => AutoencoderConfig::default().into(),
                 Some(path) => {
                     let text = fs::read_to_string(&path).unwrap();
-                    parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder.into()
+                    parse::<AutoencoderExperiment>("autoencoder", &text, &[]).unwrap().autoencoder
                 }
             };
             autoencoder.latent_shape(data.frames, data.resolution, data.resolution)
@@ -159,7 +159,7 @@ fn every_experiment_loads_and_builds() {
                 experiment.optimizer.validate().unwrap();
                 experiment.trainer.validate().unwrap();
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
-                VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
+                experiment.autoencoder.build(&parameters.root());
                 assert!(parameters.count() > 1000);
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
                 PatchDiscriminator::new(&parameters.root(), 3, &experiment.loss.discriminator);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use common::{largest_difference, relative_error, wake};
 use lvdm::{
-    codecs::{AutoencoderConfig, LatentMoments, LatentSpace, VideoAutoencoder},
+    codecs::{AutoencoderConfig, LatentSpace, Normalization, VideoAutoencoder},
     diffusion::{Ddim, Ddpm, SamplerConfig, Variance},
     experiment::{DiffusionExperiment, Precision, parse},
     generate::{Generator, Given},
@@ -32,7 +32,7 @@ trainer: {steps: 1, batch: 1}
     let parameters = Parameters::new(CPU, 2);
     VideoAutoencoder::new(&parameters.root(), &config);
     let weights: BTreeMap<String, Tensor> = parameters.named().into_iter().collect();
-    let space = LatentSpace::new(&config.into(), weights, LatentMoments { scale: 1.0, shift: 0.0 }, 2, CPU).unwrap();
+    let space = LatentSpace::new(&config, weights, Normalization::NONE, 2, CPU).unwrap();
     let parameters = Parameters::new(CPU, 3);
     let generator = Generator::new(&experiment, space, None, &parameters).unwrap();
     wake(&parameters);

@@ -6,9 +6,7 @@ use std::{collections::BTreeMap, fs};
 
 use common::{largest_difference, noise, relative_error, source, wake};
 use lvdm::{
-    codecs::{
-        AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, LatentMoments, LatentSpace, LatentSpaceConfig,
-    },
+    codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoder, ImageAutoencoderConfig, LatentSpace, Normalization},
     exchange::diffusers_config,
     networks::{Inputs, Network as _, Ports, UNet3d, UNetConfig},
     nn::Parameters,
@@ -468,24 +466,27 @@ fn a_latent_space_holds_either_autoencoder() {
     let old = json!({"channels": 8, "factors": [2, 4, 4], "z_channels": 4, "latent_channels": 4, "norm_groups": 8,
         "padding": "replicate"});
     let video = AutoencoderConfig { channels: 8, factors: [2, 4, 4], norm_groups: 8, ..AutoencoderConfig::default() };
-    assert_eq!(serde_json::from_value::<LatentSpaceConfig>(old.clone()).unwrap(), video.clone().into());
-    assert_eq!(serde_json::to_value(LatentSpaceConfig::from(video)).unwrap(), old);
+    assert_eq!(CodecConfig::stored(old.clone()).unwrap(), video.clone().into());
+    let mut new = old;
+    new["kind"] = json!("video_autoencoder");
+    assert_eq!(serde_json::to_value(CodecConfig::from(video)).unwrap(), new);
     let image = diffusers_config::autoencoder(&configuration("sd_vae")).unwrap();
-    let config = LatentSpaceConfig::from(image.clone());
+    let config = CodecConfig::from(image.clone());
     let stored = serde_json::to_value(&config).unwrap();
-    assert_eq!(stored["image"]["widths"], json!([32, 64]));
-    assert_eq!(serde_json::from_value::<LatentSpaceConfig>(stored).unwrap(), config);
+    assert_eq!((&stored["kind"], &stored["widths"]), (&json!("image_autoencoder"), &json!([32, 64])));
+    assert_eq!(CodecConfig::stored(stored).unwrap(), config);
+    assert_eq!(CodecConfig::stored(json!({"image": image})).unwrap(), config);
 
     let (autoencoder, parameters) = autoencoder();
     let weights: Tensors = parameters.named().into_iter().collect();
-    let space = LatentSpace::new(&config, copies(&weights), LatentMoments::STABLE_DIFFUSION, 2, CPU).unwrap();
+    let space = LatentSpace::new(&*config, copies(&weights), Normalization::STABLE_DIFFUSION, 2, CPU).unwrap();
     let x = noise(4, &[1, 3, 3, 16, 16]);
-    let moments = space.moments_of(&x);
+    let encoded = space.encode(&x);
     let shape = config.latent_shape(3, 16, 16).unwrap();
     assert_eq!(shape, [4, 3, 8, 8]);
-    assert_eq!(moments.size(), [1, 8, 3, 8, 8]);
+    assert_eq!(encoded.stacked().size(), [1, 8, 3, 8, 8]);
     assert!(config.latent_shape(3, 15, 16).unwrap_err().to_string().contains("factor 2"));
-    let z_0 = space.sample(&moments, &Tensor::zeros([1, 4, 3, 8, 8], (Kind::Float, CPU)));
+    let z_0 = space.sample(&encoded, &Tensor::zeros([1, 4, 3, 8, 8], (Kind::Float, CPU)));
     no_grad(|| {
         let mean = autoencoder.encode(&x).mean;
         assert!(relative_error(&z_0, &(&mean * 0.18215)) < 1e-6);
@@ -501,8 +502,8 @@ fn a_latent_space_holds_either_autoencoder() {
         assert!(pieces.len() > 1);
         assert!(relative_error(&Tensor::cat(&pieces, 1).unsqueeze(0), &decoded) < 1e-5);
     });
-    let wrong = LatentSpaceConfig::from(ImageAutoencoderConfig { norm_groups: 24, ..image });
-    let error = LatentSpace::new(&wrong, weights, LatentMoments::STABLE_DIFFUSION, 2, CPU).err().unwrap();
+    let wrong = CodecConfig::from(ImageAutoencoderConfig { norm_groups: 24, ..image });
+    let error = LatentSpace::new(&*wrong, weights, Normalization::STABLE_DIFFUSION, 2, CPU).err().unwrap();
     assert!(error.to_string().contains("24"), "{error}");
 }
 

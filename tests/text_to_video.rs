@@ -126,7 +126,7 @@ fn every_layout_becomes_the_same_run() {
         }
     }
     let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
-    assert_eq!((generator.space.moments.scale, generator.space.moments.shift), (0.3, 0.0));
+    assert_eq!((generator.space.normalization.scale, generator.space.normalization.shift), (0.3, 0.0));
     assert_eq!((experiment.betas().unwrap().steps, experiment.betas().unwrap().beta_start), (900, 0.001));
     assert!(experiment.unet().unwrap().norm_per_frame);
     frames_are_images(&at.join("run"));
@@ -152,7 +152,7 @@ fn every_layout_becomes_the_same_run() {
             (found.unet().unwrap(), found.schedule.clone()),
             (experiment.unet().unwrap(), experiment.schedule.clone())
         );
-        assert!((other.space.moments.scale - 0.3).abs() < 1e-7);
+        assert!((other.space.normalization.scale - 0.3).abs() < 1e-7);
         let encode = |run: &Path| open_text_encoder(run, CPU).unwrap().encode(&["a cat", ""]).unwrap();
         assert!(encode(&run).equal(&encode(&at.join("run"))));
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    codecs::Posterior,
+    codecs::Encoded,
     distributed::Ranks,
     extractors::Lpips,
     nn::Parameters,
@@ -38,7 +38,7 @@ pub struct AutoencoderLossConfig {
     pub perceptual_weight: f64,
     /// LPIPS looks at every n-th frame, beginning one frame later at each step; their mean stands for all.
     pub perceptual_every: i64,
-    /// Weight of the posterior's KL divergence.
+    /// Weight of what keeps latents in bounds: the KL divergence of a Gaussian's.
     pub kl_weight: f64,
     /// Weight of the adversarial term, before the adaptive weight; 0 for no discriminator.
     pub adversarial_weight: f64,
@@ -275,7 +275,7 @@ impl AutoencoderLoss {
         &self,
         x: &Tensor,
         reconstruction: &Tensor,
-        posterior: &Posterior,
+        encoded: &Encoded,
         last_kernel: &Tensor,
         step: i64,
         scale: f64,
@@ -306,7 +306,7 @@ impl AutoencoderLoss {
 
         // a scalar whose gradient by the autoencoder's parameters is the loss's
         let mut surrogate = (&graph * by_output).sum(None);
-        let kl = posterior.kl().mean(None);
+        let kl = encoded.regularizer().mean(None);
         if self.config.kl_weight != 0.0 {
             surrogate += &kl * self.config.kl_weight;
         }

@@ -13,7 +13,7 @@ pub use self::settings::{ALL, AutoencoderBench, BenchExperiment, I3dBench, Loade
 use self::timing::{BenchTable, Clock};
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    codecs::{AutoencoderConfig, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecSettings, VideoAutoencoder},
     data::{DataConfig, DatasetConfig, DemoConfig, Folder, Loader, decode_workers, demo, to_u8},
     diffusion::{NetworkDenoiser, NoiseSchedule, Predict, ScheduleConfig, sample},
     extractors::I3d,

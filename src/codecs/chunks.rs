@@ -19,9 +19,22 @@ pub struct Chunks {
     /// How many frames from its edge a decoded chunk feels that there is nothing beyond. Of an overlap that is
     /// wide enough only the middle, which does not, is cross-faded; of another, its middle latent frame's worth.
     pub reach: i64,
+    /// How many frames fewer the first latent frame of a chunk gives than each of the others: `factor − 1` of a causal
+    /// codec, whose first latent frame is one frame, else 0. Neighbours share at least one latent frame then.
+    pub missing: i64,
 }
 
 impl Chunks {
+    /// The frames that so many latent frames give.
+    pub fn frames_of(&self, latent: i64) -> i64 {
+        latent * self.factor - self.missing
+    }
+
+    /// The fewest latent frames that give at least so many frames.
+    pub fn latent_frames_for(&self, frames: i64) -> i64 {
+        (frames + self.missing - 1) / self.factor + 1
+    }
+
     /// First latent frames of the chunks of a latent of `frames`, evenly spread.
     pub fn starts(&self, frames: i64) -> Vec<i64> {
         let Chunks { length, overlap, .. } = *self;
@@ -45,10 +58,14 @@ impl Chunks {
     /// with `first` up to `first + count − 1` with `first + count`.
     pub fn seams(&self, frames: i64) -> Vec<(i64, i64)> {
         let starts = self.starts(frames);
-        starts.windows(2).map(|pair| self.ramp(pair[1] * self.factor, (pair[0] + self.length) * self.factor)).collect()
+        let seam = |pair: &[i64]| {
+            let from = pair[0] * self.factor;
+            self.ramp(pair[1] * self.factor, from + self.frames_of(self.length))
+        };
+        starts.windows(2).map(seam).collect()
     }
 
-    /// Decodes `[1, C, F, h, w]` by `decode`, which makes `factor` frames of each latent frame, and hands on
+    /// Decodes `[1, C, F, h, w]` by `decode`, which makes [`frames_of`](Self::frames_of) frames, and hands on
     /// pieces `[3, f, H, W]` in order; together they are the video.
     ///
     /// # Errors
@@ -66,7 +83,8 @@ impl Chunks {
             let length = self.length.min(frames);
             let video = decode(&z.narrow(2, start, length)).squeeze_dim(0); // [3, f, H, W]
             let made = video.size()[1];
-            ensure!(made == length * self.factor, "{length} latent frames gave {made} frames, not {}", self.factor);
+            let wanted = self.frames_of(length);
+            ensure!(made == wanted, "{length} latent frames gave {made} frames, not {wanted}");
             let video = match kept.take() {
                 None => video,
                 Some(before) => {
@@ -102,7 +120,7 @@ mod tests {
     fn chunks_cover_everything_and_overlap() {
         for frames in 1..200 {
             for (length, overlap) in [(4, 2), (4, 1), (4, 0), (1, 0), (8, 4), (5, 4), (16, 12)] {
-                let chunks = Chunks { length, overlap, factor: 2, reach: 3 };
+                let chunks = Chunks { length, overlap, factor: 2, reach: 3, missing: 0 };
                 let starts = chunks.starts(frames);
                 assert_eq!(starts[0], 0);
                 assert_eq!(starts.last().unwrap() + length.min(frames), frames);
@@ -120,7 +138,7 @@ mod tests {
         for frames in [1, 3, 4, 5, 9, 30] {
             let z = Tensor::randn([1, 3, frames, 2, 2], (Kind::Float, Device::Cpu));
             let mut pieces = Vec::new();
-            Chunks { length: 4, overlap: 2, factor: 2, reach: 5 }
+            Chunks { length: 4, overlap: 2, factor: 2, reach: 5, missing: 0 }
                 .decode(&z, &decode, &mut |piece| {
                     pieces.push(piece.copy());
                     Ok(())

@@ -4,12 +4,12 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use super::Posterior;
+use super::{CodecSettings, Encoded, LongDecoding, Posterior, VideoCodec};
 use crate::nn::{Conv2d, GroupNorm, Init, Linear, Scope, attention};
 
 /// What the image autoencoder looks like. The default is that of Stable Diffusion 1.x.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct ImageAutoencoderConfig {
     /// Channels of each level; from one level to the next, height and width halve.
     pub widths: Vec<i64>,
@@ -36,9 +36,22 @@ impl Default for ImageAutoencoderConfig {
 }
 
 impl ImageAutoencoderConfig {
-    /// # Errors
-    /// Names the number that does not fit and the rule.
-    pub fn validate(&self) -> Result<()> {
+    /// Pixels along a side for one of the latent.
+    pub fn factor(&self) -> i64 {
+        1 << (self.widths.len() - 1)
+    }
+
+    fn norm(&self, scope: &Scope, channels: i64) -> GroupNorm {
+        GroupNorm::new(scope, self.norm_groups, channels, 1e-6)
+    }
+}
+
+impl CodecSettings for ImageAutoencoderConfig {
+    fn name(&self) -> &'static str {
+        "image autoencoder"
+    }
+
+    fn validate(&self) -> Result<()> {
         ensure!(!self.widths.is_empty(), "widths: at least one level is needed");
         ensure!((1..=1000).contains(&self.blocks_per_level), "blocks_per_level must be from 1 to 1000");
         ensure!(self.latent_channels > 0, "latent_channels must be positive");
@@ -52,16 +65,12 @@ impl ImageAutoencoderConfig {
         Ok(())
     }
 
-    /// Pixels along a side for one of the latent.
-    pub fn factor(&self) -> i64 {
-        1 << (self.widths.len() - 1)
+    fn latent_channels(&self) -> i64 {
+        self.latent_channels
     }
 
-    /// The latent's shape `[C, F, H/f, W/f]` of a clip.
-    ///
-    /// # Errors
-    /// Where the clip's height or width is not a multiple of f.
-    pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
+    /// `[C, F, H/f, W/f]`, where f divides height and width.
+    fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
         let factor = self.factor();
         ensure!(
             height % factor == 0 && width % factor == 0,
@@ -70,8 +79,16 @@ impl ImageAutoencoderConfig {
         Ok([self.latent_channels, frames, height / factor, width / factor])
     }
 
-    fn norm(&self, scope: &Scope, channels: i64) -> GroupNorm {
-        GroupNorm::new(scope, self.norm_groups, channels, 1e-6)
+    fn clip_shape(&self, [f, h, w]: [i64; 3]) -> [i64; 3] {
+        [f, h * self.factor(), w * self.factor()]
+    }
+
+    fn long_decoding(&self) -> LongDecoding {
+        LongDecoding::FrameByFrame { at_once: ImageAutoencoder::FRAMES_PER_PASS }
+    }
+
+    fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
+        Box::new(ImageAutoencoder::new(scope, self))
     }
 }
 
@@ -283,6 +300,7 @@ impl Decoder {
 
 /// The image autoencoder, with the surface of the video autoencoder.
 pub struct ImageAutoencoder {
+    config: ImageAutoencoderConfig,
     encoder: Encoder,
     decoder: Decoder,
     quant_conv: Conv2d,
@@ -297,6 +315,7 @@ impl ImageAutoencoder {
     pub fn new(scope: &Scope, config: &ImageAutoencoderConfig) -> Self {
         let latent = config.latent_channels;
         ImageAutoencoder {
+            config: config.clone(),
             encoder: Encoder::new(&scope.sub("encoder"), config),
             decoder: Decoder::new(&scope.sub("decoder"), config),
             quant_conv: conv(&scope.sub("quant_conv"), 2 * latent, 2 * latent, 1),
@@ -307,13 +326,30 @@ impl ImageAutoencoder {
     /// x `[B, 3, F, H, W]` in [−1, 1] → the posterior of its latent, `[B, C, F, H/f, W/f]`.
     pub fn encode(&self, x: &Tensor) -> Posterior {
         let moments = frame_by_frame(x, |images| self.quant_conv.forward(&self.encoder.forward(images)));
-        let halves = moments.chunk(2, 1);
-        Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].clamp(-30.0, 20.0) }
+        Posterior::from_moments(&moments)
     }
 
     /// z `[B, C, F, h, w]` → x `[B, 3, F, H, W]`, nominally in [−1, 1], not clamped.
     pub fn decode(&self, z: &Tensor) -> Tensor {
         frame_by_frame(z, |latents| self.decoder.forward(&self.post_quant_conv.forward(latents)))
+    }
+}
+
+impl VideoCodec for ImageAutoencoder {
+    fn encode(&self, x: &Tensor) -> Encoded {
+        ImageAutoencoder::encode(self, x).into()
+    }
+
+    fn decode(&self, z: &Tensor) -> Tensor {
+        ImageAutoencoder::decode(self, z)
+    }
+
+    fn settings(&self) -> &dyn CodecSettings {
+        &self.config
+    }
+
+    fn last_kernel(&self) -> Option<&Tensor> {
+        Some(self.decoder.conv_out.weight())
     }
 }
 

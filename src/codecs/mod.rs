@@ -1,11 +1,17 @@
 //! Codecs: a clip ↔ its latent, one a file; and the normalised latent space in which diffusion happens.
 
 mod chunks;
+mod codec;
+mod config;
 mod image_autoencoder;
 mod latent_space;
+mod pixels;
 mod video_autoencoder;
 
 pub use chunks::Chunks;
+pub use codec::{CodecSettings, Encoded, EncodedKind, LongDecoding, Posterior, VideoCodec};
+pub use config::CodecConfig;
 pub use image_autoencoder::{ImageAutoencoder, ImageAutoencoderConfig};
-pub use latent_space::{LatentMoments, LatentSpace, LatentSpaceConfig};
-pub use video_autoencoder::{AutoencoderConfig, Posterior, VideoAutoencoder};
+pub use latent_space::{LatentSpace, Normalization};
+pub use pixels::Pixels;
+pub use video_autoencoder::{AutoencoderConfig, VideoAutoencoder};

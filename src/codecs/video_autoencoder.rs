@@ -5,13 +5,12 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::nn::{
-    Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, full_precision, prefers_channels_last,
-};
+use super::{CodecSettings, Encoded, LongDecoding, Posterior, VideoCodec};
+use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, prefers_channels_last};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct AutoencoderConfig {
     /// Channels after the first convolution (n); block i has n·2^(i+1).
     pub channels: i64,
@@ -41,20 +40,6 @@ impl Default for AutoencoderConfig {
 }
 
 impl AutoencoderConfig {
-    /// # Errors
-    /// Names the number that does not fit and the rule.
-    pub fn validate(&self) -> Result<()> {
-        ensure!(self.channels > 0 && self.z_channels > 0 && self.latent_channels > 0, "channels must be positive");
-        for factor in self.factors {
-            ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
-        }
-        ensure!(self.factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
-        if self.norm_groups < 0 || (self.norm_groups > 0 && (2 * self.channels) % self.norm_groups != 0) {
-            bail!("norm_groups = {} does not divide 2·channels = {}", self.norm_groups, 2 * self.channels);
-        }
-        Ok(())
-    }
-
     /// The stride of each block: two on every axis that has a factor of two left.
     pub(crate) fn strides(&self) -> Vec<[i64; 3]> {
         let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
@@ -67,12 +52,31 @@ impl AutoencoderConfig {
     pub fn decoder_reach(&self) -> i64 {
         self.strides().into_iter().fold(0, |reach, [stride, ..]| reach * stride + 3 + 4) + 1
     }
+}
 
-    /// The latent's shape `[C, F/ft, H/fs, W/fs]` of a clip.
-    ///
-    /// # Errors
-    /// Where the clip's size is not a multiple of the factors.
-    pub fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
+impl CodecSettings for AutoencoderConfig {
+    fn name(&self) -> &'static str {
+        "autoencoder"
+    }
+
+    fn validate(&self) -> Result<()> {
+        ensure!(self.channels > 0 && self.z_channels > 0 && self.latent_channels > 0, "channels must be positive");
+        for factor in self.factors {
+            ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
+        }
+        ensure!(self.factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
+        if self.norm_groups < 0 || (self.norm_groups > 0 && (2 * self.channels) % self.norm_groups != 0) {
+            bail!("norm_groups = {} does not divide 2·channels = {}", self.norm_groups, 2 * self.channels);
+        }
+        Ok(())
+    }
+
+    fn latent_channels(&self) -> i64 {
+        self.latent_channels
+    }
+
+    /// `[C, F/ft, H/fh, W/fw]`, where the factors divide the clip's sizes.
+    fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
         let [ft, fh, fw] = self.factors;
         ensure!(
             frames % ft == 0 && height % fh == 0 && width % fw == 0,
@@ -80,6 +84,19 @@ impl AutoencoderConfig {
             self.factors
         );
         Ok([self.latent_channels, frames / ft, height / fh, width / fw])
+    }
+
+    fn clip_shape(&self, [f, h, w]: [i64; 3]) -> [i64; 3] {
+        let [ft, fh, fw] = self.factors;
+        [f * ft, h * fh, w * fw]
+    }
+
+    fn long_decoding(&self) -> LongDecoding {
+        LongDecoding::Overlapping { reach: self.decoder_reach() }
+    }
+
+    fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
+        Box::new(VideoAutoencoder::new(scope, self))
     }
 }
 
@@ -194,30 +211,9 @@ impl Decoder {
     }
 }
 
-/// The Gaussian that the encoder makes of a clip; both tensors `[B, C, F/ft, H/fs, W/fs]`.
-pub struct Posterior {
-    /// `[B, latent channels, F, h, w]`
-    pub mean: Tensor,
-    /// Clamped to [−30, 20].
-    pub logvar: Tensor,
-}
-
-impl Posterior {
-    /// mean + exp(logvar/2)·noise, all `[B, C, F/ft, H/fs, W/fs]`.
-    pub fn sample(&self, noise: &Tensor) -> Tensor {
-        &self.mean + (&self.logvar * 0.5).exp() * noise
-    }
-
-    /// KL divergence from N(0, I), summed over a latent: `[B]`, never in half precision.
-    pub fn kl(&self) -> Tensor {
-        let (mean, logvar) = (full_precision(&self.mean), full_precision(&self.logvar));
-        let terms: Tensor = (mean.square() + logvar.exp() - 1.0 - &logvar) * 0.5;
-        terms.flatten(1, -1).sum_dim_intlist([-1i64].as_slice(), false, None)
-    }
-}
-
 /// The video autoencoder.
 pub struct VideoAutoencoder {
+    config: AutoencoderConfig,
     encoder: Encoder,
     decoder: Decoder,
     quant_conv: Conv3d,
@@ -230,6 +226,7 @@ impl VideoAutoencoder {
         let (z, latent) = (config.z_channels, config.latent_channels);
         let pointwise = |name: &str, i, o| Conv3d::new(&scope.sub(name), i, o, 1, [1; 3], config.padding);
         VideoAutoencoder {
+            config: config.clone(),
             encoder: Encoder::new(&scope.sub("encoder"), config),
             decoder: Decoder::new(&scope.sub("decoder"), config),
             quant_conv: pointwise("quant_conv", 2 * z, 2 * latent),
@@ -239,9 +236,7 @@ impl VideoAutoencoder {
 
     /// x `[B, 3, F, H, W]` in [−1, 1] → the posterior of its latent.
     pub fn encode(&self, x: &Tensor) -> Posterior {
-        let moments = self.quant_conv.forward(&self.encoder.forward(x)).contiguous();
-        let halves = moments.chunk(2, 1);
-        Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].clamp(-30.0, 20.0) }
+        Posterior::from_moments(&self.quant_conv.forward(&self.encoder.forward(x)).contiguous())
     }
 
     /// z `[B, C, F/ft, H/fs, W/fs]` → x `[B, 3, F, H, W]`, nominally in [−1, 1], not clamped.
@@ -252,5 +247,23 @@ impl VideoAutoencoder {
     /// The kernel of the decoder's last convolution, `[3, n, 3, 3, 3]`: where the adaptive GAN weight is measured.
     pub fn last_kernel(&self) -> &Tensor {
         self.decoder.conv_out.weight()
+    }
+}
+
+impl VideoCodec for VideoAutoencoder {
+    fn encode(&self, x: &Tensor) -> Encoded {
+        VideoAutoencoder::encode(self, x).into()
+    }
+
+    fn decode(&self, z: &Tensor) -> Tensor {
+        VideoAutoencoder::decode(self, z)
+    }
+
+    fn settings(&self) -> &dyn CodecSettings {
+        &self.config
+    }
+
+    fn last_kernel(&self) -> Option<&Tensor> {
+        Some(VideoAutoencoder::last_kernel(self))
     }
 }

@@ -18,43 +18,29 @@ use super::{
     video::{Listing, VideoDataset},
     walk::has_extension,
 };
+use crate::registry::registry;
 
-/// The settings of every data set, told apart by their `kind`.
-macro_rules! data_sets {
-    ($($(#[$doc:meta])* $kind:ident($settings:ty),)*) => {
-        /// The datasets there are.
-        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(tag = "kind", rename_all = "snake_case")]
-        pub enum DatasetConfig {
-            $($(#[$doc])* $kind($settings),)*
-        }
-
-        impl DatasetConfig {
-            fn settings(&self) -> &dyn VideoDataset {
-                match self {
-                    $(Self::$kind(settings) => settings,)*
-                }
-            }
-        }
-    };
+registry! {
+    /// The datasets there are.
+    pub enum DatasetConfig: VideoDataset {
+        /// Every video file under a folder, at any depth.
+        "folder" => Folder(Folder),
+        /// Every folder under a folder, at any depth, that holds pictures: each is one video.
+        "frames" => Frames(FrameFolders),
+        /// A table (CSV) with the columns `videoid` and `name`, the caption, and a folder of its videos.
+        "webvid" => Webvid(Webvid),
+        /// Every video file under a folder that has its caption beside it.
+        "captioned" => Captioned(Captioned),
+        /// What `lvdm data prepare` found: an index, and one split of it or all.
+        "indexed" => Indexed(Indexed),
+        /// A numpy file (.npy, .npz) of unsigned bytes `[N, F, H, W, 3]`.
+        "numpy" => Numpy(Numpy),
+        /// A file written by `pack_clips`.
+        "packed" => Packed(Packed),
+    }
 }
 
-data_sets! {
-    /// Every video file under a folder, at any depth.
-    Folder(Folder),
-    /// Every folder under a folder, at any depth, that holds pictures: each is one video.
-    Frames(FrameFolders),
-    /// A table (CSV) with the columns `videoid` and `name`, the caption, and a folder of its videos.
-    Webvid(Webvid),
-    /// Every video file under a folder that has its caption beside it.
-    Captioned(Captioned),
-    /// What `lvdm data prepare` found: an index, and one split of it or all.
-    Indexed(Indexed),
-    /// A numpy file (.npy, .npz) of unsigned bytes `[N, F, H, W, 3]`.
-    Numpy(Numpy),
-    /// A file written by `pack_clips`.
-    Packed(Packed),
-}
+impl Eq for DatasetConfig {}
 
 impl DatasetConfig {
     /// The dataset that a path is, by its name or by what lies in it: an index, a numpy array, a packed file, a
@@ -119,57 +105,21 @@ impl DatasetConfig {
         }
     }
 
-    /// Its file or folder.
-    pub fn path(&self) -> &Path {
-        self.settings().path()
-    }
-
-    /// Where it is, and which split, for people.
-    pub fn line(&self) -> String {
-        self.settings().line()
-    }
-
     /// The dataset's videos, for such clips.
     ///
     /// # Errors
     /// A place that is missing or holds no video; a clip that makes no sense.
     pub fn videos(&self, clip: &ClipSpec) -> Result<Listing> {
         // what is made of videos says where they lie, in files that hold text alone
-        if let Some(place) = self.settings().paths().into_iter().find(|place| place.to_str().is_none()) {
+        if let Some(place) = self.paths().into_iter().find(|place| place.to_str().is_none()) {
             bail!("the name of {} is not UTF-8: rename it, or link to it by another name", place.display());
         }
-        self.settings().videos(clip)
-    }
-
-    /// What can be seen without opening videos.
-    ///
-    /// # Errors
-    /// A place that is missing, a table without its columns.
-    pub fn check(&self) -> Result<()> {
-        self.settings().check()
-    }
-
-    /// The folder below which its videos are files, see [`VideoDataset::root`].
-    pub fn root(&self) -> Option<&Path> {
-        self.settings().root()
-    }
-
-    /// How its videos are read: as this version reads them, or as the one did that packed them; none of arrays.
-    ///
-    /// # Errors
-    /// A packed file that is missing or damaged.
-    pub fn reading(&self) -> Result<Option<u32>> {
-        self.settings().reading()
+        (**self).videos(clip)
     }
 
     /// How its videos were read for a file that gives this number: none of arrays, which are what they are.
     pub fn reading_of(&self, number: u32) -> Option<u32> {
         (!matches!(self, Self::Numpy(_))).then_some(number)
-    }
-
-    /// Whether its videos may have captions.
-    pub fn has_captions(&self) -> bool {
-        self.settings().has_captions()
     }
 }
 

@@ -75,8 +75,11 @@ impl HybridLoss {
                 - &true_log
                 - 1.0)
                 * 0.5;
-        let nats =
-            of_each(decoder_nats(z_0, &model_mean, &model_log)).where_self(&times.told().eq(0), &of_each(divergence));
+        let nats = match times.on_host().contains(&0.0) {
+            false => of_each(divergence),
+            true => of_each(decoder_nats(z_0, &model_mean, &model_log))
+                .where_self(&times.told().eq(0), &of_each(divergence)),
+        };
         HybridLoss { mse, vb: nats / LN_2 }
     }
 

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Part, warn_of_infinities};
 use crate::{
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
-    codecs::{AutoencoderConfig, ImageAutoencoder, LatentSpaceConfig, VideoAutoencoder},
+    codecs::CodecSettings,
     networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
     text::{ClipText, ClipTextConfig},
@@ -20,22 +20,10 @@ pub(super) struct Declared {
 }
 
 impl Declared {
-    pub(super) fn autoencoder(config: &AutoencoderConfig) -> Self {
+    pub(super) fn codec(settings: &dyn CodecSettings) -> Self {
         let parameters = Parameters::unfilled(Device::Cpu);
-        VideoAutoencoder::new(&parameters.root(), config);
-        Declared { part: "autoencoder", parameters }
-    }
-
-    /// The autoencoder of a diffusion checkpoint.
-    pub(super) fn first_stage(config: &LatentSpaceConfig) -> Self {
-        match config {
-            LatentSpaceConfig::Video(video) => Declared::autoencoder(video),
-            LatentSpaceConfig::Image { image } => {
-                let parameters = Parameters::unfilled(Device::Cpu);
-                ImageAutoencoder::new(&parameters.root(), image);
-                Declared { part: "image autoencoder", parameters }
-            }
-        }
+        settings.build(&parameters.root());
+        Declared { part: settings.name(), parameters }
     }
 
     pub(super) fn text_encoder(config: &ClipTextConfig) -> Self {

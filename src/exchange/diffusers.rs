@@ -11,7 +11,7 @@ use super::{Carried, Part, export::latent_constants, must_be_new};
 use crate::{
     atomic_file::{write_atomically, write_folder_atomically},
     checkpoint,
-    codecs::{ImageAutoencoder, LatentSpaceConfig},
+    codecs::{CodecConfig, CodecSettings, ImageAutoencoder},
     diffusion::{Predict, ScheduleConfig, ScheduleKind},
     exchange::diffusers_config as settings,
     experiment::{DiffusionExperiment, DiffusionSpace},
@@ -50,7 +50,7 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
     let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
     let known: Carried = serde_json::from_value(first_stage.experiment.clone()).context("the carried autoencoder")?;
-    let LatentSpaceConfig::Image { image } = &known.autoencoder else {
+    let CodecConfig::ImageAutoencoder(image) = &known.autoencoder else {
         bail!("{} works on latents of a video autoencoder, which diffusers has no counterpart for", run.display())
     };
     let (scale, shift) = latent_constants(&first_stage)?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use crate::codecs::ImageAutoencoderConfig;
+use crate::codecs::{CodecSettings, ImageAutoencoderConfig};
 use crate::networks::{AttentionKind, Ports, UNetConfig};
 use crate::text::{ClipTextConfig, TextActivation};
 

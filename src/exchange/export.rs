@@ -30,7 +30,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "autoencoder" => {
             let autoencoder: AutoencoderExperiment =
                 serde_json::from_value(found.experiment.clone()).with_context(experiment)?;
-            let network = Declared::autoencoder(&autoencoder.autoencoder);
+            let network = Declared::codec(&*autoencoder.autoencoder);
             let average = autoencoder.trainer.ema_decay;
             parts.extend(export_network(&mut export, &network, "", "", &found, average).with_context(context)?);
             let mut discriminator = found.part("discriminator");
@@ -74,7 +74,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             parts.extend(
                 export_network(&mut export, &network, UNET, AVERAGED_UNET, &found, average).with_context(context)?,
             );
-            let network = Declared::first_stage(&known.autoencoder);
+            let network = Declared::codec(&*known.autoencoder);
             let frozen = weights(&mut first_stage)?;
             network.parameters.check(&frozen).with_context(|| first_path.display().to_string())?;
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     autoencoder_loss::DiscriminatorConfig,
     checkpoint::Progress,
-    codecs::{AutoencoderConfig, ImageAutoencoderConfig, LatentSpaceConfig},
+    codecs::{AutoencoderConfig, CodecConfig, CodecSettings, ImageAutoencoderConfig},
     diffusion::{FrameConditioning, ScheduleConfig},
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
@@ -118,7 +118,7 @@ impl Import<'_> {
         self.exported.as_ref()?.diffusion.as_ref()
     }
 
-    fn exported_first_stage(&self) -> Result<Option<LatentSpaceConfig>> {
+    fn exported_first_stage(&self) -> Result<Option<CodecConfig>> {
         let Some(exported) = &self.exported else { return Ok(None) };
         let carried: Carried =
             serde_json::from_value(exported.autoencoder.clone()).context("the exported autoencoder")?;
@@ -126,7 +126,7 @@ impl Import<'_> {
     }
 
     /// The autoencoder of a diffusion checkpoint: a video's, or Stable Diffusion's for each frame.
-    fn first_stage_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<LatentSpaceConfig> {
+    fn first_stage_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<CodecConfig> {
         if !tensors.contains_key("encoder.conv_in.weight") {
             return Ok(self.autoencoder_config(tensors, asked)?.into());
         }
@@ -135,7 +135,7 @@ impl Import<'_> {
         }
         let mut config = ImageAutoencoderConfig::from_shapes(&Shapes::from(tensors)).context("image autoencoder")?;
         let exported = match self.exported_first_stage()? {
-            Some(LatentSpaceConfig::Image { image }) => Some(image.norm_groups),
+            Some(CodecConfig::ImageAutoencoder(image)) => Some(image.norm_groups),
             _ => None,
         };
         let released = Some(config.norm_groups).filter(|_| config == ImageAutoencoderConfig::default());
@@ -179,7 +179,7 @@ impl Import<'_> {
     fn autoencoder_config(&self, tensors: &Tensors, asked: &mut Asked) -> Result<AutoencoderConfig> {
         let inferred = InferredAutoencoder::from_shapes(&Shapes::from(tensors)).context("autoencoder")?;
         let base = match self.exported_first_stage()? {
-            Some(LatentSpaceConfig::Video(exported)) => Some(exported),
+            Some(CodecConfig::VideoAutoencoder(exported)) => Some(exported),
             _ => inferred.released(),
         };
         let temporal_factor = self.told.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
@@ -252,7 +252,7 @@ impl Import<'_> {
                 "trainer": {"steps": step + 100_000, "batch": 1, "accumulate": 2, "ema_decay": average},
             }))?,
         };
-        experiment.autoencoder = config.clone();
+        experiment.autoencoder = config.clone().into();
         if let Some(resolution) = self.told.resolution {
             experiment.data.resolution = resolution;
         }
@@ -282,7 +282,7 @@ impl Import<'_> {
         let config = self.autoencoder_config(&found.autoencoder, &mut asked)?;
         asked.finish()?;
 
-        let network = Declared::autoencoder(&config);
+        let network = Declared::codec(&config);
         let mut tensors: Tensors = with_prefix("model", network.take(&found.autoencoder)?).collect();
         let mut parts = vec![network.report()];
         let average = network.take_average(&mut found, "")?;
@@ -317,10 +317,7 @@ impl Import<'_> {
         let mut asked = Asked::default();
         let (scale, shift) = self.latents(&found, &mut asked)?;
         let autoencoder = self.first_stage_config(&found.autoencoder, &mut asked)?;
-        let (latent_channels, temporal_factor) = match &autoencoder {
-            LatentSpaceConfig::Video(video) => (video.latent_channels, video.factors[0]),
-            LatentSpaceConfig::Image { image } => (image.latent_channels, 1),
-        };
+        let (latent_channels, [temporal_factor, ..]) = (autoencoder.latent_channels(), autoencoder.clip_shape([1; 3]));
         let inferred = InferredUNet::from_shapes(&Shapes::from(&found.unet)).context("U-Net")?;
         let text = inferred.config.attention == AttentionKind::Text;
         ensure!(
@@ -353,19 +350,19 @@ impl Import<'_> {
         }
         tensors.extend(with_prefix("ema", average));
 
-        let first_stage = Declared::first_stage(&autoencoder);
+        let first_stage = Declared::codec(&*autoencoder);
         let mut carried: Tensors = with_prefix("model", first_stage.take(&found.autoencoder)?).collect();
         carried.extend(latent_tensors(scale, shift));
         parts.push(first_stage.report());
         let known = match &autoencoder {
             // decoded in pieces of the length of its training, whatever the U-Net's clips are
-            LatentSpaceConfig::Video(video) => {
+            CodecConfig::VideoAutoencoder(video) => {
                 let frames = CLIP_FRAMES.max(temporal_factor);
                 let experiment =
                     self.autoencoder_experiment(video, &DiscriminatorConfig::default(), frames, None, 0)?;
                 serde_json::to_value(experiment)?
             }
-            LatentSpaceConfig::Image { .. } => serde_json::to_value(Carried { autoencoder: autoencoder.clone() })?,
+            _ => serde_json::to_value(Carried { autoencoder: autoencoder.clone() })?,
         };
         let mut files = vec![(AUTOENCODER_FILE, carried_checkpoint("autoencoder", known, carried))];
         if text {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     checkpoint::Progress,
-    codecs::{ImageAutoencoder, ImageAutoencoderConfig, LatentMoments},
+    codecs::{ImageAutoencoder, ImageAutoencoderConfig, Normalization},
     experiment::{ClassList, DiffusionExperiment, LabelConditioning},
     generate::AUTOENCODER_FILE,
     networks::{LatteConfig, NetworkSettings, Ports},
@@ -138,7 +138,7 @@ pub fn import_latte(file: &Path, told: &LatteTold, run: &Path) -> Result<Vec<Par
     warn_of_infinities("image autoencoder", &autoencoder);
     parts.push(Part { name: "image autoencoder", tensors: autoencoder.len(), parameters: parameters.count() });
     let mut autoencoder: Tensors = with_prefix("model", autoencoder).collect();
-    let published = LatentMoments::STABLE_DIFFUSION;
+    let published = Normalization::STABLE_DIFFUSION;
     autoencoder.extend(latent_tensors(scale.unwrap_or(published.scale), published.shift));
 
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     atomic_file::write_atomically,
     checkpoint::Progress,
-    codecs::{ImageAutoencoder, ImageAutoencoderConfig, LatentMoments},
+    codecs::{CodecSettings, ImageAutoencoder, ImageAutoencoderConfig, Normalization},
     diffusion::{Predict, ScheduleConfig},
     exchange::{InferredUNet, Shapes, diffusers_config as settings},
     experiment::{DiffusionExperiment, TextConditioning},
@@ -167,7 +167,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     ImageAutoencoder::new(&parameters.root(), &autoencoder.0);
     let network = Network::Autoencoder { levels: autoencoder.0.widths.len() };
     let mut frames = take("image autoencoder", network, &parameters, autoencoder.1)?;
-    frames.extend(latent_tensors(scale, LatentMoments::STABLE_DIFFUSION.shift));
+    frames.extend(latent_tensors(scale, Normalization::STABLE_DIFFUSION.shift));
 
     let parameters = declared();
     ClipText::new(&parameters.root(), &text.0);
@@ -316,7 +316,7 @@ fn latent_scale(config: &Value) -> Result<f64> {
         ensure!(config[key].is_null(), "{key} = {} is not supported", config[key]);
     }
     match &config["scaling_factor"] {
-        Value::Null => Ok(LatentMoments::STABLE_DIFFUSION.scale),
+        Value::Null => Ok(Normalization::STABLE_DIFFUSION.scale),
         scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("scaling_factor = {scale}")),
     }
 }
@@ -582,7 +582,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         }
     }
     Ok(Found {
-        scale: scale.unwrap_or(LatentMoments::STABLE_DIFFUSION.scale),
+        scale: scale.unwrap_or(Normalization::STABLE_DIFFUSION.scale),
         unet: (unet_config, [inferred.inputs, inferred.outputs], unet),
         autoencoder: (image, autoencoder),
         text_encoder: (clip, text_encoder),

@@ -150,7 +150,25 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
         return path;
     }
     loop {
-        let Some(Value::Mapping(children)) = find(value, &path) else { return path };
+        let children = match find(value, &path) {
+            Some(Value::Mapping(children)) => children,
+            Some(Value::Sequence(list)) => {
+                // the element in whose place another one would do
+                let fits = |i: usize, other: &Value| {
+                    let mut replaced = value.clone();
+                    if let Some(Value::Sequence(list)) = find_mut(&mut replaced, &path) {
+                        list[i] = other.clone();
+                    }
+                    serde_path_to_error::deserialize::<_, T>(replaced).is_ok()
+                };
+                match (0..list.len()).find(|&i| list.iter().any(|other| fits(i, other))) {
+                    Some(culprit) => path.push(culprit.to_string()),
+                    None => return path,
+                }
+                continue;
+            }
+            _ => return path,
+        };
         // without its tag an enum complains of nothing else: it is asked last
         let (tag, others): (Vec<&str>, Vec<&str>) =
             children.keys().filter_map(Value::as_str).partition(|k| *k == "kind");
@@ -311,7 +329,7 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::{super::load::parse, *};
-    use crate::experiment::AutoencoderExperiment;
+    use crate::{codecs::AutoencoderConfig, experiment::AutoencoderExperiment};
 
     const GOOD: &str = "\
 # a comment with resolution: 3
@@ -332,7 +350,8 @@ trainer: {steps: 10, batch: 2}
     fn a_good_file_is_read_and_overridden() {
         let overrides = ["autoencoder.channels=16".to_string(), "data.dataset.root=other".to_string()];
         let experiment: AutoencoderExperiment = parse("x.yaml", GOOD, &overrides).unwrap();
-        assert_eq!((experiment.autoencoder.channels, experiment.trainer.batch), (16, 2));
+        let autoencoder = AutoencoderConfig { channels: 16, ..Default::default() };
+        assert_eq!((experiment.autoencoder, experiment.trainer.batch), (autoencoder.into(), 2));
     }
 
     #[test]
@@ -448,8 +467,8 @@ trainer: {steps: 10, batch: 2}
             parse("x.yaml", &text, &overrides.iter().map(|text| text.to_string()).collect::<Vec<_>>())
         };
         assert_eq!(
-            with(&["autoencoder.factors.1=8", "autoencoder.factors.2=2"]).unwrap().autoencoder.factors,
-            [2, 8, 2]
+            with(&["autoencoder.factors.1=8", "autoencoder.factors.2=2"]).unwrap().autoencoder,
+            AutoencoderConfig { factors: [2, 8, 2], ..Default::default() }.into()
         );
         for (given, words) in [
             ("autoencoder.factors.3=8", "`autoencoder.factors` is a list of 3, counted from 0"),

@@ -20,7 +20,7 @@ pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, T
 
 use crate::{
     autoencoder_loss::AutoencoderLossConfig,
-    codecs::AutoencoderConfig,
+    codecs::CodecConfig,
     data::DataConfig,
     diffusion::{FrameConditioning, GuidanceConfig, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
     metrics::ProtocolConfig,
@@ -117,7 +117,7 @@ fn guidance() -> f64 {
     7.5
 }
 
-/// Training of a video autoencoder: `lvdm train autoencoder FILE`.
+/// Training of an autoencoder: `lvdm train autoencoder FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AutoencoderExperiment {
     /// Of initial weights, crops, shuffles and noise.
@@ -125,9 +125,9 @@ pub struct AutoencoderExperiment {
     pub seed: u64,
     /// The clips to train on.
     pub data: DataConfig,
-    /// The network.
+    /// The network: the video autoencoder, or what `kind` says.
     #[serde(default)]
-    pub autoencoder: AutoencoderConfig,
+    pub autoencoder: CodecConfig,
     /// The paper's, with LPIPS and a discriminator.
     #[serde(default)]
     pub loss: AutoencoderLossConfig,
@@ -141,6 +141,7 @@ impl Experiment for AutoencoderExperiment {
     fn validate(&self) -> Result<()> {
         check_data(&self.data)?;
         self.autoencoder.validate().context("autoencoder")?;
+        ensure!(!self.autoencoder.is_exact(), "autoencoder: {} has nothing to train", self.autoencoder.name());
         self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
         self.loss.validate().context("loss")?;
         self.optimizer.validate().context("optimizer")?;

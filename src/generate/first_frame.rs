@@ -23,11 +23,10 @@ impl Generator {
         let x = x.narrow(2, (size[0] - height) / 2, height).narrow(3, (size[1] - width) / 2, width);
         let x = normalise(&x.round().clamp(0.0, 255.0).to_kind(Kind::Uint8)).unsqueeze(2);
         // as many frames as one latent frame stands for, all alike
-        let [frames, _] = self.space.factors();
+        let [frames, _, _] = self.space.settings().clip_shape([1; 3]);
         let x = upload(&x.expand([1, 3, frames, height, width], false).contiguous(), self.space.device());
-        let moments = self.space.moments_of(&x);
         let shape = [1, self.latent[0], 1, self.latent[2], self.latent[3]];
-        self.space.sample(&moments, &Tensor::zeros(shape, (Kind::Float, x.device())))
+        self.space.sample(&self.space.encode(&x), &Tensor::zeros(shape, (Kind::Float, x.device())))
     }
 
     /// How a first frame is given: with the noise level of the released script or the most that the network knows, and where

@@ -100,8 +100,8 @@ impl LongVideo {
         };
         if let Some(interpolation) = &interpolation {
             let shape = |generator: &Generator| {
-                let ([c, _, h, w], moments) = (generator.latent, generator.space.moments);
-                (c, h, w, moments.scale, moments.shift)
+                let ([c, _, h, w], normalization) = (generator.latent, generator.space.normalization);
+                (c, h, w, normalization.scale, normalization.shift)
             };
             if shape(&prediction) != shape(interpolation) {
                 return wrong("the prediction and the interpolation run live in different latent spaces".into());
@@ -140,7 +140,7 @@ impl LongVideo {
                 return wrong(format!("{name} must be a number from {least} to {MOST}, not {value}"));
             }
         }
-        let total = (frames - 1) / prediction.space.chunks().factor + 1;
+        let total = prediction.space.chunks().latent_frames_for(frames);
         let plan = LongVideoPlan::for_frames(total, prediction.latent[1], config.overlap, gap)
             .map_err(|error| Mistake(format!("{error:#}")))?;
         Ok(LongVideo { prediction, interpolation, config: config.clone(), plan, frames })

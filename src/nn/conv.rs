@@ -155,6 +155,11 @@ impl Conv2d {
         Self::with_init(scope, [outputs, inputs, kernel, kernel], stride, padding, init, true)
     }
 
+    /// Its kernel, `[outputs, inputs, k, k]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Weights start as N(0, 0.02) (the PatchGAN's initialisation), the bias as PyTorch's default.
     pub fn patch_gan(
         scope: &Scope,

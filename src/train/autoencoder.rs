@@ -1,14 +1,14 @@
-//! Training of the video autoencoder against its discriminator.
+//! Training of an autoencoder against its discriminator.
 
 use std::cell::OnceCell;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Batch, Picture, Task, Terms, TrainedNetwork};
 use crate::{
     autoencoder_loss::AutoencoderLoss,
-    codecs::{LatentMoments, VideoAutoencoder},
+    codecs::{Normalization, VideoCodec},
     data::{Loader, fixed_clips, normalise, to_u8},
     distributed::Ranks,
     experiment::AutoencoderExperiment,
@@ -23,7 +23,7 @@ const SHOWN: i64 = 4;
 
 /// The autoencoder's update, then the discriminator's, on the same clips with fresh posterior noise.
 pub struct AutoencoderTask {
-    autoencoder: VideoAutoencoder,
+    autoencoder: Box<dyn VideoCodec>,
     parameters: Parameters,
     loss: AutoencoderLoss,
     loader: Loader,
@@ -44,7 +44,7 @@ impl AutoencoderTask {
         let loader =
             Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
         let parameters = Parameters::new(device, experiment.seed);
-        let autoencoder = VideoAutoencoder::new(&parameters.root(), &experiment.autoencoder);
+        let autoencoder = experiment.autoencoder.build(&parameters.root());
         let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?.over(ranks);
         let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
         Ok(AutoencoderTask {
@@ -97,11 +97,11 @@ impl Task for AutoencoderTask {
     fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
         let x = normalise(&batch.data);
         if network == 0 {
-            let posterior = self.autoencoder.encode(&x);
+            let encoded = self.autoencoder.encode(&x);
             let reconstruction =
-                self.autoencoder.decode(&posterior.sample(&self.noise(Purpose::Posterior, &batch.samples)));
-            let last = self.autoencoder.last_kernel();
-            let terms = self.loss.generator_backward(&x, &reconstruction, &posterior, last, step, scale);
+                self.autoencoder.decode(&encoded.sample(&self.noise(Purpose::Posterior, &batch.samples)));
+            let last = self.autoencoder.last_kernel().context("this codec has no decoder to train")?;
+            let terms = self.loss.generator_backward(&x, &reconstruction, &encoded, last, step, scale);
             let mut logged = vec![
                 ("loss", terms.total),
                 ("reconstruction", terms.reconstruction),
@@ -137,7 +137,7 @@ impl Task for AutoencoderTask {
     fn pictures(&mut self) -> Result<Vec<Picture>> {
         let clips = fixed_clips(&self.experiment.data, SHOWN, self.experiment.seed)?;
         let x = normalise(&upload(&clips, self.device));
-        let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).mean));
+        let reconstruction = no_grad(|| self.autoencoder.decode(self.autoencoder.encode(&x).mode()));
         let pairs = Tensor::stack(&[clips, Readback::of(&to_u8(&reconstruction))?.wait()?], 1).flatten(0, 1);
         Ok(vec![Picture { name: "reconstructions", clips: pairs }])
     }
@@ -160,7 +160,7 @@ impl Task for AutoencoderTask {
             })
             .collect::<Result<_>>()?;
         let latents: Vec<Tensor> = latents.iter().map(Readback::wait).collect::<Result<_>>()?;
-        let LatentMoments { scale, shift } = LatentMoments::measure(&Tensor::cat(&latents, 0));
+        let Normalization { scale, shift } = Normalization::measure(&Tensor::cat(&latents, 0));
         Ok(vec![("latent.scale".to_string(), Tensor::from(scale)), ("latent.shift".to_string(), Tensor::from(shift))])
     }
 }

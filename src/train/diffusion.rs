@@ -6,7 +6,7 @@ use tch::{Device, Tensor};
 
 use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Labels};
 use crate::{
-    codecs::LatentSpace,
+    codecs::{Encoded, EncodedKind, LatentSpace},
     data::{Loader, normalise},
     diffusion::{NoisyBatch, Times},
     distributed::Ranks,
@@ -32,6 +32,8 @@ pub struct DiffusionTask {
     parameters: Parameters,
     source: Source,
     labels: Option<Labels>,
+    /// What a batch's data are.
+    encoded: EncodedKind,
     experiment: DiffusionExperiment,
     device: Device,
 }
@@ -53,6 +55,7 @@ impl DiffusionTask {
         let data = &experiment.data;
         let (batch, seed) = (experiment.trainer.batch, experiment.seed);
         let latent = space.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let mut encoded = space.settings().encodes_to();
         let source = match &experiment.latents {
             None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
             Some(file) => {
@@ -63,6 +66,7 @@ impl DiffusionTask {
                     file.display(),
                     latents.shape()
                 );
+                encoded = latents.kind();
                 Source::Latents(latents)
             }
         };
@@ -75,7 +79,7 @@ impl DiffusionTask {
         }
         parameters.train_only(|name| experiment.moves(name));
         let labels = experiment.labels.as_ref().map(|labels| Labels::new(labels, seed, device)).transpose()?;
-        Ok(DiffusionTask { generator, parameters, source, labels, experiment: experiment.clone(), device })
+        Ok(DiffusionTask { generator, parameters, source, labels, encoded, experiment: experiment.clone(), device })
     }
 }
 
@@ -113,7 +117,8 @@ impl Task for DiffusionTask {
             }
             Source::Clips(loader) => {
                 let batch = loader.next()?;
-                let moments = self.generator.space.moments_of(&normalise(&upload(&batch.clips, self.device)));
+                let clips = normalise(&upload(&batch.clips, self.device));
+                let latents = self.generator.space.encode(&clips).stacked();
                 let text = match &self.generator.text {
                     None => None,
                     Some(encoder) => {
@@ -126,7 +131,7 @@ impl Task for DiffusionTask {
                 };
                 let classes = batch.classes.iter().map(Option::as_deref);
                 let labels = self.labels.as_ref().map(|labels| labels.of(classes, &batch.samples)).transpose()?;
-                Ok(Batch { data: moments, text, labels, samples: batch.samples, position: batch.position })
+                Ok(Batch { data: latents, text, labels, samples: batch.samples, position: batch.position })
             }
         }
     }
@@ -149,7 +154,7 @@ impl Task for DiffusionTask {
         let seed = self.experiment.seed;
         let Generator { network, path, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
-        let seen = batch.data.slice(2, None, None, *latent_stride);
+        let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
         let t: Vec<f64> = batch
             .samples

@@ -1,4 +1,5 @@
-//! Latents, and captions and classes with them, that were encoded once: the raw posterior's moments of many clips in one file.
+//! Latents, and captions and classes with them, that were encoded once: the raw latents of many clips in one file, as what
+//! their codec makes them.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use tch::{Device, Tensor};
 
 use super::{Batch, labels::class_numbers};
 use crate::{
-    codecs::LatentSpace,
+    codecs::{EncodedKind, LatentSpace, Normalization},
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
     experiment::{Mistake, Numerics},
@@ -31,12 +32,24 @@ struct Origin {
     /// How their videos were read.
     #[serde(default)]
     reading: u32,
+    /// What the latents are; files that do not say hold Gaussians.
+    #[serde(default)]
+    encoded: EncodedKind,
     /// The names of their classes, of which each latent has the number; none where the data have no classes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     classes: Option<Vec<String>>,
 }
 
-/// Encodes the first `count` samples of the data's order and writes `moments` `[N, 2C, F/ft, H/fs, W/fs]`; with a
+/// The name of the tensor of latents of a kind.
+fn tensor_of(kind: EncodedKind) -> &'static str {
+    match kind {
+        EncodedKind::Gaussian => "moments",
+        EncodedKind::Exact => "latents",
+    }
+}
+
+/// Encodes the first `count` samples of the data's order and writes them: of a codec that encodes to Gaussians `moments`
+/// `[N, 2C, F', h, w]`, means and then logarithms of variances; of another `latents` `[N, C, F', h, w]`; with a
 /// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt; of data with classes also `label`
 /// `[N]` int64, numbers of the names in its notes. With more samples than
 /// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
@@ -66,8 +79,8 @@ pub fn pack_latents(
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
-        let moments = space.moments_of(&normalise(&upload(&clips, space.device())));
-        let mut encoded = vec![Readback::of(&moments)?.wait()?];
+        let latents = space.encode(&normalise(&upload(&clips, space.device()))).stacked();
+        let mut encoded = vec![Readback::of(&latents)?.wait()?];
         if let Some(names) = &classes {
             let classes = next.classes.iter().take(clips.size()[0] as usize).map(Option::as_deref);
             encoded.push(Tensor::from_slice(&class_numbers(names, classes)?));
@@ -79,29 +92,29 @@ pub fn pack_latents(
         }
         Ok(encoded)
     };
-    let (mut moments, mut labels, mut context, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    let (mut latents, mut labels, mut context, mut done) = (Vec::new(), Vec::new(), Vec::new(), 0);
     ranks.collect(count.div_ceil(batch) as usize, encode, |_, encoded| {
         let mut encoded = encoded.into_iter();
-        moments.extend(encoded.next());
+        latents.extend(encoded.next());
         if classes.is_some() {
             labels.extend(encoded.next());
         }
         context.extend(encoded.next());
-        done += moments.last().map_or(0, |encoded| encoded.size()[0] as u64);
+        done += latents.last().map_or(0, |encoded| encoded.size()[0] as u64);
         on_clip(done);
         Ok(())
     })?;
     if !ranks.is_first() {
         return Ok(());
     }
-    let (scale, shift, reading) =
-        (space.moments.scale, space.moments.shift, data.dataset.reading()?.unwrap_or(READING));
+    let Normalization { scale, shift } = space.normalization;
+    let (reading, encoded) = (data.dataset.reading()?.unwrap_or(READING), space.settings().encodes_to());
     let data = DataConfig { workers: 1, ..data.clone() };
-    let mut tensors = vec![("moments", Tensor::cat(&moments, 0))];
+    let mut tensors = vec![(tensor_of(encoded), Tensor::cat(&latents, 0))];
     if classes.is_some() {
         tensors.push(("label", Tensor::cat(&labels, 0)));
     }
-    let origin = Origin { data, scale, shift, numerics, reading, classes };
+    let origin = Origin { data, scale, shift, numerics, reading, encoded, classes };
     if let Some(empty) = empty {
         tensors.push(("context", Tensor::cat(&context, 0)));
         tensors.push(("context_empty", empty));
@@ -111,7 +124,8 @@ pub fn pack_latents(
 
 /// A file of latents, drawn from in the order of a seed. They stay in it: a step reads those of its samples.
 pub struct LatentFile {
-    moments: TensorRows,
+    latents: TensorRows,
+    kind: EncodedKind,
     context: Option<TensorRows>,
     /// The number of each latent's class, and the names of classes.
     labels: Option<(TensorRows, Vec<String>)>,
@@ -140,13 +154,15 @@ impl LatentFile {
     ) -> Result<Self> {
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
         let origin = origin_of(path)?;
-        let moments = TensorRows::open(path, "moments")?.with_context(not)?;
-        let size = moments.size();
-        ensure!(size.len() == 5 && size[0] > 0, "{}: moments of shape {size:?}", not());
-        if (origin.scale, origin.shift) != (space.moments.scale, space.moments.shift) {
+        let kind = origin.encoded;
+        let latents = TensorRows::open(path, tensor_of(kind))?.with_context(not)?;
+        let size = latents.size();
+        ensure!(size.len() == 5 && size[0] > 0, "{}: `{}` of shape {size:?}", not(), tensor_of(kind));
+        let Normalization { scale, shift } = space.normalization;
+        if (origin.scale, origin.shift) != (scale, shift) {
             return Err(Mistake(format!(
-                "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {}, shift {}): pack it again",
-                path.display(), origin.scale, origin.shift, space.moments.scale, space.moments.shift
+                "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {scale}, shift {shift}): pack it again",
+                path.display(), origin.scale, origin.shift
             ))
             .into());
         }
@@ -160,7 +176,8 @@ impl LatentFile {
         let labels = TensorRows::open(path, "label")?.zip(origin.classes);
         ranks.on_first(|| check_digest(path))?;
         Ok(LatentFile {
-            moments,
+            latents,
+            kind,
             context,
             labels,
             seed,
@@ -174,8 +191,13 @@ impl LatentFile {
 
     /// `[C, F, h, w]` of a latent.
     pub fn shape(&self) -> Vec<i64> {
-        let size = self.moments.size();
-        vec![size[1] / 2, size[2], size[3], size[4]]
+        let size = self.latents.size();
+        vec![size[1] / self.kind.tensors(), size[2], size[3], size[4]]
+    }
+
+    /// What its latents are.
+    pub fn kind(&self) -> EncodedKind {
+        self.kind
     }
 
     /// The names of the classes, of which [`Batch::labels`] are numbers; none of latents without classes.
@@ -188,7 +210,7 @@ impl LatentFile {
     /// # Errors
     /// A file that is no longer whole.
     pub fn next_batch(&mut self) -> Result<Batch> {
-        let count = self.moments.size()[0] as u64;
+        let count = self.latents.size()[0] as u64;
         let first = self.position + self.rank * self.batch;
         let samples: Vec<u64> = (first..first + self.batch).collect();
         let rows: Vec<i64> = samples
@@ -205,7 +227,7 @@ impl LatentFile {
             .collect();
         self.position += self.batch * self.ranks;
         Ok(Batch {
-            data: self.moments.read(&rows)?,
+            data: self.latents.read(&rows)?,
             text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
             labels: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
             samples,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::WeightsFile;
 
@@ -45,7 +45,8 @@ impl LatteWeights {
                     wanted.size()
                 );
             }
-            let difference = (found.to_kind(Kind::Double) - wanted.to_kind(Kind::Double)).abs().max().double_value(&[]);
+            let exact = |tensor: &Tensor| tensor.to_device(Device::Cpu).to_kind(Kind::Double);
+            let difference = (exact(found) - exact(wanted)).abs().max().double_value(&[]);
             // not finite is never near
             if difference.is_nan() || difference > 1e-5 {
                 bail!("the fixed embedding `{name}` is not the sinusoidal one: it differs by up to {difference:.1e}");

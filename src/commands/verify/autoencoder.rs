@@ -8,7 +8,7 @@ use super::{Outputs, case::Case, gradient_norm, moved, scalar};
 use crate::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
-    codecs::{AutoencoderConfig, VideoAutoencoder},
+    codecs::{AutoencoderConfig, CodecSettings, Encoded, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
     train::Optimizer,
@@ -167,7 +167,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let criterion = config.criterion(case, Kind::Float)?;
     let (video, noise) = (case.input("video")?, case.input("noise")?);
     let _autocast = Autocast::bfloat16(case.device(), case.half);
-    let posterior = autoencoder.encode(&video);
+    let posterior = Encoded::from(autoencoder.encode(&video));
     let reconstruction = autoencoder.decode(&posterior.sample(&noise));
     let last = autoencoder.last_kernel();
     let weight = criterion.adversarial_weight(&video, &reconstruction, last, config.step);
@@ -224,7 +224,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
     for step in 0..video.size()[0] {
         let at = |x: &Tensor| x.get(step).to_kind(Kind::Double);
         let x = at(&video);
-        let posterior = autoencoder.encode(&x);
+        let posterior = Encoded::from(autoencoder.encode(&x));
         let reconstruction = autoencoder.decode(&posterior.sample(&at(&first)));
         let last = autoencoder.last_kernel();
         weights.push(criterion.adversarial_weight(&x, &reconstruction, last, step));

@@ -1,0 +1,222 @@
+//! What a codec is: a clip ↔ its latent, whatever network stands between the two.
+
+use std::fmt::Debug;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::nn::{Scope, full_precision};
+
+/// A network that makes latents of clips, and clips of latents.
+pub trait VideoCodec {
+    /// Clips x `[B, 3, F, H, W]` in [−1, 1] → their latents.
+    fn encode(&self, x: &Tensor) -> Encoded;
+
+    /// Raw latents `[B, C, F', h, w]` → clips `[B, 3, F, H, W]`, nominally in [−1, 1], not clamped.
+    fn decode(&self, z: &Tensor) -> Tensor;
+
+    /// Of what it was built.
+    fn settings(&self) -> &dyn CodecSettings;
+
+    /// The kernel of the decoder's last convolution, at which the adaptive weight of the adversarial loss is measured; none
+    /// where nothing is trained.
+    fn last_kernel(&self) -> Option<&Tensor> {
+        None
+    }
+}
+
+/// The settings of a codec, and the arithmetic of shapes that follows from them before any tensor exists.
+pub trait CodecSettings: Debug + Send + Sync {
+    /// What it is, for people.
+    fn name(&self) -> &'static str;
+
+    /// # Errors
+    /// Names the number that does not fit and the rule.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// C of a latent.
+    fn latent_channels(&self) -> i64;
+
+    /// The latent's shape `[C, F', h, w]` of a clip.
+    ///
+    /// # Errors
+    /// Where no latent is of exactly such a clip; says which clips have one.
+    fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]>;
+
+    /// The shape `[F, H, W]` of the clip that a latent of the shape `[F', h, w]` decodes to.
+    fn clip_shape(&self, latent: [i64; 3]) -> [i64; 3];
+
+    /// F' of the latent of a clip of so many frames; none where no latent is of exactly so many.
+    fn latent_frames(&self, frames: i64) -> Option<i64> {
+        let [_, height, width] = self.clip_shape([1; 3]);
+        self.latent_shape(frames, height, width).ok().map(|[_, latent, ..]| latent)
+    }
+
+    /// How latents are decoded that are longer than what fits into memory, or than what the decoder was trained on.
+    fn long_decoding(&self) -> LongDecoding;
+
+    /// Whether nothing of a clip is lost, so that there is nothing to see of its reconstruction.
+    fn is_exact(&self) -> bool {
+        false
+    }
+
+    /// The kind of what it encodes to.
+    fn encodes_to(&self) -> EncodedKind {
+        EncodedKind::Gaussian
+    }
+
+    /// Declares the network's parameters under `scope`.
+    fn build(&self, scope: &Scope) -> Box<dyn VideoCodec>;
+}
+
+/// How a long latent is decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LongDecoding {
+    /// Each latent frame is decoded without the others: so many at a time, and pieces share nothing.
+    FrameByFrame {
+        /// Latent frames that are decoded at a time.
+        at_once: i64,
+    },
+    /// In chunks of the length of the training clips, neighbours sharing half of each, which is cross-faded.
+    Overlapping {
+        /// How many frames from its edge a decoded chunk feels that there is nothing beyond.
+        reach: i64,
+    },
+}
+
+/// What a codec makes of clips.
+#[derive(Debug)]
+pub enum Encoded {
+    /// A Gaussian over latents.
+    Gaussian(Posterior),
+    /// Entries of a codebook.
+    Codes {
+        /// Their numbers, integers `[B, F', h, w]`.
+        indices: Tensor,
+        /// Their vectors `[B, C, F', h, w]`; in training with the gradient of the encoder's output.
+        z: Tensor,
+        /// How far the encoder's output lies from them, `[B]`: what training adds to the loss.
+        commitment: Tensor,
+    },
+    /// The latent itself, `[B, C, F', h, w]`.
+    Exact(Tensor),
+}
+
+/// The Gaussian that an encoder makes of a clip; both tensors `[B, C, F', h, w]`.
+#[derive(Debug)]
+pub struct Posterior {
+    /// Of each value of the latent.
+    pub mean: Tensor,
+    /// The logarithm of the variance.
+    pub logvar: Tensor,
+}
+
+impl Posterior {
+    /// The mean and logvar that an encoder gives as channels of one tensor, `[B, 2C, F', h, w]`; logvar is clamped to
+    /// [−30, 20].
+    pub fn from_moments(moments: &Tensor) -> Self {
+        let halves = moments.chunk(2, 1);
+        Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].clamp(-30.0, 20.0) }
+    }
+
+    /// mean + exp(logvar/2)·noise, all `[B, C, F', h, w]`.
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
+        &self.mean + (&self.logvar * 0.5).exp() * noise
+    }
+
+    /// KL divergence from N(0, I), summed over a latent: `[B]`, never in half precision.
+    pub fn kl(&self) -> Tensor {
+        let (mean, logvar) = (full_precision(&self.mean), full_precision(&self.logvar));
+        let terms: Tensor = (mean.square() + logvar.exp() - 1.0 - &logvar) * 0.5;
+        terms.flatten(1, -1).sum_dim_intlist([-1i64].as_slice(), false, None)
+    }
+}
+
+/// In which form latents are stored and handed on as one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EncodedKind {
+    /// Mean and logvar, stacked: `[B, 2C, F', h, w]`.
+    #[default]
+    Gaussian,
+    /// The latent, or the vectors of its codes: `[B, C, F', h, w]`.
+    Exact,
+}
+
+impl EncodedKind {
+    /// Channels of the tensor for each of the latent's.
+    pub fn tensors(self) -> i64 {
+        match self {
+            EncodedKind::Gaussian => 2,
+            EncodedKind::Exact => 1,
+        }
+    }
+}
+
+impl Encoded {
+    /// The likeliest latent, `[B, C, F', h, w]`.
+    pub fn mode(&self) -> &Tensor {
+        match self {
+            Encoded::Gaussian(posterior) => &posterior.mean,
+            Encoded::Codes { z, .. } | Encoded::Exact(z) => z,
+        }
+    }
+
+    /// A latent, `[B, C, F', h, w]`; noise of its shape is used by a Gaussian alone.
+    pub fn sample(&self, noise: &Tensor) -> Tensor {
+        match self {
+            Encoded::Gaussian(posterior) => posterior.sample(noise),
+            Encoded::Codes { z, .. } | Encoded::Exact(z) => z.shallow_clone(),
+        }
+    }
+
+    /// What keeps latents in bounds in training, `[B]`: the KL divergence of a Gaussian, the commitment of codes.
+    pub fn regularizer(&self) -> Tensor {
+        match self {
+            Encoded::Gaussian(posterior) => posterior.kl(),
+            Encoded::Codes { commitment, .. } => full_precision(commitment),
+            Encoded::Exact(z) => Tensor::zeros([z.size()[0]], (full_precision(z).kind(), z.device())),
+        }
+    }
+
+    /// Half precision is left, whatever the codec computed in.
+    pub fn in_full_precision(self) -> Self {
+        match self {
+            Encoded::Gaussian(Posterior { mean, logvar }) => {
+                Encoded::Gaussian(Posterior { mean: full_precision(&mean), logvar: full_precision(&logvar) })
+            }
+            Encoded::Codes { indices, z, commitment } => {
+                Encoded::Codes { indices, z: full_precision(&z), commitment: full_precision(&commitment) }
+            }
+            Encoded::Exact(z) => Encoded::Exact(full_precision(&z)),
+        }
+    }
+
+    /// As one tensor: that of its kind.
+    pub fn stacked(&self) -> Tensor {
+        match self {
+            Encoded::Gaussian(Posterior { mean, logvar }) => Tensor::cat(&[mean, logvar], 1),
+            Encoded::Codes { z, .. } | Encoded::Exact(z) => z.shallow_clone(),
+        }
+    }
+
+    /// What [`Self::stacked`] made a tensor of.
+    pub fn of_stacked(kind: EncodedKind, stacked: &Tensor) -> Self {
+        match kind {
+            EncodedKind::Gaussian => {
+                let halves = stacked.chunk(2, 1);
+                Encoded::Gaussian(Posterior { mean: halves[0].shallow_clone(), logvar: halves[1].shallow_clone() })
+            }
+            EncodedKind::Exact => Encoded::Exact(stacked.shallow_clone()),
+        }
+    }
+}
+
+impl From<Posterior> for Encoded {
+    fn from(posterior: Posterior) -> Self {
+        Encoded::Gaussian(posterior)
+    }
+}
