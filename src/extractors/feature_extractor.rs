@@ -1,7 +1,7 @@
 //! What a frozen network must offer for its features to be compared.
 
-use anyhow::Result;
-use tch::Tensor;
+use anyhow::{Result, ensure};
+use tch::{Kind, Tensor};
 
 /// A frozen network, or another fixed computation, whose features of videos a metric compares.
 pub trait FeatureExtractor {
@@ -26,4 +26,22 @@ pub trait FeatureExtractor {
     /// # Errors
     /// Another shape or type, too few frames.
     fn features(&self, videos: &Tensor) -> Result<Tensor>;
+}
+
+/// That videos are u8 `[N, F, H, W, 3]` and have frames enough for an extractor, which is called so in the error.
+///
+/// # Errors
+/// Another shape or type, too few frames.
+pub(super) fn ensure_videos(extractor: &str, videos: &Tensor, least_frames: i64) -> Result<()> {
+    let (kind, size) = (videos.kind(), videos.size());
+    ensure!(
+        matches!(size[..], [_, _, h, w, 3] if kind == Kind::Uint8 && h > 0 && w > 0),
+        "videos must be of type Uint8 and shape [N, F, H, W, 3], these are {kind:?} {size:?}"
+    );
+    ensure!(
+        size[1] >= least_frames,
+        "{extractor} needs videos of at least {least_frames} frames, these have {}",
+        size[1]
+    );
+    Ok(())
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::FeatureExtractor;
+use super::{FeatureExtractor, feature_extractor::ensure_videos};
 use crate::{
     torch::{Autocast, upload},
     weights::{
@@ -235,19 +235,8 @@ impl FeatureExtractor for I3d {
     }
 
     fn features(&self, videos: &Tensor) -> Result<Tensor> {
-        match videos.size()[..] {
-            [_, f, h, w, 3] if videos.kind() == Kind::Uint8 && h > 0 && w > 0 => {
-                if f < I3d::MIN_FRAMES {
-                    bail!("I3D needs videos of at least {} frames, these have {f}", I3d::MIN_FRAMES);
-                }
-                Ok(self.logits(videos))
-            }
-            _ => bail!(
-                "videos must be of type Uint8 and shape [N, F, H, W, 3], these are {:?} {:?}",
-                videos.kind(),
-                videos.size()
-            ),
-        }
+        ensure_videos("I3D", videos, I3d::MIN_FRAMES)?;
+        Ok(self.logits(videos))
     }
 }
 

@@ -2,49 +2,20 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::torch::{Autocast, upload};
-use crate::weights::{
-    numpy::{Arrays, read_arrays},
-    released::LPIPS_VGG16,
-};
-
-/// Output channels of VGG16's convolutions; a new group begins with a halving of the image and ends
-/// with a comparison.
-const GROUPS: [&[i64]; 5] = [&[64, 64], &[128, 128], &[256, 256, 256], &[512, 512, 512], &[512, 512, 512]];
-
-/// Mean and standard deviation of a channel of the images in [-1, 1] that VGG16 learned from.
-const SHIFT: [f64; 3] = [-0.030, -0.088, -0.188];
-const SCALE: [f64; 3] = [0.458, 0.448, 0.450];
+use super::vgg16::{Loaded, Vgg16};
+use crate::torch::Autocast;
 
 /// Keeps the division by a feature vector's length defined.
 const EPSILON: f64 = 1e-10;
 
-/// A 3×3 convolution and a rectifier.
-struct Conv {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Conv {
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, Some(&self.bias), [1, 1], [1, 1], [1, 1], 1).relu_()
-    }
-}
-
-struct Group {
-    convs: Vec<Conv>,
-    /// How much a squared difference in each channel counts, `[C, 1, 1]`.
-    head: Tensor,
-}
-
 /// VGG16 and the heads, frozen: gradients reach the images and nothing else.
 pub struct Lpips {
-    groups: Vec<Group>,
-    shift: Tensor,
-    scale: Tensor,
+    vgg: Vgg16,
+    /// One a group: how much a squared difference in each channel counts, `[C, 1, 1]`.
+    heads: Vec<Tensor>,
     sha256: String,
 }
 
@@ -54,40 +25,8 @@ impl Lpips {
     /// # Errors
     /// The file is not there, is damaged, or belongs to another network.
     pub fn load(path: Option<&Path>, device: Device, kind: Kind) -> Result<Lpips> {
-        let file = LPIPS_VGG16.read(path)?;
-        let place = file.path.display();
-        let arrays = read_arrays(&file.bytes).with_context(|| format!("{place} is no pickle of arrays"))?;
-        let mut arrays = arrays.to(device);
-        no_grad(|| Lpips::build(&mut arrays, device, kind, file.sha256))
-            .with_context(|| format!("{place} holds the weights of another network than LPIPS on VGG16"))
-    }
-
-    fn build(file: &mut Arrays, device: Device, kind: Kind, sha256: String) -> Result<Lpips> {
-        let place = |t: &Tensor| t.to_kind(kind).to_device(device);
-        let (mut index, mut width) = (0, 3);
-        let mut groups = Vec::new();
-        for (number, outputs) in GROUPS.into_iter().enumerate() {
-            let mut convs = Vec::new();
-            for &out in outputs {
-                let weight = file.take(&format!("VGG16_0/Conv_{index}/kernel"))?;
-                let bias = file.take(&format!("VGG16_0/Conv_{index}/bias"))?;
-                if weight.size() != [3, 3, width, out] || bias.size() != [out] {
-                    bail!("VGG16's convolution {index} has shape {:?}", weight.size());
-                }
-                // [kh, kw, in, out] → [out, in, kh, kw], in memory [out, kh, kw, in]
-                let weight = place(&weight).permute([3, 0, 1, 2]).contiguous().permute([0, 3, 1, 2]);
-                convs.push(Conv { weight, bias: place(&bias) });
-                (index, width) = (index + 1, out);
-            }
-            let head = file.take(&format!("NetLinLayer_{number}/Conv_0/kernel"))?;
-            if head.size() != [1, 1, width, 1] {
-                bail!("head {number} of LPIPS has shape {:?}", head.size());
-            }
-            groups.push(Group { convs, head: place(&head.view([width, 1, 1])) });
-        }
-        file.all_taken()?;
-        let constant = |values: [f64; 3]| place(&upload(&Tensor::from_slice(&values).view([3, 1, 1]), device));
-        Ok(Lpips { groups, shift: constant(SHIFT), scale: constant(SCALE), sha256 })
+        let Loaded { vgg, heads, sha256 } = Vgg16::load(path, device, kind)?;
+        Ok(Lpips { vgg, heads, sha256 })
     }
 
     /// The hash of the file that was loaded.
@@ -109,9 +48,9 @@ impl Lpips {
     }
 
     fn compare(&self, a: Vec<Tensor>, b: Vec<Tensor>) -> Tensor {
-        let terms = self.groups.iter().zip(a.iter().zip(&b)).map(|(group, (a, b))| {
+        let terms = self.heads.iter().zip(a.iter().zip(&b)).map(|(head, (a, b))| {
             let kind = a.kind();
-            ((a - b).square() * &group.head).sum_dim_intlist([1i64].as_slice(), false, kind).mean_dim(
+            ((a - b).square() * head).sum_dim_intlist([1i64].as_slice(), false, kind).mean_dim(
                 [1i64, 2].as_slice(),
                 false,
                 kind,
@@ -122,18 +61,7 @@ impl Lpips {
 
     /// The activations at the end of each group, every pixel's vector of length 1.
     fn features(&self, images: &Tensor) -> Vec<Tensor> {
-        let mut x = (images - &self.shift) / &self.scale;
-        let mut features = Vec::with_capacity(GROUPS.len());
-        for (number, group) in self.groups.iter().enumerate() {
-            if number > 0 {
-                x = x.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false);
-            }
-            for conv in &group.convs {
-                x = conv.forward(&x);
-            }
-            features.push(unit_length(&x));
-        }
-        features
+        self.vgg.map_groups(images, unit_length)
     }
 }
 

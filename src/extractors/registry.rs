@@ -14,13 +14,29 @@ use serde::{
 };
 use tch::Device;
 
-use super::{FeatureExtractor, I3d};
+use super::{
+    FeatureExtractor, I3d,
+    brought::Brought,
+    frames::Vgg16Frames,
+    motion::Motion,
+    v_jepa::{V_JEPA, VJepa},
+    video_mae::{VIDEO_MAE_V2, VideoMae},
+};
 
 /// Opens an extractor's own weight file, or the one that is given in its place.
 type Open = fn(Option<&Path>, Device) -> Result<Box<dyn FeatureExtractor>>;
 
 /// Every extractor, under the `kind` by which files name it.
-static EXTRACTORS: &[(&str, Open)] = &[("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?)))];
+static EXTRACTORS: &[(&str, Open)] = &[
+    ("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?))),
+    ("vgg16_frames", |file, device| Ok(Box::new(Vgg16Frames::load(file, device)?))),
+    ("motion", |file, _| Ok(Box::new(Motion::new(file)?))),
+    ("video_mae_v2", |file, device| Ok(Box::new(VideoMae::load(file, device)?))),
+    ("v_jepa", |file, device| Ok(Box::new(VJepa::load(file, device)?))),
+];
+
+/// The extractors whose weights a user brings.
+pub static BROUGHT: [&Brought; 2] = [&VIDEO_MAE_V2, &V_JEPA];
 
 /// The kind of an extractor: a name of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +45,10 @@ pub struct ExtractorKind(&'static str);
 impl ExtractorKind {
     /// The one of FVD's definition.
     pub const I3D: Self = ExtractorKind("i3d");
+    /// The one of the frame distance.
+    pub const VGG16_FRAMES: Self = ExtractorKind("vgg16_frames");
+    /// The one of the motion distance.
+    pub const MOTION: Self = ExtractorKind("motion");
 
     /// Every kind, in the order of the registry.
     pub fn all() -> impl Iterator<Item = Self> {

@@ -8,10 +8,12 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 
-use super::{frechet::Fvd, mmd::Kvd, video_metric::VideoMetric};
+use super::{
+    frame_distance::FrameDistance, frechet::Fvd, mmd::Kvd, motion_distance::MotionDistance, video_metric::VideoMetric,
+};
 
 /// Every metric, in the order of tables.
-static METRICS: &[&dyn VideoMetric] = &[&Fvd, &Kvd];
+static METRICS: &[&dyn VideoMetric] = &[&Fvd, &Kvd, &FrameDistance, &MotionDistance];
 
 /// A metric of the registry, ordered as there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -61,9 +61,19 @@ impl Pickle {
 
 /// Writes a checkpoint; `more` adds to the dictionary that holds the state dict.
 pub fn write_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>, more: &dyn Fn(&mut Pickle)) {
+    write_checkpoint_under("state_dict", path, tensors, more);
+}
+
+/// As [`write_checkpoint`], the state dict under a name of its own.
+pub fn write_checkpoint_under(
+    state: &str,
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    more: &dyn Fn(&mut Pickle),
+) {
     let mut pickle = Pickle(b"\x80\x02}(".to_vec());
     more(&mut pickle);
-    pickle.text("state_dict");
+    pickle.text(state);
     pickle.raw(b"ccollections\nOrderedDict\n)R(");
     // names of one tensor share its storage
     let mut storages: Vec<&Tensor> = Vec::new();

@@ -2,7 +2,7 @@
 
 use crate::{
     commands::say,
-    evaluation::{Card, Evaluation, SETS},
+    evaluation::{Card, Evaluation, SETS, Sensitivity},
     metrics::{Distances, Extrapolation},
     report::FigureTable,
 };
@@ -36,6 +36,20 @@ pub fn print_card(card: &Card) {
         if let Some(real_vs_real) = real_vs_real {
             say!("protocol {protocol_hash}: {}", real_vs_real.line());
         }
+    }
+    if let (Some(sensitivity), Some(own)) = (&card.sensitivity, card.evaluations.first()) {
+        let mut table = FigureTable::new();
+        for (set, meaning) in Sensitivity::rows() {
+            if let Some(figure) = sensitivity.figures.get(set) {
+                table.row(set, figure, &own.protocol, meaning);
+            }
+        }
+        say!();
+        say!(
+            "sensitivity under protocol {}: real clips with a fault against other real clips",
+            sensitivity.protocol_hash
+        );
+        say::text(&table);
     }
     for (name, why) in &card.not_measured {
         say!("{name} is not measured: {why}");

@@ -1,0 +1,89 @@
+//! Features of single frames, blind to their order: what the frame distance compares.
+//!
+//! FID (Heusel et al. 2017, arXiv 1706.08500) compares images by what an ImageNet classifier has at its last
+//! convolutions, averaged over the places of the image. This does the same with VGG16, whose weights are there already
+//! for LPIPS: relu5_3, averaged over its 14×14 places, 512 numbers a frame. Another network has other features, so its
+//! values are no FIDs and cannot be compared with any. Frames are resized as Parmar et al. 2022 (arXiv 2104.11222)
+//! advise: bilinear with antialiasing, so that shrinking makes no patterns that a network would see.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::{
+    FeatureExtractor,
+    feature_extractor::ensure_videos,
+    vgg16::{Loaded, Vgg16},
+};
+use crate::torch::{Autocast, upload};
+
+/// Frames are resized to this height and width, which VGG16 was trained at.
+const SIDE: i64 = 224;
+
+/// Frames that go through the network at once, which bounds its memory (40 MB a frame).
+const FRAMES_AT_ONCE: i64 = 16;
+
+/// VGG16 on single frames, frozen, in float32.
+pub struct Vgg16Frames {
+    vgg: Vgg16,
+    device: Device,
+    sha256: String,
+}
+
+impl Vgg16Frames {
+    /// Loads the released weights, or a user's own file of the same layout.
+    ///
+    /// # Errors
+    /// The file is not there, is damaged, or belongs to another network.
+    pub fn load(file: Option<&Path>, device: Device) -> Result<Self> {
+        let Loaded { vgg, sha256, .. } = Vgg16::load(file, device, Kind::Float)?;
+        Ok(Vgg16Frames { vgg, device, sha256 })
+    }
+
+    /// u8 frames `[N, H, W, 3]` → `[N, 512]`
+    fn forward(&self, frames: &Tensor) -> Tensor {
+        let x = upload(frames, self.device).to_kind(Kind::Float).permute([0, 3, 1, 2]).contiguous() / 127.5 - 1.0;
+        let x = match x.size()[2..] {
+            [SIDE, SIDE] => x,
+            _ => x.internal_upsample_bilinear2d_aa([SIDE, SIDE], false, None, None),
+        };
+        self.vgg.last_group(&x).mean_dim([2i64, 3].as_slice(), false, Kind::Float)
+    }
+}
+
+impl FeatureExtractor for Vgg16Frames {
+    fn name(&self) -> &str {
+        "VGG16 relu5_3 of single frames"
+    }
+
+    fn weights_sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    fn width(&self) -> i64 {
+        Vgg16::WIDTH
+    }
+
+    fn least_frames(&self) -> i64 {
+        1
+    }
+
+    fn preparation(&self) -> &str {
+        "frames to 224x224 bilinear with antialias"
+    }
+
+    /// One row a frame, `[N, F, 512]`.
+    fn features(&self, videos: &Tensor) -> Result<Tensor> {
+        ensure_videos("VGG16", videos, self.least_frames())?;
+        let (n, f) = (videos.size()[0], videos.size()[1]);
+        let frames = videos.flatten(0, 1);
+        let _precision = Autocast::bfloat16(self.device, false);
+        let pieces = (0..n * f)
+            .step_by(FRAMES_AT_ONCE as usize)
+            .map(|from| no_grad(|| self.forward(&frames.narrow(0, from, FRAMES_AT_ONCE.min(n * f - from)))));
+        let empty = Tensor::zeros([0, Vgg16::WIDTH], (Kind::Float, self.device));
+        let pieces: Vec<Tensor> = std::iter::once(empty).chain(pieces).collect();
+        Ok(Tensor::cat(&pieces, 0).view([n, f, Vgg16::WIDTH]))
+    }
+}
