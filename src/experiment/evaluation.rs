@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use super::{Mistake, parse, read};
+use super::{file, mistake::Mistake};
 use crate::{
     data::DataConfig,
     extractors::ExtractorConfig,
@@ -23,7 +23,7 @@ const BUILT_IN: [(&str, &str); 4] = [
 
 /// The protocols that are known by name.
 pub fn built_in_protocols() -> Vec<ProtocolConfig> {
-    BUILT_IN.iter().map(|(name, text)| parse(name, text, &[]).expect("a shipped protocol")).collect()
+    BUILT_IN.iter().map(|(name, text)| file::parse(name, text, &[], |_| Ok(())).expect("a shipped protocol")).collect()
 }
 
 /// A protocol by its name, or out of a YAML file.
@@ -33,8 +33,8 @@ pub fn built_in_protocols() -> Vec<ProtocolConfig> {
 pub fn protocol(name: &str) -> Result<ProtocolConfig, Mistake> {
     let known = BUILT_IN.iter().find(|(known, _)| *known == name);
     let config: ProtocolConfig = match known {
-        Some((name, text)) => parse(name, text, &[])?,
-        None if name.ends_with(".yaml") || name.ends_with(".yml") => read(Path::new(name), &[])?,
+        Some((name, text)) => file::parse(name, text, &[], |_| Ok(()))?,
+        None if name.ends_with(".yaml") || name.ends_with(".yml") => file::read(Path::new(name), &[], |_| Ok(()))?,
         None => {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
             return Err(Mistake(format!(
@@ -64,7 +64,7 @@ pub fn protocol(name: &str) -> Result<ProtocolConfig, Mistake> {
 pub(super) fn complete(experiment: &mut Value) -> Result<(), Mistake> {
     let named = experiment.get("evaluation").and_then(|evaluation| evaluation.get("protocol")).and_then(Value::as_str);
     let Some(named) = named else { return Ok(()) };
-    let config = protocol(named)?;
+    let config = protocol(named).map_err(|error| Mistake(format!("evaluation.protocol: {error}")))?;
     let fill = |data: Option<&mut Value>, stride: Option<i64>| {
         let Some(Value::Mapping(data)) = data else { return };
         let known =
@@ -134,7 +134,7 @@ impl EvaluationConfig {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::load::read, *};
     use crate::data::{DatasetConfig, Folder};
 
     fn real(frames: i64) -> DataConfig {

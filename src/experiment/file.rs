@@ -1,5 +1,6 @@
 //! Reading an experiment file: strict, overridable, with errors that name key, line and the nearest right key.
 
+mod merge_keys;
 mod overrides;
 
 use std::path::Path;
@@ -8,30 +9,42 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
-use self::overrides::Override;
-use super::Mistake;
+use self::{merge_keys::merge, overrides::Override};
+use super::mistake::Mistake;
 use crate::text_file::{BYTE_ORDER_MARK, read_text};
 
 /// Keys of the whole file that have an older name, which is read as well: in files, in overrides of either, and in
 /// experiments that checkpoints hold (there by the `alias` of the field).
 const OLDER_NAMES: [(&str, &str); 1] = [("unet", "network")];
 
-/// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say.
+/// Fills in what a file may leave out because something else in it says so.
+pub type Complete = fn(&mut Value) -> Result<(), Mistake>;
+
+/// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say and filling in what `complete` knows.
 ///
 /// # Errors
 /// [`Mistake`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
 /// key that does not exist.
-pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, Mistake> {
+pub fn read<T: Serialize + DeserializeOwned>(
+    path: &Path,
+    overrides: &[String],
+    complete: Complete,
+) -> Result<T, Mistake> {
     let name = path.display().to_string();
     let text = read_text(path).map_err(|error| Mistake(format!("{name}: {error}")))?;
-    parse(&name, &text, overrides)
+    parse(&name, &text, overrides, complete)
 }
 
 /// [`read`] for a text; `name` stands in errors.
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides: &[String]) -> Result<T, Mistake> {
+pub fn parse<T: Serialize + DeserializeOwned>(
+    name: &str,
+    text: &str,
+    overrides: &[String],
+    complete: Complete,
+) -> Result<T, Mistake> {
     let not_yaml = |error| Mistake(format!("{name}: not YAML: {error}"));
     let text = text.trim_start_matches(BYTE_ORDER_MARK);
     let mut file: Value = serde_yaml::from_str(text).map_err(not_yaml)?;
@@ -60,8 +73,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides:
         for (one, &reading) in overrides.iter().zip(readings) {
             one.put_into(&mut value, reading)?;
         }
-        super::evaluation::complete(&mut value)
-            .map_err(|error| Mistake(format!("{name}: evaluation.protocol: {error}")))?;
+        complete(&mut value).map_err(|error| Mistake(format!("{name}: {error}")))?;
         Ok(value)
     };
     let readings = overrides::choose(&overrides, |readings| {
@@ -290,17 +302,6 @@ fn nearest<'a>(wrong: &str, candidates: impl Iterator<Item = &'a str>) -> Option
         .map(|(_, c)| c)
 }
 
-/// `<<: *anchor` stands for the anchor's keys; those that are written out win. From the inside out: what is merged in may
-/// merge something in itself.
-fn merge(value: &mut Value) -> serde_yaml::Result<()> {
-    match value {
-        Value::Mapping(children) => children.values_mut().try_for_each(merge)?,
-        Value::Sequence(children) => children.iter_mut().try_for_each(merge)?,
-        _ => return Ok(()),
-    }
-    value.apply_merge()
-}
-
 /// The line, from 1, on which the last key of a path stands: each key is looked for behind its parent. Of what stands in
 /// a list, that of the list.
 fn line_of(text: &str, path: &[String]) -> Option<usize> {
@@ -327,7 +328,7 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::load::parse, *};
     use crate::{codecs::AutoencoderConfig, experiment::AutoencoderExperiment};
 
     const GOOD: &str = "\

@@ -3,6 +3,8 @@
 mod evaluation;
 mod file;
 mod labels;
+mod load;
+mod mistake;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -11,8 +13,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use evaluation::{EvaluationConfig, built_in_protocols, protocol};
-pub use file::{parse, read};
 pub use labels::{ClassList, LabelConditioning};
+pub use load::{parse, read};
+pub use mistake::Mistake;
 pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 
 use crate::{
@@ -24,18 +27,6 @@ use crate::{
     networks::{NetworkConfig, NetworkSettings, UNetConfig},
     nn::Adapter,
 };
-
-/// Something that the user wrote is wrong: exit status 2.
-#[derive(Debug)]
-pub struct Mistake(pub String);
-
-impl std::fmt::Display for Mistake {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Mistake {}
 
 /// An experiment that can be checked before anything is loaded.
 pub trait Experiment: Serialize + serde::de::DeserializeOwned {

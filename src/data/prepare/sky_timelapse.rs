@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Count, Found, Survey, Tree, count_splits};
+use super::survey::{Count, Found, Survey, Tree, count_splits};
 
 pub fn survey(tree: &Tree) -> Result<Survey> {
     let found: Vec<Found> = tree

@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 
 use anyhow::{Result, ensure};
 
-use super::{Count, Found, Survey, Tree, count_splits};
+use super::survey::{Count, Found, Survey, Tree, count_splits};
 
 /// From the fewest to the most that papers report.
 const VIDEOS: RangeInclusive<u64> = 3_081..=3_103;

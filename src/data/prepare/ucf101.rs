@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Count, Found, Survey, Tree, count_splits};
+use super::survey::{Count, Found, Survey, Tree, count_splits};
 use crate::text_file::read_text;
 
 const VIDEOS: u64 = 13_320;

@@ -2,7 +2,8 @@
 
 use serde_yaml::{Mapping, Value};
 
-use super::Mistake;
+use super::merge_keys::merge;
+use crate::experiment::Mistake;
 
 /// One of them. What the value is depends on the type of its key, so there are several readings of it.
 pub struct Override {
@@ -30,7 +31,7 @@ impl Override {
             // of a text YAML takes away comments, marks and white space
             Ok(yaml @ (Value::String(_) | Value::Tagged(_))) if yaml != as_typed => vec![as_typed, yaml],
             Ok(yaml @ Value::String(_)) => vec![yaml],
-            Ok(mut yaml) => match super::merge(&mut yaml) {
+            Ok(mut yaml) => match merge(&mut yaml) {
                 Ok(()) => vec![yaml, as_typed],
                 Err(_) => vec![as_typed],
             },
