@@ -98,12 +98,12 @@ impl Brought {
     /// A file that cannot be read or belongs to another network; a folder that cannot be written.
     pub fn add(&self, path: &Path) -> Result<String> {
         ensure!(path.is_file(), "there is no file {}", path.display());
-        let file = self.read(path)?;
+        let other = || format!("{} is not {}; wanted is {}", path.display(), self.content, self.published);
+        let file = self.read(path).with_context(other)?;
         let kept: Vec<(String, Tensor)> =
             file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         let sha256 = file.sha256.clone();
-        (self.check)(file)
-            .with_context(|| format!("{} is not {}; wanted is {}", path.display(), self.content, self.published))?;
+        (self.check)(file).with_context(other)?;
         let place = self.place();
         let folder = folder();
         std::fs::create_dir_all(&folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
