@@ -204,6 +204,30 @@ fn encoded_latents_keep_their_classes() {
     }
 }
 
+/// Samples that are measured are of each class in turn, by the run's guidance or the one that the evaluation says, and the
+/// figure names it.
+#[test]
+fn an_evaluation_takes_each_class_in_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["a", "b"]);
+    fs::write(at.join("classes.yaml"), CLASSES.replace("frames: 4, frame_stride: 2", "frames: 10")).unwrap();
+    succeed_in(at, &["train", "diffusion", "classes.yaml", "--run", "run"]);
+    let evaluation = "evaluation: {clips: 3}\nreal: {dataset: {kind: folder, root: videos}, frames: 10, resolution: 16}\n\
+                      generated: {kind: run, run: run, sampler: {kind: respaced_ddpm, steps: 2}}\nout: measured\n";
+    fs::write(at.join("evaluate.yaml"), evaluation).unwrap();
+    let measured = |more: &[&str], guidance: &str| {
+        succeed_in(at, &[&["evaluate", "evaluate.yaml", "--device", "cpu"], more].concat());
+        let text = fs::read_to_string(at.join("measured/figures.json")).unwrap();
+        assert!(text.contains(&format!("each class in turn, guidance {guidance}")), "{text}");
+        let figures: serde_json::Value = serde_json::from_str(&text).unwrap();
+        figures["figures"]["samples"]["fvd"].as_f64().unwrap()
+    };
+    let own = measured(&[], "3");
+    assert_eq!(own, measured(&["generated.class_guidance=3.0"], "3"));
+    assert_ne!(own, measured(&["generated.class_guidance=1.0"], "1"));
+}
+
 /// What does not fit together is said before anything is loaded.
 #[test]
 fn settings_that_do_not_fit_are_refused() {

@@ -87,6 +87,7 @@ impl VideoPaths {
                     precision: Precision::default(),
                     tf32: false,
                     guidance: 7.5,
+                    class_guidance: None,
                 },
                 i64::MAX,
             ),

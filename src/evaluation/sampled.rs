@@ -22,6 +22,8 @@ pub struct Sampled {
     /// What a text-to-video run shows: sample i the i-th caption, from the first again after the last. Else none.
     captions: Vec<String>,
     guidance: f64,
+    /// Where it is not the run's own.
+    class_guidance: Option<f64>,
     sampler: SamplerConfig,
     seed: u64,
 }
@@ -32,7 +34,9 @@ impl Sampled {
     /// # Errors
     /// Damaged or foreign weights; real videos without captions.
     pub fn open(generated: &Generated, real: &RealClips, seed: u64, device: Device) -> Result<Option<Self>> {
-        let Generated::Run { run, sampler, precision, tf32, guidance, .. } = generated else { return Ok(None) };
+        let Generated::Run { run, sampler, precision, tf32, guidance, class_guidance, .. } = generated else {
+            return Ok(None);
+        };
         let (generator, trained) = Generator::open(run, device)?;
         let (generator, trained_on) =
             (generator.at(Numerics { precision: *precision, tf32: *tf32 }), trained.data.dataset);
@@ -43,6 +47,7 @@ impl Sampled {
             trained_on,
             captions,
             guidance: *guidance,
+            class_guidance: *class_guidance,
             sampler: *sampler,
             seed,
         }))
@@ -50,7 +55,13 @@ impl Sampled {
 
     /// What is sampled and how, in a line.
     pub fn line(&self) -> String {
-        let guidance = if self.captions.is_empty() { String::new() } else { format!(", guidance {}", self.guidance) };
+        let guidance = match (&self.captions[..], &self.generator.labels) {
+            ([_, ..], _) => format!(", guidance {}", self.guidance),
+            ([], Some(labels)) => {
+                format!(", each class in turn, guidance {}", self.class_guidance.unwrap_or(labels.guidance))
+            }
+            ([], None) => String::new(),
+        };
         let numerics = self.generator.numerics.words();
         format!(
             "weights of {}, step {}, {}, {numerics}{guidance}",
@@ -71,7 +82,10 @@ impl Sampled {
         };
         let text = TextPrompts { prompts: &prompts, negative: "", guidance: self.guidance };
         let (numbers, weight) = self.generator.balanced_classes(samples).unzip();
-        let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
+        let classes = numbers
+            .as_ref()
+            .zip(weight)
+            .map(|(numbers, guidance)| Classes { numbers, guidance: self.class_guidance.unwrap_or(guidance) });
         let given = Given { text: (!prompts.is_empty()).then_some(text), classes, frames: None };
         self.generator.videos(samples, &given, self.sampler, self.seed, &mut |_, _| {})
     }

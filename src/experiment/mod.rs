@@ -542,6 +542,9 @@ pub enum Generated {
         /// How strongly a text-to-video run follows the captions of the real videos.
         #[serde(default = "text_guidance")]
         guidance: f64,
+        /// Weight of guidance of a run that is given class labels, where it is not the run's own (`labels.guidance`).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        class_guidance: Option<f64>,
     },
     /// Read from files.
     Clips {
