@@ -26,6 +26,8 @@ pub struct Brought {
     pub content: &'static str,
     /// Which published file holds them.
     pub published: &'static str,
+    /// Under which name a checkpoint of several networks keeps the extractor's.
+    pub state: Option<&'static str>,
     /// Builds the network once, which fails where names or shapes are another network's.
     pub check: fn(BroughtFile) -> Result<()>,
 }
@@ -79,7 +81,7 @@ impl Brought {
     }
 
     fn read(&self, path: &Path) -> Result<BroughtFile> {
-        let file = WeightsFile::open(path)?;
+        let file = WeightsFile::open_state(path, self.state)?;
         let noted = source_of(file.metadata()?.as_ref());
         let sha256 = noted.map_or_else(|| sha256_of(path), Ok)?;
         let mut tensors = file.read()?;
@@ -96,12 +98,12 @@ impl Brought {
     /// A file that cannot be read or belongs to another network; a folder that cannot be written.
     pub fn add(&self, path: &Path) -> Result<String> {
         ensure!(path.is_file(), "there is no file {}", path.display());
-        let file = self.read(path)?;
+        let other = || format!("{} is not {}; wanted is {}", path.display(), self.content, self.published);
+        let file = self.read(path).with_context(other)?;
         let kept: Vec<(String, Tensor)> =
             file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         let sha256 = file.sha256.clone();
-        (self.check)(file)
-            .with_context(|| format!("{} is not {}; wanted is {}", path.display(), self.content, self.published))?;
+        (self.check)(file).with_context(other)?;
         let place = self.place();
         let folder = folder();
         std::fs::create_dir_all(&folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
@@ -148,6 +150,7 @@ mod tests {
             kind: "nothing_of_this_name",
             content: "Nothing, the network of no metric",
             published: "the file nothing.pth",
+            state: None,
             check: |_| Ok(()),
         };
         let error = nothing.open(None, |_| Ok(())).unwrap_err().to_string();

@@ -27,6 +27,7 @@ pub static V_JEPA: Brought = Brought {
     kind: "v_jepa",
     content: "V-JEPA, the network of JEDi",
     published: "the checkpoint vith16.pth.tar of V-JEPA (facebookresearch/jepa)",
+    state: Some("target_encoder"),
     check: |file| VJepa::new(file, Device::Cpu).map(drop),
 };
 

@@ -26,6 +26,7 @@ pub static VIDEO_MAE_V2: Brought = Brought {
     kind: "video_mae_v2",
     content: "VideoMAE-v2, the network of the content-debiased FVD",
     published: "the fine-tuned ViT-g/14 of VideoMAE-v2, vit_g_hybrid_pt_1200e_ssv2_ft.pth of OpenGVLab",
+    state: None,
     check: |file| VideoMae::new(file, Device::Cpu).map(drop),
 };
 
