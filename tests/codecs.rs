@@ -251,7 +251,7 @@ trainer: {{steps: 1, batch: 2}}
         let terms = task.gradients(phase, &batch, 0, 1.0).unwrap();
         assert!(terms.iter().all(|(name, value)| value.double_value(&[]).is_finite() || panic!("{name}")));
     }
-    let gradients = task.phases()[0].parameters.trainable();
+    let gradients = task.networks()[0].parameters.trainable();
     assert!(gradients.iter().all(|(name, tensor)| tensor.grad().defined() || panic!("{name} has no gradient")));
 
     let stored = serde_json::to_value(&experiment).unwrap();

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    codecs::AutoencoderConfig,
+    codecs::{AutoencoderConfig, CodecSettings},
     data::DataConfig,
     diffusion::{NoiseSchedule, SamplerConfig, ScheduleConfig},
     experiment::{Experiment, Precision},
