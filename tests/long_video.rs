@@ -344,14 +344,18 @@ fn long_videos_from_the_command_line() {
         assert_eq!(std::fs::read_dir(at.join("curves").join(folder).join("tensorboard")).unwrap().count(), 1);
     }
     assert_eq!(figures["floor"]["sets"], "trained");
-    // without clips that were trained on, real clips alone give the floor
+    // without clips that were trained on, real clips alone give the real-vs-real baseline
     let text = format!(
         "videos: 3\nframes: 23\nevaluation: {{clips: 4}}\nreal: {data}\nout: untrained\ncurves:\n\
          - {{name: real, source: {{kind: videos, data: {data}}}}}\n"
     );
     std::fs::write(at.join("untrained.yaml"), text).unwrap();
     let alone = succeed_in(at, &["evaluate-long", "untrained.yaml"]);
-    assert!(alone.out.contains("floor at ") && alone.out.contains("95 % interval of a window"), "{}", alone.out);
+    assert!(
+        alone.out.contains("real against real at ") && alone.out.contains("95 % interval of a window"),
+        "{}",
+        alone.out
+    );
     let text = std::fs::read_to_string(at.join("untrained/figures.json")).unwrap();
     let untrained: Value = serde_json::from_str(&text).unwrap();
     assert!(untrained["floor"]["fvd"].is_f64() && untrained["floor"]["sets"] != "trained", "{}", untrained["floor"]);

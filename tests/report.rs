@@ -207,7 +207,7 @@ fn the_page_works_in_a_browser() {
             "at most 99.50",
             "weights of runs/first, step 30, UniPC 20 steps, bf16",
             "16 / 12",
-            "floor at 16 clips: FVD 21.50, KVD 0.125",
+            "real against real at 16 clips: FVD 21.50, KVD 0.125",
             "24.50 dB PSNR",
             "Protocol plain aaaa00000001",
             "Protocol stylegan-v-16 bbbb00000002",

@@ -21,7 +21,7 @@ use print::print_card;
 pub(super) use print::print_evaluation;
 use reconstruction::Reconstruct;
 
-/// Measure FVD and KVD of generated clips against real ones
+/// Measure how far generated clips are from real ones: FVD, KVD and other metrics
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Evaluate {
@@ -67,7 +67,8 @@ pub struct Evaluate {
     /// Which metrics, separated by commas [default: fvd,kvd]
     #[arg(long, conflicts_with = "file", value_delimiter = ',')]
     metrics: Option<Vec<Metric>>,
-    /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents
+    /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents, and how
+    /// each metric answers to real clips that are blurred, jittered, shuffled, reversed, frozen or sped up
     #[arg(long)]
     card: bool,
     /// Which real clips

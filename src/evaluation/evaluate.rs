@@ -66,8 +66,8 @@ pub struct Evaluation {
 /// The sets of an evaluation with their meaning, in the order of tables.
 pub const SETS: [(&str, &str); 6] = [
     ("samples", "generated"),
-    ("train", "real clips that were trained on: the floor at this number of clips"),
-    ("real", "real clips against other real clips: the floor"),
+    ("train", "real clips that were trained on: a real-vs-real baseline"),
+    ("real", "real clips against other real clips: the real-vs-real baseline"),
     ("frozen", "real clips that stand still at their first frame"),
     ("shuffled", "real clips whose frames come in a random order"),
     ("gaussian", "decoded Gaussian latents: no diffusion learned"),

@@ -120,7 +120,13 @@ impl<'a> RealClips<'a> {
     /// [`Mistake`]: a video without caption.
     pub fn captions(&self) -> Result<Vec<String>> {
         let of = |video: &VideoEntry| {
-            video.caption.clone().with_context(|| Mistake(format!("{} has no caption: the run makes videos from text, and is told those of the real videos (kinds `captioned`, `webvid`)", video.name)))
+            video.caption.clone().with_context(|| {
+                let name = &video.name;
+                Mistake(format!(
+                    "{name} has no caption: the run makes videos from text, and gets the captions of the real videos \
+                     (kinds `captioned`, `webvid`)"
+                ))
+            })
         };
         self.listing.videos.iter().map(of).collect()
     }

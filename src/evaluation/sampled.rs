@@ -19,7 +19,7 @@ pub struct Sampled {
     run: PathBuf,
     /// The run's own data set.
     pub trained_on: DatasetConfig,
-    /// What a text-to-video run is told, from the first again after the last; else none.
+    /// What a text-to-video run shows: sample i the i-th caption, from the first again after the last. Else none.
     captions: Vec<String>,
     guidance: f64,
     sampler: SamplerConfig,
@@ -27,7 +27,7 @@ pub struct Sampled {
 }
 
 impl Sampled {
-    /// None where generated clips lie in files. A text-to-video run is told the captions of the real videos.
+    /// None where generated clips lie in files. A text-to-video run gets the captions of the real videos.
     ///
     /// # Errors
     /// Damaged or foreign weights; real videos without captions.
@@ -50,10 +50,10 @@ impl Sampled {
 
     /// What is sampled and how, in a line.
     pub fn line(&self) -> String {
-        let told = if self.captions.is_empty() { String::new() } else { format!(", guidance {}", self.guidance) };
+        let guidance = if self.captions.is_empty() { String::new() } else { format!(", guidance {}", self.guidance) };
         let numerics = self.generator.numerics.words();
         format!(
-            "weights of {}, step {}, {}, {numerics}{told}",
+            "weights of {}, step {}, {}, {numerics}{guidance}",
             self.run.display(),
             self.generator.step,
             self.sampler.describe()

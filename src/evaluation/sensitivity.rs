@@ -51,16 +51,17 @@ impl Sensitivity {
     }
 
     /// Measures it on real clips: two disjoint sets as for the real-vs-real baseline, halves of one where videos are too
-    /// few and too short for two. Clips at twice the speed are left out where videos are too short for them.
+    /// few and too short for two. Clips at twice the speed are left out where videos are too short for them. None of fewer
+    /// than four real clips.
     ///
     /// # Errors
-    /// Clips that cannot be read or seen; too few for a distance.
-    pub fn measure(measurement: Measurement, clips: &RealClips, bar: &mut Bar) -> Result<Self> {
+    /// Clips that cannot be read or seen.
+    pub fn measure(measurement: Measurement, clips: &RealClips, bar: &mut Bar) -> Result<Option<Self>> {
         let Measurement { protocol, groups, .. } = measurement;
         let mut figures: BTreeMap<String, Figure> = BTreeMap::new();
         let mut sets = RealPairs::Halves;
         for (group, extractor) in groups.iter().zip(measurement.extractors()) {
-            let (which, mut features) = clips.with_faults(extractor, bar)?;
+            let Some((which, mut features)) = clips.with_faults(extractor, bar)? else { return Ok(None) };
             sets = which;
             let reference = features.remove(REFERENCE).context("the reference of a sensitivity table")?;
             for (name, set) in &features {
@@ -72,30 +73,32 @@ impl Sensitivity {
                 }
             }
         }
-        Ok(Sensitivity { protocol_hash: clips.protocol(groups).hash(), sets, figures })
+        Ok(Some(Sensitivity { protocol_hash: clips.protocol(groups).hash(), sets, figures }))
     }
 }
 
 impl RealClips<'_> {
-    /// Features of a set of real clips, of another one, and of the other one with each fault, by name.
-    fn with_faults(&self, extractor: ShardedExtractor, bar: &mut Bar) -> Result<(RealPairs, BTreeMap<String, Tensor>)> {
+    /// Features of a set of real clips, of another one, and of the other one with each fault, by name; which two sets these
+    /// are. None of fewer than four clips.
+    fn with_faults(
+        &self,
+        extractor: ShardedExtractor,
+        bar: &mut Bar,
+    ) -> Result<Option<(RealPairs, BTreeMap<String, Tensor>)>> {
         let rows: Vec<&str> = Sensitivity::rows().map(|(name, _)| name).collect();
         let (protocol, devices) = (self.identity(extractor.extractor), extractor.device_names()?);
         let version = env!("CARGO_PKG_VERSION");
-        let mut which = self.pairs();
-        let mut found = None;
         // where videos hold no two clips, halves are left
-        for tried in [which, RealPairs::Halves] {
+        for which in [self.pairs(), RealPairs::Halves] {
             let key =
-                json!({"lvdm": version, "protocol": protocol, "sensitivity": rows, "sets": tried, "devices": devices});
-            let make = || self.make_faults(tried, extractor, bar).map(Option::unwrap_or_default);
+                json!({"lvdm": version, "protocol": protocol, "sensitivity": rows, "sets": which, "devices": devices});
+            let make = || self.make_faults(which, extractor, bar).map(Option::unwrap_or_default);
             let (features, _) = cached_features(&key, extractor.ranks, make)?;
             if !features.is_empty() {
-                (which, found) = (tried, Some(features));
-                break;
+                return Ok(Some((which, features)));
             }
         }
-        Ok((which, found.context("a sensitivity table needs at least four real clips")?))
+        Ok(None)
     }
 
     /// None where there are fewer pairs of clips than half of what the protocol asks for.

@@ -405,7 +405,7 @@ pub struct EvaluationExperiment {
     pub real: DataConfig,
     /// What is measured.
     pub generated: Generated,
-    /// Clips that the models were trained on: their distance is the floor.
+    /// Clips that the models were trained on: their distance from the real clips is a baseline.
     #[serde(default)]
     pub train: Option<DataConfig>,
     /// Where figures, videos and pictures are put.
@@ -427,7 +427,7 @@ pub struct LongEvaluationExperiment {
     pub evaluation: EvaluationConfig,
     /// Clips that nothing was trained on; a window is as long as one of them.
     pub real: DataConfig,
-    /// Clips that the models were trained on: their distance is the floor.
+    /// Clips that the models were trained on: their distance from the real clips is a baseline.
     #[serde(default)]
     pub train: Option<DataConfig>,
     /// One a method, in the order of the legend.

@@ -37,7 +37,7 @@ pub struct ProtocolConfig {
     /// Figures that are averaged.
     #[serde(default = "one")]
     pub runs: i64,
-    /// The side that is drawn anew in each run.
+    /// Which clips are drawn anew in each run.
     #[serde(default)]
     pub redraw: Redraw,
     /// Generated clips are counted in batches of this size, and the last one is left out where it is not full.
@@ -55,7 +55,7 @@ pub struct ProtocolConfig {
     pub extractor: Option<ExtractorConfig>,
 }
 
-/// Which side has new clips in each run.
+/// Which clips are new in each run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Redraw {
@@ -64,7 +64,7 @@ pub enum Redraw {
     Real,
     /// New generated clips a run.
     Generated,
-    /// Both sides anew a run.
+    /// Both anew a run.
     Both,
 }
 
@@ -83,7 +83,7 @@ impl Redraw {
         match self {
             Redraw::Real => "real clips redrawn",
             Redraw::Generated => "generated clips redrawn",
-            Redraw::Both => "both sides redrawn",
+            Redraw::Both => "real and generated clips redrawn",
         }
     }
 }
@@ -232,12 +232,12 @@ impl ProtocolConfig {
     }
 }
 
-/// Everything that moves a figure besides the videos of the generated side: printed and stored with each figure.
+/// Everything that moves a figure besides the generated videos: printed and stored with each figure.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Protocol {
     /// With the stride that was used.
     pub settings: ProtocolConfig,
-    /// The real side for people: where it was, and its split.
+    /// The real videos for people: where it was, and its split.
     pub real: DatasetConfig,
     /// What the real videos are: [`Listing::fingerprint`](crate::data::Listing::fingerprint).
     pub real_sha256: String,

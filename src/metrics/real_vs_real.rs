@@ -65,6 +65,6 @@ impl RealVsReal {
         };
         let distance = |(metric, value): (Metric, f64)| format!("{} {value:.*}", metric.title(), metric.digits());
         let distances: Vec<String> = self.distances.iter().map(distance).collect();
-        format!("floor at {} clips: {} ({sets})", self.clips, distances.join(", "))
+        format!("real against real at {} clips: {} ({sets})", self.clips, distances.join(", "))
     }
 }
