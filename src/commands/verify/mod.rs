@@ -134,7 +134,7 @@ fn components(name: &str) -> Option<Component> {
         "zero_terminal_snr" => exact(paths::zero_terminal_snr, 1e-6),
         "i3d" => exact(extractors::i3d, 1e-3),
         "lpips" => network(extractors::lpips),
-        "vgg16_frames" => exact(extractors::vgg16_frames, 1e-5),
+        "vgg16_frames" => exact(extractors::vgg16_frames, 1e-4),
         "video_mae_v2" => exact(extractors::video_mae_v2, 1e-5),
         "v_jepa" => exact(extractors::v_jepa, 1e-5),
         "video_metrics" => exact(extractors::video_metrics, 1e-3),
