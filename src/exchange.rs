@@ -33,10 +33,10 @@ pub use diffusers::export_stable_diffusion;
 pub use export::export;
 pub use import::import;
 pub use inferred::{InferredAutoencoder, InferredUNet, Shapes};
-pub use latte::{LatteTold, import_latte};
+pub use latte::{LatteOptions, import_latte};
 pub use lora::{export_lora, import_lora};
 pub use replacement::Replacements;
-pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionTold, import_stable_diffusion};
+pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionOptions, import_stable_diffusion};
 
 use crate::{
     atomic_file::write_atomically,
@@ -132,7 +132,7 @@ const MOST_PLACES: i64 = 1 << 16;
 
 /// What the user says of a checkpoint.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Told {
+pub struct ImportOptions {
     /// Published scale and shift of the latents
     #[arg(long, value_enum, conflicts_with_all = ["scale", "shift"])]
     pub latents: Option<LatentPreset>,
@@ -171,7 +171,7 @@ pub struct Told {
     pub ignore: Vec<String>,
 }
 
-impl Told {
+impl ImportOptions {
     fn counts(&self) -> [(&'static str, Option<i64>); 6] {
         [
             ("--latent-stride", self.latent_stride),

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! commands                                one verb, one file
-//! report | bench | doctor                 tables, plots and pages of finished runs; how fast the parts are; what a machine has
+//! report | bench | doctor | verify                 tables, plots and pages of finished runs; how fast the parts are; what a machine has; reference cases
 //! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
@@ -73,4 +73,5 @@ pub mod text_file;
 #[allow(unsafe_code)]
 pub mod torch;
 pub mod train;
+pub mod verify;
 pub mod weights;

@@ -29,7 +29,7 @@ use lvdm::{
         Captioned, DataConfig, DatasetConfig, Numpy, Packed, PackedFile, VideoFile, VideoSource, Webvid, frame_folder,
         index, pictures, write_video,
     },
-    exchange::{StableDiffusionTold, import_stable_diffusion},
+    exchange::{StableDiffusionOptions, import_stable_diffusion},
     experiment::{AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment},
     random::{Purpose, stream},
     safetensors::{read_safetensors, write_foreign_safetensors},
@@ -369,7 +369,7 @@ fn read(kind: Kind, path: &Path, whole: &Path) -> Result<()> {
         Kind::Lora => Lora::sort(read_state_dict(path)?, &Value::Null).map(drop),
         Kind::Pipeline => {
             let sd = path.ancestors().find(|folder| folder.ends_with("sd")).unwrap();
-            let told = StableDiffusionTold { frames: 4, resolution: 16, ..Default::default() };
+            let told = StableDiffusionOptions { frames: 4, resolution: 16, ..Default::default() };
             import_stable_diffusion(sd, &told, &tempfile::tempdir()?.path().join("run")).map(drop)
         }
     }

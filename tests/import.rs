@@ -21,7 +21,7 @@ use lvdm::{
     checkpoint::{self, Checkpoint},
     codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
     diffusion::{FrameConditioning, NoiseSchedule, ScheduleConfig},
-    exchange::{self, LatentPreset, Told},
+    exchange::{self, ImportOptions, LatentPreset},
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
     generate::open_latent_space,
@@ -106,13 +106,13 @@ const MASKED: Ports = Ports { outputs: 4, levels: Some(251), ..Ports::of([5, 4, 
 /// The options that the small networks need.
 const OPTIONS: [&str; 8] = ["--latents", "sky", "--temporal-factor", "2", "--norm-groups", "4", "--resolution", "16"];
 
-fn told() -> Told {
-    Told {
+fn told() -> ImportOptions {
+    ImportOptions {
         latents: Some(LatentPreset::Sky),
         temporal_factor: Some(2),
         norm_groups: Some(4),
         resolution: Some(16),
-        ..Told::default()
+        ..ImportOptions::default()
     }
 }
 

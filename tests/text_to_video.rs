@@ -20,7 +20,7 @@ use lvdm::{
         Ddim, Denoiser, FrameMask, GivenLatents, GivenTexts, GivenToClips, Guidance, GuidanceConfig, Guided,
         NetworkDenoiser, Predict, SamplerConfig, Times, conditioned, sample,
     },
-    exchange::{NAMES_FILE, StableDiffusionTold, import_stable_diffusion},
+    exchange::{NAMES_FILE, StableDiffusionOptions, import_stable_diffusion},
     experiment::Trained,
     generate::{Generator, Given, TextPrompts, open_text_encoder, weights},
     networks::{Inputs, Network as _, Ports, Recompute, UNet3d, UNetConfig},
@@ -517,7 +517,7 @@ fn weights_are_held_once_by_import_and_sample() {
         read_safetensors(&file).unwrap().0.into_iter().map(|(name, t)| (name, t.to_kind(Kind::Half))).collect();
     write_tensors(&file, &halves);
     drop(halves);
-    let told = StableDiffusionTold { frames: 4, resolution: 16, ..StableDiffusionTold::default() };
+    let told = StableDiffusionOptions { frames: 4, resolution: 16, ..StableDiffusionOptions::default() };
     let run = at.join("run");
     let (imported, peak) = peak_host_memory(|| import_stable_diffusion(&at.join("sd"), &told, &run).unwrap());
     let weights = 4 * imported.iter().map(|network| network.part.parameters).sum::<i64>();

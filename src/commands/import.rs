@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::parts_table;
-use crate::exchange::{self, ImportedNetwork, LatteTold, StableDiffusionTold, Told};
+use crate::exchange::{self, ImportOptions, ImportedNetwork, LatteOptions, StableDiffusionOptions};
 
 /// Turn a released checkpoint into a run
 #[derive(Debug, clap::Args)]
@@ -49,12 +49,12 @@ struct Latte {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    told: LatteTold,
+    options: LatteOptions,
 }
 
 impl Latte {
     fn run(self) -> Result<()> {
-        let parts = exchange::import_latte(&self.file, &self.told, &self.out)?;
+        let parts = exchange::import_latte(&self.file, &self.options, &self.out)?;
         super::say::text(parts_table(&parts));
         say!("a run of the diffusion at step 0: {}", self.out.display());
         Ok(())
@@ -94,12 +94,12 @@ struct StableDiffusion {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    told: StableDiffusionTold,
+    options: StableDiffusionOptions,
 }
 
 impl StableDiffusion {
     fn run(self) -> Result<()> {
-        let imported = exchange::import_stable_diffusion(&self.path, &self.told, &self.out)?;
+        let imported = exchange::import_stable_diffusion(&self.path, &self.options, &self.out)?;
         let parts: Vec<_> = imported.iter().map(|network| network.part.clone()).collect();
         super::say::text(parts_table(&parts));
         say!("{:22} {:>8} {:>8} {:>8}", "names", "loaded", "new", "unused");
@@ -121,7 +121,7 @@ struct Lvdm {
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    told: Told,
+    options: ImportOptions,
 }
 
 impl Import {
@@ -139,8 +139,8 @@ impl Import {
 
 impl Lvdm {
     fn run(self) -> Result<()> {
-        let Lvdm { file, out, told } = self;
-        let imported = exchange::import(&file, &told, &out)?;
+        let Lvdm { file, out, options } = self;
+        let imported = exchange::import(&file, &options, &out)?;
         super::say::text(parts_table(&imported.parts));
         if !imported.ignored.is_empty() {
             let groups: Vec<String> =

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Carried, ConditioningKind, Exported, Imported, LatentPreset, NewRun, Part, Told, betas::schedule,
+    Carried, ConditioningKind, Exported, ImportOptions, Imported, LatentPreset, NewRun, Part, betas::schedule,
     carried_checkpoint, declared::Declared, imported_from, latent_tensors, mistake, open_weights, tokenizer,
     warn_of_unused_rows, with_prefix, write_run,
 };
@@ -35,8 +35,8 @@ use crate::{
 struct Asked(Vec<String>);
 
 impl Asked {
-    fn or<T: Default>(&mut self, told: Option<T>, question: impl FnOnce() -> String) -> T {
-        told.unwrap_or_else(|| {
+    fn or<T: Default>(&mut self, known: Option<T>, question: impl FnOnce() -> String) -> T {
+        known.unwrap_or_else(|| {
             self.0.push(question());
             T::default()
         })
@@ -58,22 +58,22 @@ const CLIP_FRAMES: i64 = 16;
 /// # Errors
 /// [`Mistake`] where something must be told, or does not fit the file; else a file that is damaged, or holds
 /// anything that is unknown, or lacks anything.
-pub fn import(file: &Path, told: &Told, run: &Path) -> Result<Imported> {
+pub fn import(file: &Path, options: &ImportOptions, run: &Path) -> Result<Imported> {
     let file = &*checkpoint_file(file)?;
     let new = NewRun::begin(run)?;
-    for (option, value) in told.counts() {
+    for (option, value) in options.counts() {
         if let Some(value) = value.filter(|&value| value < 1) {
             return mistake(format!("{option} must be at least 1, not {value}"));
         }
     }
-    let mut found = LvdmCheckpoint::read(open_weights(file, &told.ignore)?)?;
+    let mut found = LvdmCheckpoint::read(open_weights(file, &options.ignore)?)?;
     let exported: Option<Exported> = match found.exported.take() {
         None => None,
         Some(value) => Some(serde_json::from_value(value).with_context(|| {
             format!("{} was not written by `lvdm export` but by another verb of this program", file.display())
         })?),
     };
-    let import = Import { file, told, run, exported };
+    let import = Import { file, options, run, exported };
     let context = || file.display().to_string();
     let imported = if found.unet.is_empty() { import.autoencoder(found) } else { import.diffusion(found) };
     let imported = imported.with_context(context)?;
@@ -108,7 +108,7 @@ fn checkpoint_file(path: &Path) -> Result<Cow<'_, Path>> {
 
 struct Import<'a> {
     file: &'a Path,
-    told: &'a Told,
+    options: &'a ImportOptions,
     run: &'a Path,
     exported: Option<Exported>,
 }
@@ -130,7 +130,7 @@ impl Import<'_> {
         if !tensors.contains_key("encoder.conv_in.weight") {
             return Ok(self.autoencoder_config(tensors, asked)?.into());
         }
-        if self.told.temporal_factor.is_some_and(|factor| factor != 1) {
+        if self.options.temporal_factor.is_some_and(|factor| factor != 1) {
             return mistake("--temporal-factor: an image autoencoder makes a latent frame of every frame".to_string());
         }
         let mut config = ImageAutoencoderConfig::from_shapes(&Shapes::from(tensors)).context("image autoencoder")?;
@@ -139,11 +139,11 @@ impl Import<'_> {
             _ => None,
         };
         let released = Some(config.norm_groups).filter(|_| config == ImageAutoencoderConfig::default());
-        let groups = self.told.norm_groups.or(exported).or(released);
-        let told = groups.is_some();
+        let groups = self.options.norm_groups.or(exported).or(released);
+        let is_known = groups.is_some();
         config.norm_groups =
             asked.or(groups, || "--norm-groups N (of the image autoencoder; they leave no trace)".to_string());
-        if told && let Err(error) = config.validate() {
+        if is_known && let Err(error) = config.validate() {
             return mistake(format!("{error:#}"));
         }
         Ok(config.into())
@@ -151,18 +151,18 @@ impl Import<'_> {
 
     /// Scale and shift of the latents: told by the user or by the file.
     fn latents(&self, found: &LvdmCheckpoint, asked: &mut Asked) -> Result<(f64, f64)> {
-        let preset = self.told.latents.map(LatentPreset::constants);
-        let told = [self.told.scale.or(preset.map(|p| p.0)), self.told.shift.or(preset.map(|p| p.1))];
-        for (name, told, own) in [("scale", told[0], found.scale), ("shift", told[1], found.shift)] {
-            if let (Some(told), Some(own)) = (told, own)
-                && (told - own).abs() > 1e-6 * own.abs()
+        let preset = self.options.latents.map(LatentPreset::constants);
+        let given = [self.options.scale.or(preset.map(|p| p.0)), self.options.shift.or(preset.map(|p| p.1))];
+        for (name, given, own) in [("scale", given[0], found.scale), ("shift", given[1], found.shift)] {
+            if let (Some(given), Some(own)) = (given, own)
+                && (given - own).abs() > 1e-6 * own.abs()
             {
-                return mistake(format!("the file says {name} = {own}, the options say {told}"));
+                return mistake(format!("the file says {name} = {own}, the options say {given}"));
             }
         }
         let exported = self.exported.as_ref().map(|exported| (exported.scale, exported.shift));
-        let scale = told[0].or(found.scale).or(exported.map(|e| e.0));
-        let shift = told[1].or(found.shift).or(exported.map(|e| e.1));
+        let scale = given[0].or(found.scale).or(exported.map(|e| e.0));
+        let shift = given[1].or(found.shift).or(exported.map(|e| e.1));
         let (Some(scale), Some(shift)) = (scale, shift) else {
             asked.0.push(
                 "--latents sky|ucf101|taichi|text (the published scale and shift of the latents), or --scale and --shift"
@@ -182,8 +182,8 @@ impl Import<'_> {
             Some(CodecConfig::VideoAutoencoder(exported)) => Some(exported),
             _ => inferred.released(),
         };
-        let temporal_factor = self.told.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
-        let norm_groups = self.told.norm_groups.or(base.as_ref().map(|b| b.norm_groups));
+        let temporal_factor = self.options.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
+        let norm_groups = self.options.norm_groups.or(base.as_ref().map(|b| b.norm_groups));
         let all_told = temporal_factor.is_some() && norm_groups.is_some();
         let temporal_factor = asked.or(temporal_factor, || {
             format!(
@@ -210,12 +210,12 @@ impl Import<'_> {
     }
 
     fn resolution(&self) -> i64 {
-        self.told.resolution.unwrap_or(256)
+        self.options.resolution.unwrap_or(256)
     }
 
     /// Data, as far as is known: the place is a placeholder.
     fn data(&self, frames: i64) -> Value {
-        let (dataset, frame_stride) = match self.told.latents {
+        let (dataset, frame_stride) = match self.options.latents {
             Some(preset) => preset.data(),
             None => {
                 let stem = self.file.file_stem().unwrap_or_default().to_string_lossy();
@@ -253,7 +253,7 @@ impl Import<'_> {
             }))?,
         };
         experiment.autoencoder = config.clone().into();
-        if let Some(resolution) = self.told.resolution {
+        if let Some(resolution) = self.options.resolution {
             experiment.data.resolution = resolution;
         }
         let data = &experiment.data;
@@ -269,9 +269,9 @@ impl Import<'_> {
             bail!("there is neither a U-Net (`{UNET}*`) nor an autoencoder (`encoder.*`, `decoder.*`) in it");
         }
         for (option, given) in [
-            ("--conditioning", self.told.conditioning.is_some()),
-            ("--latent-stride", self.told.latent_stride.is_some()),
-            ("--heads", self.told.heads.is_some()),
+            ("--conditioning", self.options.conditioning.is_some()),
+            ("--latent-stride", self.options.latent_stride.is_some()),
+            ("--heads", self.options.heads.is_some()),
         ] {
             if given {
                 return mistake(format!("{option} is for a diffusion checkpoint; this is an autoencoder's"));
@@ -302,7 +302,7 @@ impl Import<'_> {
         tensors.extend(latent_tensors(scale, shift));
 
         let progress = self.progress(&found);
-        let frames = self.told.frames.unwrap_or(CLIP_FRAMES.max(config.factors[0]));
+        let frames = self.options.frames.unwrap_or(CLIP_FRAMES.max(config.factors[0]));
         let experiment = self.autoencoder_experiment(&config, &discriminator, frames, average_decay, progress.step)?;
         self.write("autoencoder", &experiment, progress, tensors, parts, found.ignored)
     }
@@ -379,7 +379,7 @@ impl Import<'_> {
             let encoder = Declared::text_encoder(&config);
             let tensors = with_prefix("model", encoder.take(&found.text_encoder)?).collect();
             parts.push(encoder.report());
-            let tokenizer = self.told.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
+            let tokenizer = self.options.tokenizer.as_deref().map(tokenizer).transpose()?.or(own_tokenizer);
             match &tokenizer {
                 None => tracing::warn!("without --tokenizer FOLDER the run cannot read prompts or captions"),
                 Some(files) => warn_of_unused_rows(config.vocabulary, Tokenizer::new(files)?.vocabulary()),
@@ -402,7 +402,7 @@ impl Import<'_> {
                 },
                 "trainer": {
                     "steps": progress.step + 100_000,
-                    "batch": if self.told.latents == Some(LatentPreset::Ucf101) { 2 } else { 3 },
+                    "batch": if self.options.latents == Some(LatentPreset::Ucf101) { 2 } else { 3 },
                     "accumulate": 2,
                     "ema_decay": average_decay,
                 },
@@ -415,7 +415,7 @@ impl Import<'_> {
         experiment.start_from = None;
         experiment.trained = Trained::All;
         experiment.text = text.then(|| TextConditioning::of(self.run));
-        if let Some(resolution) = self.told.resolution {
+        if let Some(resolution) = self.options.resolution {
             experiment.data.resolution = resolution;
         }
         let data = &experiment.data;
@@ -431,9 +431,9 @@ impl Import<'_> {
             ));
         }
         // what leaves no trace in the tensors stays as exported
-        let told = experiment.unet()?;
+        let settings = experiment.unet()?;
         (config.recompute, config.norm_per_frame, config.norm_groups) =
-            (told.recompute.clone(), told.norm_per_frame, told.norm_groups);
+            (settings.recompute.clone(), settings.norm_per_frame, settings.norm_groups);
         experiment.network = config.into();
         for (name, checkpoint) in files {
             checkpoint.write(&self.run.join(name))?;
@@ -443,7 +443,7 @@ impl Import<'_> {
 
     /// What of a U-Net's setting must be told.
     fn unet_setting(&self, inferred: &InferredUNet, latent_channels: i64, asked: &mut Asked) -> Result<UNetSetting> {
-        let told = self.told;
+        let options = self.options;
         let exported = self.exported_diffusion();
         ensure!(
             inferred.outputs == latent_channels && (0..=1).contains(&(inferred.inputs - latent_channels)),
@@ -451,25 +451,25 @@ impl Import<'_> {
             inferred.inputs,
             inferred.outputs
         );
-        if let (Some(told), Some(own)) = (told.heads, inferred.heads.filter(|own| Some(*own) != told.heads)) {
-            return mistake(format!("--heads {told}: the tables of relative positions say {own}"));
+        if let (Some(heads), Some(own)) = (options.heads, inferred.heads.filter(|own| Some(*own) != options.heads)) {
+            return mistake(format!("--heads {heads}: the tables of relative positions say {own}"));
         }
         let exported_heads = exported.map(DiffusionExperiment::unet).transpose()?.map(|unet| unet.heads);
-        let heads = inferred.heads.or(told.heads).or(exported_heads);
+        let heads = inferred.heads.or(options.heads).or(exported_heads);
         let heads = asked.or(heads, || "--heads N (without relative positions they leave no trace)".to_string());
         if inferred.temporal_length.is_none() {
-            asked.or(told.frames.or(exported.map(|e| e.data.frames)), || {
+            asked.or(options.frames.or(exported.map(|e| e.data.frames)), || {
                 "--frames N (of a clip; without relative positions they leave no trace)".to_string()
             });
         }
         let masked = inferred.inputs > latent_channels;
         if !masked {
             ensure!(inferred.classes.is_none(), "it has noise levels (`label_emb`) but no mask channel");
-            if told.conditioning.is_some() {
+            if options.conditioning.is_some() {
                 return mistake("--conditioning: this network has no mask channel".to_string());
             }
         }
-        let conditioning = match told.conditioning {
+        let conditioning = match options.conditioning {
             Some(kind) => Some(kind.settings(inferred.classes)),
             None => exported.and_then(|e| e.conditioning.clone()),
         };
@@ -479,7 +479,7 @@ impl Import<'_> {
                     .to_string(),
             );
         }
-        let stride = told.latent_stride.or(told.conditioning.map(ConditioningKind::latent_stride));
+        let stride = options.latent_stride.or(options.conditioning.map(ConditioningKind::latent_stride));
         let latent_stride = stride.or(exported.map(|e| e.latent_stride)).unwrap_or(1);
         Ok(UNetSetting { heads, latent_stride, conditioning: conditioning.filter(|_| masked) })
     }
@@ -487,7 +487,7 @@ impl Import<'_> {
     /// How long the clips were that the network was trained on.
     fn clip(&self, inferred: &InferredUNet, setting: &UNetSetting, temporal_factor: i64) -> Result<Clip> {
         let stride = setting.latent_stride;
-        let frames = self.told.frames.or(self.exported_diffusion().map(|e| e.data.frames));
+        let frames = self.options.frames.or(self.exported_diffusion().map(|e| e.data.frames));
         let frames = frames
             .or(inferred.temporal_length.map(|length| length * stride * temporal_factor))
             .context("frames are neither told nor asked for")?;

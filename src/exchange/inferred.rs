@@ -228,8 +228,8 @@ impl InferredAutoencoder {
     /// The released configuration, if all that can be told agrees with it.
     pub fn released(&self) -> Option<AutoencoderConfig> {
         let released = AutoencoderConfig::default();
-        let told = self.config(released.factors[0], released.norm_groups);
-        (told == released).then_some(released)
+        let inferred = self.config(released.factors[0], released.norm_groups);
+        (inferred == released).then_some(released)
     }
 
     /// With what the tensors do not tell. The largest factor is taken for the spatial one.

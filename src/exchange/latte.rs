@@ -24,7 +24,7 @@ use crate::{
 
 /// What the user says of a released Latte.
 #[derive(Debug, Clone, clap::Args)]
-pub struct LatteTold {
+pub struct LatteOptions {
     /// Stable Diffusion's image autoencoder: a folder of diffusers (of it alone, or of a whole Stable Diffusion), or a file
     #[arg(long, value_name = "PATH")]
     pub vae: PathBuf,
@@ -79,7 +79,7 @@ impl Inferred {
 ///
 /// # Errors
 /// [`crate::experiment::Mistake`] for what the user said; a file that is damaged, or holds another network.
-pub fn import_latte(file: &Path, told: &LatteTold, run: &Path) -> Result<Vec<Part>> {
+pub fn import_latte(file: &Path, options: &LatteOptions, run: &Path) -> Result<Vec<Part>> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));
     }
@@ -89,7 +89,7 @@ pub fn import_latte(file: &Path, told: &LatteTold, run: &Path) -> Result<Vec<Par
     let is_averaged = average.averaged;
     // both where the file has both, so that training goes on from the weights and sampling uses their average
     let last = LatteWeights::read(file, false)?;
-    let Inferred { config, ports } = Inferred::new(&average.tensors, told.heads).with_context(name)?;
+    let Inferred { config, ports } = Inferred::new(&average.tensors, options.heads).with_context(name)?;
     config.validate().with_context(name)?;
     let learns_variance = match ports.outputs {
         outputs if outputs == 2 * ports.channels => true,
@@ -122,11 +122,11 @@ pub fn import_latte(file: &Path, told: &LatteTold, run: &Path) -> Result<Vec<Par
         parts.push(Part { name: "Latte, average", ..parts[0].clone() });
     }
 
-    let (vae, scale, vae_tensors) = image_autoencoder(&told.vae, &ImageAutoencoderConfig::default(), None)?;
+    let (vae, scale, vae_tensors) = image_autoencoder(&options.vae, &ImageAutoencoderConfig::default(), None)?;
     ensure!(
         vae.latent_channels == ports.channels,
         "--vae {}: its latents have {} channels, the network is made for {}",
-        told.vae.display(),
+        options.vae.display(),
         vae.latent_channels,
         ports.channels
     );
@@ -146,7 +146,7 @@ pub fn import_latte(file: &Path, told: &LatteTold, run: &Path) -> Result<Vec<Par
         "data": {
             "dataset": {"kind": "folder", "root": format!("data/{stem}")},
             "frames": ports.frames,
-            "frame_stride": told.frame_stride,
+            "frame_stride": options.frame_stride,
             "resolution": ports.height * vae.factor(),
         },
         "autoencoder": run.join(AUTOENCODER_FILE),

@@ -43,7 +43,7 @@ use crate::{
 
 /// What the user says of a Stable Diffusion.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct StableDiffusionTold {
+pub struct StableDiffusionOptions {
     /// Frames of the clips that it is to make
     #[arg(long, default_value_t = 16, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     pub frames: i64,
@@ -81,7 +81,7 @@ pub struct StableDiffusionTold {
     pub replaced: Replacements,
 }
 
-impl StableDiffusionTold {
+impl StableDiffusionOptions {
     fn predicted(&self) -> Option<Predict> {
         self.predict.as_deref().map(|word| if word == "velocity" { Predict::Velocity } else { Predict::Noise })
     }
@@ -110,13 +110,17 @@ struct Found {
 /// # Errors
 /// [`crate::experiment::Mistake`] for what the user said; else names what is missing, unknown, of another shape, or a
 /// setting that our networks have no counterpart for.
-pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Path) -> Result<Vec<ImportedNetwork>> {
+pub fn import_stable_diffusion(
+    path: &Path,
+    options: &StableDiffusionOptions,
+    run: &Path,
+) -> Result<Vec<ImportedNetwork>> {
     if !path.exists() {
         return mistake(format!("there is no {}", path.display()));
     }
     let new = NewRun::begin(run)?;
-    let found = if path.is_dir() { folder(&pipeline_folder(path)?, told)? } else { file(path, told)? };
-    let found = replace(found, told)?;
+    let found = if path.is_dir() { folder(&pipeline_folder(path)?, options)? } else { file(path, options)? };
+    let found = replace(found, options)?;
     let Found { unet: (unet, [inputs, outputs], tensors), scale, .. } = found;
     let (autoencoder, text) = (found.autoencoder, found.text_encoder);
     ensure!(
@@ -131,12 +135,12 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
         text.0.width,
         unet.context_width
     );
-    let latent = autoencoder.0.latent_shape(told.frames, told.resolution, told.resolution);
+    let latent = autoencoder.0.latent_shape(options.frames, options.resolution, options.resolution);
     let halvings = unet.multipliers.len() as u32 - 1;
     match latent {
         Ok([_, frames, h, _]) if frames >= 1 && h % (1 << halvings) == 0 => {}
         _ => {
-            let (frames, side) = (told.frames, told.resolution);
+            let (frames, side) = (options.frames, options.resolution);
             let factor = (1 << halvings) << (autoencoder.0.widths.len() - 1);
             return mistake(format!(
                 "--frames {frames} --resolution {side}: the resolution must be a multiple of {factor}"
@@ -157,7 +161,7 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
             Ok(with_prefix("model", own).collect())
         };
     let declared = || Parameters::unfilled(Device::Cpu);
-    let ports = Ports { outputs, text: unet.text_width(), ..Ports::of([inputs, told.frames, 1, 1]) };
+    let ports = Ports { outputs, text: unet.text_width(), ..Ports::of([inputs, options.frames, 1, 1]) };
     let parameters = declared();
     UNet3d::new(&parameters.root(), &unet, &ports);
     let network = Network::UNet { blocks_per_level: unet.blocks_per_level as usize };
@@ -180,8 +184,8 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
     let mut experiment: DiffusionExperiment = serde_json::from_value(json!({
         "data": {
             "dataset": {"kind": "webvid", "table": "data/webvid/train.csv", "root": "data/webvid/videos"},
-            "frames": told.frames,
-            "resolution": told.resolution,
+            "frames": options.frames,
+            "resolution": options.resolution,
         },
         "autoencoder": run.join(AUTOENCODER_FILE),
         "schedule": found.schedule.0,
@@ -211,26 +215,26 @@ pub fn import_stable_diffusion(path: &Path, told: &StableDiffusionTold, run: &Pa
 
 /// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
 /// the base.
-fn replace(mut found: Found, told: &StableDiffusionTold) -> Result<Found> {
-    let variant = told.variant.as_deref();
-    if let Some(path) = &told.replaced.unet {
+fn replace(mut found: Found, options: &StableDiffusionOptions) -> Result<Found> {
+    let variant = options.variant.as_deref();
+    if let Some(path) = &options.replaced.unet {
         let blocks_per_level = found.unet.0.blocks_per_level as usize;
         let new = Replacement::read("--unet", path, Network::UNet { blocks_per_level }, variant)?;
         if let Some(config) = &new.config {
             (found.unet.0, found.unet.1) = settings::unet(config).context("--unet: config.json")?;
         }
-        found.schedule = objective_of(path, &new, found.schedule, told)?;
+        found.schedule = objective_of(path, &new, found.schedule, options)?;
         found.unet.2 = new.tensors;
     }
-    if let Some(path) = &told.replaced.vae {
+    if let Some(path) = &options.replaced.vae {
         let (config, scale, tensors) = image_autoencoder(path, &found.autoencoder.0, variant)?;
         found.autoencoder = (config, tensors);
         found.scale = scale.unwrap_or(found.scale);
     }
-    if let Some(path) = &told.replaced.text_encoder {
+    if let Some(path) = &options.replaced.text_encoder {
         let new = Replacement::read("--text-encoder", path, Network::TextEncoder, variant)?;
         let tensors = Shapes::from(&new.under_our_names(Network::TextEncoder));
-        match (&new.config, ClipTextConfig::from_shapes(&tensors, told.text_heads)) {
+        match (&new.config, ClipTextConfig::from_shapes(&tensors, options.text_heads)) {
             (Some(config), _) => {
                 found.text_encoder.0 = settings::text_encoder(config).context("--text-encoder: config.json")?;
             }
@@ -284,15 +288,15 @@ fn objective_of(
     path: &Path,
     new: &Replacement,
     (schedule, predict): (ScheduleConfig, Predict),
-    told: &StableDiffusionTold,
+    options: &StableDiffusionOptions,
 ) -> Result<(ScheduleConfig, Predict)> {
     if let Some(file) = &new.scheduler {
-        if told.predict.is_some() {
+        if options.predict.is_some() {
             return mistake(format!("--predict: {} says what the U-Net predicts", file.display()));
         }
         return scheduler(file).context("--unet");
     }
-    if told.predict.is_none() && (new.is_second || predict != Predict::Noise) {
+    if options.predict.is_none() && (new.is_second || predict != Predict::Noise) {
         return mistake(format!(
             "--unet {}: no scheduler_config.json beside it says what this U-Net predicts; give --predict noise or \
              --predict velocity",
@@ -300,7 +304,7 @@ fn objective_of(
         ));
     }
     let of_file = schedule_of(&new.tensors).context("--unet")?;
-    Ok((of_file.unwrap_or(schedule), told.predicted().unwrap_or(Predict::Noise)))
+    Ok((of_file.unwrap_or(schedule), options.predicted().unwrap_or(Predict::Noise)))
 }
 
 /// The schedule that the β in a file follow, where there are some.
@@ -379,12 +383,12 @@ fn supported(kind: &WeightsKind, path: &Path) -> Result<()> {
 }
 
 /// A folder of diffusers.
-fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
+fn folder(path: &Path, options: &StableDiffusionOptions) -> Result<Found> {
     for (option, given) in [
-        ("--heads", told.heads.is_some()),
-        ("--norm-groups", told.norm_groups.is_some()),
-        ("--text-heads", told.text_heads.is_some()),
-        ("--predict", told.predict.is_some() && told.replaced.unet.is_none()),
+        ("--heads", options.heads.is_some()),
+        ("--norm-groups", options.norm_groups.is_some()),
+        ("--text-heads", options.text_heads.is_some()),
+        ("--predict", options.predict.is_some() && options.replaced.unet.is_none()),
     ] {
         if given {
             return mistake(format!(
@@ -393,20 +397,20 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
             ));
         }
     }
-    if told.ema {
+    if options.ema {
         return mistake("--ema is for one original file; of a folder, --variant names the weights to take".to_string());
     }
-    if let Some(variant) = &told.variant {
+    if let Some(variant) = &options.variant {
         part_weights::check_variant(path, &["unet", "vae", "text_encoder"], variant)?;
     }
-    let mut unmet: BTreeSet<&String> = told.ignore.iter().collect();
+    let mut unmet: BTreeSet<&String> = options.ignore.iter().collect();
     let mut part = |name: &str| -> Result<(Value, Tensors)> {
         let folder = path.join(name);
         let config = folder.join("config.json");
         let replaced = match name {
-            "unet" => told.replaced.unet.is_some(),
-            "vae" => told.replaced.vae.is_some(),
-            "text_encoder" => told.replaced.text_encoder.is_some(),
+            "unet" => options.replaced.unet.is_some(),
+            "vae" => options.replaced.vae.is_some(),
+            "text_encoder" => options.replaced.text_encoder.is_some(),
             _ => false,
         };
         if replaced {
@@ -420,10 +424,10 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
                 what_lies_there(path)
             ));
         }
-        let mut tensors = part_weights::read(&folder, told.variant.as_deref())?;
+        let mut tensors = part_weights::read(&folder, options.variant.as_deref())?;
         let unfused = tensors.keys().any(|name| name.contains(".base_layer."));
         ensure!(!unfused, "{} is {}", folder.display(), WeightsKind::UnfusedLora);
-        for prefix in &told.ignore {
+        for prefix in &options.ignore {
             let before = tensors.len();
             tensors.retain(|name, _| !name.starts_with(prefix));
             if tensors.len() < before {
@@ -443,7 +447,7 @@ fn folder(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     if let Some(prefix) = unmet.first() {
         return mistake(format!("--ignore {prefix}: the name of no tensor in {} begins so", path.display()));
     }
-    let files = told.tokenizer.clone().unwrap_or_else(|| path.join("tokenizer"));
+    let files = options.tokenizer.clone().unwrap_or_else(|| path.join("tokenizer"));
     Ok(Found {
         unet: (unet.0, unet.1, tensors),
         autoencoder: (autoencoder, frames),
@@ -470,13 +474,13 @@ fn what_lies_there(folder: &Path) -> String {
 }
 
 /// One original file.
-fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
-    if told.variant.is_some() {
+fn file(path: &Path, options: &StableDiffusionOptions) -> Result<Found> {
+    if options.variant.is_some() {
         return mistake("--variant is for a folder of diffusers, whose weights have several files".to_string());
     }
-    let opened = open_weights(path, &told.ignore)?;
+    let opened = open_weights(path, &options.ignore)?;
     let kind = WeightsKind::of_shapes(opened.shapes());
-    let whole = told.replaced.vae.is_none() || told.replaced.text_encoder.is_none();
+    let whole = options.replaced.vae.is_none() || options.replaced.text_encoder.is_none();
     if whole || !matches!(kind, WeightsKind::UNet(Layout::Original)) {
         supported(&kind, path)?;
     }
@@ -485,7 +489,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
         let (count, names) = (opened.shapes().len(), names.join(", "));
         bail!("{} is no Stable Diffusion: its {count} tensors are called {names} …", path.display());
     }
-    let Some(files) = &told.tokenizer else {
+    let Some(files) = &options.tokenizer else {
         return mistake(format!(
             "{}: such a file has no tokenizer; give --tokenizer FOLDER, with vocab.json and merges.txt",
             path.display()
@@ -494,20 +498,20 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let tokenizer = tokenizer(files)?;
     let context = || path.display().to_string();
     let is_second = is_second(opened.shapes());
-    if is_second && told.predict.is_none() && told.replaced.unet.is_none() {
+    if is_second && options.predict.is_none() && options.replaced.unet.is_none() {
         return mistake(format!(
             "{} holds the U-Net of a Stable Diffusion 2.x: some of them predict noise (those made for 512x512) and some \
              velocity (768x768); give --predict noise or --predict velocity",
             path.display()
         ));
     }
-    let predict = told.predicted().unwrap_or(Predict::Noise);
+    let predict = options.predicted().unwrap_or(Predict::Noise);
     let [mut unet, mut autoencoder, mut text_encoder] = split(opened.read()?);
     let is_open = open_clip::is_open_clip(&text_encoder);
     if is_open {
         text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;
     }
-    if told.ema {
+    if options.ema {
         match take_average(&mut unet).with_context(context)? {
             0 => return mistake(format!("--ema: {} holds no averaged weights (`model_ema.*`)", path.display())),
             count => tracing::info!("{count} tensors of the U-Net are the averaged ones (EMA)"),
@@ -515,7 +519,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     } else if has_average(&unet) {
         tracing::info!("the file also holds averaged weights (EMA): the raw ones are taken; --ema takes the averages");
     }
-    let Replacements { vae, text_encoder: text, .. } = &told.replaced;
+    let Replacements { vae, text_encoder: text, .. } = &options.replaced;
     for (part, name, replaced, hint) in [
         (&unet, "U-Net", false, ""),
         (&autoencoder, "image autoencoder", vae.is_some(), ": give one with --vae"),
@@ -531,16 +535,16 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let shapes = |network: Network, tensors: &Tensors| Shapes::from(&network.own(tensors));
     let inferred =
         InferredUNet::from_shapes(&shapes(Network::UNet { blocks_per_level: 0 }, &unet)).with_context(context)?;
-    let norm_groups = told.norm_groups.unwrap_or(32);
+    let norm_groups = options.norm_groups.unwrap_or(32);
     let deepest = inferred.config.multipliers.last().map_or(0, |multiplier| multiplier * inferred.config.channels);
-    let head_width = is_second.then(|| told.heads.map_or(64, |heads| inferred.config.channels / heads));
-    if head_width == Some(0) || told.heads.is_some_and(|heads| heads < 1) {
-        let (heads, channels) = (told.heads.unwrap_or_default(), inferred.config.channels);
+    let head_width = is_second.then(|| options.heads.map_or(64, |heads| inferred.config.channels / heads));
+    if head_width == Some(0) || options.heads.is_some_and(|heads| heads < 1) {
+        let (heads, channels) = (options.heads.unwrap_or_default(), inferred.config.channels);
         return mistake(format!("--heads {heads}: the first level of the U-Net has {channels} channels"));
     }
     let heads = match head_width {
         Some(head) => deepest / head,
-        None => told.heads.unwrap_or(8),
+        None => options.heads.unwrap_or(8),
     };
     let unet_config = UNetConfig {
         heads,
@@ -559,7 +563,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let image = ImageAutoencoderConfig { norm_groups, ..image };
     let clip = match text {
         Some(_) => ClipTextConfig::default(),
-        None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), told.text_heads)
+        None => ClipTextConfig::from_shapes(&shapes(Network::TextEncoder, &text_encoder), options.text_heads)
             .with_context(context)?,
     };
     let is_open = is_open && text.is_none();
@@ -574,7 +578,7 @@ fn file(path: &Path, told: &StableDiffusionTold) -> Result<Found> {
     let schedule = of_file.map_or_else(|| schedule(None, true), Ok)?;
     let scale =
         unet.get("scale_factor").map(|scale| scalar("scale_factor", scale)).transpose().with_context(context)?;
-    let Replacements { unet: denoiser, vae, text_encoder: text } = &told.replaced;
+    let Replacements { unet: denoiser, vae, text_encoder: text } = &options.replaced;
     // what comes from elsewhere is not held twice
     for (part, replaced) in [(&mut unet, denoiser), (&mut autoencoder, vae), (&mut text_encoder, text)] {
         if replaced.is_some() {

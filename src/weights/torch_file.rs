@@ -23,9 +23,8 @@ use crate::file_format::FileFormat;
 /// Largest number of elements believed of one storage: 2³³.
 const MOST_ELEMENTS: i64 = 1 << 33;
 
-/// Under which names trainings keep a network's weights in what they save: Lightning's, DeepSpeed's, others', and last that
-/// of V-JEPA, which keeps several networks side by side.
-const STATES: [&str; 5] = ["state_dict", "module", "model", "model_state_dict", "target_encoder"];
+/// Under which names trainings keep a network's weights in what they save: Lightning's, DeepSpeed's, and others'.
+const STATES: [&str; 4] = ["state_dict", "module", "model", "model_state_dict"];
 
 /// An open checkpoint file.
 pub struct TorchFile {

@@ -131,6 +131,7 @@ impl Case {
 /// Distance of a result from the reference.
 #[derive(Debug, Clone, Copy)]
 pub struct Distance {
+    /// The largest difference of any value.
     pub absolute: f64,
     /// ‖result − reference‖ / ‖reference‖; where the reference is zero, ‖result‖.
     pub relative: f64,

@@ -4,7 +4,10 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm, moved, scalar};
+use super::{
+    case::Case,
+    outputs::{Outputs, gradient_norm, moved, scalar},
+};
 use crate::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},

@@ -4,7 +4,10 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use super::{Outputs, case::Case, numbers};
+use super::{
+    case::Case,
+    outputs::{Outputs, numbers},
+};
 use crate::diffusion::{
     Edm, EdmWeight, FlowTimes, LossWeight, MinSnr, NoisePath, NoiseSchedule, Predict, RectifiedFlow, ScheduleConfig,
     ScheduleKind, Times,

@@ -4,7 +4,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tch::{Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm, numbers};
+use super::{
+    case::Case,
+    outputs::{Outputs, gradient_norm, numbers},
+};
 use crate::{
     diffusion::{
         GivenLabels, GivenToClips, HybridLoss, NoiseSchedule, Predict, RespacedDdim, RespacedDdpm, Sampler,

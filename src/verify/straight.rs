@@ -4,7 +4,11 @@ use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm, latte::ReleasedLatte, numbers};
+use super::{
+    case::Case,
+    latte::ReleasedLatte,
+    outputs::{Outputs, gradient_norm, numbers},
+};
 use crate::{
     diffusion::{
         Denoiser, Edm, EdmWeight, Euler, GivenLabels, GivenToClips, Heun, Loss, NetworkDenoiser, NoisePath, NoisyBatch,

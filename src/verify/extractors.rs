@@ -4,7 +4,10 @@ use anyhow::Result;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
-use super::{Outputs, case::Case, scalar};
+use super::{
+    case::Case,
+    outputs::{Outputs, scalar},
+};
 use crate::{
     extractors::{BroughtFile, FeatureExtractor, I3d, Lpips, frames::Vgg16Frames, v_jepa::VJepa, video_mae::VideoMae},
     metrics::{frechet_distance, kernel_distance},

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use tch::{Tensor, no_grad};
 
-use super::{Outputs, case::Case};
+use super::{case::Case, outputs::Outputs};
 use crate::{
     codecs::ImageAutoencoder,
     exchange::diffusers_config,

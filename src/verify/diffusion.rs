@@ -4,7 +4,10 @@ use anyhow::{Result, bail};
 use serde::Deserialize;
 use tch::{Kind, Tensor, no_grad};
 
-use super::{Outputs, case::Case, gradient_norm, moved, numbers};
+use super::{
+    case::Case,
+    outputs::{Outputs, gradient_norm, moved, numbers},
+};
 use crate::{
     diffusion::{
         Ddim, Ddpm, Denoiser, GivenLatents, GivenToClips, Guidance, GuidanceConfig, Loss, NetworkDenoiser,
