@@ -1,7 +1,7 @@
 //! Latent Video Diffusion Models (He et al. 2022, arXiv 2211.13221) on LibTorch.
 //!
 //! **Train:** video file → clip `[3, F, H, W]` u8 → x in [−1, 1] → `VideoAutoencoder::encode` → z_0 →
-//! `NoiseSchedule::add_noise` → `UNet3d` → loss → optimizer → checkpoint.
+//! `NoisePath` → `Network` → loss → optimizer → checkpoint.
 //! **Sample:** noise → `Sampler` × `Denoiser` → z_0 → decode → u8 video → mp4.
 //! **Evaluate:** (generated | real) u8 video → the same `I3d` → features → FVD, KVD with their protocol.
 //!
@@ -19,7 +19,7 @@
 //! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
-//! metrics | diffusion | autoencoder_loss  FVD and KVD; schedule, denoiser, sampler; LPIPS and GAN losses
+//! metrics | diffusion | autoencoder_loss  FVD and KVD; noise paths, denoiser, sampler; LPIPS and GAN losses
 //! flops                                   operations of a forward pass
 //! networks | codecs | extractors | text   denoisers; clips ↔ latents; frozen judges; captions → tokens → states
 //! data                                    files → clips
