@@ -143,9 +143,9 @@ impl Times {
             t: t.to_vec(),
             rates,
             told: table.get(0).reshape(shape),
-            alpha: table.get(1).reshape(&beside),
-            sigma: table.get(2).reshape(&beside),
-            scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(&beside)),
+            alpha: table.get(1).reshape(beside),
+            sigma: table.get(2).reshape(beside),
+            scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(beside)),
         }
     }
 

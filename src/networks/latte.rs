@@ -316,7 +316,7 @@ impl Network for Latte {
         let mut x = self.x_embedder.forward(&windows) + self.pos_embed.unsqueeze(1); // [B, F, N, D]
         for (i, block) in self.blocks.iter().enumerate() {
             if i == 1 {
-                x = x + self.temp_embed.unsqueeze(2); // [1, F, 1, D]
+                x = x.g_add(&self.temp_embed.unsqueeze(2)); // [1, F, 1, D]
             }
             x = self.through(block, &x, &condition);
         }
