@@ -1,7 +1,7 @@
 //! Latent Video Diffusion Models (He et al. 2022, arXiv 2211.13221) on LibTorch.
 //!
 //! **Train:** video file → clip `[3, F, H, W]` u8 → x in [−1, 1] → `VideoAutoencoder::encode` → z_0 →
-//! `NoiseSchedule::add_noise` → `UNet3d` → loss → optimizer → checkpoint.
+//! `NoisePath` → `Network` → loss → optimizer → checkpoint.
 //! **Sample:** noise → `Sampler` × `Denoiser` → z_0 → decode → u8 video → mp4.
 //! **Evaluate:** (generated | real) u8 video → the same `FeatureExtractor` → features → each `VideoMetric`, with its protocol.
 //!
@@ -20,7 +20,7 @@
 //! exchange                                released checkpoints ↔ runs
 //! generate                                a trained run → videos
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
-//! metrics | diffusion | autoencoder_loss  FVD, KVD and their like; schedule, denoiser, sampler; LPIPS and GAN losses
+//! metrics | diffusion | autoencoder_loss  FVD, KVD and their like; noise paths, denoiser, sampler; LPIPS and GAN losses
 //! flops                                   operations of a forward pass
 //! networks | codecs | extractors | text   denoisers; clips ↔ latents; frozen judges; captions → tokens → states
 //! data                                    files → clips

@@ -185,16 +185,17 @@ fn every_experiment_loads_and_builds() {
                         file.name
                     );
                 }
-                let deepest = 1 << (experiment.unet().unwrap().multipliers.len() - 1);
-                assert!(latent[2] % deepest == 0, "{}: a latent of {latent:?} does not halve that often", file.name);
-                experiment.unet().unwrap().validate().unwrap();
+                let multiples = experiment.network.multiple_of();
+                let fits = latent[1..].iter().zip(multiples).all(|(size, multiple)| size % multiple == 0);
+                assert!(fits, "{}: a latent of {latent:?} is no multiple of {multiples:?}", file.name);
+                experiment.network.validate().unwrap();
                 experiment.optimizer.validate().unwrap();
                 experiment.trainer.validate().unwrap();
                 let path = experiment.schedule.build().unwrap();
                 experiment.objective.validate(&*path).unwrap();
                 experiment.sampler.start(&*path).unwrap();
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
-                UNet3d::new(&parameters.root(), &experiment.unet().unwrap(), &generate::ports(&experiment, latent));
+                experiment.network.build(&parameters.root(), &generate::ports(&experiment, latent)).unwrap();
                 assert!(parameters.count() > 10_000);
             }
             Kind::Evaluation => {
@@ -263,7 +264,7 @@ fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] 
     [one, other].map(|experiment| {
         let parameters = Parameters::unfilled(tch::Device::Cpu);
         let ports = generate::ports(experiment, latent_of(experiment));
-        UNet3d::new(&parameters.root(), &experiment.unet().unwrap(), &ports);
+        UNet3d::new(&parameters.root(), experiment.unet().unwrap(), &ports);
         parameters.count()
     })
 }
@@ -396,7 +397,7 @@ fn make_runs_a_chain_on_several_gpus() {
 #[test]
 fn every_experiment_states_how_exactly_it_computes() {
     for Shipped { name, value, .. } in shipped() {
-        let of_demo = name.contains("/demo/");
+        let of_demo = name.contains("/demo/") || name.ends_with("/demo.yaml");
         let mut places = vec![value.get("trainer"), value.get("generated")];
         places.extend(value.get("curves").and_then(Value::as_sequence).into_iter().flatten().map(|c| c.get("source")));
         for place in places.into_iter().flatten() {

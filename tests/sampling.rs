@@ -4,14 +4,15 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::{largest_difference, relative_error, wake};
+use common::{largest_difference, plain_loss, relative_error, wake};
 use lvdm::{
     codecs::{AutoencoderConfig, LatentSpace, Normalization, VideoAutoencoder},
-    diffusion::{Ddim, Ddpm, SamplerConfig, Variance},
-    experiment::{DiffusionExperiment, Precision, parse},
+    data::{DatasetConfig, Folder},
+    diffusion::{Ddim, Ddpm, Heun, SamplerConfig, Variance},
+    experiment::{DiffusionExperiment, Experiment, Precision, parse},
     generate::{Generator, Given},
     nn::Parameters,
-    random::{Purpose, normal_batch},
+    random::{Purpose, normal_batch, stream},
 };
 use tch::{Device, Tensor};
 
@@ -136,4 +137,94 @@ fn videos_are_bytes_of_the_clips_size() {
     let gaussian = generator.gaussian_videos(&[0, 1], 7).unwrap();
     assert_eq!(gaussian.size(), videos.size());
     assert!(largest_difference(&gaussian, &videos) > 1.0);
+}
+
+/// Pixels, a tiny network, and these keys in place of schedule and objective.
+fn on_path(keys: &[&str]) -> DiffusionExperiment {
+    let text = "
+data: {dataset: {kind: folder, root: none}, frames: 4, resolution: 8}
+autoencoder: pixels
+network: {kind: unet3d, channels: 8, norm_groups: 4, multipliers: [1], blocks_per_level: 1, attention_factors: [1], heads: 2}
+optimizer: {kind: adamw, learning_rate: 1.0e-4}
+trainer: {steps: 1, batch: 1}
+";
+    parse("here", text, &keys.iter().map(|key| key.to_string()).collect::<Vec<_>>()).unwrap()
+}
+
+/// On every path a network learns what can be predicted there, and every sampler that fits makes finite clips.
+#[test]
+fn every_path_is_learned_and_sampled() {
+    let flow = "schedule={kind: rectified_flow, times: {kind: logit_normal, mean: 0.0, std: 1.0}, shift: 2.0}";
+    let edm = "schedule={kind: edm, sigma_data: 0.5}";
+    let stretched =
+        "schedule={kind: scaled_linear, steps: 20, beta_start: 0.01, beta_end: 0.4, zero_terminal_snr: true}";
+    let min_snr = "objective={predict: velocity, loss: l2, weight: {kind: min_snr, gamma: 5.0}}";
+    for keys in [
+        &[flow, "objective={predict: flow, loss: l2}"][..],
+        &[flow, "objective={predict: z0, loss: l1}"],
+        &[edm, "objective={predict: edm, loss: l2, weight: {kind: edm}}"],
+        &[edm, "objective={predict: edm, loss: l2, weight: {kind: min_snr}}"],
+        &["schedule={kind: cosine_log_snr, shift: -1.0}", min_snr],
+        &["schedule={kind: cosine, steps: 20}", min_snr],
+        &[stretched, min_snr],
+    ] {
+        let experiment = on_path(keys);
+        let parameters = Parameters::new(CPU, 3);
+        let space = LatentSpace::pixels(CPU);
+        let generator = Generator::new(&experiment, space, None, &parameters).unwrap();
+        experiment.objective.validate(&*generator.path).unwrap();
+        wake(&parameters);
+        let z_0 = common::noise(0, &[2, 3, 4, 8, 8]);
+        let noise = common::noise(1, &[2, 3, 4, 8, 8]);
+        let draw = |i| generator.path.draw(&mut stream(5, Purpose::DiffusionTime, i, 0));
+        let t = [draw(0), draw(1)];
+        let loss = plain_loss(&experiment.objective, &*generator.network, &*generator.path, &z_0, &t, &noise);
+        loss.backward();
+        let gradients: f64 =
+            parameters.trainable().iter().map(|(_, p)| p.grad().square().sum(None).double_value(&[])).sum();
+        assert!(loss.double_value(&[]).is_finite() && gradients.is_finite() && gradients > 0.0, "{keys:?}: {loss:?}");
+        parameters.freeze();
+        for sampler in [
+            "{kind: ddim, steps: 3, eta: 1.0}",
+            "{kind: dpm_solver, steps: 3}",
+            "{kind: unipc, steps: 4}",
+            "{kind: euler, steps: 3}",
+            "{kind: heun, steps: 3}",
+        ] {
+            let sampler: SamplerConfig = serde_yaml::from_str(sampler).unwrap();
+            let reads_no_noise = keys[1].contains("z0") && sampler == SamplerConfig::Heun(Heun { steps: 3 });
+            match generator.latents(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}) {
+                Ok(z) => assert!(z.isfinite().all().int64_value(&[]) == 1 && !reads_no_noise, "{keys:?} {sampler:?}"),
+                Err(error) => {
+                    assert!(reads_no_noise && error.to_string().contains("take another sampler"), "{error:#}")
+                }
+            }
+        }
+    }
+}
+
+/// What a network cannot predict on a path is refused before anything is trained, with what to write instead.
+#[test]
+fn what_does_not_fit_a_path_is_refused() {
+    let flow = "schedule={kind: rectified_flow}";
+    let edm = "schedule={kind: edm}";
+    let frames = "conditioning={prediction: 0.5, prefixes: [1], perturbation: null}";
+    for (keys, words) in [
+        (&[flow, "objective.predict=noise"][..], "predict velocity, flow or z0"),
+        (&[flow, "objective.predict=velocity"], "predict flow or noise"),
+        (&[flow, "objective={predict: flow, loss: l1, weight: {kind: min_snr}}"], "write loss: l2"),
+        (&[flow, "objective={predict: noise, loss: learned_variance}"], "a schedule of steps"),
+        (&[flow, "objective={predict: flow}", "sampler={kind: ddpm, variance: beta}"], "take kind: ddim with eta: 1"),
+        (&[flow, "objective={predict: flow}", "sampler={kind: respaced_ddpm, steps: 5}"], "take kind: ddim"),
+        (&[edm, "objective={predict: edm, loss: l2}", frames], "take another kind"),
+        (&["schedule={kind: edm, sigma_max: 0.001}", "objective={predict: edm}"], "sigma_min < sigma_max"),
+        (&["schedule.zero_terminal_snr=true"], "there is noise alone"),
+    ] {
+        let mut experiment = on_path(keys);
+        experiment.latents = None;
+        let folder = tempfile::tempdir().unwrap();
+        experiment.data.dataset = DatasetConfig::Folder(Folder { root: folder.path().into() });
+        let error = format!("{:#}", experiment.validate().unwrap_err());
+        assert!(error.contains(words), "{keys:?}: {error}");
+    }
 }

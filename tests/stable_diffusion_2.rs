@@ -155,8 +155,8 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     for run in ["again", "released", "original"] {
         let other = Generator::open(&at.join(run), CPU).unwrap().1;
         assert_eq!(
-            (&other.unet().unwrap(), &other.objective),
-            (&experiment.unet().unwrap(), &experiment.objective),
+            (other.unet().unwrap(), &other.objective),
+            (experiment.unet().unwrap(), &experiment.objective),
             "{run}"
         );
         for (own, other) in of("run").iter().zip(of(run)) {
@@ -175,7 +175,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     let said = import(at, "sd1.safetensors", "mixed", &[&over[..], &TOLD].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let mixed = experiment_of("mixed");
-    assert_eq!((&mixed.unet().unwrap(), &mixed.schedule), (&experiment.unet().unwrap(), &experiment.schedule));
+    assert_eq!((mixed.unet().unwrap(), &mixed.schedule), (experiment.unet().unwrap(), &experiment.schedule));
     assert_eq!(mixed.objective.predict, Predict::Velocity);
     assert!(encoder("run").equal(&encoder("mixed")), "OpenCLIP's nonlinearity is GELU");
     let whole = [&over[..], &TOLD, &["--predict", "noise"]].concat();

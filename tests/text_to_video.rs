@@ -224,8 +224,7 @@ fn from_images_to_videos() {
     let (generator, experiment_) = Generator::open(&run, CPU).unwrap();
     let whole = Parameters::new(CPU, 0);
     let scope = whole.root().with_adapters(experiment_.trained.adapter());
-    let with =
-        UNet3d::new(&scope, &experiment_.unet().unwrap(), &lvdm::generate::ports(&experiment_, generator.latent));
+    let with = UNet3d::new(&scope, experiment_.unet().unwrap(), &lvdm::generate::ports(&experiment_, generator.latent));
     let mut last = found.part("model");
     last.extend(found.part("ema"));
     whole.load(&last).unwrap();

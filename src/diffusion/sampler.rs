@@ -169,7 +169,7 @@ mod tests {
         let shape = [1, 1, 1, 100, 200];
         let runs: [(&str, &dyn NoisePath, Box<dyn Sampler>); 20] = [
             ("respaced ddpm", &steps, Box::new(RespacedDdpm { steps: 1000 })),
-            ("respaced ddim 0", &steps, Box::new(RespacedDdim { steps: 100, eta: 0.0 })),
+            ("respaced ddim 0", &steps, Box::new(RespacedDdim { steps: 250, eta: 0.0 })),
             ("respaced ddim 1", &steps, Box::new(RespacedDdim { steps: 250, eta: 1.0 })),
             ("dpm-solver", &steps, Box::new(DpmSolver { steps: 20 })),
             ("unipc", &steps, Box::new(UniPc { steps: 20 })),

@@ -226,25 +226,34 @@ fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<S
         }
     }
     let (Value::Mapping(value), Value::Mapping(known)) = (value, known) else { return None };
-    for (key, child) in value {
-        let text = key.as_str().map_or_else(|| format!("{key:?}"), String::from);
-        path.push(text);
-        let older = OLDER_NAMES.iter().filter(|(_, new)| path.len() == 1 && known.contains_key(*new));
-        let renamed = older.clone().find(|(old, _)| key.as_str() == Some(old)).map(|(_, new)| *new);
-        match known.get(key).or_else(|| known.get(renamed?)) {
-            None => {
-                let candidates = known.keys().filter_map(Value::as_str).chain(older.map(|(old, _)| *old));
-                return Some((path.clone(), candidates.map(String::from).collect()));
-            }
-            Some(other) => {
-                if let Some(found) = unread(child, other, path) {
-                    return Some(found);
-                }
-            }
-        }
-        path.pop();
+    let shown = |key: &Value| key.as_str().map_or_else(|| format!("{key:?}"), String::from);
+    let older: Vec<(&str, &str)> = match path.is_empty() {
+        true => OLDER_NAMES.into_iter().filter(|(_, new)| known.contains_key(*new)).collect(),
+        false => Vec::new(),
+    };
+    let read = |key: &Value| {
+        let renamed = || older.iter().find(|(old, _)| key.as_str() == Some(old)).map(|(_, new)| *new);
+        known.get(key).or_else(|| known.get(renamed()?))
+    };
+    let unknown: Vec<String> = value.keys().filter(|key| read(key).is_none()).map(shown).collect();
+    if let Some(first) = unknown.first() {
+        let candidates = known.keys().filter_map(Value::as_str).chain(older.iter().map(|(old, _)| *old));
+        let candidates: Vec<String> = candidates.map(String::from).collect();
+        // where `kind` is misspelt, keys of that kind are unknown too: the one that is most like a known one is to blame
+        let distance = |key: &String| {
+            let near = nearest(key, candidates.iter().map(String::as_str))?;
+            Some(strsim::damerau_levenshtein(key, near))
+        };
+        let blamed = unknown.iter().min_by_key(|key| distance(key).unwrap_or(usize::MAX)).unwrap_or(first);
+        path.push(blamed.clone());
+        return Some((path.clone(), candidates));
     }
-    None
+    value.iter().find_map(|(key, child)| {
+        path.push(shown(key));
+        let found = unread(child, read(key)?, path);
+        path.pop();
+        found
+    })
 }
 
 /// The first number of `value` that is infinite or none at all, and how it is written.

@@ -44,6 +44,7 @@ fn every_sampler_samples_as_on_the_cpu() {
         ("ddpm", &["--sampler", "ddpm"]),
         ("dpm-solver", &["--sampler", "dpm-solver", "--steps", "3"]),
         ("unipc", &["--sampler", "unipc", "--steps", "4"]),
+        ("heun", &["--sampler", "heun", "--steps", "3"]),
     ] {
         samples_as_on_the_cpu(gpu, at, name, &[&["sample", "runs/diffusion"], sampler].concat());
     }

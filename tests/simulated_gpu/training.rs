@@ -109,6 +109,20 @@ fn a_denoiser_trains_as_on_the_cpu() {
     trains_as_on_the_cpu(gpu, at, "frames", &with(&[frames, "objective.predict=velocity"]), 1e-4);
 }
 
+/// Other paths than a schedule of steps: times and what follows from them go up as the integers did.
+#[test]
+fn other_noise_paths_train_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    let train = ["train", "diffusion", "diffusion.yaml"];
+    let with = |more: &[&'static str]| [&train, more].concat();
+    let flow = "schedule={kind: rectified_flow, times: {kind: logit_normal, mean: 0.0, std: 1.0}}";
+    trains_as_on_the_cpu(gpu, at, "flow", &with(&[flow, "objective.predict=flow"]), 1e-4);
+    let weight = "objective={predict: edm, loss: l2, weight: {kind: min_snr, gamma: 5.0}}";
+    trains_as_on_the_cpu(gpu, at, "edm", &with(&["schedule={kind: edm}", weight]), 1e-4);
+}
+
 /// A transformer with a learned variance and class labels.
 #[test]
 fn latte_trains_as_on_the_cpu() {
