@@ -402,7 +402,7 @@ fn a_panic_keeps_its_place() {
 
     let said: Said = command().env("RUST_BACKTRACE", "1").output().unwrap().into();
     assert_eq!(said.status, 1);
-    assert!(said.err.contains("lvdm::commands::verify") && said.err.contains(place), "{}", said.err);
+    assert!(said.err.contains("lvdm::verify::") && said.err.contains(place), "{}", said.err);
     assert!(said.err.lines().last().unwrap().ends_with(place), "{}", said.err);
 }
 
