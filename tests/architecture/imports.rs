@@ -180,7 +180,7 @@ impl File {
     }
 
     /// A path as it stands in this file, from the crate's root; none of another crate.
-    fn from_root(&self, path: &[String]) -> Option<Vec<String>> {
+    fn below_root(&self, path: &[String]) -> Option<Vec<String>> {
         let mut module = self.module.clone();
         let mut rest = path;
         match path.first()?.as_str() {
@@ -212,7 +212,7 @@ pub fn graph(sources: &[(String, String)]) -> Graph {
     for (name, file) in &files {
         let imported = graph.entry(name.to_string()).or_default();
         let mut add = |path: &[String]| {
-            if let Some((defining, taken)) = file.from_root(path).and_then(|path| defining(&files, &modules, &path, 0))
+            if let Some((defining, taken)) = file.below_root(path).and_then(|path| defining(&files, &modules, &path, 0))
                 && defining != *name
                 && defining != "lib.rs"
             {
@@ -224,7 +224,7 @@ pub fn graph(sources: &[(String, String)]) -> Graph {
             if *is_public && !file.words.contains(name) {
                 continue;
             }
-            let Some(root) = file.from_root(path) else { continue };
+            let Some(root) = file.below_root(path) else { continue };
             let through: Vec<&Vec<String>> = file.paths.iter().filter(|path| path[0] == *name).collect();
             if modules.contains_key(root.as_slice()) && !through.is_empty() {
                 for rest in through {
@@ -253,7 +253,7 @@ fn defining(
     let name = modules[&path[..length]];
     let Some(word) = path.get(length) else { return Some((name.to_string(), "itself".into())) };
     let handed_on = files[name].uses.iter().find(|found| found.is_public && found.name == *word);
-    match handed_on.and_then(|found| files[name].from_root(&found.path)) {
+    match handed_on.and_then(|found| files[name].below_root(&found.path)) {
         Some(elsewhere) => {
             let path = [&elsewhere, &path[length + 1..]].concat();
             defining(files, modules, &path, depth + 1)
