@@ -43,7 +43,7 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress, RunLock},
     codecs::CodecConfig,
     diffusion::FrameConditioning,
-    experiment::{DiffusionExperiment, Mistake},
+    experiment::{DiffusionExperiment, UserError},
     text::{TextEncoderConfig, TokenizerFiles},
     weights::{
         WeightsFile,
@@ -52,9 +52,9 @@ use crate::{
 };
 
 /// # Errors
-/// [`Mistake`]: a folder that holds no tokenizer.
+/// [`UserError`]: a folder that holds no tokenizer.
 fn tokenizer(folder: &Path) -> Result<TokenizerFiles> {
-    TokenizerFiles::read(folder).map_err(|error| Mistake(format!("--tokenizer: {error:#}")).into())
+    TokenizerFiles::read(folder).map_err(|error| UserError(format!("--tokenizer: {error:#}")).into())
 }
 
 /// Published constants by which raw latents are normalised, with the data that they belong to.
@@ -255,19 +255,19 @@ fn warn_of_unused_rows(rows: i64, tokens: i64) {
 /// A file of weights, without what is told to be left out.
 ///
 /// # Errors
-/// As [`WeightsFile::open`]; [`Mistake`]: there is nothing of what is to be left out.
+/// As [`WeightsFile::open`]; [`UserError`]: there is nothing of what is to be left out.
 fn open_weights(path: &Path, ignore: &[String]) -> Result<WeightsFile> {
     let mut file = WeightsFile::open(path)?;
-    file.ignore(ignore).map_err(|error| Mistake(format!("--ignore {error:#}")))?;
+    file.ignore(ignore).map_err(|error| UserError(format!("--ignore {error:#}")))?;
     Ok(file)
 }
 
 fn mistake<T>(text: String) -> Result<T> {
-    Err(Mistake(text).into())
+    Err(UserError(text).into())
 }
 
 /// # Errors
-/// [`Mistake`]: a folder that holds something, or a file.
+/// [`UserError`]: a folder that holds something, or a file.
 fn must_be_new(folder: &Path, why: &str) -> Result<()> {
     if folder.exists() && fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_some()) {
         return mistake(format!("{} is there already: {why}", folder.display()));

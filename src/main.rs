@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lvdm::{commands, distributed::Stopped, experiment::Mistake, torch};
+use lvdm::{commands, distributed::Stopped, experiment::UserError, torch};
 
 /// Latent video diffusion models: train, sample, measure
 #[derive(Parser)]
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),
         Err(error) => {
             let _ = writeln!(io::stderr(), "error: {error:#}");
-            if error.is::<Mistake>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<UserError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -262,7 +262,7 @@ trainer: {{steps: 1, batch: 2}}
     assert!(error.contains("autoencoder.norm_group`") && error.contains("did you mean `norm_groups`"), "{error}");
     let error = read(&["autoencoder={kind: pixels}"]).and_then(|pixels| {
         use lvdm::experiment::Experiment;
-        pixels.validate().map_err(|error| lvdm::experiment::Mistake(format!("{error:#}")))
+        pixels.validate().map_err(|error| lvdm::experiment::UserError(format!("{error:#}")))
     });
     assert!(error.unwrap_err().0.contains("nothing to train"));
 }

@@ -16,7 +16,7 @@ use lvdm::{
     commands::DemoData,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
-        LongEvaluationExperiment, Mistake, parse, protocol,
+        LongEvaluationExperiment, UserError, parse, protocol,
     },
     generate,
     metrics::ProtocolConfig,
@@ -56,7 +56,7 @@ fn kind(value: &Value) -> Kind {
 }
 
 /// Reads a text as its kind says, and throws the result away.
-fn check(kind: Kind, name: &str, text: &str) -> Result<(), Mistake> {
+fn check(kind: Kind, name: &str, text: &str) -> Result<(), UserError> {
     match kind {
         Kind::Autoencoder => parse::<AutoencoderExperiment>(name, text, &[]).map(drop),
         Kind::Diffusion => parse::<DiffusionExperiment>(name, text, &[]).map(drop),

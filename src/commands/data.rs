@@ -20,7 +20,7 @@ use crate::{
         prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
     },
     distributed::{self, Launch},
-    experiment::Mistake,
+    experiment::UserError,
     torch::DeviceName,
     train::progress::Progress,
 };
@@ -165,23 +165,23 @@ impl Clips {
     /// Videos that are not there.
     pub(super) fn data(&self, flip: bool) -> Result<DataConfig> {
         if !self.videos.exists() {
-            return Err(Mistake(format!("there is no folder {}", self.videos.display())).into());
+            return Err(UserError(format!("there is no folder {}", self.videos.display())).into());
         }
         let root = self.videos.clone();
         let mut dataset = match &self.table {
             Some(table) => DatasetConfig::Webvid(Webvid { table: table.clone(), root }),
             None if self.captions => DatasetConfig::Captioned(Captioned { root }),
             None if self.frames_folders => DatasetConfig::Frames(FrameFolders { root }),
-            None if root.is_file() => DatasetConfig::at(&root).map_err(|error| Mistake(format!("{error:#}")))?,
+            None if root.is_file() => DatasetConfig::at(&root).map_err(|error| UserError(format!("{error:#}")))?,
             None => DatasetConfig::Folder(Folder { root }),
         };
         if self.split.is_some() {
             match &mut dataset {
                 DatasetConfig::Indexed(Indexed { split, .. }) => *split = self.split.clone(),
-                _ => return Err(Mistake("--split: only an index (.jsonl) has splits".into()).into()),
+                _ => return Err(UserError("--split: only an index (.jsonl) has splits".into()).into()),
             }
         }
-        dataset.check().map_err(|error| Mistake(format!("{error:#}")))?;
+        dataset.check().map_err(|error| UserError(format!("{error:#}")))?;
         let Clips { frames, frame_stride, resolution, .. } = *self;
         Ok(DataConfig { dataset, frames, frame_stride, resolution, flip, workers: decode_workers() })
     }
@@ -219,10 +219,10 @@ impl Prepare {
         };
         let stride = self.frame_stride.unwrap_or(usual_stride);
         if self.frames < 1 || stride < 1 {
-            return Err(Mistake("--frames and --frame-stride must be at least 1".into()).into());
+            return Err(UserError("--frames and --frame-stride must be at least 1".into()).into());
         }
         if let Some(folder) = self.lists.as_ref().filter(|folder| !folder.join("trainlist01.txt").is_file()) {
-            return Err(Mistake(format!("--lists: there is no trainlist01.txt in {}", folder.display())).into());
+            return Err(UserError(format!("--lists: there is no trainlist01.txt in {}", folder.display())).into());
         }
         let span = (self.frames - 1) * stride + 1;
         let bar: Mutex<Option<(Progress, u64)>> = Mutex::new(None);
@@ -235,7 +235,7 @@ impl Prepare {
         // a wrong folder is what the user wrote
         let depth = if self.quick { Depth::Ends } else { Depth::Whole };
         let prepared = prepare(known, &self.root, self.lists.as_deref(), span, depth, &done)
-            .map_err(|error| Mistake(format!("{error:#}")))?;
+            .map_err(|error| UserError(format!("{error:#}")))?;
         if let Some((progress, _)) = bar.into_inner().unwrap_or_else(PoisonError::into_inner) {
             progress.finish();
         }
@@ -296,10 +296,10 @@ impl Inspect {
     fn run(self) -> Result<()> {
         if !self.index.exists() {
             let text = format!("there is no index {} (`lvdm data prepare` writes one)", self.index.display());
-            return Err(Mistake(text).into());
+            return Err(UserError(text).into());
         }
         if self.videos < 1 || self.resolution < 1 {
-            return Err(Mistake("--videos and --resolution must be at least 1".into()).into());
+            return Err(UserError("--videos and --resolution must be at least 1".into()).into());
         }
         check_ending(&self.out, "png")?;
         let mut entries = read_index(&self.index)?;
@@ -307,7 +307,7 @@ impl Inspect {
             entries.retain(|entry| entry.split.as_ref() == Some(split));
         }
         if entries.is_empty() {
-            return Err(Mistake(format!("no videos of this split in {}", self.index.display())).into());
+            return Err(UserError(format!("no videos of this split in {}", self.index.display())).into());
         }
         crate::commands::say::text(summary(&entries));
         let rows = entries.len().min(self.videos);

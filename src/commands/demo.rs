@@ -82,7 +82,7 @@ impl Demo {
     pub fn run(self) -> Result<()> {
         if rank().is_some() {
             let text = "the demo is one process: start it without torchrun, srun or mpirun";
-            return Err(experiment::Mistake(text.into()).into());
+            return Err(experiment::UserError(text.into()).into());
         }
         let _catching = catch_signals(OnSignal::Leave)?;
         let file = |name: &str| self.experiments.join(name);

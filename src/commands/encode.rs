@@ -14,7 +14,7 @@ use super::{
 use crate::{
     data::DataConfig,
     distributed::{self, Launch, Ranks},
-    experiment::{Mistake, Numerics},
+    experiment::{Numerics, UserError},
     generate::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
@@ -60,7 +60,7 @@ impl Encode {
         check_ending(&self.out, "safetensors")?;
         let data = self.clips.data(self.flip)?;
         if self.text.is_some() && !data.dataset.has_captions() {
-            return Err(Mistake("--text: these videos have no captions; give --captions or --table".into()).into());
+            return Err(UserError("--text: these videos have no captions; give --captions or --table".into()).into());
         }
         distributed::run(&self.launch, self.device, |ranks, device| self.encode(&data, ranks, device))
     }

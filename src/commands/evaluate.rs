@@ -11,7 +11,7 @@ use super::sample::PrecisionOptions;
 use crate::{
     distributed::{self, Launch, rank},
     evaluation::{CARD_FILE, FIGURES_FILE, VideoPaths, card, evaluate},
-    experiment::{EvaluationExperiment, Experiment, Generated, Mistake, Numerics, built_in_protocols},
+    experiment::{EvaluationExperiment, Experiment, Generated, Numerics, UserError, built_in_protocols},
     extractors::ExtractorConfig,
     metrics::Metric,
     torch::DeviceName,
@@ -93,7 +93,7 @@ enum What {
 
 impl Evaluate {
     /// # Errors
-    /// [`Mistake`] for what the user wrote; data or weights that are not there.
+    /// [`UserError`] for what the user wrote; data or weights that are not there.
     pub fn run(self) -> Result<()> {
         if let Some(What::Reconstruction(reconstruction)) = self.what {
             return reconstruction.run();
@@ -105,7 +105,7 @@ impl Evaluate {
         if self.card && (self.launch.nproc.is_some_and(|ranks| ranks > 1) || rank().is_some()) {
             let text = "--card works in one process, and several were asked for: leave out --nproc, or measure under \
                         one protocol (--protocol), which is shared among them";
-            return Err(Mistake(text.into()).into());
+            return Err(UserError(text.into()).into());
         }
         let mut experiment = self.experiment()?;
         self.set_precision(&mut experiment.generated)?;
@@ -134,7 +134,7 @@ impl Evaluate {
             Generated::Clips { .. } if self.precision.are_given() => {
                 let text =
                     "--precision and --tf32 are of a run that is sampled; clips from files are measured in float32";
-                return Err(Mistake(text.into()).into());
+                return Err(UserError(text.into()).into());
             }
             Generated::Clips { .. } => {}
         }
@@ -159,7 +159,7 @@ impl Evaluate {
                 out: self.out.clone(),
             }
             .experiment(),
-            _ => Err(Mistake("give an experiment file, or --real and --generated".into()).into()),
+            _ => Err(UserError("give an experiment file, or --real and --generated".into()).into()),
         }
     }
 }

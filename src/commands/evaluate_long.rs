@@ -8,7 +8,7 @@ use super::sample::PrecisionOptions;
 use crate::{
     distributed::{self, Launch},
     evaluation::{LongEvaluation, MeasuredCurve, evaluate_long},
-    experiment::{CurveSource, Experiment, LongEvaluationExperiment, Mistake},
+    experiment::{CurveSource, Experiment, LongEvaluationExperiment, UserError},
     metrics::Metric,
     report::draw_curves,
     torch::DeviceName,
@@ -32,13 +32,13 @@ pub struct EvaluateLong {
 
 impl EvaluateLong {
     /// # Errors
-    /// [`Mistake`] for what the user wrote; runs, data or weights that are not there; a full disk.
+    /// [`UserError`] for what the user wrote; runs, data or weights that are not there; a full disk.
     pub fn run(self) -> Result<()> {
         let mut experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
         let sampled = experiment.curves.iter().any(|curve| matches!(curve.source, CurveSource::Sampled(_)));
         if self.precision.are_given() && !sampled {
             let text = "--precision and --tf32 are of runs that are sampled; videos from files are measured in float32";
-            return Err(Mistake(text.into()).into());
+            return Err(UserError(text.into()).into());
         }
         for curve in &mut experiment.curves {
             if let CurveSource::Sampled(config) = &mut curve.source {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use super::{out::check_ending, parts_table};
-use crate::{exchange, experiment::Mistake};
+use crate::{exchange, experiment::UserError};
 
 /// Write a run's networks for other programs
 ///
@@ -58,7 +58,7 @@ impl Export {
     pub fn run(self) -> Result<()> {
         let there = |run: &Path| match run.exists() {
             true => Ok(()),
-            false => Err(Mistake(format!("there is no run {}", run.display()))),
+            false => Err(UserError(format!("there is no run {}", run.display()))),
         };
         let (parts, out) = match (self.to, self.run, self.out) {
             (Some(To::StableDiffusion { run, out }), ..) => {
@@ -74,7 +74,7 @@ impl Export {
                 check_ending(&out, "safetensors")?;
                 (exchange::export(&run, &out)?, out)
             }
-            (None, ..) => return Err(Mistake("export needs RUN and --out FILE".into()).into()),
+            (None, ..) => return Err(UserError("export needs RUN and --out FILE".into()).into()),
         };
         super::say::text(parts_table(&parts));
         say!("{}", out.display());

@@ -126,7 +126,7 @@ struct Lvdm {
 
 impl Import {
     /// # Errors
-    /// [`crate::experiment::Mistake`] where something must be told; else what is wrong with the file.
+    /// [`crate::experiment::UserError`] where something must be told; else what is wrong with the file.
     pub fn run(self) -> Result<()> {
         match self.from {
             From::Lvdm(lvdm) => lvdm.run(),

@@ -13,7 +13,7 @@ use tch::Tensor;
 use crate::{
     atomic_file::write_atomically,
     data::{PackedWriter, numpy::NumpyWriter, write_video},
-    experiment::Mistake,
+    experiment::UserError,
     file_format::read_json,
 };
 
@@ -36,7 +36,7 @@ impl Form {
     ///
     /// # Errors
     /// An ending of something that is not written.
-    pub fn of(out: &Path, videos: u64) -> Result<Self, Mistake> {
+    pub fn of(out: &Path, videos: u64) -> Result<Self, UserError> {
         let ending = out.extension().map(|ending| ending.to_string_lossy().to_lowercase()).unwrap_or_default();
         let is_folder = out.is_dir() || out.as_os_str().as_encoded_bytes().ends_with(b"/");
         let letters = ending.chars().filter(char::is_ascii_alphabetic).count();
@@ -48,7 +48,7 @@ impl Form {
             // `samples.v2` and `eta0.5` are names of folders
             "" => Ok(Form::Folder),
             ending if letters < 2 && ending != "h5" => Ok(Form::Folder),
-            ending => Err(Mistake(format!(
+            ending => Err(UserError(format!(
                 "--out {}: {videos} videos cannot be written as .{ending}; give a folder (with / at its end, where its \
                  name ends so), NAME.npz, NAME.npy or NAME.safetensors, or NAME.mp4 for a single video",
                 out.display()
@@ -66,10 +66,10 @@ impl Form {
 ///
 /// # Errors
 /// It has the ending of a file.
-pub fn check_folder(out: &Path) -> Result<(), Mistake> {
+pub fn check_folder(out: &Path) -> Result<(), UserError> {
     match Form::of(out, 2) {
         Ok(Form::Folder) => Ok(()),
-        _ => Err(Mistake(format!(
+        _ => Err(UserError(format!(
             "--out {}: mp4 files are written into a folder; give its name (with / at its end, where it ends like a file's)",
             out.display()
         ))),
@@ -80,10 +80,10 @@ pub fn check_folder(out: &Path) -> Result<(), Mistake> {
 ///
 /// # Errors
 /// Another ending.
-pub fn check_ending(out: &Path, wanted: &str) -> Result<(), Mistake> {
+pub fn check_ending(out: &Path, wanted: &str) -> Result<(), UserError> {
     match out.extension() {
         Some(ending) if ending.eq_ignore_ascii_case(wanted) && !out.is_dir() => Ok(()),
-        _ => Err(Mistake(format!("--out {}: give the name of a file that ends in .{wanted}", out.display()))),
+        _ => Err(UserError(format!("--out {}: give the name of a file that ends in .{wanted}", out.display()))),
     }
 }
 
@@ -91,21 +91,21 @@ pub fn check_ending(out: &Path, wanted: &str) -> Result<(), Mistake> {
 ///
 /// # Errors
 /// Why not.
-pub fn check_mp4(height: i64, width: i64, fps: f64) -> Result<(), Mistake> {
+pub fn check_mp4(height: i64, width: i64, fps: f64) -> Result<(), UserError> {
     if !cfg!(feature = "video") {
-        return Err(Mistake(
+        return Err(UserError(
             "this binary was built without the feature `video` and cannot write mp4: give --out NAME.safetensors or \
              NAME.npz"
                 .into(),
         ));
     }
     if height % 2 != 0 || width % 2 != 0 {
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{width}x{height}: mp4 needs even sides; choose an even resolution, or give --out NAME.npz"
         )));
     }
     if !(0.01..=1000.0).contains(&fps) {
-        return Err(Mistake(format!("--fps {fps}: from 0.01 to 1000 frames a second can be written")));
+        return Err(UserError(format!("--fps {fps}: from 0.01 to 1000 frames a second can be written")));
     }
     Ok(())
 }
@@ -173,7 +173,7 @@ pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
         let named: Vec<&str> = settings
             .as_object()
             .map_or(Vec::new(), |all| all.keys().filter(differs).map(|name| name.as_str()).collect());
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{} holds videos of other settings ({}: see {SETTINGS_FILE} in it); give another --out, or delete it",
             folder.display(),
             named.join(", ")
@@ -181,7 +181,7 @@ pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
         .into());
     }
     if let Some(video) = numbered_video(folder) {
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{} holds videos already ({video}), and no {SETTINGS_FILE} says what made them; give another --out, or delete \
              them",
             folder.display()
@@ -242,7 +242,7 @@ mod tests {
         remember(&at, &one).unwrap();
         remember(&at, &one).unwrap();
         let error = remember(&at, &other).unwrap_err();
-        assert!(error.is::<Mistake>() && error.to_string().contains("other settings (seed:"), "{error}");
+        assert!(error.is::<UserError>() && error.to_string().contains("other settings (seed:"), "{error}");
         // of unknown ones too
         let at = folder.path().join("old");
         fs::create_dir(&at).unwrap();

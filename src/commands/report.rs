@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::out::check_ending;
 use crate::{
-    experiment::Mistake,
+    experiment::UserError,
     report::{Cost, efficiency_table, write_page},
     torch::DeviceName,
 };
@@ -32,7 +32,7 @@ enum What {
 
 impl Report {
     /// # Errors
-    /// [`Mistake`] for folders that hold nothing of lvdm's; those of [`write_page`].
+    /// [`UserError`] for folders that hold nothing of lvdm's; those of [`write_page`].
     pub fn run(self) -> Result<()> {
         if let Some(What::Efficiency(efficiency)) = self.what {
             return efficiency.run();
@@ -63,10 +63,10 @@ pub struct Efficiency {
 
 impl Efficiency {
     /// # Errors
-    /// [`Mistake`] for a run that is not there; a folder that is not a diffusion run.
+    /// [`UserError`] for a run that is not there; a folder that is not a diffusion run.
     pub fn run(self) -> Result<()> {
         if let Some(run) = self.runs.iter().find(|run| !run.is_dir()) {
-            return Err(Mistake(format!("there is no run {}", run.display())).into());
+            return Err(UserError(format!("there is no run {}", run.display())).into());
         }
         let device = self.device.open()?;
         let costs = self.runs.iter().map(|run| Cost::of(run, self.videos, device)).collect::<Result<Vec<_>>>()?;

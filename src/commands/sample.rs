@@ -18,7 +18,7 @@ use crate::{
         Ddim, Ddpm, DpmSolver, Euler, GuidanceConfig, Heun, RespacedDdim, RespacedDdpm, SamplerConfig, UniPc, Variance,
     },
     distributed::{self, Launch, Ranks},
-    experiment::{Mistake, Numerics, Precision},
+    experiment::{Numerics, Precision, UserError},
     generate::{Classes, ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
     text_file::{read_text, trim},
     torch::{DeviceName, upload},
@@ -112,11 +112,11 @@ struct TextOptions {
 impl TextOptions {
     fn prompts(&self) -> Result<Vec<String>> {
         let Some(file) = &self.file else { return Ok(self.prompts.clone()) };
-        let text =
-            read_text(file).map_err(|error| Mistake(format!("cannot read the prompts {}: {error}", file.display())))?;
+        let text = read_text(file)
+            .map_err(|error| UserError(format!("cannot read the prompts {}: {error}", file.display())))?;
         let prompts: Vec<String> = text.lines().map(trim).filter(|line| !line.is_empty()).map(String::from).collect();
         if prompts.is_empty() {
-            return Err(Mistake(format!("{} holds no prompts", file.display())).into());
+            return Err(UserError(format!("{} holds no prompts", file.display())).into());
         }
         Ok(prompts)
     }
@@ -135,7 +135,7 @@ impl TextOptions {
             }
             _ => return Ok(()),
         };
-        Err(Mistake(wrong).into())
+        Err(UserError(wrong).into())
     }
 }
 
@@ -234,7 +234,7 @@ impl Sample {
             check_mp4(2, 2, self.fps)?;
         }
         if !self.run.exists() {
-            return Err(Mistake(format!("there is no run {}", self.run.display())).into());
+            return Err(UserError(format!("there is no run {}", self.run.display())).into());
         }
         distributed::run(&self.launch, self.device, |ranks, device| self.sample(&prompts, videos, form, ranks, device))
     }
@@ -254,9 +254,9 @@ impl Sample {
                 return Ok(Vec::new());
             }
             let text = format!("--class: {} was not trained with `labels`: it knows no classes", self.run.display());
-            return Err(Mistake(text).into());
+            return Err(UserError(text).into());
         };
-        let number = |told: &String| known.number(told).map_err(|error| Mistake(format!("--class: {error}")).into());
+        let number = |told: &String| known.number(told).map_err(|error| UserError(format!("--class: {error}")).into());
         self.classes.iter().map(number).collect()
     }
 
@@ -267,9 +267,9 @@ impl Sample {
         }
         let guidance = generator
             .first_frame_guidance(generator.text.is_some())
-            .map_err(|error| Mistake(format!("--first-frame: {}: {error}", self.run.display())))?;
+            .map_err(|error| UserError(format!("--first-frame: {}: {error}", self.run.display())))?;
         let latent = |path: &PathBuf| {
-            let picture = read_picture(path).map_err(|error| Mistake(format!("--first-frame: {error:#}")))?;
+            let picture = read_picture(path).map_err(|error| UserError(format!("--first-frame: {error:#}")))?;
             Ok(generator.picture_latent(&picture))
         };
         let latents: Vec<Tensor> = self.first_frames.iter().map(latent).collect::<Result<_>>()?;
@@ -302,14 +302,14 @@ impl Sample {
             let DataConfig { frames, resolution, .. } = experiment.data;
             let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
             let resized = generator.resize(self.frames.unwrap_or(frames), height, width);
-            resized.map_err(|error| Mistake(format!("{error:#}")))?;
+            resized.map_err(|error| UserError(format!("{error:#}")))?;
             if form == Form::Packed && height != width {
                 let text = format!("{width}x{height}: packed videos are square; give a folder or NAME.npz");
-                return Err(Mistake(text).into());
+                return Err(UserError(text).into());
             }
         }
         if let Err(error) = generator.check_sampler(&*sampler) {
-            return Err(Mistake(format!("{error:#}")).into());
+            return Err(UserError(format!("{error:#}")).into());
         }
         let first_frames = self.first_latents(&generator)?;
         let clip = generator.clip_size();

@@ -13,7 +13,7 @@ use crate::{
     data::VideoWriter,
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
     distributed::{self, Launch, Ranks},
-    experiment::{LongVideoConfig, Mistake, Numerics},
+    experiment::{LongVideoConfig, Numerics, UserError},
     generate::{LongVideo, forget},
     torch::DeviceName,
     train::progress::Progress,
@@ -94,13 +94,13 @@ impl SampleLong {
     pub fn run(self) -> Result<()> {
         for run in [Some(&self.prediction), self.interpolation.as_ref()].into_iter().flatten() {
             if !run.exists() {
-                return Err(Mistake(format!("there is no run {}", run.display())).into());
+                return Err(UserError(format!("there is no run {}", run.display())).into());
             }
         }
         if !self.dry_run && !cfg!(feature = "video") {
             let hint = "this binary was built without the feature `video` and cannot write mp4; \
                         `lvdm evaluate-long` measures long videos without writing them";
-            return Err(Mistake(hint.into()).into());
+            return Err(UserError(hint.into()).into());
         }
         if let Some(out) = &self.out {
             check_folder(out)?;

@@ -56,7 +56,7 @@ struct Options {
 
 impl Train {
     /// # Errors
-    /// [`crate::experiment::Mistake`] for what the user wrote; [`Stopped`] for a training that was left before its
+    /// [`crate::experiment::UserError`] for what the user wrote; [`Stopped`] for a training that was left before its
     /// end; else what went wrong.
     pub fn run(self) -> Result<()> {
         let _catching = catch_signals(OnSignal::Leave)?;

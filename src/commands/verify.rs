@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 
 use crate::{
-    experiment::Mistake,
+    experiment::UserError,
     torch::DeviceName,
     verify::{Distance, Runnable, Verdict},
 };
@@ -38,7 +38,7 @@ impl Verify {
     /// Prints a row a case.
     ///
     /// # Errors
-    /// [`Mistake`] where a file is not a case or names an unknown component; another error where a case fails.
+    /// [`UserError`] where a file is not a case or names an unknown component; another error where a case fails.
     pub fn run(self) -> Result<()> {
         let device = self.device.open()?;
         let width = self.cases.iter().map(|c| file_name(c).len()).max().unwrap_or(0).max(4);
@@ -69,7 +69,7 @@ impl Verify {
             }
         }
         if unusable > 0 {
-            return Err(Mistake(format!("{unusable} of {} files cannot be verified", self.cases.len())).into());
+            return Err(UserError(format!("{unusable} of {} files cannot be verified", self.cases.len())).into());
         }
         if failed > 0 {
             bail!("{failed} of {} cases failed", self.cases.len());

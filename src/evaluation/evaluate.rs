@@ -20,7 +20,7 @@ use crate::{
     atomic_file::write_atomically,
     data::ClipStream,
     distributed::Ranks,
-    experiment::{EvaluationExperiment, Generated, Mistake},
+    experiment::{EvaluationExperiment, Generated, UserError},
     metrics::{Figure, Protocol, RealVsReal},
     torch::device_name,
 };
@@ -95,7 +95,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
         if frames < config.frames {
             let text =
                 format!("the run makes {frames} frames, and the protocol {} measures {}", config.name, config.frames);
-            return Err(Mistake(text).into());
+            return Err(UserError(text).into());
         }
     }
     let _prepared = sampled.as_ref().map(|sampled| sampled.generator.keep_prepared());

@@ -6,14 +6,14 @@ use tch::Tensor;
 use super::extraction::{Bar, Extraction, ShardedExtractor, features_of};
 use crate::{
     data::{ClipSpec, ClipStream, DataConfig, Draw, Fit, RgbFrame},
-    experiment::Mistake,
+    experiment::UserError,
     metrics::ProtocolConfig,
 };
 
 /// Features of generated clips out of files: by extractor, then by draw.
 ///
 /// # Errors
-/// [`Mistake`] where there are fewer videos than clips are asked for.
+/// [`UserError`] where there are fewer videos than clips are asked for.
 pub fn features_of_files(
     protocol: &ProtocolConfig,
     data: &DataConfig,
@@ -30,7 +30,7 @@ pub fn features_of_files(
         for (sets, set) in sets.iter_mut().zip(features_of(&mut stream, clips, extractors, bar, &mut |_| Ok(()))?) {
             if set.size()[0] < clips {
                 let usable = set.size()[0];
-                return Err(Mistake(format!(
+                return Err(UserError(format!(
                     "{usable} generated videos can be read, and {clips} clips are asked for: ask for fewer"
                 ))
                 .into());
@@ -104,11 +104,11 @@ fn fit_to_protocol(clips: &Tensor, protocol: &ProtocolConfig) -> Result<Tensor> 
 /// Whether there are as many generated videos as the protocol asks for.
 ///
 /// # Errors
-/// [`Mistake`]: there are fewer.
+/// [`UserError`]: there are fewer.
 pub fn check_count(protocol: &ProtocolConfig, found: i64) -> Result<()> {
     let asked = protocol.generated_draws() * protocol.generated_clips();
     if found < asked {
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{found} generated videos, and {asked} clips are asked for: the same clip twice would lower FVD; ask for {found}"
         ))
         .into());

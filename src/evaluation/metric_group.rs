@@ -4,7 +4,7 @@ use anyhow::Result;
 use tch::Device;
 
 use crate::{
-    experiment::Mistake,
+    experiment::UserError,
     extractors::{ExtractorConfig, FeatureExtractor},
     metrics::{ComparedFeatures, Metric, ProtocolConfig},
 };
@@ -21,7 +21,7 @@ impl MetricGroup {
     /// Opens the extractor of each metric, once where several share one.
     ///
     /// # Errors
-    /// Weights that are not there; [`Mistake`]: clips with fewer frames than an extractor needs.
+    /// Weights that are not there; [`UserError`]: clips with fewer frames than an extractor needs.
     pub fn open(protocol: &ProtocolConfig, metrics: &[Metric], device: Device) -> Result<Vec<Self>> {
         let mut groups: Vec<(ExtractorConfig, MetricGroup)> = Vec::new();
         for &metric in metrics {
@@ -39,7 +39,7 @@ impl MetricGroup {
                         let text = format!(
                             "{name} needs videos of at least {least} frames, and clips of {frames} are measured"
                         );
-                        return Err(Mistake(text).into());
+                        return Err(UserError(text).into());
                     }
                     groups.push((wanted, MetricGroup { metrics: vec![metric], extractor }));
                 }

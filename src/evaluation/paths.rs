@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     data::{DataConfig, DatasetConfig, decode_workers},
     experiment::{
-        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Mistake, Precision,
+        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Precision, UserError,
         protocol, read,
     },
     extractors::ExtractorConfig,
@@ -50,7 +50,7 @@ impl VideoPaths {
     /// The experiment that they stand for.
     ///
     /// # Errors
-    /// [`Mistake`]: paths that hold no videos, settings that do not fit together.
+    /// [`UserError`]: paths that hold no videos, settings that do not fit together.
     pub fn experiment(&self) -> Result<EvaluationExperiment> {
         let VideoPaths { real, generated, .. } = self;
         let run = is_run(generated)
@@ -66,7 +66,7 @@ impl VideoPaths {
         let stride = self.frame_stride.or(asked).or(run.as_ref().map(|run| run.data.frame_stride)).unwrap_or(1);
         let data = |path: &Path, frame_stride| -> Result<DataConfig> {
             Ok(DataConfig {
-                dataset: DatasetConfig::at(path).map_err(|error| Mistake(format!("{error:#}")))?,
+                dataset: DatasetConfig::at(path).map_err(|error| UserError(format!("{error:#}")))?,
                 frames: self.frames.unwrap_or(frames),
                 frame_stride,
                 resolution: self.resolution.unwrap_or(resolution),
@@ -76,7 +76,7 @@ impl VideoPaths {
         };
         let mut real = data(real, stride)?;
         if let Some(split) = &self.split {
-            real.dataset = real.dataset.of_split(split).map_err(|error| Mistake(format!("{error:#}")))?;
+            real.dataset = real.dataset.of_split(split).map_err(|error| UserError(format!("{error:#}")))?;
         }
         let (generated, found) = match run {
             Some(run) => (
@@ -108,7 +108,7 @@ impl VideoPaths {
             None => own_folder(&evaluation, &real, &generated, self.seed)?,
         };
         let experiment = EvaluationExperiment { seed: self.seed, evaluation, real, generated, train: None, out };
-        experiment.validate().map_err(|error| Mistake(format!("{error:#}")))?;
+        experiment.validate().map_err(|error| UserError(format!("{error:#}")))?;
         Ok(experiment)
     }
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     data::{ClipStream, DataConfig, Draw, Listing, VideoEntry},
-    experiment::Mistake,
+    experiment::UserError,
     extractors::FeatureExtractor,
     metrics::{Protocol, ProtocolConfig, RealPairs},
 };
@@ -117,12 +117,12 @@ impl<'a> RealClips<'a> {
     /// What the videos show, in their order.
     ///
     /// # Errors
-    /// [`Mistake`]: a video without caption.
+    /// [`UserError`]: a video without caption.
     pub fn captions(&self) -> Result<Vec<String>> {
         let of = |video: &VideoEntry| {
             video.caption.clone().with_context(|| {
                 let name = &video.name;
-                Mistake(format!(
+                UserError(format!(
                     "{name} has no caption: the run makes videos from text, and gets the captions of the real videos \
                      (kinds `captioned`, `webvid`)"
                 ))

@@ -12,7 +12,7 @@ use crate::{
     checkpoint,
     data::{ClipStream, DataConfig, DatasetConfig, Draw, Fit, decode_workers, normalise, pictures, to_u8},
     distributed::Ranks,
-    experiment::Mistake,
+    experiment::UserError,
     extractors::Lpips,
     generate::{AUTOENCODER_FILE, open_latent_space},
     metrics::{psnr_db, ssim},
@@ -86,10 +86,10 @@ impl ReconstructionOptions {
     /// Reconstructs clips, and writes figures and pictures into a folder, which is returned too.
     ///
     /// # Errors
-    /// [`Mistake`] for options that do not fit; data or weights that are not there; a full disk.
+    /// [`UserError`] for options that do not fit; data or weights that are not there; a full disk.
     pub fn measure(self, device: DeviceName) -> Result<(Reconstruction, PathBuf)> {
         if !self.run.exists() {
-            return Err(Mistake(format!("there is no run {}", self.run.display())).into());
+            return Err(UserError(format!("there is no run {}", self.run.display())).into());
         }
         let carried = self.run.join(AUTOENCODER_FILE);
         let (path, found) = checkpoint::open(if carried.is_file() { &carried } else { &self.run })?;
@@ -97,10 +97,10 @@ impl ReconstructionOptions {
             serde_json::from_value(found.experiment["data"].clone()).context("the stored data")?;
         let mut dataset = match &self.real {
             None => trained.dataset.clone(),
-            Some(real) => DatasetConfig::at(real).map_err(|error| Mistake(format!("{error:#}")))?,
+            Some(real) => DatasetConfig::at(real).map_err(|error| UserError(format!("{error:#}")))?,
         };
         if let Some(wanted) = &self.split {
-            dataset = dataset.of_split(wanted).map_err(|error| Mistake(format!("{error:#}")))?;
+            dataset = dataset.of_split(wanted).map_err(|error| UserError(format!("{error:#}")))?;
         }
         let data = DataConfig {
             frames: self.frames.unwrap_or(trained.frames),
@@ -113,10 +113,10 @@ impl ReconstructionOptions {
         let device = device.open()?;
         let space = open_latent_space(&path, device)?;
         let shape = space.latent_shape(data.frames, data.resolution, data.resolution);
-        shape.map_err(|error| Mistake(format!("{error:#}")))?;
+        shape.map_err(|error| UserError(format!("{error:#}")))?;
         if self.clips < 1 || data.resolution < LEAST_SIDE {
             let text = format!("--clips must be at least 1, and --resolution at least {LEAST_SIDE}");
-            return Err(Mistake(text).into());
+            return Err(UserError(text).into());
         }
         let lpips = Lpips::load(None, device, Kind::Float)?;
         let mut clips = ClipStream::new(&data, Draw::Random, Fit::default(), self.seed)?;

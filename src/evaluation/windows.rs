@@ -13,7 +13,7 @@ use super::{extraction::clips_at_once, metric_group::MetricGroup};
 use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
-    experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, Mistake},
+    experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
     generate::{LongVideo, forget},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
@@ -287,7 +287,7 @@ fn measured_before(file: &Path, names: &[String], made_with: &Value) -> Result<O
     if before.as_ref() != Some(made_with) {
         let text =
             format!("{} was measured with other settings; delete its folder, or give another out", file.display());
-        return Err(Mistake(text).into());
+        return Err(UserError(text).into());
     }
     let mut take = |name: &String| tensors.remove(name).with_context(|| format!("{} holds no {name}", file.display()));
     Ok(Some(names.iter().map(&mut take).collect::<Result<_>>()?))

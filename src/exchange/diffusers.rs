@@ -28,7 +28,7 @@ use crate::{
 /// what the run makes of a clip of one frame to which its layers over frames add nothing.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`] for a folder that is there already; a run that is not made of a Stable Diffusion's parts;
+/// [`crate::experiment::UserError`] for a folder that is there already; a run that is not made of a Stable Diffusion's parts;
 /// a full disk, and then nothing is left.
 pub fn export_stable_diffusion(run: &Path, out: &Path) -> Result<Vec<Part>> {
     must_be_new(out, "an export makes a new folder")?;

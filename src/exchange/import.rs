@@ -17,7 +17,7 @@ use crate::{
     codecs::{AutoencoderConfig, CodecConfig, CodecSettings, ImageAutoencoderConfig},
     diffusion::{FrameConditioning, ScheduleConfig},
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Mistake, TextConditioning, Trained},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, TextConditioning, Trained, UserError},
     generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     networks::AttentionKind,
     text::{ClipTextConfig, TextEncoderConfig, Tokenizer},
@@ -56,7 +56,7 @@ const CLIP_FRAMES: i64 = 16;
 /// Turns a released checkpoint into a run.
 ///
 /// # Errors
-/// [`Mistake`] where something must be told, or does not fit the file; else a file that is damaged, or holds
+/// [`UserError`] where something must be told, or does not fit the file; else a file that is damaged, or holds
 /// anything that is unknown, or lacks anything.
 pub fn import(file: &Path, options: &ImportOptions, run: &Path) -> Result<Imported> {
     let file = &*checkpoint_file(file)?;
@@ -505,7 +505,7 @@ impl Import<'_> {
             let steps = ScheduleConfig::default().steps;
             conditioning
                 .validate(latent_frames, steps)
-                .map_err(|error| Mistake(format!("--conditioning: {error:#}")))?;
+                .map_err(|error| UserError(format!("--conditioning: {error:#}")))?;
         }
         Ok(Clip { frames, latent_frames })
     }

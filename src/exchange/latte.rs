@@ -78,7 +78,7 @@ impl Inferred {
 /// Turns a released Latte into a run of the diffusion.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`] for what the user said; a file that is damaged, or holds another network.
+/// [`crate::experiment::UserError`] for what the user said; a file that is damaged, or holds another network.
 pub fn import_latte(file: &Path, options: &LatteOptions, run: &Path) -> Result<Vec<Part>> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));

@@ -32,7 +32,7 @@ const CONFIGURATION: &str = "adapter_config.json";
 /// maps of the denoiser and of the text encoder were changed.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`] for what the user said; a file that is no LoRA, or one of other networks; a full disk.
+/// [`crate::experiment::UserError`] for what the user said; a file that is no LoRA, or one of other networks; a full disk.
 pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[usize; 2]> {
     for given in [path, into] {
         if !given.exists() {
@@ -115,7 +115,7 @@ fn read(path: &Path) -> Result<Lora> {
 /// folder of PEFT: places are spelled as in diffusers, and those over frames, which an image network does not have, likewise.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`] for a folder that is there already, or a run that has trained no adapters; a full disk.
+/// [`crate::experiment::UserError`] for a folder that is there already, or a run that has trained no adapters; a full disk.
 pub fn export_lora(run: &Path, out: &Path) -> Result<Vec<Part>> {
     must_be_new(out, "an export makes a new folder")?;
     let (path, found) = checkpoint::open_averaged(run)?;

@@ -63,7 +63,7 @@ fn candidates(folder: &Path) -> Result<Vec<Candidate>> {
 }
 
 /// # Errors
-/// [`crate::experiment::Mistake`]: a variant that none of these parts of the folder has.
+/// [`crate::experiment::UserError`]: a variant that none of these parts of the folder has.
 pub(super) fn check_variant(folder: &Path, parts: &[&str], variant: &str) -> Result<()> {
     let mut others = BTreeSet::new();
     for part in parts.iter().map(|part| folder.join(part)).filter(|part| part.is_dir()) {

@@ -45,7 +45,7 @@ impl Replacement {
     /// or of a whole one. In `variant` of the weights where a folder has it.
     ///
     /// # Errors
-    /// [`crate::experiment::Mistake`]: nothing there; else what it is, where it is something else.
+    /// [`crate::experiment::UserError`]: nothing there; else what it is, where it is something else.
     pub fn read(option: &str, path: &Path, network: Network, variant: Option<&str>) -> Result<Self> {
         if !path.exists() {
             return mistake(format!("{option}: there is no {}", path.display()));

@@ -108,7 +108,7 @@ struct Found {
 /// Turns a Stable Diffusion 1.x or 2.x, a folder of diffusers or one original file, into a run.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`] for what the user said; else names what is missing, unknown, of another shape, or a
+/// [`crate::experiment::UserError`] for what the user said; else names what is missing, unknown, of another shape, or a
 /// setting that our networks have no counterpart for.
 pub fn import_stable_diffusion(
     path: &Path,
@@ -283,7 +283,7 @@ pub(super) fn image_autoencoder(
 /// predict something else.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`]: it must be told what the network predicts, or is told twice.
+/// [`crate::experiment::UserError`]: it must be told what the network predicts, or is told twice.
 fn objective_of(
     path: &Path,
     new: &Replacement,
@@ -331,7 +331,7 @@ pub const NAMES_FILE: &str = "imported.json";
 /// The folder of diffusers that a path means: itself, or the one snapshot of a hub's cache.
 ///
 /// # Errors
-/// [`crate::experiment::Mistake`]: several snapshots; a folder of something else, named.
+/// [`crate::experiment::UserError`]: several snapshots; a folder of something else, named.
 fn pipeline_folder(path: &Path) -> Result<PathBuf> {
     let name = path.display();
     let snapshots = path.join("snapshots");

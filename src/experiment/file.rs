@@ -10,7 +10,7 @@ use serde_path_to_error::Segment;
 use serde_yaml::{Mapping, Value};
 
 use self::{merge_keys::merge, overrides::Override};
-use super::mistake::Mistake;
+use super::user_error::UserError;
 use crate::text_file::{BYTE_ORDER_MARK, read_text};
 
 /// Keys of the whole file that have an older name, which is read as well: in files, in overrides of either, and in
@@ -18,20 +18,20 @@ use crate::text_file::{BYTE_ORDER_MARK, read_text};
 const OLDER_NAMES: [(&str, &str); 1] = [("unet", "network")];
 
 /// Fills in what a file may leave out because something else in it says so.
-pub type Complete = fn(&mut Value) -> Result<(), Mistake>;
+pub type Complete = fn(&mut Value) -> Result<(), UserError>;
 
 /// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say and filling in what `complete` knows.
 ///
 /// # Errors
-/// [`Mistake`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
+/// [`UserError`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
 /// key that does not exist.
 pub fn read<T: Serialize + DeserializeOwned>(
     path: &Path,
     overrides: &[String],
     complete: Complete,
-) -> Result<T, Mistake> {
+) -> Result<T, UserError> {
     let name = path.display().to_string();
-    let text = read_text(path).map_err(|error| Mistake(format!("{name}: {error}")))?;
+    let text = read_text(path).map_err(|error| UserError(format!("{name}: {error}")))?;
     parse(&name, &text, overrides, complete)
 }
 
@@ -44,11 +44,11 @@ pub fn parse<T: Serialize + DeserializeOwned>(
     text: &str,
     overrides: &[String],
     complete: Complete,
-) -> Result<T, Mistake> {
-    let not_yaml = |error| Mistake(format!("{name}: not YAML: {error}"));
+) -> Result<T, UserError> {
+    let not_yaml = |error| UserError(format!("{name}: not YAML: {error}"));
     let text = text.trim_start_matches(BYTE_ORDER_MARK);
     let mut file: Value = serde_yaml::from_str(text).map_err(not_yaml)?;
-    merge(&mut file).map_err(|error| Mistake(format!("{name}: `<<`: {error}")))?;
+    merge(&mut file).map_err(|error| UserError(format!("{name}: `<<`: {error}")))?;
     if file.is_null() {
         file = Value::Mapping(Mapping::new());
     }
@@ -57,7 +57,7 @@ pub fn parse<T: Serialize + DeserializeOwned>(
         let has = |key: &str| file.get(key).is_some();
         if has(old) && has(new) {
             let place = line_of(text, &[old.into()]).map_or(name.to_string(), |line| format!("{name}:{line}"));
-            return Err(Mistake(format!(
+            return Err(UserError(format!(
                 "{place}: `{old}` is the older name of `{new}`, and the file has both: leave one out"
             )));
         }
@@ -68,12 +68,12 @@ pub fn parse<T: Serialize + DeserializeOwned>(
             one.path[0].clone_from(&own);
         }
     }
-    let overridden = |readings: &[usize]| -> Result<Value, Mistake> {
+    let overridden = |readings: &[usize]| -> Result<Value, UserError> {
         let mut value = file.clone();
         for (one, &reading) in overrides.iter().zip(readings) {
             one.put_into(&mut value, reading)?;
         }
-        complete(&mut value).map_err(|error| Mistake(format!("{name}: {error}")))?;
+        complete(&mut value).map_err(|error| UserError(format!("{name}: {error}")))?;
         Ok(value)
     };
     let readings = overrides::choose(&overrides, |readings| {
@@ -101,13 +101,13 @@ pub fn parse<T: Serialize + DeserializeOwned>(
             (!is_read::<T>(&value, &path, &wrong)).then(|| (missing, [path.clone(), vec![wrong]].concat()))
         });
         if let Some((missing, path)) = misspelt {
-            return Mistake(format!("{}: unknown key `{}`; did you mean `{missing}`?", place(&path), path.join(".")));
+            return UserError(format!("{}: unknown key `{}`; did you mean `{missing}`?", place(&path), path.join(".")));
         }
         let key = if path.is_empty() { String::new() } else { format!("`{}`: ", path.join(".")) };
-        Mistake(format!("{}: {key}{message}{}{}", place(&path), suggestion(&message), unsaid(&path, &message)))
+        UserError(format!("{}: {key}{message}{}{}", place(&path), suggestion(&message), unsaid(&path, &message)))
     })?;
     // what the type wrote back is what it read: a key of the file that is missing there was not read
-    let known = serde_yaml::to_value(&typed).map_err(|error| Mistake(format!("{name}: {error}")))?;
+    let known = serde_yaml::to_value(&typed).map_err(|error| UserError(format!("{name}: {error}")))?;
     if let Some((path, candidates)) = unread(&value, &known, &mut Vec::new()) {
         let key = path.last().cloned().unwrap_or_default();
         let near = nearest(&key, candidates.iter().map(String::as_str));
@@ -115,10 +115,10 @@ pub fn parse<T: Serialize + DeserializeOwned>(
             Some(near) => format!("; did you mean `{near}`?"),
             None => format!("; known here: {}", candidates.join(", ")),
         };
-        return Err(Mistake(format!("{}: unknown key `{}`{hint}", place(&path), path.join("."))));
+        return Err(UserError(format!("{}: unknown key `{}`{hint}", place(&path), path.join("."))));
     }
     if let Some((path, number)) = not_finite(&known, &mut Vec::new()) {
-        return Err(Mistake(format!("{}: `{}`: {number} is not a finite number", place(&path), path.join("."))));
+        return Err(UserError(format!("{}: `{}`: {number} is not a finite number", place(&path), path.join("."))));
     }
     Ok(typed)
 }
@@ -472,7 +472,7 @@ trainer: {steps: 10, batch: 2}
     #[test]
     fn an_override_reaches_into_a_list() {
         let text = GOOD.to_string() + "autoencoder:\n  factors: [2, 4, 4]\n";
-        let with = |overrides: &[&str]| -> Result<AutoencoderExperiment, Mistake> {
+        let with = |overrides: &[&str]| -> Result<AutoencoderExperiment, UserError> {
             parse("x.yaml", &text, &overrides.iter().map(|text| text.to_string()).collect::<Vec<_>>())
         };
         assert_eq!(

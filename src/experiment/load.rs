@@ -4,14 +4,14 @@ use std::path::Path;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{evaluation::complete, file, mistake::Mistake};
+use super::{file, protocols::complete, user_error::UserError};
 
 /// Reads `path` as a `T`, after replacing what `overrides` (`key.path=value`) say.
 ///
 /// # Errors
-/// [`Mistake`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
+/// [`UserError`]: an unreadable file, bad YAML, an unknown key, a wrong type, a number that is not finite, an override of a
 /// key that does not exist.
-pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, Mistake> {
+pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) -> Result<T, UserError> {
     file::read(path, overrides, complete)
 }
 
@@ -19,6 +19,6 @@ pub fn read<T: Serialize + DeserializeOwned>(path: &Path, overrides: &[String]) 
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides: &[String]) -> Result<T, Mistake> {
+pub fn parse<T: Serialize + DeserializeOwned>(name: &str, text: &str, overrides: &[String]) -> Result<T, UserError> {
     file::parse(name, text, overrides, complete)
 }

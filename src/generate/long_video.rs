@@ -17,7 +17,7 @@ use crate::{
     codecs::Chunks,
     data::to_u8,
     diffusion::{LongVideoPlan, PlanStep, Role},
-    experiment::{LongVideoConfig, Mistake},
+    experiment::{LongVideoConfig, UserError},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{FixedWeights, Readback, upload},
 };
@@ -56,7 +56,7 @@ struct Standing {
 fn conditional(run: &Path, generator: Generator) -> Result<Generator> {
     if generator.conditioning.is_none() {
         let run = run.display();
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{run} was trained without given frames; a long video needs a run whose experiment has `conditioning`"
         ))
         .into());
@@ -68,7 +68,7 @@ impl LongVideo {
     /// Opens the networks and plans a video of `frames` frames.
     ///
     /// # Errors
-    /// [`Mistake`] for settings that do not fit the runs or each other; damaged or foreign weights.
+    /// [`UserError`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
         Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.numerics())))
     }
@@ -82,7 +82,7 @@ impl LongVideo {
     }
 
     fn of(config: &LongVideoConfig, frames: i64, open: &dyn Fn(&Path) -> Result<Generator>) -> Result<Self> {
-        let wrong = |text: String| Err(Mistake(text).into());
+        let wrong = |text: String| Err(UserError(text).into());
         let open = |run: &PathBuf| conditional(run, open(run)?);
         let prediction = open(&config.prediction)?;
         let interpolation = config.interpolation.as_ref().map(open).transpose()?;
@@ -122,7 +122,7 @@ impl LongVideo {
         }
         for generator in [Some(&prediction), interpolation.as_ref()].into_iter().flatten() {
             let conditioning = generator.conditioning.as_ref().expect("checked when opened");
-            config.guidance.validate(conditioning).map_err(|error| Mistake(format!("guidance: {error:#}")))?;
+            config.guidance.validate(conditioning).map_err(|error| UserError(format!("guidance: {error:#}")))?;
             if let Err(error) = generator.check_sampler(&*config.sampler) {
                 return wrong(format!("sampler: {error:#}"));
             }
@@ -142,7 +142,7 @@ impl LongVideo {
         }
         let total = prediction.space.chunks().latent_frames_for(frames);
         let plan = LongVideoPlan::for_frames(total, prediction.latent[1], config.overlap, gap)
-            .map_err(|error| Mistake(format!("{error:#}")))?;
+            .map_err(|error| UserError(format!("{error:#}")))?;
         Ok(LongVideo { prediction, interpolation, config: config.clone(), plan, frames })
     }
 

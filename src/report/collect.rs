@@ -22,7 +22,7 @@ use crate::{
     evaluation::{
         CARD_FILE, CURVES_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, Reconstruction as ReconstructionFigures, SETS,
     },
-    experiment::Mistake,
+    experiment::UserError,
     metrics::{Distances, Figure, RealVsReal},
     run_files::{EXPERIMENT_FILE, METRICS_FILE, SUMMARY_FILE, TENSORBOARD_FOLDER},
     text_file::{read_text, trim},
@@ -48,12 +48,12 @@ const SHEETS: [(&str, &str); 2] = [
 /// what several folders have in common.
 ///
 /// # Errors
-/// [`Mistake`] for a folder that is not there or holds nothing; files that are not what they should be, by name and line.
+/// [`UserError`] for a folder that is not there or holds nothing; files that are not what they should be, by name and line.
 pub fn collect(runs: &[PathBuf]) -> Result<Page> {
     let mut roots = Vec::new();
     for run in runs {
         if !run.is_dir() {
-            return Err(Mistake(format!("there is no folder {}", run.display())).into());
+            return Err(UserError(format!("there is no folder {}", run.display())).into());
         }
         roots.push(run.canonicalize().with_context(|| format!("cannot read {}", run.display()))?);
     }
@@ -75,7 +75,7 @@ pub fn collect(runs: &[PathBuf]) -> Result<Page> {
             holds |= take(&mut page, &folder, if below.is_empty() { own } else { below }, &mut galleries)?;
         }
         if !holds {
-            return Err(Mistake(nothing(run, root, seen.len() - before)?).into());
+            return Err(UserError(nothing(run, root, seen.len() - before)?).into());
         }
     }
     let share = VIDEO_BYTES / galleries.len().max(1);

@@ -13,7 +13,7 @@ use crate::{
     codecs::{EncodedKind, LatentSpace, Normalization},
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
     distributed::Ranks,
-    experiment::{Mistake, Numerics},
+    experiment::{Numerics, UserError},
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
     text::TextEncoder,
@@ -160,7 +160,7 @@ impl LatentFile {
         ensure!(size.len() == 5 && size[0] > 0, "{}: `{}` of shape {size:?}", not(), tensor_of(kind));
         let Normalization { scale, shift } = space.normalization;
         if (origin.scale, origin.shift) != (scale, shift) {
-            return Err(Mistake(format!(
+            return Err(UserError(format!(
                 "{} was encoded by another autoencoder (scale {}, shift {}) than the one given (scale {scale}, shift {shift}): pack it again",
                 path.display(), origin.scale, origin.shift
             ))
@@ -253,14 +253,14 @@ fn origin_of(path: &Path) -> Result<Origin> {
 fn encoded_texts(text: &TextEncoder, path: &Path) -> Result<TensorRows> {
     let stored = |name| TensorRows::open(path, name);
     let (Some(context), Some(empty)) = (stored("context")?, stored("context_empty")?) else {
-        return Err(Mistake(format!("{} holds no captions: pack it again with --text RUN", path.display())).into());
+        return Err(UserError(format!("{} holds no captions: pack it again with --text RUN", path.display())).into());
     };
     let empty = empty.read(&[0])?;
     let own = text.empty()?.to_device(Device::Cpu);
     if own.size() != empty.size() || !own.allclose(&empty, 1e-3, 1e-4, false) {
         let path = path.display();
         return Err(
-            Mistake(format!("{path} was encoded by another text encoder than text.encoder: pack it again")).into()
+            UserError(format!("{path} was encoded by another text encoder than text.encoder: pack it again")).into()
         );
     }
     Ok(context)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::{
     checkpoint::{self, Checkpoint},
     distributed::Ranks,
-    experiment::{Experiment, Mistake},
+    experiment::{Experiment, UserError},
 };
 
 /// The checkpoint with which a run goes on, if there is one: rank 0 finds it, the others read the same.
@@ -96,14 +96,14 @@ impl SettingsChanges {
     /// schedule, a network) must have been asked for.
     ///
     /// # Errors
-    /// [`Mistake`]: it was not.
+    /// [`UserError`]: it was not.
     pub fn check(&self, run: &Path, asked_for: bool, ranks: &Ranks) -> Result<()> {
         let said = |changes: &mut dyn Iterator<Item = &Change>| {
             let one = |Change { key, before, now, .. }: &Change| format!("{key}: {before} → {now}");
             changes.map(one).collect::<Vec<_>>().join("; ")
         };
         if !asked_for && self.0.iter().any(|change| !change.is_free) {
-            return Err(Mistake(format!(
+            return Err(UserError(format!(
                 "{} was trained with other settings: {}. Give another --run to start anew, or --change-settings to go \
                  on with the new ones",
                 run.display(),
@@ -170,7 +170,7 @@ mod tests {
         ] {
             let before = with(path, value);
             let error = check(before.clone(), &now, false, false).unwrap_err();
-            assert!(error.is::<Mistake>() && error.to_string().contains(told), "{error}");
+            assert!(error.is::<UserError>() && error.to_string().contains(told), "{error}");
             assert!(error.to_string().contains("--change-settings") && error.to_string().contains("runs/x"), "{error}");
             check(before.clone(), &now, false, true).unwrap();
             // nothing was learned here yet from data and seed

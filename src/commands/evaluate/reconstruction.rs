@@ -45,7 +45,7 @@ pub struct Reconstruct {
 
 impl Reconstruct {
     /// # Errors
-    /// [`Mistake`](crate::experiment::Mistake) for what the user wrote; data or weights that are not there; a full disk.
+    /// [`UserError`](crate::experiment::UserError) for what the user wrote; data or weights that are not there; a full disk.
     pub fn run(self) -> Result<()> {
         let Reconstruct { run, real, split, clips, frames, frame_stride, resolution, seed, out, device } = self;
         let options = ReconstructionOptions { run, real, split, clips, frames, frame_stride, resolution, seed, out };

@@ -3,7 +3,7 @@
 use serde_yaml::{Mapping, Value};
 
 use super::merge_keys::merge;
-use crate::experiment::Mistake;
+use crate::experiment::UserError;
 
 /// One of them. What the value is depends on the type of its key, so there are several readings of it.
 pub struct Override {
@@ -16,13 +16,13 @@ pub struct Override {
 }
 
 impl Override {
-    pub fn parse(text: &str) -> Result<Self, Mistake> {
+    pub fn parse(text: &str) -> Result<Self, UserError> {
         let Some((key, value)) = text.split_once('=') else {
-            return Err(Mistake(format!("`{text}` is not an override: write key.path=value")));
+            return Err(UserError(format!("`{text}` is not an override: write key.path=value")));
         };
         let path: KeyPath = key.split('.').map(String::from).collect();
         if path.iter().any(String::is_empty) {
-            return Err(Mistake(format!("override `{text}`: `{key}` has an empty key: write key.path=value")));
+            return Err(UserError(format!("override `{text}`: `{key}` has an empty key: write key.path=value")));
         }
         let as_typed = Value::String(value.to_string());
         let is_quoted = |mark: char| value.len() > 1 && value.starts_with(mark) && value.ends_with(mark);
@@ -41,11 +41,12 @@ impl Override {
     }
 
     /// Puts one of its readings into the tree.
-    pub fn put_into(&self, root: &mut Value, reading: usize) -> Result<(), Mistake> {
+    pub fn put_into(&self, root: &mut Value, reading: usize) -> Result<(), UserError> {
         let mut at = root;
         for (depth, part) in self.path.iter().enumerate() {
-            let wrong =
-                |why: String| Mistake(format!("override `{}`: `{}` {why}", self.written, self.path[..depth].join(".")));
+            let wrong = |why: String| {
+                UserError(format!("override `{}`: `{}` {why}", self.written, self.path[..depth].join(".")))
+            };
             at = match at {
                 Value::Null => {
                     *at = Value::Mapping(Mapping::new());
@@ -80,8 +81,8 @@ type KeyPath = Vec<String>;
 /// complaint of another key says nothing of this one, so all are looked at again until nothing changes.
 pub fn choose(
     overrides: &[Override],
-    mut wrong: impl FnMut(&[usize]) -> Result<Option<KeyPath>, Mistake>,
-) -> Result<Vec<usize>, Mistake> {
+    mut wrong: impl FnMut(&[usize]) -> Result<Option<KeyPath>, UserError>,
+) -> Result<Vec<usize>, UserError> {
     let mut chosen = vec![0; overrides.len()];
     for _ in 0..=overrides.len() {
         let before = chosen.clone();

@@ -2,12 +2,12 @@
 
 /// Something that the user wrote is wrong: exit status 2.
 #[derive(Debug)]
-pub struct Mistake(pub String);
+pub struct UserError(pub String);
 
-impl std::fmt::Display for Mistake {
+impl std::fmt::Display for UserError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Mistake {}
+impl std::error::Error for UserError {}

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use super::{file, mistake::Mistake};
+use super::{file, user_error::UserError};
 use crate::{
     data::DataConfig,
     extractors::ExtractorConfig,
@@ -30,25 +30,25 @@ pub fn built_in_protocols() -> Vec<ProtocolConfig> {
 ///
 /// # Errors
 /// A name that is not known, a file that is not a protocol.
-pub fn protocol(name: &str) -> Result<ProtocolConfig, Mistake> {
+pub fn protocol(name: &str) -> Result<ProtocolConfig, UserError> {
     let known = BUILT_IN.iter().find(|(known, _)| *known == name);
     let config: ProtocolConfig = match known {
         Some((name, text)) => file::parse(name, text, &[], |_| Ok(()))?,
         None if name.ends_with(".yaml") || name.ends_with(".yml") => file::read(Path::new(name), &[], |_| Ok(()))?,
         None => {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            return Err(Mistake(format!(
+            return Err(UserError(format!(
                 "there is no protocol `{name}`; known are {}, and a file that ends in .yaml",
                 names.join(", ")
             )));
         }
     };
-    config.validate().map_err(|error| Mistake(format!("{name}: {error:#}")))?;
+    config.validate().map_err(|error| UserError(format!("{name}: {error:#}")))?;
     // a known name says what was measured
     let known =
         built_in_protocols().into_iter().find(|known| Some(known.name.as_str()) == config.name.split('@').next());
     if let Some(known) = known.filter(|known| known.clone().at(config.clips) != config) {
-        return Err(Mistake(format!(
+        return Err(UserError(format!(
             "{name}: name: {} is a known protocol, and this one differs from it: give it a name of its own (lvdm \
              evaluate --protocols lists the known ones)",
             known.name
@@ -61,10 +61,10 @@ pub fn protocol(name: &str) -> Result<ProtocolConfig, Mistake> {
 ///
 /// # Errors
 /// As [`protocol`].
-pub(super) fn complete(experiment: &mut Value) -> Result<(), Mistake> {
+pub(super) fn complete(experiment: &mut Value) -> Result<(), UserError> {
     let named = experiment.get("evaluation").and_then(|evaluation| evaluation.get("protocol")).and_then(Value::as_str);
     let Some(named) = named else { return Ok(()) };
-    let config = protocol(named).map_err(|error| Mistake(format!("evaluation.protocol: {error}")))?;
+    let config = protocol(named).map_err(|error| UserError(format!("evaluation.protocol: {error}")))?;
     let fill = |data: Option<&mut Value>, stride: Option<i64>| {
         let Some(Value::Mapping(data)) = data else { return };
         let known =

@@ -1,0 +1,42 @@
+//! Training of a video autoencoder.
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    training::{OptimizerConfig, TrainerConfig},
+    validate::{Experiment, check_data},
+};
+use crate::{autoencoder_loss::AutoencoderLossConfig, codecs::CodecConfig, data::DataConfig};
+
+/// Training of an autoencoder: `lvdm train autoencoder FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AutoencoderExperiment {
+    /// Of initial weights, crops, shuffles and noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// The clips to train on.
+    pub data: DataConfig,
+    /// The network: the video autoencoder, or what `kind` says.
+    #[serde(default)]
+    pub autoencoder: CodecConfig,
+    /// The paper's, with LPIPS and a discriminator.
+    #[serde(default)]
+    pub loss: AutoencoderLossConfig,
+    /// Of both networks.
+    pub optimizer: OptimizerConfig,
+    /// Steps, batches, checkpoints, log.
+    pub trainer: TrainerConfig,
+}
+
+impl Experiment for AutoencoderExperiment {
+    fn validate(&self) -> Result<()> {
+        check_data(&self.data)?;
+        self.autoencoder.validate().context("autoencoder")?;
+        ensure!(!self.autoencoder.is_exact(), "autoencoder: {} has nothing to train", self.autoencoder.name());
+        self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
+        self.loss.validate().context("loss")?;
+        self.optimizer.validate().context("optimizer")?;
+        self.trainer.validate().context("trainer")
+    }
+}

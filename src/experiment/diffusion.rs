@@ -1,0 +1,291 @@
+//! Training of a denoiser.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    labels::LabelConditioning,
+    training::{OptimizerConfig, TrainerConfig},
+    validate::{Experiment, check_data},
+};
+use crate::{
+    data::DataConfig,
+    diffusion::{FrameConditioning, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
+    networks::{NetworkConfig, NetworkSettings, UNetConfig},
+    nn::Adapter,
+};
+
+/// The text that a network is given.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextConditioning {
+    /// A run that carries a text encoder: `lvdm import stable-diffusion` makes one.
+    pub encoder: PathBuf,
+    /// Probability that a training sample goes without its caption, so that there is guidance.
+    #[serde(default = "tenth")]
+    pub drop: f64,
+    /// What the pictures in the log show.
+    #[serde(default)]
+    pub prompts: Vec<String>,
+    /// Of those pictures.
+    #[serde(default = "guidance")]
+    pub guidance: f64,
+}
+
+impl TextConditioning {
+    /// By the text encoder that a run carries, with the defaults.
+    pub fn of(run: &Path) -> Self {
+        TextConditioning { encoder: run.to_path_buf(), drop: tenth(), prompts: Vec::new(), guidance: guidance() }
+    }
+}
+
+/// Which of the denoiser's parameters training moves.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Trained {
+    /// Every parameter.
+    #[default]
+    All,
+    /// Those over frames, which an image model does not have; with `conditioning` also the first convolution, which gains
+    /// the channel of given frames, and their noise levels.
+    Temporal,
+    /// Low-rank additions to the maps of every attention; the network itself stays.
+    Adapters(Adapter),
+}
+
+impl Trained {
+    /// Rank and α of the adapters, where they are what is trained.
+    pub fn adapter(self) -> Option<Adapter> {
+        match self {
+            Trained::Adapters(adapter) => Some(adapter),
+            Trained::All | Trained::Temporal => None,
+        }
+    }
+
+    /// Whether training moves the parameter of this name of such a network.
+    pub fn moves(self, name: &str, network: &dyn NetworkSettings) -> bool {
+        match self {
+            Trained::All => true,
+            Trained::Temporal => network.is_temporal(name),
+            Trained::Adapters(_) => Adapter::owns(name),
+        }
+    }
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn guidance() -> f64 {
+    7.5
+}
+
+/// What a denoiser works on. In a file the word `pixels`, or a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "PathBuf", into = "PathBuf")]
+pub enum DiffusionSpace {
+    /// Clips as they are, `[3, F, H, W]` in [−1, 1]: what latents are compared with.
+    Pixels,
+    /// Latents of a run of `lvdm train autoencoder`, or one of its checkpoints, or a run that carries an autoencoder.
+    Latents(PathBuf),
+}
+
+/// A folder of this name is `./pixels`.
+const PIXELS: &str = "pixels";
+
+impl From<PathBuf> for DiffusionSpace {
+    fn from(path: PathBuf) -> Self {
+        if path.as_os_str() == PIXELS { DiffusionSpace::Pixels } else { DiffusionSpace::Latents(path) }
+    }
+}
+
+impl From<DiffusionSpace> for PathBuf {
+    fn from(space: DiffusionSpace) -> Self {
+        match space {
+            DiffusionSpace::Pixels => PIXELS.into(),
+            DiffusionSpace::Latents(path) => path,
+        }
+    }
+}
+
+/// Training of a denoiser on latents or pixels: `lvdm train diffusion FILE`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DiffusionExperiment {
+    /// Of initial weights, crops, shuffles and noise.
+    #[serde(default)]
+    pub seed: u64,
+    /// The clips to train on.
+    pub data: DataConfig,
+    /// Latents that `lvdm encode` wrote, used instead of decoding and encoding `data`.
+    #[serde(default)]
+    pub latents: Option<PathBuf>,
+    /// A run whose latents are denoised, or `pixels`.
+    pub autoencoder: DiffusionSpace,
+    /// For a network that is given a text (`network.attention: text`).
+    #[serde(default)]
+    pub text: Option<TextConditioning>,
+    /// For a network that is given class labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<LabelConditioning>,
+    /// Every n-th latent frame of a clip is what the network sees: the sparse frames of hierarchical generation.
+    #[serde(default = "one")]
+    pub latent_stride: i64,
+    /// For a prediction or interpolation model: which frames it is given.
+    #[serde(default)]
+    pub conditioning: Option<FrameConditioning>,
+    /// A diffusion run whose averaged weights are where training starts: a short-video model.
+    #[serde(default)]
+    pub start_from: Option<PathBuf>,
+    /// Which parameters.
+    #[serde(default)]
+    pub trained: Trained,
+    /// Noise over diffusion time.
+    #[serde(default)]
+    pub schedule: NoisePathConfig,
+    /// The network; `unet:` is the older name of this key.
+    #[serde(default, alias = "unet")]
+    pub network: NetworkConfig,
+    /// What it predicts, and by which loss it learns.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Of the parameters that are trained.
+    pub optimizer: OptimizerConfig,
+    /// Steps, batches, checkpoints, log.
+    pub trainer: TrainerConfig,
+    /// How samples are drawn for the pictures in the log.
+    #[serde(default)]
+    pub sampler: SamplerConfig,
+}
+
+impl Experiment for DiffusionExperiment {
+    fn validate(&self) -> Result<()> {
+        match &self.latents {
+            Some(file) => ensure!(file.exists(), "latents: there is no {}", file.display()),
+            None => check_data(&self.data)?,
+        }
+        match &self.autoencoder {
+            DiffusionSpace::Pixels => ensure!(
+                self.latents.is_none(),
+                "latents: autoencoder is {PIXELS}, which has none (lvdm data pack makes a file of clips for `data`)"
+            ),
+            DiffusionSpace::Latents(run) => ensure!(
+                run.exists(),
+                "autoencoder: there is no {} (train it first: lvdm train autoencoder …; or write {PIXELS} for a \
+                 denoiser without one)",
+                run.display()
+            ),
+        }
+        ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
+        ensure!(
+            self.latent_stride <= self.data.frames,
+            "latent_stride is {}, more than the {} frames of a clip",
+            self.latent_stride,
+            self.data.frames
+        );
+        self.check_text()?;
+        if let Some(run) = &self.start_from {
+            ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
+        }
+        let path = self.schedule.build().context("schedule")?;
+        self.objective.validate(&*path).context("objective")?;
+        let walk = self.sampler.start(&*path).context("sampler")?;
+        self.objective.predict.check(&*path, walk.times()).context("sampler")?;
+        ensure!(
+            self.conditioning.is_none() || path.input_scale(path.noisiest()) == 1.0,
+            "conditioning: this schedule scales what the network sees by the noise of the clip, and given frames have \
+             less: take another kind"
+        );
+        self.network.validate().context("network")?;
+        ensure!(
+            !self.objective.learns_variance() || self.conditioning.is_none(),
+            "objective: loss: learned_variance is for clips of which no frame is given, and there is `conditioning`"
+        );
+        if let Some(labels) = &self.labels {
+            labels.validate()?;
+        }
+        self.optimizer.validate().context("optimizer")?;
+        self.trainer.validate().context("trainer")
+    }
+}
+
+impl DiffusionExperiment {
+    /// The settings of a U-Net, for what is about that network alone.
+    ///
+    /// # Errors
+    /// Names the kind of another network.
+    pub fn unet(&self) -> Result<&UNetConfig> {
+        match &self.network {
+            NetworkConfig::UNet3d(unet) => Ok(unet),
+            other => bail!("the network is {}, and this is for unet3d", serde_json::to_value(other)?["kind"]),
+        }
+    }
+
+    /// The settings of a schedule of β, for what is about that noise path alone.
+    ///
+    /// # Errors
+    /// Names the kind of another one.
+    pub fn betas(&self) -> Result<&ScheduleConfig> {
+        match &self.schedule {
+            NoisePathConfig::Betas(betas) => Ok(betas),
+            other => bail!(
+                "the schedule is {}, and this is for linear or scaled_linear",
+                serde_json::to_value(other)?["kind"]
+            ),
+        }
+    }
+
+    /// Whether training moves the parameter of this name: what `trained` says, and what a network has because it is given
+    /// frames.
+    pub fn moves(&self, name: &str) -> bool {
+        self.trained.moves(name, &*self.network)
+            || (self.conditioning.is_some()
+                && self.trained == Trained::Temporal
+                && self.network.sees_given_frames(name))
+    }
+
+    fn check_text(&self) -> Result<()> {
+        match (&self.text, self.network.text_width()) {
+            (None, None) => {
+                ensure!(self.trained == Trained::All, "trained: without `network.attention: text` only kind: all");
+                return Ok(());
+            }
+            (None, Some(_)) => {
+                bail!("network.attention is text: `text.encoder` must name a run that carries a text encoder")
+            }
+            (Some(_), None) => {
+                bail!("text: the network attends to none (network.attention is not text)")
+            }
+            (Some(text), Some(_)) => {
+                ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
+                ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
+                ensure!(
+                    text.encoder.exists(),
+                    "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
+                    text.encoder.display()
+                );
+            }
+        }
+        ensure!(
+            self.latents.is_some() || self.data.dataset.has_captions(),
+            "data.dataset: its videos have no captions; kinds that have are webvid, captioned and packed"
+        );
+        if let Trained::Adapters(adapter) = &self.trained {
+            adapter.validate().context("trained")?;
+            ensure!(
+                self.conditioning.is_none(),
+                "trained: adapters do not learn to see which frames are given (conditioning); take kind: temporal or all"
+            );
+        }
+        ensure!(
+            self.trained == Trained::All || self.start_from.is_some(),
+            "trained: what is not trained must come from somewhere; name a run in start_from"
+        );
+        Ok(())
+    }
+}
+
+fn one() -> i64 {
+    1
+}
