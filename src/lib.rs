@@ -75,3 +75,13 @@ pub mod torch;
 pub mod train;
 pub mod verify;
 pub mod weights;
+
+/// What a program calls before anything else: LibTorch finds its CUDA half, products in float32 are exact, and as many
+/// threads compute as this process has CPUs, which they give up while they wait. Without it there is no GPU.
+pub fn init() {
+    torch::give_way_while_waiting();
+    torch::use_available_cpus();
+    // before anything asks LibTorch about CUDA; `doctor` says why it failed
+    let _ = torch::load_cuda();
+    torch::allow_tf32(false);
+}

@@ -61,11 +61,7 @@ fn run(verb: Verb) -> Result<()> {
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     commands::init_tracing();
-    torch::give_way_while_waiting();
-    torch::use_available_cpus();
-    // before anything asks LibTorch about CUDA; `doctor` says why it failed
-    let _ = torch::load_cuda();
-    torch::allow_tf32(false);
+    lvdm::init();
     torch::locate_panics();
     match torch::caught(|| run(verb)).and_then(|()| commands::all_was_said()) {
         Ok(()) => ExitCode::SUCCESS,

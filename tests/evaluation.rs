@@ -4,24 +4,10 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{moving_clips, run_in, succeed_in, write_generated, write_packed};
+use common::{moving_clips, run_in, succeed_in, write_generated, write_npy, write_packed};
 use lvdm::safetensors::{read_safetensors, write_safetensors_atomically};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
-
-/// `numpy.save` of clips u8 `[N, 3, F, H, W]` as `[N, F, H, W, 3]`.
-fn write_npy(path: &Path, clips: &Tensor) {
-    let videos = clips.permute([0, 2, 3, 4, 1]).contiguous();
-    let mut pixels = vec![0u8; videos.numel()];
-    videos.copy_data_u8(&mut pixels, videos.numel());
-    let sizes: Vec<String> = videos.size().iter().map(i64::to_string).collect();
-    let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}), }}", sizes.join(", "));
-    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-    bytes.extend((header.len() as u16).to_le_bytes());
-    bytes.extend(header.as_bytes());
-    bytes.extend(pixels);
-    fs::write(path, bytes).unwrap();
-}
 
 /// `numpy.savez_compressed`.
 fn write_npz(path: &Path, clips: &Tensor) {

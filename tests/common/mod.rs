@@ -160,6 +160,20 @@ pub fn write_generated(path: &Path, clips: &Tensor) {
     writer.finish().unwrap();
 }
 
+/// `numpy.save` of clips u8 `[N, 3, F, H, W]` as `[N, F, H, W, 3]`.
+pub fn write_npy(path: &Path, clips: &Tensor) {
+    let videos = clips.permute([0, 2, 3, 4, 1]).contiguous();
+    let mut pixels = vec![0u8; videos.numel()];
+    videos.copy_data_u8(&mut pixels, videos.numel());
+    let sizes: Vec<String> = videos.size().iter().map(i64::to_string).collect();
+    let header = format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}), }}", sizes.join(", "));
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    bytes.extend(pixels);
+    fs::write(path, bytes).unwrap();
+}
+
 /// Gives parameters that start at zero a value, so that every layer does something.
 pub fn wake(parameters: &Parameters) {
     for (name, mut tensor) in parameters.trainable() {
