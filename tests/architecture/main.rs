@@ -116,6 +116,21 @@ fn breaks(floors: &BTreeMap<String, usize>, file: &str, text: &str) -> Vec<Strin
         .collect()
 }
 
+/// The picture of the floors and the page around it show every module of the map, and no other.
+#[test]
+fn the_picture_shows_the_map() {
+    let [picture, page] =
+        ["docs/floors.svg", "docs/architecture.md"].map(|path| fs::read_to_string(source(path)).unwrap());
+    let names = floors().into_keys().collect::<BTreeSet<_>>();
+    let bold = |text: &str| -> BTreeSet<String> {
+        let names = text.split("font-weight=\"bold\"").skip(2).filter_map(|rest| rest.split_once('>'));
+        names.map(|(_, rest)| rest.split('<').next().unwrap().to_string()).collect()
+    };
+    assert_eq!(bold(&picture), names);
+    let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/architecture.md lacks {missing:?}");
+}
+
 /// A module imports lower floors only, so there is no cycle either.
 #[test]
 fn imports_go_down_only() {
