@@ -123,6 +123,10 @@ impl Generator {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.network.validate()?;
+        let multiple_of = experiment.network.multiple_of();
+        for (size, (axis, of)) in latent[1..].iter().zip(["frames", "rows", "columns"].into_iter().zip(multiple_of)) {
+            ensure!(size % of == 0, "latents of {size} {axis}: for this network it must be a multiple of {of}");
+        }
         let path = experiment.schedule.build().context("schedule")?;
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], path.levels()).context("conditioning")?;
@@ -143,7 +147,7 @@ impl Generator {
             latent_stride: experiment.latent_stride,
             conditioning: experiment.conditioning.clone(),
             text,
-            multiple_of: experiment.network.multiple_of(),
+            multiple_of,
             labels: experiment.labels.clone(),
             takes_other_clips: experiment.network.takes_other_clips(),
             predict: experiment.objective.predict,
@@ -300,6 +304,7 @@ impl Generator {
         let Some(Classes { numbers, guidance }) = told else { return Ok(None) };
         ensure!(numbers.len() == clips, "{} classes for {clips} clips", numbers.len());
         let known = self.network.ports().classes.context("this network knows no classes: it cannot be given one")?;
+        self.labels.as_ref().map_or(Ok(()), |labels| labels.check_guidance(*guidance))?;
         let foreign = numbers.iter().find(|number| !(0..known).contains(*number));
         ensure!(foreign.is_none(), "class {}: this network knows 0 to {}", foreign.copied().unwrap_or(-1), known - 1);
         let labels = upload(&Tensor::from_slice(numbers), self.space.device());

@@ -226,6 +226,15 @@ fn an_evaluation_takes_each_class_in_turn() {
     let own = measured(&[], "3");
     assert_eq!(own, measured(&["generated.class_guidance=3.0"], "3"));
     assert_ne!(own, measured(&["generated.class_guidance=1.0"], "1"));
+    // what cannot be sampled, or measured, is refused before anything is
+    for (set, word) in [
+        ("generated.sampler.steps=5000", "generated.sampler: "),
+        ("generated.sampler={kind: euler, steps: 0}", "generated.sampler: steps must be between"),
+        ("evaluation.metrics=[]", "the list is empty"),
+    ] {
+        let said = run_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu", set]);
+        assert!(said.error(2).contains(word), "{set}: {}", said.err);
+    }
 }
 
 /// What does not fit together is said before anything is loaded.
@@ -238,11 +247,12 @@ fn settings_that_do_not_fit_are_refused() {
     for (set, word) in [
         ("network.depth=3", "even number"),
         ("network.heads=3", "does not divide into 3 heads"),
-        ("network.patch_size=5", "patches of 5x5"),
+        ("network.patch_size=5", "it must be a multiple of 5"),
         ("network.widht=5", "unknown field `widht`"),
         ("objective.predict=velocity", "learned_variance is for predict: noise"),
         ("conditioning={prediction: 1.0, perturbation: null}", "no frame is given"),
         ("labels.drop=1.5", "labels.drop is a probability"),
+        ("labels.drop=0", "labels.guidance: with labels.drop 0"),
         ("labels.classes=[a, a]", "twice"),
         ("labels.classes=7", "labels.classes is 7, and videos has 1 classes"),
         ("labels.classes=[b]", "does not name `a`"),

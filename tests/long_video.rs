@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 
 use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
 use lvdm::{
+    checkpoint,
     codecs::{AutoencoderConfig, Chunks, CodecSettings, LatentSpace, Normalization, VideoAutoencoder},
     data::VideoReader,
     diffusion::{
@@ -407,6 +408,43 @@ fn an_interrupted_long_video_goes_on() {
     // a state of another seed is refused
     let error = long.latents(&[0, 1], 6, &at.join("whole"), &mut |_| {}).unwrap_err().to_string();
     assert!(error.contains("other settings"), "{error}");
+}
+
+/// All clips of a video are shown the video's class, and none is shown "no class".
+#[test]
+fn each_clip_of_a_long_video_is_of_its_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    toy_runs(at);
+    let run = at.join("runs/continuation");
+    // a table of two classes, and "no class" behind them, in which one row is another one
+    let latents = |row: Option<i64>| {
+        let table = noise(1, &[3, 128]);
+        if let Some(row) = row {
+            let _ = table.get(row).fill_(2.0);
+        }
+        let (path, mut found) = checkpoint::open_averaged(&run).unwrap();
+        found.experiment["labels"] = json!({"classes": 2});
+        for part in ["model", "ema"] {
+            found.tensors.insert(format!("{part}.class_emb.weight"), table.copy());
+        }
+        found.write(&path).unwrap();
+        let config = LongVideoConfig {
+            prediction: run.clone(),
+            interpolation: None,
+            overlap: 2,
+            guidance: GuidanceConfig { level: None, ..GuidanceConfig::default() },
+            ..config(at)
+        };
+        let long = LongVideo::open(&config, 20, CPU).unwrap();
+        long.latents(&[0, 1], 5, &at.join(format!("{row:?}")), &mut |_| {}).unwrap()
+    };
+    let whole = latents(None);
+    let same = |row: i64| {
+        let other = latents(Some(row));
+        [0, 1].map(|video| other.get(video).equal(&whole.get(video)))
+    };
+    assert_eq!([same(0), same(1), same(2)], [[false, true], [true, false], [true, true]]);
 }
 
 /// The masked loss is the mean over frames that are made; the whole one counts given frames too, whose target is the

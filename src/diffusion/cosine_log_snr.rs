@@ -41,7 +41,12 @@ impl NoisePathSettings for CosineLogSnr {
             least < most && least >= -60.0 && most <= 60.0,
             "least = {least} and most = {most} must satisfy -60 ≤ least < most ≤ 60"
         );
-        ensure!(shift.is_finite(), "shift is {shift}");
+        ensure!(
+            least + shift >= -60.0 && most + shift <= 60.0,
+            "shift = {shift} moves the logarithms of the signal-to-noise ratio to {} … {}, beyond -60 … 60",
+            least + shift,
+            most + shift
+        );
         Ok(Box::new(self.clone()))
     }
 }
@@ -90,5 +95,6 @@ mod tests {
         let (alpha, _) = CosineLogSnr { least: -60.0, most: 60.0, shift: 0.0 }.alpha_sigma(0.3);
         assert!((alpha - (0.15 * std::f64::consts::PI).cos()).abs() < 1e-9, "{alpha}");
         assert!(CosineLogSnr { least: 1.0, most: 0.0, shift: 0.0 }.build().is_err());
+        assert!(CosineLogSnr { least: -15.0, most: 12.0, shift: 50.0 }.build().is_err());
     }
 }

@@ -77,8 +77,9 @@ impl LossWeight for EdmWeight {
     }
 
     fn at(&self, predict: Predict, rates: &Rates) -> f64 {
-        let (s, d) = (rates.sigma / rates.alpha, rates.deviation);
-        (s * s + d * d) / (s * d).powi(2) * predict.gain(rates).powi(2)
+        let (snr, d) = ((rates.alpha / rates.sigma).powi(2), rates.deviation);
+        // 1/s² + 1/d² for the noise s = σ/α, which may be without end
+        (snr + 1.0 / (d * d)) * predict.gain(rates).powi(2)
     }
 }
 
@@ -93,6 +94,15 @@ mod tests {
         for sigma in [0.002, 0.3, 80.0] {
             let weight = EdmWeight {}.at(Predict::Edm, &path.rates(sigma));
             assert!((weight - 1.0).abs() < 1e-12, "σ = {sigma}: {weight}");
+        }
+    }
+
+    #[test]
+    fn noise_alone_has_a_finite_weight() {
+        let rates = Rates { alpha: 0.0, sigma: 1.0, deviation: 0.5 };
+        for predict in [Predict::Velocity, Predict::Z0, Predict::Flow] {
+            assert_eq!(EdmWeight {}.at(predict, &rates), 4.0, "{predict:?}");
+            assert_eq!(MinSnr::default().at(predict, &rates), 0.0, "{predict:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use super::real_clips::RealClips;
 use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
-    experiment::{Generated, Numerics},
+    experiment::{Generated, Numerics, UserError},
     generate::{Classes, Generator, Given, TextPrompts},
 };
 
@@ -38,6 +38,15 @@ impl Sampled {
             return Ok(None);
         };
         let (generator, trained) = Generator::open(run, device)?;
+        generator.check_sampler(&**sampler).map_err(|error| UserError(format!("generated.sampler: {error:#}")))?;
+        if let (Some(guidance), labels) = (class_guidance, &generator.labels) {
+            let labels = labels.as_ref().ok_or_else(|| {
+                UserError(format!("generated.class_guidance: {} was trained without classes", run.display()))
+            })?;
+            labels
+                .check_guidance(*guidance)
+                .map_err(|error| UserError(format!("generated.class_guidance: {error:#}")))?;
+        }
         let (generator, trained_on) =
             (generator.at(Numerics { precision: *precision, tf32: *tf32 }), trained.data.dataset);
         let captions = if generator.text.is_some() { real.captions()? } else { Vec::new() };

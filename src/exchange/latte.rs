@@ -68,6 +68,7 @@ impl Inferred {
             true => Some(shapes.axis("y_embedder.embedding_table.weight", 0)? - 1),
             false => None,
         };
+        ensure!(patch_size >= 1, "`x_embedder.proj.weight` has patches of {patch_size} places");
         let outputs = shapes.axis("final_layer.linear.weight", 0)? / (patch_size * patch_size);
         let config = LatteConfig { depth, hidden_size, heads, patch_size, recompute: false };
         let latent = [channels, frames, side * patch_size, side * patch_size];

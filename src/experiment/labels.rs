@@ -71,10 +71,22 @@ impl Default for LabelConditioning {
 
 impl LabelConditioning {
     /// # Errors
+    /// Guidance of a network that never learned to go without a label.
+    pub fn check_guidance(&self, guidance: f64) -> Result<()> {
+        ensure!(
+            self.drop > 0.0 || guidance == 1.0,
+            "with labels.drop 0 the network never goes without a label, which guidance leads away from: it must be 1, not \
+             {guidance}"
+        );
+        Ok(())
+    }
+
+    /// # Errors
     /// Names the key and the rule.
     pub fn validate(&self) -> Result<()> {
         ensure!((0.0..=1.0).contains(&self.drop), "labels.drop is a probability, not {}", self.drop);
         ensure!(self.guidance.is_finite(), "labels.guidance is {}", self.guidance);
+        self.check_guidance(self.guidance).context("labels.guidance")?;
         let Some(classes) = &self.classes else { return Ok(()) };
         let count = classes.count();
         ensure!((1..=1_000_000).contains(&count), "labels.classes: {count} classes; there must be at least one");
@@ -110,5 +122,12 @@ mod tests {
             assert!(of(text).unwrap().unwrap_err().to_string().contains(word), "{text}");
         }
         assert!(of("{classes: {a: 1}}").unwrap_err().to_string().contains("list of their names"));
+    }
+
+    #[test]
+    fn guidance_needs_training_without_labels() {
+        let never = LabelConditioning { drop: 0.0, ..LabelConditioning::default() };
+        assert!(never.validate().unwrap_err().to_string().contains("labels.guidance"));
+        LabelConditioning { guidance: 1.0, ..never }.validate().unwrap();
     }
 }

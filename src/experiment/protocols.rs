@@ -122,6 +122,10 @@ impl EvaluationConfig {
             None => ProtocolConfig::plain(self.clips.unwrap_or(2048), real),
             Some(name) => protocol(name)?,
         };
+        anyhow::ensure!(
+            self.metrics.as_ref().is_none_or(|metrics| !metrics.is_empty()),
+            "metrics: the list is empty; without it FVD and KVD are measured"
+        );
         if let Some(clips) = self.clips.filter(|_| self.protocol.is_some()) {
             config = config.at(clips);
         }

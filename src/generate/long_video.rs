@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::{ClipId, FramesOfClip, Generator, Given};
+use super::{Classes, ClipId, FramesOfClip, Generator, Given};
 use crate::{
     checkpoint,
     codecs::Chunks,
@@ -113,6 +113,14 @@ impl LongVideo {
                 tracing::warn!("a gap of {gap} latent frames; the prediction run was trained on {stride}");
             }
             let trained = interpolation.latent[1];
+            if gap + 1 != trained && !interpolation.takes_other_clips {
+                return wrong(format!(
+                    "with a gap of {gap} the interpolation run would make clips of {} latent frames, and its network takes \
+                     those of its training alone, {trained}: give --gap {}",
+                    gap + 1,
+                    trained - 1
+                ));
+            }
             if gap + 1 != trained {
                 tracing::warn!(
                     "clips of {} latent frames fill a gap; the interpolation run was trained on {trained}",
@@ -209,7 +217,10 @@ impl LongVideo {
             let frames = upload(&Tensor::cat(&given, 0), generator.space.device());
             let indices = first.places(&first.given);
             let given = FramesOfClip { indices: &indices, frames: &frames, guidance: self.config.guidance };
-            let given = Given { frames: (!indices.is_empty()).then_some(given), ..Given::default() };
+            // all clips of a video are of its class; guidance is that of the given frames
+            let classes = generator.balanced_classes(&clips.iter().map(|clip| clip.sample).collect::<Vec<_>>());
+            let classes = classes.as_ref().map(|(numbers, _)| Classes { numbers, guidance: 1.0 });
+            let given = Given { frames: (!indices.is_empty()).then_some(given), classes, ..Given::default() };
             let base = (done * count) as u64;
             let made = generator.clips(&clips, first.length, &given, self.config.sampler, &mut |i, n| {
                 on_clip(base + (clips.len() * i / n) as u64);
