@@ -4,15 +4,25 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::model::Evaluation;
+use super::model::{Evaluation, SensitivityTable};
 use crate::{
     metrics::{Distances, Estimate, Extrapolation, Figure, Metric},
-    report::number::fixed,
+    report::{efficiency::SAMPLES, number::fixed},
 };
 
-/// One protocol's figures, evaluation by evaluation.
+/// One protocol's figures, evaluation by evaluation. Evaluations of several runs measure the same baselines, so a set with
+/// the very figures of a row above is not shown again.
 pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
     let several = evaluations.len() > 1;
+    let mut rows: Vec<(&Evaluation, &(String, String, Figure))> = Vec::new();
+    for evaluation in &evaluations {
+        for row in &evaluation.figures {
+            if row.0 == SAMPLES || !rows.iter().any(|(_, known)| *known == row) {
+                rows.push((evaluation, row));
+            }
+        }
+    }
+    let repeated = evaluations.iter().map(|evaluation| evaluation.figures.len()).sum::<usize>() - rows.len();
     let figures = || evaluations.iter().flat_map(|evaluation| &evaluation.figures).map(|(_, _, figure)| figure);
     let with_runs = figures().any(|figure| figure.runs.len() > 1);
     let metrics: BTreeSet<Metric> = figures().flat_map(|figure| figure.estimates.keys().copied()).collect();
@@ -38,17 +48,15 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 th { "what the set is" }
             } }
             tbody {
-                @for evaluation in &evaluations {
-                    @for (set, meaning, figure) in &evaluation.figures {
-                        tr {
-                            @if several { td { (evaluation.name) } }
-                            th { (set) }
-                            @for metric in &metrics { td.n { (value(figure, *metric)) } }
-                            @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
-                            @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
-                            td.n { (figure.clips[0]) " / " (figure.clips[1]) }
-                            td.long { (meaning) @if set == "samples" && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
-                        }
+                @for (evaluation, (set, meaning, figure)) in &rows {
+                    tr {
+                        @if several { td { (evaluation.name) } }
+                        th { (set) }
+                        @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                        @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
+                        @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
+                        td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                        td.long { (meaning) @if set == SAMPLES && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
                     }
                 }
             }
@@ -62,6 +70,7 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 @for clips in &few { " Of fewer than " (clips) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
             }
             li { "Clips: of the real / of the generated side." }
+            @if repeated > 0 { li { "Where several evaluations have the same figures for a set, only the first has a row for it." } }
             @for evaluation in &evaluations {
                 li {
                     (evaluation.name) ", on " (evaluation.device)
@@ -71,6 +80,30 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// A card's sensitivity table.
+pub(super) fn sensitivity_table(SensitivityTable { name, protocol_hash, rows }: &SensitivityTable) -> Markup {
+    let metrics: BTreeSet<Metric> = rows.iter().flat_map(|(_, _, figure)| figure.estimates.keys().copied()).collect();
+    html! {
+        h3 { "How the metrics answer to faults: " (name) }
+        p.note {
+            "Real clips with a fault against other real clips, under protocol " code { (protocol_hash) } ". The first row has no
+             fault: a metric that is no higher in another row does not notice the fault of that row."
+        }
+        div.wide { table {
+            thead { tr {
+                th { "fault" } @for metric in &metrics { th.n { (metric.title()) } }
+                th.n { "clips" } th { "what was done to the clips" }
+            } }
+            tbody { @for (fault, meaning, figure) in rows { tr {
+                th { (fault) }
+                @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                td.long { (meaning) }
+            } } }
+        } }
     }
 }
 
