@@ -733,7 +733,7 @@ fn a_signal_saves_and_leaves() {
         signal(&child, signal_name);
         let said = said(child);
         assert_eq!(said.status, 75, "{}", said.err);
-        assert!(said.out.contains("asked to stop: left at step"), "{}", said.out);
+        assert!(said.out.contains("stopped and saved at step"), "{}", said.out);
         assert!(!said.err.contains("error"), "{}", said.err);
         let run = at.join("runs/autoencoder");
         let kept = checkpoint::list(&run).unwrap();
