@@ -219,6 +219,8 @@ fn what_does_not_fit_a_path_is_refused() {
         (&[edm, "objective={predict: edm, loss: l2}", frames], "take another kind"),
         (&["schedule={kind: edm, sigma_max: 0.001}", "objective={predict: edm}"], "sigma_min < sigma_max"),
         (&["schedule.zero_terminal_snr=true"], "there is noise alone"),
+        (&[edm, "objective={predict: noise, loss: l1}"], "write objective: {predict: edm, loss: l2}"),
+        (&[edm, "objective={predict: z0, loss: l2}"], "write objective: {predict: edm, loss: l2}"),
     ] {
         let mut experiment = on_path(keys);
         experiment.latents = None;
