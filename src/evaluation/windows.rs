@@ -14,7 +14,7 @@ use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
     experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
-    generate::{LongVideo, forget},
+    models::{LongVideo, forget},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
 };
