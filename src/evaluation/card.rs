@@ -23,11 +23,9 @@ use crate::{
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     metrics::ProtocolConfig,
+    run_files::CARD_FILE,
     torch::device_name,
 };
-
-/// The file of a card's figures in an evaluation's folder.
-pub const CARD_FILE: &str = "card.json";
 
 /// What a card found.
 #[derive(Debug, Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use crate::{
     distributed::Ranks,
     experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
     extractors::FeatureExtractor,
-    generate::{LongVideo, forget},
+    models::{LongVideo, forget},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
 };
