@@ -10,7 +10,7 @@ use lvdm::{
     data::{DatasetConfig, Folder},
     diffusion::{Ddim, Ddpm, Heun, SamplerConfig, Variance},
     experiment::{DiffusionExperiment, Experiment, Precision, parse},
-    generate::{Generator, Given},
+    models::{LatentConditions, LatentDiffusion},
     nn::Parameters,
     random::{Purpose, normal_batch, stream},
 };
@@ -19,7 +19,7 @@ use tch::{Device, Tensor};
 const CPU: Device = Device::Cpu;
 
 /// A generator with random weights of which none is zero, on a schedule of 12 steps.
-fn generator() -> Generator {
+fn generator() -> LatentDiffusion {
     let text = "
 data: {dataset: {kind: folder, root: none}, frames: 8, resolution: 16}
 autoencoder: none
@@ -35,14 +35,14 @@ trainer: {steps: 1, batch: 1}
     let weights: BTreeMap<String, Tensor> = parameters.named().into_iter().collect();
     let space = LatentSpace::new(&config, weights, Normalization::NONE, 2, CPU).unwrap();
     let parameters = Parameters::new(CPU, 3);
-    let generator = Generator::new(&experiment, space, None, &parameters).unwrap();
+    let generator = LatentDiffusion::new(&experiment, space, None, &parameters).unwrap();
     wake(&parameters);
     parameters.freeze();
     generator
 }
 
-fn latents(generator: &Generator, samples: &[u64], sampler: SamplerConfig, seed: u64) -> Tensor {
-    generator.latents(samples, &Given::default(), sampler, seed, &mut |_, _| {}).unwrap()
+fn latents(generator: &LatentDiffusion, samples: &[u64], sampler: SamplerConfig, seed: u64) -> Tensor {
+    generator.latents(samples, &LatentConditions::default(), sampler, seed, &mut |_, _| {}).unwrap()
 }
 
 const SAMPLERS: [SamplerConfig; 2] =
@@ -95,7 +95,9 @@ fn ddim_takes_any_number_of_steps() {
     for steps in [1, 2, 3, 5, 7, 11, 12] {
         let mut told = Vec::new();
         let sampler = SamplerConfig::Ddim(Ddim { steps, eta: 0.0 });
-        let z = generator.latents(&[0], &Given::default(), sampler, 7, &mut |done, of| told.push((done, of))).unwrap();
+        let z = generator
+            .latents(&[0], &LatentConditions::default(), sampler, 7, &mut |done, of| told.push((done, of)))
+            .unwrap();
         assert_eq!(z.size(), [1, 4, 4, 4, 4]);
         assert!(z.isfinite().all().int64_value(&[]) == 1, "{steps} steps");
         let of = told.len();
@@ -108,7 +110,7 @@ fn ddim_takes_any_number_of_steps() {
     assert!(error(0) > error(2) && error(2) > error(4), "{} {} {}", error(0), error(2), error(4));
     for (steps, eta) in [(0, 0.0), (13, 0.0), (-1, 0.0), (5, 1.5)] {
         let error = generator
-            .latents(&[0], &Given::default(), SamplerConfig::Ddim(Ddim { steps, eta }), 7, &mut |_, _| {})
+            .latents(&[0], &LatentConditions::default(), SamplerConfig::Ddim(Ddim { steps, eta }), 7, &mut |_, _| {})
             .unwrap_err();
         assert!(error.to_string().contains("DDIM"), "{error:#}");
     }
@@ -130,9 +132,9 @@ fn bfloat16_samples_are_near() {
 fn videos_are_bytes_of_the_clips_size() {
     let generator = generator();
     let sampler = SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 });
-    let videos = generator.videos(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
+    let videos = generator.videos(&[0, 1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
-    let alone = generator.videos(&[1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
+    let alone = generator.videos(&[1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert!(largest_difference(&alone.get(0), &videos.get(1)) <= 1.0, "more than a rounding");
     let gaussian = generator.gaussian_videos(&[0, 1], 7).unwrap();
     assert_eq!(gaussian.size(), videos.size());
@@ -171,7 +173,7 @@ fn every_path_is_learned_and_sampled() {
         let experiment = on_path(keys);
         let parameters = Parameters::new(CPU, 3);
         let space = LatentSpace::pixels(CPU);
-        let generator = Generator::new(&experiment, space, None, &parameters).unwrap();
+        let generator = LatentDiffusion::new(&experiment, space, None, &parameters).unwrap();
         experiment.objective.validate(&*generator.path).unwrap();
         wake(&parameters);
         let z_0 = common::noise(0, &[2, 3, 4, 8, 8]);
@@ -193,7 +195,7 @@ fn every_path_is_learned_and_sampled() {
         ] {
             let sampler: SamplerConfig = serde_yaml::from_str(sampler).unwrap();
             let reads_no_noise = keys[1].contains("z0") && sampler == SamplerConfig::Heun(Heun { steps: 3 });
-            match generator.latents(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}) {
+            match generator.latents(&[0, 1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}) {
                 Ok(z) => assert!(z.isfinite().all().int64_value(&[]) == 1 && !reads_no_noise, "{keys:?} {sampler:?}"),
                 Err(error) => {
                     assert!(reads_no_noise && error.to_string().contains("take another sampler"), "{error:#}")
@@ -219,6 +221,8 @@ fn what_does_not_fit_a_path_is_refused() {
         (&[edm, "objective={predict: edm, loss: l2}", frames], "take another kind"),
         (&["schedule={kind: edm, sigma_max: 0.001}", "objective={predict: edm}"], "sigma_min < sigma_max"),
         (&["schedule.zero_terminal_snr=true"], "there is noise alone"),
+        (&[edm, "objective={predict: noise, loss: l1}"], "write objective: {predict: edm, loss: l2}"),
+        (&[edm, "objective={predict: z0, loss: l2}"], "write objective: {predict: edm, loss: l2}"),
     ] {
         let mut experiment = on_path(keys);
         experiment.latents = None;

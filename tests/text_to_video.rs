@@ -20,12 +20,14 @@ use lvdm::{
         Ddim, Denoiser, FrameMask, GivenLatents, GivenTexts, GivenToClips, Guidance, GuidanceConfig, Guided,
         NetworkDenoiser, Predict, SamplerConfig, Times, conditioned, sample,
     },
-    exchange::{NAMES_FILE, StableDiffusionOptions, import_stable_diffusion},
+    exchange::{StableDiffusionOptions, import_stable_diffusion},
     experiment::Trained,
-    generate::{Generator, Given, TextPrompts, open_text_encoder, weights},
+    models::{LatentConditions, LatentDiffusion, TextPrompts},
     networks::{Inputs, Network as _, Ports, Recompute, UNet3d, UNetConfig},
     nn::{Adapter, Parameters},
     random::{Purpose, normal},
+    run::{open_text_encoder, weights},
+    run_files::NAMES_FILE,
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{Autocast, peak_host_memory},
     weights::stable_diffusion::is_temporal,
@@ -39,13 +41,13 @@ fn model_of(run: &Path) -> Tensors {
     checkpoint::open(run).unwrap().1.part("model")
 }
 
-fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
-    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..Given::default() }
+fn text<'a>(prompts: &'a [String], guidance: f64) -> LatentConditions<'a> {
+    LatentConditions { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..LatentConditions::default() }
 }
 
 /// Sampled with guidance from an import, each frame is what the image network makes of that frame's noise alone.
 fn frames_are_images(run: &Path) {
-    let (generator, _) = Generator::open(run, CPU).unwrap();
+    let (generator, _) = LatentDiffusion::open(run, CPU).unwrap();
     let prompts = ["a red cat".to_string(), "a dog".to_string()];
     let sampler = SamplerConfig::Ddim(Ddim { steps: 4, eta: 0.0 });
     let z_0 = generator.latents(&[0, 1], &text(&prompts, 7.5), sampler, 3, &mut |_, _| {}).unwrap();
@@ -84,9 +86,9 @@ fn frames_are_images(run: &Path) {
     let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, path: &*generator.path };
     assert!(relative_error(&guided.predict(&z_t, 500.0).noise, &apart) < 1e-5);
     // the prompt and the negative prompt do something
-    let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
+    let with = |given: &LatentConditions| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
     let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
-    let other = Given { text: Some(other), ..Given::default() };
+    let other = LatentConditions { text: Some(other), ..LatentConditions::default() };
     assert!(relative_error(&with(&other), &z_0) > 1e-4);
     let swapped = [prompts[1].clone(), prompts[0].clone()];
     assert!(relative_error(&with(&text(&swapped, 1.0)), &with(&text(&prompts, 1.0))) > 1e-4);
@@ -125,7 +127,7 @@ fn every_layout_becomes_the_same_run() {
             assert!(model[&name].equal(&tensor), "{name}");
         }
     }
-    let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
+    let (generator, experiment) = LatentDiffusion::open(&at.join("run"), CPU).unwrap();
     assert_eq!((generator.space.normalization.scale, generator.space.normalization.shift), (0.3, 0.0));
     assert_eq!((experiment.betas().unwrap().steps, experiment.betas().unwrap().beta_start), (900, 0.001));
     assert!(experiment.unet().unwrap().norm_per_frame);
@@ -147,7 +149,7 @@ fn every_layout_becomes_the_same_run() {
         let found = model_of(&run);
         assert_eq!(found.keys().collect::<Vec<_>>(), model.keys().collect::<Vec<_>>());
         assert!(found.iter().all(|(name, tensor)| tensor.equal(&model[name])));
-        let (other, found) = Generator::open(&run, CPU).unwrap();
+        let (other, found) = LatentDiffusion::open(&run, CPU).unwrap();
         assert_eq!(
             (found.unet().unwrap(), found.schedule.clone()),
             (experiment.unet().unwrap(), experiment.schedule.clone())
@@ -221,10 +223,10 @@ fn from_images_to_videos() {
     let changed: Vec<&String> =
         merged.iter().filter(|(name, t)| !t.equal(&start[*name])).map(|(name, _)| name).collect();
     assert!(!changed.is_empty() && changed.iter().all(|name| name.contains(".to_")), "{changed:?}");
-    let (generator, experiment_) = Generator::open(&run, CPU).unwrap();
+    let (generator, experiment_) = LatentDiffusion::open(&run, CPU).unwrap();
     let whole = Parameters::new(CPU, 0);
     let scope = whole.root().with_adapters(experiment_.trained.adapter());
-    let with = UNet3d::new(&scope, experiment_.unet().unwrap(), &lvdm::generate::ports(&experiment_, generator.latent));
+    let with = UNet3d::new(&scope, experiment_.unet().unwrap(), &lvdm::models::ports(&experiment_, generator.latent));
     let mut last = found.part("model");
     last.extend(found.part("ema"));
     whole.load(&last).unwrap();
@@ -233,7 +235,7 @@ fn from_images_to_videos() {
     let given = Inputs { text: Some(context), ..Inputs::default() };
     let (a, b) = (with.forward(&x, &t, &given), generator.network.forward(&x, &t, &given));
     assert!(relative_error(&a, &b) < 1e-5);
-    let plain = Generator::open(&at.join("sd-run"), CPU).unwrap().0;
+    let plain = LatentDiffusion::open(&at.join("sd-run"), CPU).unwrap().0;
     assert!(relative_error(&plain.network.forward(&x, &t, &given), &b) > 1e-5);
     succeed_in(at, &["export", "runs/adapters", "--out", "exported.safetensors"]);
     let (exported, _) = read_safetensors(&at.join("exported.safetensors")).unwrap();
@@ -333,7 +335,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
     }
 
     // the denoiser given both is the network with mask, level and text
-    let (generator, _) = Generator::open(&run, CPU).unwrap();
+    let (generator, _) = LatentDiffusion::open(&run, CPU).unwrap();
     let encoder = generator.text.as_ref().unwrap();
     let [told, negative] = ["a red cat", "a dog"].map(|prompt| encoder.encode(&[prompt]).unwrap());
     let (z_t, first) = (noise(5, &[1, 4, 4, 8, 8]), noise(6, &[1, 4, 1, 8, 8]));
@@ -346,7 +348,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
             texts: Some(GivenTexts { contexts: told.shallow_clone(), guidance }),
             labels: None,
         };
-        let Generator { network, path, .. } = &generator;
+        let LatentDiffusion { network, path, .. } = &generator;
         conditioned(&**network, &**path, Predict::Noise, &z_t, to_clips).unwrap()
     };
     let seen = Times::of_levels(&*generator.path, &[7], CPU).add_noise(&first, given.noise);
@@ -524,7 +526,7 @@ fn weights_are_held_once_by_import_and_sample() {
     println!("import: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "import holds {peak} bytes for weights of {weights}");
 
-    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    let (opened, peak) = peak_host_memory(|| LatentDiffusion::open(&run, CPU).unwrap());
     drop(opened);
     println!("opened: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
@@ -551,7 +553,7 @@ fn weights_are_held_once_by_import_and_sample() {
     found.tensors.extend(averages);
     found.write(&path).unwrap();
     drop(found);
-    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    let (opened, peak) = peak_host_memory(|| LatentDiffusion::open(&run, CPU).unwrap());
     drop(opened);
     println!("averages and adapters: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");

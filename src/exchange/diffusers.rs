@@ -15,9 +15,11 @@ use crate::{
     diffusion::{Predict, ScheduleConfig, ScheduleKind},
     exchange::diffusers_config as settings,
     experiment::{DiffusionExperiment, DiffusionSpace},
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, ports, run_of, seen, weights},
+    models::{ports, seen},
     networks::{Ports, UNet3d},
     nn::Parameters,
+    run::{TEXT_ENCODER_TASK, run_of, weights},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_foreign_safetensors,
     text::{ClipText, TextEncoderConfig, TokenizerFiles},
     weights::stable_diffusion::Network,
@@ -56,7 +58,7 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     let (scale, shift) = latent_constants(&first_stage)?;
     ensure!(shift == 0.0, "latents are shifted by {shift}, which a StableDiffusionPipeline does not undo");
     let (text_path, text) = checkpoint::open_averaged(&folder.join(TEXT_ENCODER_FILE))?;
-    let mut text = text.expect(generate::TEXT_ENCODER, &text_path)?;
+    let mut text = text.expect(TEXT_ENCODER_TASK, &text_path)?;
     let known: TextEncoderConfig =
         serde_json::from_value(text.experiment.clone()).context("the carried text encoder")?;
     let tokenizer = known.tokenizer.as_ref().context("the run's text encoder came without a tokenizer")?;

@@ -10,7 +10,8 @@ use crate::{
     checkpoint::{self, Checkpoint},
     exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, last_and_averaged, run_of, weights},
+    run::{TEXT_ENCODER_TASK, last_and_averaged, run_of, weights},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_safetensors_atomically,
     text::TextEncoderConfig,
     weights::lvdm_checkpoint::{AVERAGED_UNET, DISCRIMINATOR, Export, FIRST_STAGE, TEXT_ENCODER, UNET},
@@ -126,7 +127,7 @@ fn export_network(
 }
 
 fn export_text_encoder(export: &mut Export, path: &Path) -> Result<(Part, TextEncoderConfig)> {
-    let found = Checkpoint::read(path)?.expect(generate::TEXT_ENCODER, path)?;
+    let found = Checkpoint::read(path)?.expect(TEXT_ENCODER_TASK, path)?;
     let known: TextEncoderConfig =
         serde_json::from_value(found.experiment.clone()).context("the carried text encoder")?;
     let network = Declared::text_encoder(&known.text_encoder);

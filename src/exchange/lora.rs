@@ -16,8 +16,9 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress},
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
     file_format::read_json,
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
     nn::Adapter,
+    run::{TEXT_ENCODER_TASK, run_of, weights},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},
 };
@@ -57,7 +58,7 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
     let new = NewRun::begin(out)?;
     let mut unet = weights(&mut found)?;
     let text_path = folder.join(TEXT_ENCODER_FILE);
-    let mut text = Checkpoint::read(&text_path)?.expect(generate::TEXT_ENCODER, &text_path)?;
+    let mut text = Checkpoint::read(&text_path)?.expect(TEXT_ENCODER_TASK, &text_path)?;
     let mut text_weights = text.take_part("model");
     let blocks = experiment.unet()?.blocks_per_level as usize;
     let counts = lora.merge(blocks, &mut unet, &mut text_weights, scale).with_context(|| file.display().to_string())?;
