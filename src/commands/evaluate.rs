@@ -13,7 +13,7 @@ use crate::{
     evaluation::{VideoPaths, card, evaluate},
     experiment::{EvaluationExperiment, Experiment, Generated, Numerics, UserError, built_in_protocols},
     extractors::{ExtractorConfig, ExtractorKind},
-    metrics::Metric,
+    metrics::{ComparedFeatures, Metric},
     run_files::{CARD_FILE, FIGURES_FILE},
     torch::DeviceName,
 };
@@ -88,7 +88,9 @@ pub struct Evaluate {
 }
 
 fn extractor_help() -> String {
-    let names: Vec<String> = ExtractorKind::all().map(|kind| kind.to_string()).collect();
+    // those of a metric of their own are not to be chosen
+    let is_free = |kind: &ExtractorKind| Metric::all().all(|metric| metric.compares() != ComparedFeatures::Of(*kind));
+    let names: Vec<String> = ExtractorKind::all().filter(is_free).map(|kind| kind.to_string()).collect();
     format!(
         "Network whose features FVD and KVD compare: {}; NAME=FILE for other weights of it; or a file of I3D weights. The \
          SHA-256 of the weights is part of the protocol [default: the protocol's, or i3d]",
