@@ -44,7 +44,7 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
         .with_context(|| format!("the experiment stored in {}", path.display()))?;
     let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
     ensure!(
-        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.takes().text.is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: it attends to no text",
         run.display()
     );

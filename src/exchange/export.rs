@@ -81,7 +81,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
             let mut text_encoder = None;
-            if diffusion.network.text_width().is_some() {
+            if diffusion.network.takes().text.is_some() {
                 let (part, config) = export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?;
                 parts.push(part);
                 text_encoder = Some(config);
