@@ -170,6 +170,35 @@ fn classes_steer_training_and_sampling() {
     assert!(error.error(1).contains("not every video of videos has a class"), "{}", error.err);
 }
 
+/// Labels are drawn and dropped by the sample: two ranks learn what one does from as many clips.
+#[test]
+fn two_ranks_learn_classes_as_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["b", "a"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    let losses = |run: &str, more: &[&str]| -> Vec<f64> {
+        succeed_in(at, &[&["train", "diffusion", "classes.yaml", "--run", run, "labels.drop=0.4"], more].concat());
+        let log = fs::read_to_string(at.join(run).join("metrics.jsonl")).unwrap();
+        let loss = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+        log.lines().map(loss).collect()
+    };
+    let (one, two) = (losses("one", &[]), losses("two", &["--nproc", "2", "trainer.batch=2"]));
+    assert_eq!((one.len(), two.len()), (6, 6));
+    for (one, two) in one.iter().zip(&two) {
+        assert!((one / two - 1.0).abs() < 1e-4, "{one} {two}");
+    }
+    // rows that were learned, "no class" among them
+    let table =
+        |run: &str| checkpoint_of(&at.join(run)).part("model").remove("y_embedder.embedding_table.weight").unwrap();
+    let (one, two) = (table("one"), table("two"));
+    let start = losses("start", &["optimizer.learning_rate=1.0e-30", "trainer.steps=1"]);
+    assert!(start[0].is_finite());
+    let moved = (&one - table("start")).abs().amax([1].as_slice(), false);
+    assert!(moved.min().double_value(&[]) > 1e-4, "{moved:?}");
+    assert!((one - two).abs().max().double_value(&[]) < 1e-2 * moved.max().double_value(&[]));
+}
+
 /// From a run of other classes, another length and another size: classes keep their rows by name, new ones start as no
 /// class, and positions are those of the new clips. Blocks over frames can be trained alone.
 #[test]
@@ -226,6 +255,12 @@ fn a_training_starts_from_a_run_of_other_classes_and_clips() {
     let said =
         run_in(at, &[&train[..3], &["--run", "none", unet, "start_from=unet", "trained={kind: temporal}"]].concat());
     assert!(said.error(1).contains("trained: this network names no parameters over frames"), "{}", said.err);
+
+    // and none of it becomes a checkpoint of LVDM
+    for (run, words) in [("run", "the network of run is a Latte"), ("unet", "unet was trained on pixels")] {
+        let said = run_in(at, &["export", run, "--out", "export.safetensors"]);
+        assert!(said.error(2).contains(words) && !at.join("export.safetensors").exists(), "{}", said.err);
+    }
 }
 
 /// A network can be given a text and a class, of videos that have both; guidance has one weight then, the text's.
