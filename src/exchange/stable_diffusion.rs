@@ -28,7 +28,7 @@ use crate::{
     exchange::{InferredUNet, Shapes, diffusers_config as settings},
     experiment::{DiffusionExperiment, TextConditioning},
     file_format::read_json,
-    networks::{NetworkSettings, Ports, UNet3d, UNetConfig},
+    networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
     run::TEXT_ENCODER_TASK,
     run_files::{AUTOENCODER_FILE, NAMES_FILE, TEXT_ENCODER_FILE},

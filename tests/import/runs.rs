@@ -9,6 +9,7 @@ use lvdm::{
     diffusion::{FrameConditioning, ScheduleConfig},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
     networks::{AttentionKind, UNetConfig},
+    run::open_latent_space,
     safetensors::{read_safetensors, write_safetensors_atomically},
     text::{ClipText, ClipTextConfig},
 };
