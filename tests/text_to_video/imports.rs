@@ -5,10 +5,10 @@ use std::{fs, path::Path, process::Command};
 use lvdm::{
     diffusion::{Ddim, Denoiser, Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
     models::{LatentConditions, LatentDiffusion, TextPrompts},
-    run::open_text_encoder,
-    run_files::NAMES_FILE,
     networks::Inputs,
     random::{Purpose, normal},
+    run::open_text_encoder,
+    run_files::NAMES_FILE,
     weights::stable_diffusion::is_temporal,
 };
 use serde_json::Value;

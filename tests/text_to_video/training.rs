@@ -7,9 +7,9 @@ use lvdm::{
     data::VideoReader,
     experiment::Trained,
     models::LatentDiffusion,
-    run::{open_text_encoder, weights},
     networks::{Inputs, Network as _, Ports, UNet3d, UNetConfig},
     nn::{Adapter, Parameters},
+    run::{open_text_encoder, weights},
     safetensors::{read_safetensors, write_safetensors_atomically},
     weights::stable_diffusion::is_temporal,
 };
