@@ -2,12 +2,12 @@
 use std::{env, path::Path};
 
 use anyhow::{Result, anyhow};
-use lvdm::{data::write_video, generate::Generator, torch::DeviceName};
+use lvdm::{data::write_video, models::LatentDiffusion, torch::DeviceName};
 
 fn main() -> Result<()> {
     lvdm::init();
     let [_, run, video] = <[_; 3]>::try_from(env::args().collect::<Vec<_>>()).map_err(|_| anyhow!("RUN VIDEO.mp4"))?;
-    let (generator, experiment) = Generator::open(Path::new(&run), DeviceName::Auto.open()?)?;
+    let (generator, experiment) = LatentDiffusion::open(Path::new(&run), DeviceName::Auto.open()?)?;
     let clips = generator.videos(&[0], &Default::default(), experiment.sampler, 0, &mut |_, _| {})?; // [1, 3, F, H, W]
     write_video(Path::new(&video), &clips.get(0), 8.0)
 }

@@ -15,6 +15,7 @@ use tch::Tensor;
 
 pub use lock::RunLock;
 
+use crate::run_files::CHECKPOINTS_FOLDER;
 use crate::safetensors::{read_checked, read_metadata, read_shapes, write_safetensors_atomically};
 
 /// What a checkpoint says besides its tensors.
@@ -179,7 +180,7 @@ pub fn list(run: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn folder(run: &Path) -> PathBuf {
-    run.join("checkpoints")
+    run.join(CHECKPOINTS_FOLDER)
 }
 
 /// Where the checkpoint of a step lies.

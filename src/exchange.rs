@@ -36,7 +36,7 @@ pub use inferred::{InferredAutoencoder, InferredUNet, Shapes};
 pub use latte::{LatteOptions, import_latte};
 pub use lora::{export_lora, import_lora};
 pub use replacement::Replacements;
-pub use stable_diffusion::{ImportedNetwork, NAMES_FILE, StableDiffusionOptions, import_stable_diffusion};
+pub use stable_diffusion::{ImportedNetwork, StableDiffusionOptions, import_stable_diffusion};
 
 use crate::{
     atomic_file::write_atomically,

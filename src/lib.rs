@@ -18,7 +18,8 @@
 //! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
-//! generate                                a trained run → videos
+//! models                                  families of models: a trained run → videos
+//! run                                     what a run carries: averaged weights, latent space, text encoder
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
 //! metrics | diffusion | autoencoder_loss  FVD, KVD and their like; noise paths, denoiser, sampler; LPIPS and GAN losses
 //! flops                                   operations of a forward pass
@@ -59,13 +60,14 @@ pub mod extractors;
 pub mod ffmpeg;
 pub mod file_format;
 pub mod flops;
-pub mod generate;
 pub mod metrics;
+pub mod models;
 pub mod networks;
 pub mod nn;
 pub mod random;
 pub mod registry;
 pub mod report;
+pub mod run;
 pub mod run_files;
 pub mod safetensors;
 pub mod text;

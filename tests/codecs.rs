@@ -11,7 +11,7 @@ use lvdm::{
     data::normalise,
     distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Numerics, parse},
-    generate::{Generator, Given},
+    models::{LatentConditions, LatentDiffusion},
     nn::{Parameters, Scope},
     random::{Purpose, normal_batch},
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -170,17 +170,17 @@ fn a_denoiser_trains_and_samples_in_any_codecs_space() {
     assert!(terms[0].1.double_value(&[]) > 0.0);
 
     let parameters = Parameters::new(CPU, 3);
-    let generator = Generator::new(&experiment, space(0, 3), None, &parameters).unwrap();
+    let generator = LatentDiffusion::new(&experiment, space(0, 3), None, &parameters).unwrap();
     parameters.freeze();
     let sampler = lvdm::diffusion::Ddim { steps: 2, eta: 0.0 }.into();
-    let videos = generator.videos(&[0, 1], &Given::default(), sampler, 7, &mut |_, _| {}).unwrap();
+    let videos = generator.videos(&[0, 1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
     assert_eq!((videos.size(), generator.clip_size()), (vec![2, 3, 9, 8, 8], [3, 9, 8, 8]));
     let wrong = parse::<DiffusionExperiment>(
         "here",
         &serde_yaml::to_string(&experiment).unwrap(),
         &["data.frames=8".to_string()],
     );
-    let error = Generator::new(&wrong.unwrap(), space(0, 3), None, &Parameters::new(CPU, 3)).err().unwrap();
+    let error = LatentDiffusion::new(&wrong.unwrap(), space(0, 3), None, &Parameters::new(CPU, 3)).err().unwrap();
     assert!(error.to_string().contains("1 + 4k"), "{error:#}");
 }
 

@@ -12,8 +12,7 @@ use common::{
     },
 };
 use lvdm::{
-    exchange::diffusers_config, generate::open_text_encoder, text::TokenizerFiles,
-    weights::stable_diffusion::is_temporal,
+    exchange::diffusers_config, run::open_text_encoder, text::TokenizerFiles, weights::stable_diffusion::is_temporal,
 };
 use tch::Device;
 
@@ -169,7 +168,7 @@ fn networks_come_from_elsewhere() {
     assert_eq!(said.status, 0, "{}", said.err);
     assert!(same(&of("run-without")[0], &others[0]));
     fs::rename(at.join("unet.safetensors"), at.join("sd/unet/diffusion_pytorch_model.safetensors")).unwrap();
-    let scale = |run: &str| lvdm::generate::open_latent_space(&at.join(run), CPU).unwrap().normalization.scale;
+    let scale = |run: &str| lvdm::run::open_latent_space(&at.join(run), CPU).unwrap().normalization.scale;
     assert_eq!([scale("run-0"), scale("run-2"), scale("run-4")], [0.5, 0.3, 0.3]);
 
     let refused = |base: &str, more: &[&str], status: i32, word: &str| {

@@ -18,8 +18,8 @@ use lvdm::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
         LongEvaluationExperiment, UserError, parse, protocol,
     },
-    generate,
     metrics::ProtocolConfig,
+    models,
     networks::{AttentionKind, UNet3d, UNetConfig},
     nn::Parameters,
 };
@@ -137,7 +137,7 @@ fn latent_of(experiment: &DiffusionExperiment) -> [i64; 4] {
             autoencoder.latent_shape(data.frames, data.resolution, data.resolution)
         }
     };
-    generate::seen(clip.unwrap(), experiment)
+    models::seen(clip.unwrap(), experiment)
 }
 
 /// Each loads, says what it is for and how it is run, and its networks fit together.
@@ -195,7 +195,7 @@ fn every_experiment_loads_and_builds() {
                 experiment.objective.validate(&*path).unwrap();
                 experiment.sampler.start(&*path).unwrap();
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
-                experiment.network.build(&parameters.root(), &generate::ports(&experiment, latent)).unwrap();
+                experiment.network.build(&parameters.root(), &models::ports(&experiment, latent)).unwrap();
                 assert!(parameters.count() > 10_000);
             }
             Kind::Evaluation => {
@@ -263,7 +263,7 @@ fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] 
     assert_eq!(settings(one), settings(other));
     [one, other].map(|experiment| {
         let parameters = Parameters::unfilled(tch::Device::Cpu);
-        let ports = generate::ports(experiment, latent_of(experiment));
+        let ports = models::ports(experiment, latent_of(experiment));
         UNet3d::new(&parameters.root(), experiment.unet().unwrap(), &ports);
         parameters.count()
     })

@@ -13,7 +13,7 @@ use lvdm::{
         Ddim, FrameMask, GuidanceConfig, NoiseSchedule, NoisyBatch, Objective, SamplerConfig, ScheduleConfig, Times,
     },
     experiment::{LongVideoConfig, Precision},
-    generate::LongVideo,
+    models::LongVideo,
     networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::read_safetensors,

@@ -43,7 +43,7 @@ assert ids[0] == ids[1], ids
 
 def pictures(pipeline):
     pipeline.set_progress_bar_config(disable=True)
-    noise = torch.Generator().manual_seed(1)
+    noise = torch.LatentDiffusion().manual_seed(1)
     sides = {"height": 16, "width": 16}
     made = pipeline(prompts, num_inference_steps=4, guidance_scale=7.5, generator=noise, output_type="np", **sides)
     return torch.from_numpy(made.images)

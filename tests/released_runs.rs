@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 use common::{relative_error, source, succeed_in};
 use lvdm::{
     diffusion::{Ddim, DpmSolver, GuidanceConfig, SamplerConfig, UniPc},
-    generate::{FramesOfClip, Generator, Given, TextPrompts},
+    models::{FramesOfClip, LatentConditions, LatentDiffusion, TextPrompts},
     random::{Purpose, normal_batch},
     safetensors::read_safetensors,
     torch::{Vectors, processor},
@@ -56,17 +56,17 @@ fn runs_sample_what_they_sampled() {
     let prompts = ["a red cat".to_string(), "a dog".into()];
     let mut compared = 0;
     for name in ["unconditional", "prediction", "pixels", "text"] {
-        let generator = Generator::open(&source("tests/released_runs/runs").join(name), Device::Cpu).unwrap().0;
+        let generator = LatentDiffusion::open(&source("tests/released_runs/runs").join(name), Device::Cpu).unwrap().0;
         let [c, _, h, w] = generator.latent;
         let frames = normal_batch(5, Purpose::GaussianLatents, &[0, 1], 0, &[c, 1, h, w]);
-        let given = Given {
+        let given = LatentConditions {
             text: (name == "text").then_some(TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 }),
             frames: (name == "prediction").then_some(FramesOfClip {
                 indices: &[0],
                 frames: &frames,
                 guidance: GuidanceConfig::default(),
             }),
-            ..Given::default()
+            ..LatentConditions::default()
         };
         for (sampler, config) in samplers {
             let latents = generator.latents(&[0, 1], &given, config, 9, &mut |_, _| {}).unwrap();

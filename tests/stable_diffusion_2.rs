@@ -13,9 +13,10 @@ use lvdm::{
     checkpoint,
     diffusion::{Ddim, Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
     exchange::diffusers_config,
-    generate::{Generator, open_text_encoder},
+    models::LatentDiffusion,
     networks::{AttentionKind, Inputs, Ports, UNet3d, UNetConfig},
     nn::Parameters,
+    run::open_text_encoder,
     text::{ClipText, ClipTextConfig, TextActivation, TextEncoderConfig},
     weights::stable_diffusion::is_temporal,
 };
@@ -54,7 +55,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     write_second(&at.join("sd2"));
     let said = import(at, "sd2", "run", &[]);
     assert_eq!(said.status, 0, "{}", said.err);
-    let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
+    let (generator, experiment) = LatentDiffusion::open(&at.join("run"), CPU).unwrap();
     assert_eq!((experiment.unet().unwrap().head_width, experiment.objective.predict), (Some(4), Predict::Velocity));
     let case = tensors(&source("tests/stable_diffusion_2/case.safetensors"));
     let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;
@@ -153,7 +154,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     let said = import(at, "sd2.safetensors", "original", &[&told[..], &["--predict", "velocity"]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     for run in ["again", "released", "original"] {
-        let other = Generator::open(&at.join(run), CPU).unwrap().1;
+        let other = LatentDiffusion::open(&at.join(run), CPU).unwrap().1;
         assert_eq!(
             (other.unet().unwrap(), &other.objective),
             (experiment.unet().unwrap(), &experiment.objective),
@@ -168,7 +169,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     assert!(encoder("run").equal(&encoder("original")), "OpenCLIP's nonlinearity is GELU");
 
     // its networks over a first one: heads, nonlinearity and what is predicted are theirs
-    let experiment_of = |run: &str| Generator::open(&at.join(run), CPU).unwrap().1;
+    let experiment_of = |run: &str| LatentDiffusion::open(&at.join(run), CPU).unwrap().1;
     write_diffusers(&at.join("sd"));
     write_tensors(&at.join("sd1.safetensors"), &text_runs::original());
     let over = ["--unet", "sd2", "--text-encoder", "sd2.safetensors"];
@@ -242,7 +243,7 @@ fn a_bare_unet_of_stable_diffusion_2_is_known_by_its_width() {
     assert!(line.contains("Stable Diffusion 2.x") && line.contains("--predict velocity"), "{line}");
     let said = import(at, "bare.safetensors", "run", &[&parts[..], &["--predict", "velocity"]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
-    let experiment = Generator::open(&at.join("run"), CPU).unwrap().1;
+    let experiment = LatentDiffusion::open(&at.join("run"), CPU).unwrap().1;
     let found = (experiment.unet().unwrap().head_width, experiment.unet().unwrap().heads, experiment.objective.predict);
     assert_eq!(found, (Some(64), 2, Predict::Velocity));
     let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;

@@ -23,9 +23,9 @@ use crate::{
     experiment::{
         self, AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Experiment, Numerics, TrainerConfig,
     },
-    generate::open_latent_space,
     metrics::Metric,
     report::write_page,
+    run::open_latent_space,
     run_files::{SUMMARY_FILE, TENSORBOARD_FOLDER},
     torch::DeviceName,
     train::{pack_latents, progress, train_autoencoder, train_diffusion},

@@ -15,7 +15,7 @@ use crate::{
     data::DataConfig,
     distributed::{self, Launch, Ranks},
     experiment::{Numerics, UserError},
-    generate::{latent_space_to_build_on, open_text_encoder},
+    run::{latent_space_to_build_on, open_text_encoder},
     torch::DeviceName,
     train::{pack_latents, progress::Progress},
 };

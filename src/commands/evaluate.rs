@@ -10,10 +10,11 @@ use anyhow::Result;
 use super::sample::PrecisionOptions;
 use crate::{
     distributed::{self, Launch, rank},
-    evaluation::{CARD_FILE, FIGURES_FILE, VideoPaths, card, evaluate},
+    evaluation::{VideoPaths, card, evaluate},
     experiment::{EvaluationExperiment, Experiment, Generated, Numerics, UserError, built_in_protocols},
     extractors::{ExtractorConfig, ExtractorKind},
     metrics::{ComparedFeatures, Metric},
+    run_files::{CARD_FILE, FIGURES_FILE},
     torch::DeviceName,
 };
 

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use super::parts_table;
-use crate::exchange::{self, ImportOptions, ImportedNetwork, LatteOptions, StableDiffusionOptions};
+use crate::{
+    exchange::{self, ImportOptions, ImportedNetwork, LatteOptions, StableDiffusionOptions},
+    run_files::NAMES_FILE,
+};
 
 /// Turn a released checkpoint into a run folder, to sample from or train on
 #[derive(Debug, clap::Args)]
@@ -109,7 +112,7 @@ impl StableDiffusion {
             let [loaded, new, unused] = [names.loaded.len(), names.new.len(), names.ignored.len()];
             say!("{:22} {loaded:>8} {new:>8} {unused:>8}", part.name);
         }
-        say!("all names: {}", self.out.join(exchange::NAMES_FILE).display());
+        say!("all names: {}", self.out.join(NAMES_FILE).display());
         say!("a run of the diffusion at step 0: {}", self.out.display());
         Ok(())
     }

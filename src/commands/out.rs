@@ -15,6 +15,7 @@ use crate::{
     data::{PackedWriter, numpy::NumpyWriter, write_video},
     experiment::UserError,
     file_format::read_json,
+    run_files::SAMPLING_FILE,
 };
 
 /// What videos are written as.
@@ -154,16 +155,13 @@ impl Out {
     }
 }
 
-/// What the videos of a folder were made with.
-const SETTINGS_FILE: &str = "sampling.json";
-
 /// Writes down what the numbered videos of a folder are made with, or checks that it is the same as before: videos of
 /// two settings in one folder would be measured as one set.
 ///
 /// # Errors
 /// A folder that holds videos of other settings, or of which nothing says what made them; one that cannot be written.
 pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
-    let file = folder.join(SETTINGS_FILE);
+    let file = folder.join(SAMPLING_FILE);
     if file.exists() {
         let before = read_json(&file)?;
         if before == *settings {
@@ -174,7 +172,7 @@ pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
             .as_object()
             .map_or(Vec::new(), |all| all.keys().filter(differs).map(|name| name.as_str()).collect());
         return Err(UserError(format!(
-            "{} holds videos of other settings ({}: see {SETTINGS_FILE} in it); give another --out, or delete it",
+            "{} holds videos of other settings ({}: see {SAMPLING_FILE} in it); give another --out, or delete it",
             folder.display(),
             named.join(", ")
         ))
@@ -182,7 +180,7 @@ pub fn remember(folder: &Path, settings: &Value) -> Result<()> {
     }
     if let Some(video) = numbered_video(folder) {
         return Err(UserError(format!(
-            "{} holds videos already ({video}), and no {SETTINGS_FILE} says what made them; give another --out, or delete \
+            "{} holds videos already ({video}), and no {SAMPLING_FILE} says what made them; give another --out, or delete \
              them",
             folder.display()
         ))

@@ -19,7 +19,8 @@ use crate::{
     },
     distributed::{self, Launch, Ranks},
     experiment::{Numerics, Precision, UserError},
-    generate::{Classes, ClipId, FramesOfClip, Generator, Given, TextPrompts, weights_of},
+    models::{Classes, ClipId, FramesOfClip, LatentConditions, LatentDiffusion, TextPrompts},
+    run::weights_of,
     text_file::{read_text, trim},
     torch::{DeviceName, upload},
     train::progress::Progress,
@@ -248,7 +249,7 @@ impl Sample {
     }
 
     /// The numbers of the classes that are asked for.
-    fn class_numbers(&self, generator: &Generator) -> Result<Vec<i64>> {
+    fn class_numbers(&self, generator: &LatentDiffusion) -> Result<Vec<i64>> {
         let Some(known) = generator.labels.as_ref().and_then(|labels| labels.classes.as_ref()) else {
             if self.classes.is_empty() {
                 return Ok(Vec::new());
@@ -261,7 +262,7 @@ impl Sample {
     }
 
     /// The latents of the first frames, `[n, C, 1, h, w]`, and how they are given.
-    fn first_latents(&self, generator: &Generator) -> Result<Option<(Tensor, GuidanceConfig)>> {
+    fn first_latents(&self, generator: &LatentDiffusion) -> Result<Option<(Tensor, GuidanceConfig)>> {
         if self.first_frames.is_empty() {
             return Ok(None);
         }
@@ -294,7 +295,7 @@ impl Sample {
     /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
     fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
         let sampler = self.sampler.config();
-        let (generator, experiment) = Generator::open(&self.run, device)?;
+        let (generator, experiment) = LatentDiffusion::open(&self.run, device)?;
         let mut generator = generator.at(self.precision.over(Numerics::default()));
         self.text.check(&self.run, generator.text.is_some(), generator.labels.is_some(), prompts)?;
         let told_classes = self.class_numbers(&generator)?;
@@ -357,7 +358,7 @@ impl Sample {
                 numbers,
                 guidance: self.text.guidance.unwrap_or(guidance),
             });
-            let given = Given { frames, text, classes };
+            let given = LatentConditions { frames, text, classes };
             let ids: Vec<ClipId> = samples.iter().map(|&sample| self.clip_id(sample)).collect();
             let z_0 = generator.clips(&ids, generator.latent[1], &given, sampler, &mut |step, steps| {
                 bar.borrow_mut().step(samples[0], &format!("step {step} of {steps}"));

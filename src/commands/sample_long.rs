@@ -14,7 +14,7 @@ use crate::{
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
     distributed::{self, Launch, Ranks},
     experiment::{LongVideoConfig, Numerics, UserError},
-    generate::{LongVideo, forget},
+    models::{LongVideo, forget},
     torch::DeviceName,
     train::progress::Progress,
 };

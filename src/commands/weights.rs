@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    extractors::{BROUGHT, Brought},
+    extractors::{Brought, brought},
     weights::released::{ALL, Fetched, fetch, folder},
 };
 
@@ -28,7 +28,7 @@ enum What {
     /// measured with it.
     Add {
         /// Feature extractor to which the weights belong
-        #[arg(value_parser = clap::builder::PossibleValuesParser::new(BROUGHT.map(|brought| brought.kind)))]
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(brought().map(|weights| weights.kind)))]
         name: String,
         /// Released checkpoint (.pth, .pt, .tar or .safetensors)
         file: PathBuf,
@@ -52,7 +52,7 @@ impl Weights {
                 Ok(())
             }
             Some(What::Add { name, file }) => {
-                let brought = BROUGHT.into_iter().find(|brought| brought.kind == name).expect("clap checked the name");
+                let brought = brought().find(|weights| weights.kind == name).expect("clap checked the name");
                 let sha256 = brought.add(&file)?;
                 say!(
                     "{}: added ({}), SHA-256 of {} is {sha256}",
@@ -76,7 +76,7 @@ fn list() -> Result<()> {
             (false, _) => say!("{}: missing; `lvdm weights fetch` gets it", released.content),
         }
     }
-    for brought in BROUGHT {
+    for brought in brought() {
         let Brought { kind, content, published, .. } = brought;
         match brought.found() {
             Ok(Some(sha256)) => say!("{content}: is there ({}), SHA-256 {sha256}", brought.place().display()),

@@ -208,12 +208,12 @@ pub struct GivenToClips<'a> {
 
 /// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, and what they are given. A network with a
 /// mask channel is shown an empty mask, and told no level, where no frames are given; one with classes is told of no class.
-/// Guidance leads away from the text and the class where either has a weight; frames are then given on both of its sides.
+/// Guidance leads away from the text and the class where either has a weight, which is the text's where both have one;
+/// frames are then given on both of its sides.
 /// Else it leads away from a clip without given frames.
 ///
 /// # Errors
-/// A `like` that is no batch of videos; given frames that do not fit into it; what the network cannot be given; two
-/// weights of guidance.
+/// A `like` that is no batch of videos; given frames that do not fit into it; what the network cannot be given.
 pub fn conditioned<'a>(
     network: &'a dyn Network,
     path: &'a dyn NoisePath,
@@ -245,9 +245,6 @@ pub fn conditioned<'a>(
         conditional.text = Some(contexts);
     }
     if let Some(GivenLabels { labels, guidance }) = labels {
-        if let (Some(texts), Some(classes)) = (weight, guidance) {
-            ensure!(texts == classes, "guidance has one weight: {texts} by the text, {classes} by the class");
-        }
         if guidance.is_none() {
             unconditional.label = Some(labels.shallow_clone());
         }

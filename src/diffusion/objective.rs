@@ -78,6 +78,11 @@ impl Objective {
             !self.learns_variance() || path.discrete().is_some_and(|schedule| !schedule.ends_in_noise()),
             "loss: learned_variance is for a schedule of steps that does not end in noise alone"
         );
+        ensure!(
+            self.predict == Predict::Edm || path.input_scale(path.noisiest()) == 1.0,
+            "predict: this schedule scales what the network sees of z_t, which is one half of EDM's preconditioning; the \
+             other half is what the network predicts: write objective: {{predict: edm, loss: l2}}"
+        );
         self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 

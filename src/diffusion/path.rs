@@ -53,8 +53,10 @@ pub trait NoisePath {
         1000
     }
 
-    /// The time of a level.
-    fn level_time(&self, level: i64) -> f64;
+    /// The time of a level: where nothing else is said, levels divide the time up to the noisiest evenly.
+    fn level_time(&self, level: i64) -> f64 {
+        self.noisiest() * level as f64 / self.levels() as f64
+    }
 
     /// λ = ln(α/σ), half of the logarithm of the signal-to-noise ratio.
     fn lambda(&self, t: f64) -> f64 {

@@ -23,11 +23,9 @@ use crate::{
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     metrics::ProtocolConfig,
+    run_files::CARD_FILE,
     torch::device_name,
 };
-
-/// The file of a card's figures in an evaluation's folder.
-pub const CARD_FILE: &str = "card.json";
 
 /// What a card found.
 #[derive(Debug, Serialize, Deserialize)]
@@ -104,11 +102,11 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         check_count(&own, data.videos()?.videos.len() as i64)?;
     }
     let real_clips = RealClips::new(real, &own, *seed)?;
+    let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     warnings::of_inputs(real, &experiment.generated)?;
     let Files { samples, gaussian, text, seconds } = to_files(experiment, &real_clips, own.clips, device)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
-    let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     let alone = Ranks::alone();
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());

@@ -22,11 +22,9 @@ use crate::{
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, UserError},
     metrics::{Figure, Protocol, RealVsReal},
+    run_files::FIGURES_FILE,
     torch::device_name,
 };
-
-/// The file of figures in an evaluation's folder.
-pub const FIGURES_FILE: &str = "figures.json";
 
 /// What generated clips are that no run was sampled for.
 pub(super) const FROM_FILES: &str = "clips from files";

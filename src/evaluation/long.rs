@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
 use super::{
-    evaluate::FIGURES_FILE,
     extraction::Bar,
     measurement::{Measurement, RealWork},
     metric_group::MetricGroup,
@@ -20,12 +19,10 @@ use crate::{
     distributed::Ranks,
     experiment::LongEvaluationExperiment,
     metrics::{Figure, Metric, Protocol, RealVsReal},
+    run_files::{CURVES_FILE, FIGURES_FILE},
     torch::device_name,
     train::logger::RunLogger,
 };
-
-/// The file of all windows of all curves, one JSON object a line.
-pub const CURVES_FILE: &str = "curves.jsonl";
 
 /// What was measured of one curve.
 #[derive(Debug, Serialize)]
@@ -91,7 +88,7 @@ impl LongEvaluation {
 
     /// The metrics of its windows.
     pub fn metrics(&self) -> impl Iterator<Item = Metric> {
-        self.protocol.definitions.keys().copied()
+        self.curves.iter().flat_map(|curve| &curve.windows).take(1).flat_map(|w| w.estimates.keys().copied())
     }
 
     /// `figures.json`, `curves.jsonl`, and the curves for TensorBoard.

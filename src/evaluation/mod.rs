@@ -36,9 +36,9 @@ mod sensitivity;
 mod warnings;
 mod windows;
 
-pub use card::{CARD_FILE, Card, card};
-pub use evaluate::{Evaluation, FIGURES_FILE, SETS, evaluate};
-pub use long::{CURVES_FILE, LongEvaluation, MeasuredCurve, evaluate_long};
+pub use card::{Card, card};
+pub use evaluate::{Evaluation, SETS, evaluate};
+pub use long::{LongEvaluation, MeasuredCurve, evaluate_long};
 pub use paths::VideoPaths;
-pub use reconstruction::{RECONSTRUCTION_FILE, Reconstruction, ReconstructionOptions, Spread};
+pub use reconstruction::{Reconstruction, ReconstructionOptions, Spread};
 pub use sensitivity::Sensitivity;

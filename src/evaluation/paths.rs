@@ -14,6 +14,7 @@ use crate::{
     },
     extractors::ExtractorConfig,
     metrics::Metric,
+    run_files::{EXPERIMENT_FILE, is_run},
 };
 
 /// Real videos, generated ones, and how they are compared. What is not said is the protocol's, the run's, or a default.
@@ -53,8 +54,7 @@ impl VideoPaths {
     /// [`UserError`]: paths that hold no videos, settings that do not fit together.
     pub fn experiment(&self) -> Result<EvaluationExperiment> {
         let VideoPaths { real, generated, .. } = self;
-        let run = is_run(generated)
-            .then(|| read::<DiffusionExperiment>(&generated.join(crate::run_files::EXPERIMENT_FILE), &[]));
+        let run = is_run(generated).then(|| read::<DiffusionExperiment>(&generated.join(EXPERIMENT_FILE), &[]));
         let run = run.transpose()?;
         let config = self.protocol.as_deref().map(protocol).transpose()?;
         let (frames, resolution) = match (&config, &run) {
@@ -130,9 +130,4 @@ fn own_folder(evaluation: &EvaluationConfig, real: &DataConfig, generated: &Gene
     let hash = format!("{:x}", Sha256::digest(asked.to_string()));
     let name = path.file_stem().map_or("generated".into(), |name| name.to_string_lossy());
     Ok(Path::new("runs/evaluation").join(format!("{name}-{}", &hash[..8])))
-}
-
-/// Whether a path is the folder of a run.
-fn is_run(path: &Path) -> bool {
-    path.join(crate::run_files::EXPERIMENT_FILE).is_file() && path.join("checkpoints").is_dir()
 }

@@ -8,8 +8,8 @@ use tch::Tensor;
 use crate::{
     atomic_file::write_atomically,
     data::{PackedWriter, normalise, pictures, to_u8, write_video},
-    generate::Generator,
     metrics::psnr_db,
+    models::LatentDiffusion,
     torch::{Readback, upload},
 };
 
@@ -26,7 +26,7 @@ pub struct Reconstructions {
 
 impl Reconstructions {
     /// One clip u8 `[1, 3, F, H, W]`.
-    pub fn take(&mut self, generator: &Generator, clip: &Tensor) -> Result<()> {
+    pub fn take(&mut self, generator: &LatentDiffusion, clip: &Tensor) -> Result<()> {
         let x = normalise(&upload(clip, generator.space.device()));
         let back = Readback::of(&to_u8(&generator.space.reconstruct(&x)))?.wait()?;
         self.psnr.push(psnr_db(clip, &back).double_value(&[0]));

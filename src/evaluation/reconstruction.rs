@@ -14,8 +14,9 @@ use crate::{
     distributed::Ranks,
     experiment::UserError,
     extractors::Lpips,
-    generate::{AUTOENCODER_FILE, open_latent_space},
     metrics::{psnr_db, ssim},
+    run::open_latent_space,
+    run_files::{AUTOENCODER_FILE, RECONSTRUCTION_FILE},
     torch::{DeviceName, Readback, device_name, upload},
 };
 
@@ -41,9 +42,6 @@ pub struct ReconstructionOptions {
     /// Folder for the figures; a folder in the run without one.
     pub out: Option<PathBuf>,
 }
-
-/// The file of figures.
-pub const RECONSTRUCTION_FILE: &str = "reconstruction.json";
 
 /// Pictures are smaller than the window of SSIM or than what VGG16 halves four times.
 const LEAST_SIDE: i64 = 16;

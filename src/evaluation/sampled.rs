@@ -10,12 +10,12 @@ use crate::{
     data::DatasetConfig,
     diffusion::SamplerConfig,
     experiment::{Generated, Numerics, UserError},
-    generate::{Classes, Generator, Given, TextPrompts},
+    models::{Classes, LatentConditions, LatentDiffusion, TextPrompts},
 };
 
 /// A run, sampled in one way.
 pub struct Sampled {
-    pub generator: Generator,
+    pub generator: LatentDiffusion,
     run: PathBuf,
     /// The run's own data set.
     pub trained_on: DatasetConfig,
@@ -37,7 +37,7 @@ impl Sampled {
         let Generated::Run { run, sampler, precision, tf32, guidance, class_guidance, .. } = generated else {
             return Ok(None);
         };
-        let (generator, trained) = Generator::open(run, device)?;
+        let (generator, trained) = LatentDiffusion::open(run, device)?;
         generator.check_sampler(&**sampler).map_err(|error| UserError(format!("generated.sampler: {error:#}")))?;
         if let (Some(guidance), labels) = (class_guidance, &generator.labels) {
             let labels = labels.as_ref().ok_or_else(|| {
@@ -95,7 +95,7 @@ impl Sampled {
             .as_ref()
             .zip(weight)
             .map(|(numbers, guidance)| Classes { numbers, guidance: self.class_guidance.unwrap_or(guidance) });
-        let given = Given { text: (!prompts.is_empty()).then_some(text), classes, frames: None };
+        let given = LatentConditions { text: (!prompts.is_empty()).then_some(text), classes, frames: None };
         self.generator.videos(samples, &given, self.sampler, self.seed, &mut |_, _| {})
     }
 

@@ -7,7 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{Carried, Part, export::latent_constants, must_be_new};
+use super::{
+    Carried, Part,
+    export::{check_place, latent_constants},
+    must_be_new,
+};
 use crate::{
     atomic_file::{write_atomically, write_folder_atomically},
     checkpoint,
@@ -15,9 +19,11 @@ use crate::{
     diffusion::{Predict, ScheduleConfig, ScheduleKind},
     exchange::diffusers_config as settings,
     experiment::{DiffusionExperiment, DiffusionSpace},
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, ports, run_of, seen, weights},
+    models::{ports, seen},
     networks::{Ports, UNet3d},
     nn::Parameters,
+    run::{TEXT_ENCODER_TASK, run_of, weights},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_foreign_safetensors,
     text::{ClipText, TextEncoderConfig, TokenizerFiles},
     weights::stable_diffusion::Network,
@@ -42,10 +48,11 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
         .with_context(|| format!("the experiment stored in {}", path.display()))?;
     let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
     ensure!(
-        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.takes().text.is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: it attends to no text",
         run.display()
     );
+    check_place(run, &experiment, "a StableDiffusionPipeline")?;
     let settings_of_unet = experiment.unet()?;
     let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
     let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
@@ -56,7 +63,7 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     let (scale, shift) = latent_constants(&first_stage)?;
     ensure!(shift == 0.0, "latents are shifted by {shift}, which a StableDiffusionPipeline does not undo");
     let (text_path, text) = checkpoint::open_averaged(&folder.join(TEXT_ENCODER_FILE))?;
-    let mut text = text.expect(generate::TEXT_ENCODER, &text_path)?;
+    let mut text = text.expect(TEXT_ENCODER_TASK, &text_path)?;
     let known: TextEncoderConfig =
         serde_json::from_value(text.experiment.clone()).context("the carried text encoder")?;
     let tokenizer = known.tokenizer.as_ref().context("the run's text encoder came without a tokenizer")?;

@@ -18,8 +18,9 @@ use crate::{
     diffusion::{FrameConditioning, ScheduleConfig},
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, TextConditioning, Trained, UserError},
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     networks::AttentionKind,
+    run::TEXT_ENCODER_TASK,
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     text::{ClipTextConfig, TextEncoderConfig, Tokenizer},
     text_file::{read_text, trim},
     weights::{
@@ -385,7 +386,7 @@ impl Import<'_> {
                 Some(files) => warn_of_unused_rows(config.vocabulary, Tokenizer::new(files)?.vocabulary()),
             }
             let known = serde_json::to_value(TextEncoderConfig { text_encoder: config, tokenizer })?;
-            files.push((TEXT_ENCODER_FILE, carried_checkpoint(generate::TEXT_ENCODER, known, tensors)));
+            files.push((TEXT_ENCODER_FILE, carried_checkpoint(TEXT_ENCODER_TASK, known, tensors)));
         }
 
         let progress = self.progress(&found);

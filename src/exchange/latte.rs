@@ -16,9 +16,9 @@ use crate::{
     checkpoint::Progress,
     codecs::{ImageAutoencoder, ImageAutoencoderConfig, Normalization},
     experiment::{ClassList, DiffusionExperiment, LabelConditioning},
-    generate::AUTOENCODER_FILE,
     networks::{LatteConfig, NetworkSettings, Ports},
     nn::Parameters,
+    run_files::AUTOENCODER_FILE,
     weights::{latte::LatteWeights, lvdm_checkpoint::Tensors, stable_diffusion::Network},
 };
 

@@ -16,8 +16,9 @@ use crate::{
     checkpoint::{self, Checkpoint, Progress},
     experiment::{DiffusionExperiment, DiffusionSpace, Trained},
     file_format::read_json,
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE, run_of, weights},
     nn::Adapter,
+    run::{TEXT_ENCODER_TASK, run_of, weights},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_foreign_safetensors,
     weights::{WeightsFile, WeightsKind, lora::Lora, stable_diffusion::Network},
 };
@@ -50,14 +51,14 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
         .with_context(|| format!("the experiment stored in {}", from.display()))?;
     let folder = if into.is_dir() { into.to_path_buf() } else { run_of(&from) };
     ensure!(
-        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.takes().text.is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: a LoRA has no place in it",
         into.display()
     );
     let new = NewRun::begin(out)?;
     let mut unet = weights(&mut found)?;
     let text_path = folder.join(TEXT_ENCODER_FILE);
-    let mut text = Checkpoint::read(&text_path)?.expect(generate::TEXT_ENCODER, &text_path)?;
+    let mut text = Checkpoint::read(&text_path)?.expect(TEXT_ENCODER_TASK, &text_path)?;
     let mut text_weights = text.take_part("model");
     let blocks = experiment.unet()?.blocks_per_level as usize;
     let counts = lora.merge(blocks, &mut unet, &mut text_weights, scale).with_context(|| file.display().to_string())?;

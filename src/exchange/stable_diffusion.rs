@@ -28,9 +28,10 @@ use crate::{
     exchange::{InferredUNet, Shapes, diffusers_config as settings},
     experiment::{DiffusionExperiment, TextConditioning},
     file_format::read_json,
-    generate::{self, AUTOENCODER_FILE, TEXT_ENCODER_FILE},
-    networks::{NetworkSettings, Ports, UNet3d, UNetConfig},
+    networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
+    run::TEXT_ENCODER_TASK,
+    run_files::{AUTOENCODER_FILE, NAMES_FILE, TEXT_ENCODER_FILE},
     text::{ClipText, ClipTextConfig, TextActivation, TextEncoder, TextEncoderConfig, TokenizerFiles},
     text_file::{read_text, trim},
     weights::{
@@ -198,7 +199,7 @@ pub fn import_stable_diffusion(
     let known = serde_json::to_value(Carried { autoencoder: autoencoder.0.into() })?;
     carried_checkpoint("autoencoder", known, frames).write(&run.join(AUTOENCODER_FILE))?;
     let known = serde_json::to_value(text)?;
-    carried_checkpoint(generate::TEXT_ENCODER, known, texts).write(&run.join(TEXT_ENCODER_FILE))?;
+    carried_checkpoint(TEXT_ENCODER_TASK, known, texts).write(&run.join(TEXT_ENCODER_FILE))?;
     let lists: serde_json::Map<String, Value> = imported
         .iter()
         .map(|network| {
@@ -324,9 +325,6 @@ fn latent_scale(config: &Value) -> Result<f64> {
         scale => scale.as_f64().filter(|scale| *scale > 0.0).with_context(|| format!("scaling_factor = {scale}")),
     }
 }
-
-/// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
-pub const NAMES_FILE: &str = "imported.json";
 
 /// The folder of diffusers that a path means: itself, or the one snapshot of a hub's cache.
 ///

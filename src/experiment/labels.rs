@@ -38,6 +38,28 @@ impl ClassList {
         })
     }
 
+    /// For each of these classes its number in another list; none where it is not in that.
+    ///
+    /// # Errors
+    /// Names on one side alone, and another number of classes: which is which cannot be told.
+    pub fn numbers_in(&self, other: &ClassList) -> Result<Vec<Option<i64>>> {
+        match (self, other) {
+            (ClassList::Names(names), ClassList::Names(others)) => {
+                let place = |name: &String| others.iter().position(|other| other == name).map(|place| place as i64);
+                Ok(names.iter().map(place).collect())
+            }
+            _ => {
+                ensure!(
+                    self.count() == other.count(),
+                    "{} classes whose names are not known cannot be found among {}: as many are needed, in the same order",
+                    other.count(),
+                    self.line()
+                );
+                Ok((0..self.count()).map(Some).collect())
+            }
+        }
+    }
+
     /// The classes in a line, many of them by the first.
     pub fn line(&self) -> String {
         let count = self.count();
@@ -122,6 +144,16 @@ mod tests {
             assert!(of(text).unwrap().unwrap_err().to_string().contains(word), "{text}");
         }
         assert!(of("{classes: {a: 1}}").unwrap_err().to_string().contains("list of their names"));
+    }
+
+    #[test]
+    fn classes_are_found_by_name() {
+        let names = |names: &[&str]| ClassList::Names(names.iter().map(|name| name.to_string()).collect());
+        let (now, before) = (names(&["a", "b", "new"]), names(&["b", "gone", "a"]));
+        assert_eq!(now.numbers_in(&before).unwrap(), [Some(2), Some(0), None]);
+        assert_eq!(now.numbers_in(&ClassList::Count(3)).unwrap(), [Some(0), Some(1), Some(2)]);
+        let error = now.numbers_in(&ClassList::Count(101)).unwrap_err().to_string();
+        assert!(error.contains("101 classes whose names are not known") && error.contains("a, b, new"), "{error}");
     }
 
     #[test]

@@ -14,10 +14,6 @@ use crate::extractors::FeatureExtractor;
 pub struct Kvd;
 
 impl VideoMetric for Kvd {
-    fn name(&self) -> &'static str {
-        "kvd"
-    }
-
     fn title(&self) -> &'static str {
         "KVD"
     }

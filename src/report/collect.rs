@@ -19,12 +19,13 @@ use super::{
 };
 use crate::{
     atomic_file::write_atomically,
-    evaluation::{
-        CARD_FILE, CURVES_FILE, FIGURES_FILE, RECONSTRUCTION_FILE, Reconstruction as ReconstructionFigures, SETS,
-    },
+    evaluation::{Reconstruction as ReconstructionFigures, SETS},
     experiment::UserError,
     metrics::{Distances, Figure, RealVsReal},
-    run_files::{EXPERIMENT_FILE, METRICS_FILE, SUMMARY_FILE, TENSORBOARD_FOLDER},
+    run_files::{
+        CARD_FILE, CHECKPOINTS_FOLDER, CURVES_FILE, EXPERIMENT_FILE, FIGURES_FILE, METRICS_FILE, RECONSTRUCTION_FILE,
+        SUMMARY_FILE, TENSORBOARD_FOLDER,
+    },
     text_file::{read_text, trim},
 };
 
@@ -101,7 +102,7 @@ fn folders(root: &Path, levels: usize) -> Result<Vec<PathBuf>> {
     if levels > 0 {
         for path in entries(root)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "checkpoints" && name != TENSORBOARD_FOLDER {
+            if path.is_dir() && !name.starts_with('.') && name != CHECKPOINTS_FOLDER && name != TENSORBOARD_FOLDER {
                 found.extend(folders(&path, levels - 1)?);
             }
         }

@@ -16,11 +16,12 @@ use crate::{
     checkpoint,
     diffusion::SamplerConfig,
     distributed::Ranks,
-    evaluation::{Evaluation, FIGURES_FILE},
+    evaluation::Evaluation,
     experiment::{DiffusionExperiment, Generated, Precision},
-    generate::{Generator, Given, TEXT_ENCODER_FILE, open_text_encoder, ports, space_of},
+    models::{LatentConditions, LatentDiffusion, ports},
     nn::Parameters,
-    run_files::METRICS_FILE,
+    run::{open_text_encoder, space_of},
+    run_files::{FIGURES_FILE, METRICS_FILE, TEXT_ENCODER_FILE},
     text_file::read_text,
     torch::{Autocast, peak_memory, processor_or_gpu},
     train::{DiffusionTask, SECONDS_PER_STEP, Task},
@@ -60,7 +61,7 @@ impl Cost {
     /// A folder that is not a diffusion run; a log or a checkpoint that cannot be read.
     pub fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
         let (_, found) = checkpoint::open_head(run)?;
-        let (generator, experiment) = Generator::open(run, device)?;
+        let (generator, experiment) = LatentDiffusion::open(run, device)?;
         let network = Parameters::unfilled(Device::Cpu);
         experiment.network.build(&network.root(), &ports(&experiment, generator.latent))?;
         let mut cost = Cost {
@@ -80,7 +81,7 @@ impl Cost {
             let sample = |count: u64| {
                 generator.videos(
                     &(0..count).collect::<Vec<_>>(),
-                    &Given::default(),
+                    &LatentConditions::default(),
                     experiment.sampler,
                     0,
                     &mut |_, _| {},

@@ -11,7 +11,7 @@ use crate::{
     diffusion::{NoisyBatch, Times},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    generate::{Classes, Generator, Given, TextPrompts, starting_weights},
+    models::{Classes, LatentConditions, LatentDiffusion, TextPrompts, starting_weights},
     networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
@@ -28,7 +28,7 @@ enum Source {
 
 /// One noisy latent a clip, one loss.
 pub struct DiffusionTask {
-    generator: Generator,
+    generator: LatentDiffusion,
     parameters: Parameters,
     source: Source,
     labels: Option<Labels>,
@@ -71,13 +71,19 @@ impl DiffusionTask {
             }
         };
         let parameters = Parameters::new(device, seed);
-        let generator = Generator::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision.into());
+        let generator =
+            LatentDiffusion::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision.into());
         if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
             let mut weights = starting_weights(run, experiment, generator.latent)?;
             weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
         parameters.train_only(|name| experiment.moves(name));
+        ensure!(
+            parameters.named().iter().any(|(name, _)| experiment.trained.moves(name, &*experiment.network)),
+            "trained: this network names no parameters over frames; those that do are kind: latte, and kind: unet3d with \
+             attention: text"
+        );
         let labels = experiment.labels.as_ref().map(|labels| Labels::new(labels, seed, device)).transpose()?;
         Ok(DiffusionTask { generator, parameters, source, labels, encoded, experiment: experiment.clone(), device })
     }
@@ -152,7 +158,7 @@ impl Task for DiffusionTask {
 
     fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
-        let Generator { network, path, space, latent, latent_stride, conditioning, .. } = &self.generator;
+        let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, .. } = &self.generator;
         let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
         let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
         let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
@@ -204,7 +210,7 @@ impl Task for DiffusionTask {
         let text = prompts.as_ref().map(|prompts| TextPrompts { prompts, negative: "", guidance });
         let (numbers, weight) = self.generator.balanced_classes(&samples).unzip();
         let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
-        let given = Given { text, classes, frames: None };
+        let given = LatentConditions { text, classes, frames: None };
         let DiffusionExperiment { sampler, seed, .. } = self.experiment;
         let clips = self.generator.videos(&samples, &given, sampler, seed, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])

@@ -10,10 +10,8 @@ use crate::{
     checkpoint::{Progress, RunLock},
     distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig},
-    generate::{
-        AUTOENCODER_FILE, TEXT_ENCODER_FILE, carry_autoencoder, carry_text_encoder, open_text_encoder, space_of,
-        warn_of_another_autoencoder,
-    },
+    run::{carry_autoencoder, carry_text_encoder, open_text_encoder, space_of, warn_of_another_autoencoder},
+    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     torch::{allow_tf32, be_deterministic},
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use anyhow::Result;
 use serde_json::Value;
 
-use crate::file_format::read_json;
+use crate::{file_format::read_json, run_files::is_run};
 
 /// The shape of each tensor by its name.
 pub type TensorShapes = BTreeMap<String, Vec<i64>>;
@@ -116,7 +116,7 @@ impl WeightsKind {
         if json("adapter_config.json")?.is_some() {
             return Ok(WeightsKind::Lora(Layout::Peft));
         }
-        if path.join(crate::run_files::EXPERIMENT_FILE).is_file() && path.join("checkpoints").is_dir() {
+        if is_run(path) {
             return Ok(WeightsKind::Video);
         }
         let has = |name: &str| ["safetensors", "bin"].iter().any(|end| path.join(format!("{name}.{end}")).is_file());

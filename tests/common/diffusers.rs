@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use lvdm::{checkpoint, generate::weights, safetensors::read_safetensors};
+use lvdm::{checkpoint, run::weights, safetensors::read_safetensors};
 use serde_json::Value;
 
 use super::{skip, source, text_runs::Tensors};

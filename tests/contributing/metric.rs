@@ -11,10 +11,6 @@ use tch::{Kind, Tensor};
 pub struct MeanDistance;
 
 impl VideoMetric for MeanDistance {
-    fn name(&self) -> &'static str {
-        "mean_distance"
-    }
-
     fn title(&self) -> &'static str {
         "mean distance"
     }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use lvdm::{
-    networks::{Inputs, Network, NetworkSettings, Ports},
+    networks::{Inputs, Network, NetworkSettings, Ports, Takes},
     nn::{Linear, Scope, linear_flops, timestep_embedding},
 };
 use serde::{Deserialize, Serialize};
@@ -27,9 +27,6 @@ impl NetworkSettings for PointwiseConfig {
     }
 
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
-        ensure!(ports.text.is_none(), "a pointwise network takes no text; leave out `text`");
-        ensure!(ports.classes.is_none(), "a pointwise network takes no class labels; leave out `labels`");
-        ensure!(ports.levels.is_none(), "a pointwise network takes no noise level (conditioning.perturbation: null)");
         Ok(Box::new(Pointwise {
             first: Linear::new(&scope.sub("first"), ports.inputs(), self.width),
             time: Linear::new(&scope.sub("time"), self.width, self.width),
@@ -37,6 +34,10 @@ impl NetworkSettings for PointwiseConfig {
             width: self.width,
             ports: ports.clone(),
         }))
+    }
+
+    fn takes(&self) -> Takes {
+        Takes { other_clips: true, ..Takes::default() }
     }
 
     fn flops(&self, ports: &Ports, [_, f, h, w]: [i64; 4], _tokens: i64) -> i64 {
@@ -112,18 +113,4 @@ fn it_learns_and_sees_one_position_at_a_time() {
         }
     }
     assert!(loss().double_value(&[]) < 0.7 * before, "{before} → {}", loss().double_value(&[]));
-}
-
-#[test]
-fn what_it_does_not_take_is_refused_by_name() {
-    let refused = |ports: Ports, word: &str| {
-        let built = PointwiseConfig { width: 8 }.build(&Parameters::new(CPU, 0).root(), &ports);
-        assert!(built.err().unwrap().to_string().contains(word), "{word}");
-    };
-    let ports = || Ports::of([4, 2, 3, 3]);
-    refused(Ports { text: Some(8), ..ports() }, "text");
-    refused(Ports { classes: Some(3), ..ports() }, "labels");
-    refused(Ports { levels: Some(251), ..ports() }, "conditioning.perturbation");
-    let masked = Ports { mask: true, ..ports() };
-    assert!(PointwiseConfig { width: 8 }.build(&Parameters::new(CPU, 0).root(), &masked).is_ok());
 }

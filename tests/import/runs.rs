@@ -8,8 +8,8 @@ use lvdm::{
     codecs::{ImageAutoencoder, ImageAutoencoderConfig},
     diffusion::{FrameConditioning, ScheduleConfig},
     experiment::{AutoencoderExperiment, DiffusionExperiment},
-    generate::open_latent_space,
     networks::{AttentionKind, UNetConfig},
+    run::open_latent_space,
     safetensors::{read_safetensors, write_safetensors_atomically},
     text::{ClipText, ClipTextConfig},
 };

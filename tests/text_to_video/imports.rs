@@ -4,10 +4,11 @@ use std::{fs, path::Path, process::Command};
 
 use lvdm::{
     diffusion::{Ddim, Denoiser, Guidance, Guided, NetworkDenoiser, Predict, SamplerConfig, sample},
-    exchange::NAMES_FILE,
-    generate::{Generator, Given, TextPrompts, open_text_encoder},
+    models::{LatentConditions, LatentDiffusion, TextPrompts},
     networks::Inputs,
     random::{Purpose, normal},
+    run::open_text_encoder,
+    run_files::NAMES_FILE,
     weights::stable_diffusion::is_temporal,
 };
 use serde_json::Value;
@@ -26,7 +27,7 @@ use crate::{
 
 /// Sampled with guidance from an import, each frame is what the image network makes of that frame's noise alone.
 fn frames_are_images(run: &Path) {
-    let (generator, _) = Generator::open(run, CPU).unwrap();
+    let (generator, _) = LatentDiffusion::open(run, CPU).unwrap();
     let prompts = ["a red cat".to_string(), "a dog".to_string()];
     let sampler = SamplerConfig::Ddim(Ddim { steps: 4, eta: 0.0 });
     let z_0 = generator.latents(&[0, 1], &text(&prompts, 7.5), sampler, 3, &mut |_, _| {}).unwrap();
@@ -65,9 +66,9 @@ fn frames_are_images(run: &Path) {
     let guided = Guided { conditional: a, unconditional: b, weight: 3.0, form, path: &*generator.path };
     assert!(relative_error(&guided.predict(&z_t, 500.0).noise, &wanted) < 1e-5);
     // the prompt and the negative prompt do something
-    let with = |given: &Given| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
+    let with = |given: &LatentConditions| generator.latents(&[0, 1], given, sampler, 3, &mut |_, _| {}).unwrap();
     let other = TextPrompts { prompts: &prompts, negative: "", guidance: 7.5 };
-    let other = Given { text: Some(other), ..Given::default() };
+    let other = LatentConditions { text: Some(other), ..LatentConditions::default() };
     assert!(relative_error(&with(&other), &z_0) > 1e-4);
     let swapped = [prompts[1].clone(), prompts[0].clone()];
     assert!(relative_error(&with(&text(&swapped, 1.0)), &with(&text(&prompts, 1.0))) > 1e-4);
@@ -106,7 +107,7 @@ fn every_layout_becomes_the_same_run() {
             assert!(model[&name].equal(&tensor), "{name}");
         }
     }
-    let (generator, experiment) = Generator::open(&at.join("run"), CPU).unwrap();
+    let (generator, experiment) = LatentDiffusion::open(&at.join("run"), CPU).unwrap();
     assert_eq!((generator.space.normalization.scale, generator.space.normalization.shift), (0.3, 0.0));
     assert_eq!((experiment.betas().unwrap().steps, experiment.betas().unwrap().beta_start), (900, 0.001));
     assert!(experiment.unet().unwrap().norm_per_frame);
@@ -128,7 +129,7 @@ fn every_layout_becomes_the_same_run() {
         let found = model_of(&run);
         assert_eq!(found.keys().collect::<Vec<_>>(), model.keys().collect::<Vec<_>>());
         assert!(found.iter().all(|(name, tensor)| tensor.equal(&model[name])));
-        let (other, found) = Generator::open(&run, CPU).unwrap();
+        let (other, found) = LatentDiffusion::open(&run, CPU).unwrap();
         assert_eq!(
             (found.unet().unwrap(), found.schedule.clone()),
             (experiment.unet().unwrap(), experiment.schedule.clone())

@@ -13,7 +13,7 @@ use std::path::Path;
 use common::text_runs::Tensors;
 use lvdm::{
     checkpoint,
-    generate::{Given, TextPrompts},
+    models::{LatentConditions, TextPrompts},
 };
 use tch::Device;
 
@@ -23,6 +23,6 @@ fn model_of(run: &Path) -> Tensors {
     checkpoint::open(run).unwrap().1.part("model")
 }
 
-fn text<'a>(prompts: &'a [String], guidance: f64) -> Given<'a> {
-    Given { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..Given::default() }
+fn text<'a>(prompts: &'a [String], guidance: f64) -> LatentConditions<'a> {
+    LatentConditions { text: Some(TextPrompts { prompts, negative: "a dog", guidance }), ..LatentConditions::default() }
 }

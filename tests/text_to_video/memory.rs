@@ -3,7 +3,7 @@
 use lvdm::{
     checkpoint::{self, Checkpoint},
     exchange::{StableDiffusionOptions, import_stable_diffusion},
-    generate::Generator,
+    models::LatentDiffusion,
     networks::{Inputs, Network as _, Ports, Recompute, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::read_safetensors,
@@ -40,7 +40,7 @@ fn weights_are_held_once_by_import_and_sample() {
     println!("import: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "import holds {peak} bytes for weights of {weights}");
 
-    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    let (opened, peak) = peak_host_memory(|| LatentDiffusion::open(&run, CPU).unwrap());
     drop(opened);
     println!("opened: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");
@@ -67,7 +67,7 @@ fn weights_are_held_once_by_import_and_sample() {
     found.tensors.extend(averages);
     found.write(&path).unwrap();
     drop(found);
-    let (opened, peak) = peak_host_memory(|| Generator::open(&run, CPU).unwrap());
+    let (opened, peak) = peak_host_memory(|| LatentDiffusion::open(&run, CPU).unwrap());
     drop(opened);
     println!("averages and adapters: {:.2} times the weights", peak as f64 / weights as f64);
     assert!(peak as f64 <= 1.3 * weights as f64, "opening holds {peak} bytes for weights of {weights}");

@@ -6,7 +6,7 @@ use lvdm::{
     checkpoint::{self, Checkpoint},
     data::{frame_folder::read_picture, pictures::write_png},
     diffusion::{FrameMask, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, Predict, Times, conditioned},
-    generate::Generator,
+    models::LatentDiffusion,
     networks::Inputs,
     safetensors::read_safetensors,
     weights::stable_diffusion::is_temporal,
@@ -53,7 +53,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
     }
 
     // the denoiser given both is the network with mask, level and text
-    let (generator, _) = Generator::open(&run, CPU).unwrap();
+    let (generator, _) = LatentDiffusion::open(&run, CPU).unwrap();
     let encoder = generator.text.as_ref().unwrap();
     let [prompt, negative] = ["a red cat", "a dog"].map(|prompt| encoder.encode(&[prompt]).unwrap());
     let (z_t, first) = (noise(5, &[1, 4, 4, 8, 8]), noise(6, &[1, 4, 1, 8, 8]));
@@ -66,7 +66,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
             texts: Some(GivenTexts { contexts: prompt.shallow_clone(), guidance }),
             labels: None,
         };
-        let Generator { network, path, .. } = &generator;
+        let LatentDiffusion { network, path, .. } = &generator;
         conditioned(&**network, &**path, Predict::Noise, &z_t, to_clips).unwrap()
     };
     let seen = Times::of_levels(&*generator.path, &[7], CPU).add_noise(&first, given.noise);

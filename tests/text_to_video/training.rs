@@ -6,9 +6,10 @@ use lvdm::{
     checkpoint::{self, Checkpoint},
     data::VideoReader,
     experiment::Trained,
-    generate::{Generator, open_text_encoder, weights},
+    models::LatentDiffusion,
     networks::{Inputs, Network as _, Ports, UNet3d, UNetConfig},
     nn::{Adapter, Parameters},
+    run::{open_text_encoder, weights},
     safetensors::{read_safetensors, write_safetensors_atomically},
     weights::stable_diffusion::is_temporal,
 };
@@ -70,10 +71,10 @@ fn from_images_to_videos() {
     let changed: Vec<&String> =
         merged.iter().filter(|(name, t)| !t.equal(&start[*name])).map(|(name, _)| name).collect();
     assert!(!changed.is_empty() && changed.iter().all(|name| name.contains(".to_")), "{changed:?}");
-    let (generator, experiment_) = Generator::open(&run, CPU).unwrap();
+    let (generator, experiment_) = LatentDiffusion::open(&run, CPU).unwrap();
     let whole = Parameters::new(CPU, 0);
     let scope = whole.root().with_adapters(experiment_.trained.adapter());
-    let with = UNet3d::new(&scope, experiment_.unet().unwrap(), &lvdm::generate::ports(&experiment_, generator.latent));
+    let with = UNet3d::new(&scope, experiment_.unet().unwrap(), &lvdm::models::ports(&experiment_, generator.latent));
     let mut last = found.part("model");
     last.extend(found.part("ema"));
     whole.load(&last).unwrap();
@@ -82,7 +83,7 @@ fn from_images_to_videos() {
     let given = Inputs { text: Some(context), ..Inputs::default() };
     let (a, b) = (with.forward(&x, &t, &given), generator.network.forward(&x, &t, &given));
     assert!(relative_error(&a, &b) < 1e-5);
-    let plain = Generator::open(&at.join("sd-run"), CPU).unwrap().0;
+    let plain = LatentDiffusion::open(&at.join("sd-run"), CPU).unwrap().0;
     assert!(relative_error(&plain.network.forward(&x, &t, &given), &b) > 1e-5);
     succeed_in(at, &["export", "runs/adapters", "--out", "exported.safetensors"]);
     let (exported, _) = read_safetensors(&at.join("exported.safetensors")).unwrap();

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    evaluation::{RECONSTRUCTION_FILE, ReconstructionOptions, Spread},
+    evaluation::{ReconstructionOptions, Spread},
+    run_files::RECONSTRUCTION_FILE,
     torch::DeviceName,
 };
 

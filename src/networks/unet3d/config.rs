@@ -109,6 +109,11 @@ impl UNetConfig {
         }
     }
 
+    /// Width of the texts that it attends to, with `attention: text`.
+    pub fn text_width(&self) -> Option<i64> {
+        (self.attention == AttentionKind::Text).then_some(self.context_width)
+    }
+
     /// Heads of the attentions of so many channels.
     pub fn heads_of(&self, channels: i64) -> i64 {
         self.head_width.map_or(self.heads, |width| channels / width)

@@ -1,37 +1,34 @@
-//! From a trained run to videos: noise → sampler × denoiser → z_0 → decoder → u8.
-
-mod first_frame;
-mod long_video;
+//! Latent diffusion: noise → sampler × denoiser → z_0 → decoder → u8.
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Tensor, no_grad};
 
 use crate::{
-    checkpoint::{self, Checkpoint, Progress},
-    codecs::{CodecConfig, LatentSpace, LongDecoding, Normalization},
+    checkpoint::{self, Checkpoint},
+    codecs::LatentSpace,
     data::to_u8,
     diffusion::{
         FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
         Sampler, SamplerConfig, conditioned, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, DiffusionSpace, LabelConditioning, Numerics, Trained, TrainerConfig},
+    experiment::{DiffusionExperiment, LabelConditioning, Numerics, Trained},
     networks::{Network, Ports},
-    nn::{Adapter, Parameters},
+    nn::Parameters,
     random::{Purpose, normal, normal_batch},
-    text::{TextEncoder, TextEncoderConfig},
+    run::{open_text_encoder, run_of, space_of, warn_if_unfinished, weights},
+    run_files::TEXT_ENCODER_FILE,
+    text::TextEncoder,
     torch::{FixedWeights, Readback, upload},
 };
 
-pub use long_video::{LongVideo, forget, weights_of};
-
 /// A denoiser with its noise path and latent space.
-pub struct Generator {
+pub struct LatentDiffusion {
     /// With averaged weights.
     pub network: Box<dyn Network>,
     /// Of the training.
@@ -50,7 +47,7 @@ pub struct Generator {
     multiple_of: [i64; 3],
     /// Of a network that is given class labels.
     pub labels: Option<LabelConditioning>,
-    takes_other_clips: bool,
+    pub(super) takes_other_clips: bool,
     predict: Predict,
     /// Of the training, at which the weights were stored; 0 in a training.
     pub step: i64,
@@ -71,7 +68,7 @@ pub struct ClipId {
 
 /// What the clips of a batch are given; by default nothing.
 #[derive(Default)]
-pub struct Given<'a> {
+pub struct LatentConditions<'a> {
     /// To a network with a mask channel.
     pub frames: Option<FramesOfClip<'a>>,
     /// To a network with a text encoder; without a text it sees the empty prompt.
@@ -85,7 +82,7 @@ pub struct Given<'a> {
 pub struct Classes<'a> {
     /// The class's number, one a clip.
     pub numbers: &'a [i64],
-    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance.
+    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance. Given a text with guidance too, the weight is the text's.
     pub guidance: f64,
 }
 
@@ -109,7 +106,7 @@ pub struct TextPrompts<'a> {
     pub guidance: f64,
 }
 
-impl Generator {
+impl LatentDiffusion {
     /// Declares the network of an experiment in `parameters`.
     ///
     /// # Errors
@@ -123,6 +120,7 @@ impl Generator {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.network.validate()?;
+        experiment.check_inputs()?;
         let multiple_of = experiment.network.multiple_of();
         for (size, (axis, of)) in latent[1..].iter().zip(["frames", "rows", "columns"].into_iter().zip(multiple_of)) {
             ensure!(size % of == 0, "latents of {size} {axis}: for this network it must be a multiple of {of}");
@@ -131,7 +129,7 @@ impl Generator {
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], path.levels()).context("conditioning")?;
         }
-        if let (Some(text), Some(width)) = (&text, experiment.network.text_width()) {
+        if let (Some(text), Some(width)) = (&text, experiment.network.takes().text) {
             ensure!(
                 text.width() == width,
                 "the text encoder is {} wide, the network attends to texts {width} wide (context_width)",
@@ -139,7 +137,7 @@ impl Generator {
             );
         }
         let scope = parameters.root().with_adapters(experiment.trained.adapter());
-        Ok(Generator {
+        Ok(LatentDiffusion {
             network: experiment.network.build(&scope, &ports(experiment, latent)).context("network")?,
             path,
             space,
@@ -149,7 +147,7 @@ impl Generator {
             text,
             multiple_of,
             labels: experiment.labels.clone(),
-            takes_other_clips: experiment.network.takes_other_clips(),
+            takes_other_clips: experiment.network.takes().other_clips,
             predict: experiment.objective.predict,
             step: 0,
             numerics: Numerics::default(),
@@ -189,13 +187,13 @@ impl Generator {
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = space_of(&experiment, &folder, device)?;
-        let text = match experiment.network.text_width() {
+        let text = match experiment.network.takes().text {
             Some(_) => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
             None => None,
         };
         // adapters are merged into what is loaded
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
-        let generator = Generator::new(&merged, space, text, parameters)?;
+        let generator = LatentDiffusion::new(&merged, space, text, parameters)?;
         Ok((generator, experiment, path, found))
     }
 
@@ -231,7 +229,7 @@ impl Generator {
     pub fn latents(
         &self,
         samples: &[u64],
-        given: &Given,
+        given: &LatentConditions,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
@@ -250,7 +248,7 @@ impl Generator {
         &self,
         clips: &[ClipId],
         frames: i64,
-        given: &Given,
+        given: &LatentConditions,
         sampler: SamplerConfig,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
@@ -283,7 +281,7 @@ impl Generator {
 
     /// The networks sample and decode so; in float32 otherwise.
     pub fn at(self, numerics: Numerics) -> Self {
-        Generator { numerics, ..self }
+        LatentDiffusion { numerics, ..self }
     }
 
     /// While the answer lives, what a GPU prepares for sampling is kept from one batch to the next: weights in half
@@ -334,7 +332,7 @@ impl Generator {
     pub fn videos(
         &self,
         samples: &[u64],
-        given: &Given,
+        given: &LatentConditions,
         sampler: SamplerConfig,
         seed: u64,
         on_step: &mut dyn FnMut(usize, usize),
@@ -385,7 +383,7 @@ pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
         outputs: latent[0] * if experiment.objective.learns_variance() { 2 } else { 1 },
         mask: conditioning.is_some(),
         levels: conditioning.and_then(FrameConditioning::levels),
-        text: experiment.network.text_width(),
+        text: experiment.network.takes().text,
         classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),
         ..Ports::of(latent)
     }
@@ -405,194 +403,39 @@ pub fn starting_weights(
     let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
     let mut weights = weights(&mut found)?;
+    let before: Option<LabelConditioning> =
+        serde_json::from_value(found.experiment["labels"].clone()).context("the stored labels")?;
+    match_classes(&mut weights, before.as_ref(), experiment)
+        .with_context(|| format!("start_from: {}", run.display()))?;
     experiment.network.adopt(&mut weights, &ports(experiment, latent));
     Ok(weights)
 }
 
-/// The autoencoder that a diffusion run carries with it.
-pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
-
-/// The text encoder, with its tokenizer, that a text-to-video run carries with it.
-pub const TEXT_ENCODER_FILE: &str = "text_encoder.safetensors";
-
-/// What such a file says it holds.
-pub const TEXT_ENCODER: &str = "text_encoder";
-
-/// The run folder of a checkpoint file.
-pub fn run_of(checkpoint: &Path) -> PathBuf {
-    checkpoint.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_path_buf()
-}
-
-/// A network's last weights and, where there are any, its averaged ones, which are whole: what was not trained is as
-/// in the last. Adapters are merged into both.
-///
-/// # Errors
-/// An adapter that is not whole.
-pub fn last_and_averaged(checkpoint: &Checkpoint) -> Result<[BTreeMap<String, Tensor>; 2]> {
-    let (mut last, average) = (checkpoint.part("model"), checkpoint.part("ema"));
-    let mut averaged = BTreeMap::new();
-    if !average.is_empty() {
-        averaged = checkpoint.part("model");
-        averaged.extend(average);
-    }
-    if let Some(adapter) = adapter(checkpoint)? {
-        adapter.merge(&mut last)?;
-        adapter.merge(&mut averaged)?;
-    }
-    Ok([last, averaged])
-}
-
-/// The adapters that a checkpoint's training moves, if it does.
-fn adapter(checkpoint: &Checkpoint) -> Result<Option<Adapter>> {
-    let trained = checkpoint.experiment.get("trained").cloned().map(serde_json::from_value::<Trained>).transpose()?;
-    Ok(trained.and_then(Trained::adapter))
-}
-
-/// The averaged weights where there are any, else the last ones; they are taken out of the checkpoint, and adapters are
-/// merged.
-///
-/// # Errors
-/// As [`last_and_averaged`].
-pub fn weights(checkpoint: &mut Checkpoint) -> Result<BTreeMap<String, Tensor>> {
-    let mut weights = checkpoint.take_part("model");
-    weights.extend(checkpoint.take_part("ema"));
-    if let Some(adapter) = adapter(checkpoint)? {
-        adapter.merge(&mut weights)?;
-    }
-    Ok(weights)
-}
-
-/// The checkpoint that a path names: a file, what a run carries under this name, or the run's own.
-fn open_part(path: &Path, carried: &str, task: &str) -> Result<(PathBuf, Checkpoint)> {
-    let inside = path.join(carried);
-    let (path, found) = checkpoint::open_averaged(if inside.is_file() { &inside } else { path })?;
-    let found = found.expect(task, &path)?;
-    Ok((path, found))
-}
-
-/// The text encoder that a run carries, or of its file.
-///
-/// # Errors
-/// A folder that carries none; damaged or foreign weights; no tokenizer.
-pub fn open_text_encoder(run: &Path, device: Device) -> Result<TextEncoder> {
-    let (path, mut found) = open_part(run, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
-    let config: TextEncoderConfig = serde_json::from_value(found.experiment.clone())
-        .with_context(|| format!("the settings stored in {}", path.display()))?;
-    TextEncoder::new(&config, found.take_part("model"), device).with_context(|| path.display().to_string())
-}
-
-/// Copies a text encoder into a diffusion run.
-///
-/// # Errors
-/// A folder that carries none; a full disk.
-pub fn carry_text_encoder(from: &Path, run: &Path) -> Result<()> {
-    let (_, found) = open_part(from, TEXT_ENCODER_FILE, TEXT_ENCODER)?;
-    found.write(&run.join(TEXT_ENCODER_FILE))
-}
-
-/// The space of an experiment's run: pixels, or the latents of the autoencoder that the run carries.
-///
-/// # Errors
-/// As [`open_latent_space`].
-pub fn space_of(experiment: &DiffusionExperiment, run: &Path, device: Device) -> Result<LatentSpace> {
-    match &experiment.autoencoder {
-        DiffusionSpace::Pixels => Ok(LatentSpace::pixels(device)),
-        DiffusionSpace::Latents(_) => open_latent_space(&run.join(AUTOENCODER_FILE), device),
-    }
-}
-
-/// The latent space of an autoencoder run (or checkpoint file), or of a run that carries an autoencoder.
-///
-/// # Errors
-/// A folder that is not such a run; damaged or foreign weights.
-pub fn open_latent_space(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
-    latent_space(&mut found, device).with_context(|| path.display().to_string())
-}
-
-/// As [`open_latent_space`], for latents on which another training builds: of an autoencoder whose training has not
-/// come to its end it warns.
-///
-/// # Errors
-/// As [`open_latent_space`].
-pub fn latent_space_to_build_on(run: &Path, device: Device) -> Result<LatentSpace> {
-    let (path, mut found) = open_part(run, AUTOENCODER_FILE, "autoencoder")?;
-    warn_if_unfinished("autoencoder", run, &found);
-    latent_space(&mut found, device).with_context(|| path.display().to_string())
-}
-
-/// The latent space of a checkpoint, out of which its weights are taken.
-///
-/// # Errors
-/// Damaged settings; weights of another architecture.
-pub fn latent_space(checkpoint: &mut Checkpoint, device: Device) -> Result<LatentSpace> {
-    let codec = CodecConfig::stored(checkpoint.experiment["autoencoder"].clone()).context("the stored autoencoder")?;
-    let measured = checkpoint.part("latent");
-    let value = |name: &str| {
-        measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
+/// The rows of a table of classes in the order of this experiment's classes, by name. A class that is new starts as no class.
+fn match_classes(
+    weights: &mut BTreeMap<String, Tensor>,
+    before: Option<&LabelConditioning>,
+    experiment: &DiffusionExperiment,
+) -> Result<()> {
+    let classes = |labels: Option<&LabelConditioning>| labels.and_then(|labels| labels.classes.clone());
+    let Some(before) = classes(before) else { return Ok(()) };
+    let Some(now) = classes(experiment.labels.as_ref()) else {
+        bail!("it tells classes apart ({}): give this experiment labels too", before.line());
     };
-    let normalization = Normalization { scale: value("scale")?, shift: value("shift")? };
-    let clip = match codec.long_decoding() {
-        LongDecoding::FrameByFrame { at_once } => at_once,
-        LongDecoding::Overlapping { .. } => {
-            let frames = checkpoint.experiment["data"]["frames"].as_i64().context("the stored data")?;
-            codec.latent_frames(frames).with_context(|| format!("no latent is of clips of {frames} frames"))?
-        }
-    };
-    LatentSpace::new(&*codec, weights(checkpoint)?, normalization, clip, device)
-}
-
-/// Copies what sampling needs of an autoencoder into a diffusion run. Of one whose training has not come to its end it
-/// warns.
-///
-/// # Errors
-/// A folder that is not an autoencoder run; a full disk.
-pub fn carry_autoencoder(autoencoder: &Path, run: &Path) -> Result<()> {
-    let carried = carried(autoencoder)?;
-    warn_if_unfinished("autoencoder", autoencoder, &carried);
-    carried.write(&run.join(AUTOENCODER_FILE))
-}
-
-/// Warns where a run carries another autoencoder than the one that now lies where it came from: the run keeps its own.
-pub fn warn_of_another_autoencoder(autoencoder: &Path, run: &Path) {
-    let own = run.join(AUTOENCODER_FILE);
-    match (carried(&own), carried(autoencoder)) {
-        (Ok(own), Ok(now)) if own.tensors != now.tensors => tracing::warn!(
-            "{} now holds another autoencoder (step {}) than the one that {} began with (step {}), and which it keeps; \
-             to train on the new one give another --run, or delete this one",
-            autoencoder.display(),
-            now.progress.step,
-            run.display(),
-            own.progress.step
-        ),
-        (Ok(_), Ok(_)) => {}
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!("cannot compare {} with {}: {error:#}", own.display(), autoencoder.display());
-        }
-    }
-}
-
-/// What sampling needs of an autoencoder: its averaged weights and the measured scale and shift.
-fn carried(autoencoder: &Path) -> Result<Checkpoint> {
-    let (_, mut found) = open_part(autoencoder, AUTOENCODER_FILE, "autoencoder")?;
-    let weights = weights(&mut found)?;
-    found.tensors.retain(|name, _| name.starts_with("latent."));
-    found.tensors.extend(weights.into_iter().map(|(name, tensor)| (format!("model.{name}"), tensor)));
-    Ok(found)
-}
-
-/// Warns of a run that another training builds on, and whose own has not come to its end. Of several ranks one does.
-fn warn_if_unfinished(key: &str, run: &Path, found: &Checkpoint) {
-    let Progress { step, seconds, .. } = found.progress;
-    let trainer = found.experiment.get("trainer").cloned().and_then(|trainer| serde_json::from_value(trainer).ok());
-    let Some(trainer): Option<TrainerConfig> = trainer else { return };
-    // an import has spent no time here, and its experiment leaves room to go on
-    if seconds > 0.0 && !trainer.has_ended(step, seconds) && rank().is_none_or(|rank| rank == 0) {
-        let minutes = trainer.minutes.map_or(String::new(), |minutes| format!(" (or {minutes} minutes)"));
-        tracing::warn!(
-            "{key}: the training of {} was left at step {step} of {}{minutes}; what is trained now is built on that",
-            run.display(),
-            trainer.steps
+    let Some(table) = experiment.network.class_table().and_then(|name| weights.get_mut(name)) else { return Ok(()) };
+    let none = before.count();
+    let rows = now.numbers_in(&before)?;
+    let new = rows.iter().filter(|row| row.is_none()).count();
+    if (new > 0 || rows.len() as i64 != none) && rank().is_none_or(|rank| rank == 0) {
+        tracing::info!(
+            "start_from: of {} classes {} are the run's, by name, and {new} are new and start as no class; {} of the run's \
+             are not among them",
+            rows.len(),
+            rows.len() - new,
+            none - (rows.len() - new) as i64
         );
     }
+    let rows: Vec<i64> = rows.into_iter().map(|row| row.unwrap_or(none)).chain([none]).collect();
+    *table = table.index_select(0, &Tensor::from_slice(&rows).to_device(table.device()));
+    Ok(())
 }

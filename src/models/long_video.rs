@@ -11,21 +11,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::{Classes, ClipId, FramesOfClip, Generator, Given};
+use super::latent_diffusion::{Classes, ClipId, FramesOfClip, LatentConditions, LatentDiffusion};
 use crate::{
-    checkpoint,
     codecs::Chunks,
     data::to_u8,
     diffusion::{LongVideoPlan, PlanStep, Role},
     experiment::{LongVideoConfig, UserError},
+    run::weights_of,
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::{FixedWeights, Readback, upload},
 };
 
 /// The networks of a long video, and its plan.
 pub struct LongVideo {
-    prediction: Generator,
-    interpolation: Option<Generator>,
+    prediction: LatentDiffusion,
+    interpolation: Option<LatentDiffusion>,
     config: LongVideoConfig,
     /// Which frames are made in which clip.
     pub plan: LongVideoPlan,
@@ -36,15 +36,6 @@ pub struct LongVideo {
 /// Frames of a video at most: its plan is made in memory.
 const MOST: i64 = 10_000_000;
 
-/// The checkpoint of which a run's weights are, or the file itself; none where the run has no checkpoint.
-///
-/// # Errors
-/// A run that has gone.
-pub fn weights_of(run: &Path) -> Result<Option<String>> {
-    let file = if run.is_file() { Some(run.to_path_buf()) } else { checkpoint::list(run)?.pop() };
-    Ok(file.map(|file| file.display().to_string()))
-}
-
 /// What a file of unfinished latents says of itself: it holds the frames that one pass of a network added.
 #[derive(Serialize, Deserialize)]
 struct Standing {
@@ -53,7 +44,7 @@ struct Standing {
     settings: Value,
 }
 
-fn conditional(run: &Path, generator: Generator) -> Result<Generator> {
+fn conditional(run: &Path, generator: LatentDiffusion) -> Result<LatentDiffusion> {
     if generator.conditioning.is_none() {
         let run = run.display();
         return Err(UserError(format!(
@@ -70,7 +61,7 @@ impl LongVideo {
     /// # Errors
     /// [`UserError`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
-        Self::of(config, frames, &|run| Ok(Generator::open(run, device)?.0.at(config.numerics())))
+        Self::of(config, frames, &|run| Ok(LatentDiffusion::open(run, device)?.0.at(config.numerics())))
     }
 
     /// As [`Self::open`] without the networks' weights: a plan, by which nothing can be made.
@@ -78,10 +69,10 @@ impl LongVideo {
     /// # Errors
     /// As [`Self::open`].
     pub fn outline(config: &LongVideoConfig, frames: i64) -> Result<Self> {
-        Self::of(config, frames, &Generator::outline)
+        Self::of(config, frames, &LatentDiffusion::outline)
     }
 
-    fn of(config: &LongVideoConfig, frames: i64, open: &dyn Fn(&Path) -> Result<Generator>) -> Result<Self> {
+    fn of(config: &LongVideoConfig, frames: i64, open: &dyn Fn(&Path) -> Result<LatentDiffusion>) -> Result<Self> {
         let wrong = |text: String| Err(UserError(text).into());
         let open = |run: &PathBuf| conditional(run, open(run)?);
         let prediction = open(&config.prediction)?;
@@ -99,7 +90,7 @@ impl LongVideo {
             (Some(_), gap) => gap.unwrap_or(stride),
         };
         if let Some(interpolation) = &interpolation {
-            let shape = |generator: &Generator| {
+            let shape = |generator: &LatentDiffusion| {
                 let ([c, _, h, w], normalization) = (generator.latent, generator.space.normalization);
                 (c, h, w, normalization.scale, normalization.shift)
             };
@@ -220,7 +211,11 @@ impl LongVideo {
             // all clips of a video are of its class; guidance is that of the given frames
             let classes = generator.balanced_classes(&clips.iter().map(|clip| clip.sample).collect::<Vec<_>>());
             let classes = classes.as_ref().map(|(numbers, _)| Classes { numbers, guidance: 1.0 });
-            let given = Given { frames: (!indices.is_empty()).then_some(given), classes, ..Given::default() };
+            let given = LatentConditions {
+                frames: (!indices.is_empty()).then_some(given),
+                classes,
+                ..LatentConditions::default()
+            };
             let base = (done * count) as u64;
             let made = generator.clips(&clips, first.length, &given, self.config.sampler, &mut |i, n| {
                 on_clip(base + (clips.len() * i / n) as u64);
@@ -254,7 +249,7 @@ impl LongVideo {
         })
     }
 
-    /// As [`Generator::keep_prepared`], of both networks.
+    /// As [`LatentDiffusion::keep_prepared`], of both networks.
     pub fn keep_prepared(&self) -> Option<FixedWeights> {
         self.prediction.keep_prepared()
     }

@@ -3,14 +3,14 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-use super::Generator;
+use super::latent_diffusion::LatentDiffusion;
 use crate::{
     data::{RgbFrame, normalise},
     diffusion::GuidanceConfig,
     torch::upload,
 };
 
-impl Generator {
+impl LatentDiffusion {
     /// Normalised latent `[1, C, 1, h, w]` of a still picture: its middle, of the shape of the clips, resized as training
     /// does.
     pub fn picture_latent(&self, picture: &RgbFrame) -> Tensor {
