@@ -155,6 +155,13 @@ fn the_protocol_is_of_the_data_and_not_of_their_place() {
     fs::copy(at.join("other.npy"), at.join("a.npy")).unwrap();
     let other = measure("a.npy", "other");
     assert!(other.0 != hash && other.1 != found, "{other:?}");
+    // a further metric stands beside FVD and KVD, which stay under the same protocol
+    let metrics = ["--metrics", "kvd,frame_distance", "--frames", "10", "--resolution", "32", "--out", "further"];
+    succeed_in(at, &[&["evaluate", "--real", "deep/copy.npy", "--generated", "generated.npy"][..], &metrics].concat());
+    let figures = json(&at.join("further/figures.json"));
+    assert_eq!(figures["protocol_hash"], hash.as_str());
+    assert_eq!(figures["figures"]["samples"]["kvd"], found[1]);
+    assert!(figures["protocol_text"].as_str().unwrap().contains("; frame distance ("), "{figures}");
     // a page of both says that they do not compare
     succeed_in(at, &["report", "first", "other", "--out", "report.html"]);
     let page = fs::read_to_string(at.join("report.html")).unwrap();
@@ -192,6 +199,12 @@ fn the_number_of_real_clips_is_said() {
     assert!(refused(&["--split", "test"]).error(2).contains("real.npy has no splits"));
     let said = refused(&["--extractor", "nowhere.ckpt"]);
     assert!(said.error(1).contains("nowhere.ckpt"), "{}", said.err);
+    // an extractor of single frames has no features of clips: said before any are computed
+    for card in [&[][..], &["--card"]] {
+        let said = refused(&[&["--extractor", "vgg16_frames", "--clips", "3", "--resolution", "32"], card].concat());
+        let words = "FVD (fvd) compares one row of features a video, and the extractor vgg16_frames gives several";
+        assert!(said.error(2).contains(words) && said.err.contains("or of the metrics frame_distance"), "{}", said.err);
+    }
     let said = succeed_in(at, &["evaluate", "--protocols"]);
     assert_eq!(said.out.lines().count(), 4);
     assert!(said.out.starts_with("lvdm16: 2048 clips of 16 frames"), "{}", said.out);

@@ -170,6 +170,133 @@ fn classes_steer_training_and_sampling() {
     assert!(error.error(1).contains("not every video of videos has a class"), "{}", error.err);
 }
 
+/// Labels are drawn and dropped by the sample: two ranks learn what one does from as many clips.
+#[test]
+fn two_ranks_learn_classes_as_one_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["b", "a"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    let losses = |run: &str, more: &[&str]| -> Vec<f64> {
+        succeed_in(at, &[&["train", "diffusion", "classes.yaml", "--run", run, "labels.drop=0.4"], more].concat());
+        let log = fs::read_to_string(at.join(run).join("metrics.jsonl")).unwrap();
+        let loss = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+        log.lines().map(loss).collect()
+    };
+    let (one, two) = (losses("one", &[]), losses("two", &["--nproc", "2", "trainer.batch=2"]));
+    assert_eq!((one.len(), two.len()), (6, 6));
+    for (one, two) in one.iter().zip(&two) {
+        assert!((one / two - 1.0).abs() < 1e-4, "{one} {two}");
+    }
+    // rows that were learned, "no class" among them
+    let table =
+        |run: &str| checkpoint_of(&at.join(run)).part("model").remove("y_embedder.embedding_table.weight").unwrap();
+    let (one, two) = (table("one"), table("two"));
+    let start = losses("start", &["optimizer.learning_rate=1.0e-30", "trainer.steps=1"]);
+    assert!(start[0].is_finite());
+    let moved = (&one - table("start")).abs().amax([1].as_slice(), false);
+    assert!(moved.min().double_value(&[]) > 1e-4, "{moved:?}");
+    assert!((one - two).abs().max().double_value(&[]) < 1e-2 * moved.max().double_value(&[]));
+}
+
+/// From a run of other classes, another length and another size: classes keep their rows by name, new ones start as no
+/// class, and positions are those of the new clips. Blocks over frames can be trained alone.
+#[test]
+fn a_training_starts_from_a_run_of_other_classes_and_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["Swim", "Archery", "Run"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    succeed_in(
+        at,
+        &["train", "diffusion", "classes.yaml", "--run", "run", "trainer.steps=2", "trainer.ema_decay=null"],
+    );
+    fs::rename(at.join("videos/Archery"), at.join("videos/Walk")).unwrap();
+    // a step that moves nothing
+    let start = ["train", "diffusion", "classes.yaml", "start_from=run", "trainer.steps=1", "trainer.ema_decay=null"];
+    let still = ["data.frames=6", "data.resolution=24", "optimizer.learning_rate=1.0e-30"];
+    let said = succeed_in(at, &[&start[..], &still, &["--run", "other"]].concat());
+    assert!(said.err.contains("of 3 classes 2 are the run's, by name, and 1 are new"), "{}", said.err);
+    let part = |run: &str| checkpoint_of(&at.join(run)).part("model");
+    let (before, now) = (part("run"), part("other"));
+    let row = |tensors: &Tensors, row: i64| tensors["y_embedder.embedding_table.weight"].get(row);
+    // Archery, Run, Swim → Run, Swim, Walk
+    for (new, old) in [(0, 1), (1, 2), (2, 3), (3, 3)] {
+        assert!(row(&now, new).equal(&row(&before, old)), "row {new}");
+    }
+    assert_eq!((now["pos_embed"].size(), now["temp_embed"].size()), (vec![1, 36, 16], vec![1, 6, 16]));
+    // sinusoids over frames: a longer clip begins as a shorter one does
+    assert!(now["temp_embed"].narrow(1, 0, 4).equal(&before["temp_embed"]));
+
+    succeed_in(at, &[&start[..], &["trained={kind: temporal}", "--run", "temporal"]].concat());
+    let now = part("temporal");
+    for (name, tensor) in &before {
+        let over_frames = name.starts_with("blocks.1.");
+        assert!(now[name].equal(tensor) || over_frames || name.starts_with("y_embedder"), "{name}");
+    }
+    assert!(!now["blocks.1.attn.qkv.weight"].equal(&before["blocks.1.attn.qkv.weight"]));
+
+    let refused = |more: &[&str], words: &str| {
+        let said = run_in(at, &[&start[..], &["--run", "refused"], more].concat());
+        assert!(said.status != 0 && said.err.contains(words), "{more:?}: {}", said.err);
+    };
+    fs::write(at.join("plain.yaml"), CLASSES.replace("labels: {drop: 0.2, guidance: 3.0}\n", "")).unwrap();
+    let said = run_in(at, &["train", "diffusion", "plain.yaml", "start_from=run", "--run", "refused"]);
+    let words = "start_from: run: it tells classes apart (Archery, Run, Swim): give this experiment labels too";
+    assert!(said.error(1).contains(words), "{}", said.err);
+    refused(&["trained={kind: adapters, rank: 2, alpha: 2.0}"], "belong to the attention of `network.attention: text`");
+    refused(&["text={encoder: run}"], "text: this network attends to none");
+    let noisy = "conditioning={prediction: 1.0, perturbation: 5}";
+    refused(&["objective.loss=l2", noisy], "give them clean (perturbation: null)");
+    let unet =
+        "network={kind: unet3d, channels: 8, norm_groups: 4, multipliers: [1], attention_factors: [1], heads: 2}";
+    let train = ["train", "diffusion", "classes.yaml", "--run", "unet", "trainer.steps=1", unet];
+    succeed_in(at, &train);
+    let said =
+        run_in(at, &[&train[..3], &["--run", "none", unet, "start_from=unet", "trained={kind: temporal}"]].concat());
+    assert!(said.error(1).contains("trained: this network names no parameters over frames"), "{}", said.err);
+
+    // and none of it becomes a checkpoint of LVDM
+    for (run, words) in [("run", "the network of run is a Latte"), ("unet", "unet was trained on pixels")] {
+        let said = run_in(at, &["export", run, "--out", "export.safetensors"]);
+        assert!(said.error(2).contains(words) && !at.join("export.safetensors").exists(), "{}", said.err);
+    }
+}
+
+/// A network can be given a text and a class, of videos that have both; guidance has one weight then, the text's.
+#[test]
+fn a_text_and_a_class_are_given_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["b", "a"]);
+    for (i, video) in ["a/0", "a/1", "b/0", "b/1"].iter().enumerate() {
+        fs::write(at.join(format!("videos/{video}.txt")), ["a cat", "a red dog"][i % 2]).unwrap();
+    }
+    write_diffusers(&at.join("sd"));
+    let size = ["--frames", "4", "--resolution", "16"];
+    succeed_in(at, &[&["import", "stable-diffusion", "sd", "--out", "sd-run"][..], &size].concat());
+    let keys = "data.dataset={kind: captioned, root: videos}";
+    let train = ["train", "diffusion", "sd-run/experiment.yaml", "--run", "run", "start_from=sd-run", keys];
+    let more =
+        ["labels={drop: 0.5, guidance: 3.0}", "text.prompts=[a cat]", "trainer.steps=2", "trainer.picture_every=1"];
+    let little =
+        ["trainer.batch=2", "trainer.device=cpu", "trainer.ema_decay=null", "sampler.steps=2", "data.workers=1"];
+    let said = succeed_in(at, &[&train[..], &more, &little].concat());
+    assert!(!said.err.contains("picture"), "{}", said.err);
+    let found = checkpoint_of(&at.join("run"));
+    assert_eq!(found.experiment["labels"]["classes"], serde_json::json!(["a", "b"]));
+    assert!(found.part("model")["class_emb.weight"].abs().max().double_value(&[]) > 0.0);
+
+    let sample = |prompt: &str, class: &str| {
+        let out = format!("{}.safetensors", [prompt, class].concat().replace(' ', ""));
+        let given = ["sample", "run", "--steps", "2", "--videos", "1", "--seed", "5", "--out", &out];
+        succeed_in(at, &[&given[..], &["--prompt", prompt, "--class", class]].concat());
+        clips(&at.join(out))
+    };
+    let first = sample("a cat", "a");
+    assert!(!first.equal(&sample("a red dog", "a")) && !first.equal(&sample("a cat", "b")));
+}
+
 /// Latents that were encoded once keep the classes of their clips; the U-Net takes them as Latte does.
 #[test]
 fn encoded_latents_keep_their_classes() {

@@ -2,15 +2,19 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use common::{largest_difference, plain_loss, relative_error, wake};
 use lvdm::{
     codecs::{AutoencoderConfig, LatentSpace, Normalization, VideoAutoencoder},
     data::{DatasetConfig, Folder},
-    diffusion::{Ddim, Ddpm, Heun, SamplerConfig, Variance},
+    diffusion::{
+        Ddim, Ddpm, GivenLabels, GivenLatents, GivenToClips, Guidance, GuidanceConfig, Heun, NoisyBatch, Objective,
+        Predict, RectifiedFlow, SamplerConfig, Times, Variance, conditioned,
+    },
     experiment::{DiffusionExperiment, Experiment, Precision, parse},
     models::{CodecBaselines, Given, LatentConditions, LatentDiffusion, SampleId, VideoModel},
+    networks::{Inputs, Network, Ports},
     nn::Parameters,
     random::{Purpose, normal_batch, stream},
 };
@@ -227,6 +231,8 @@ fn what_does_not_fit_a_path_is_refused() {
         (&[edm, "objective={predict: edm, loss: l2}", frames], "take another kind"),
         (&["schedule={kind: edm, sigma_max: 0.001}", "objective={predict: edm}"], "sigma_min < sigma_max"),
         (&["schedule.zero_terminal_snr=true"], "there is noise alone"),
+        (&[edm, "objective={predict: noise, loss: l1}"], "write objective: {predict: edm, loss: l2}"),
+        (&[edm, "objective={predict: z0, loss: l2}"], "write objective: {predict: edm, loss: l2}"),
     ] {
         let mut experiment = on_path(keys);
         experiment.latents = None;
@@ -235,4 +241,134 @@ fn what_does_not_fit_a_path_is_refused() {
         let error = format!("{:#}", experiment.validate().unwrap_err());
         assert!(error.contains(words), "{keys:?}: {error}");
     }
+}
+
+/// Answers zero, and keeps what it was asked.
+struct Witness {
+    seen: RefCell<Vec<(Tensor, Inputs)>>,
+    ports: Ports,
+}
+
+impl Network for Witness {
+    fn forward(&self, z: &Tensor, _: &Tensor, given: &Inputs) -> Tensor {
+        self.seen.borrow_mut().push((z.shallow_clone(), given.clone()));
+        z.zeros_like()
+    }
+
+    fn ports(&self) -> &Ports {
+        &self.ports
+    }
+}
+
+/// Rectified flow with given frames, in training and in sampling: they are z_0 where they are clean and
+/// (1 − τ)·z_0 + τ·ε at the level τ, while the others are at the time of the clip; the target of each is the velocity of the
+/// noise that it carries.
+#[test]
+fn a_flow_is_given_frames() {
+    let flow = RectifiedFlow::default();
+    let shape = [2, 3, 4, 5, 5];
+    let (z_0, noise) = (common::noise(0, &shape), common::noise(1, &shape));
+    let ports = Ports { mask: true, levels: Some(1000), ..Ports::of([3, 4, 5, 5]) };
+    let witness = Witness { seen: RefCell::default(), ports };
+    let mask = Tensor::from_slice(&[1f32, 1.0, 0.0, 0.0]).reshape([1, 1, 4, 1, 1]).expand([2, 1, 4, 1, 1], false);
+    let t = [0.25, 0.5];
+    let times = Times::of_clips(&flow, &t, CPU);
+    let of_clips = |values: [f64; 2]| Tensor::from_slice(&values).to_kind(tch::Kind::Float).reshape([2, 1, 1, 1, 1]);
+    let on_line = |tau: &Tensor| (1.0 - tau) * &z_0 + tau * &noise;
+    let frames = |x: &Tensor, from: i64| x.narrow(2, from, 2);
+    let near = |found: &Tensor, wanted: &Tensor| assert!(largest_difference(found, wanted) < 1e-5);
+    for (level, masked) in [(None, false), (None, true), (Some([100, 700]), false), (Some([100, 700]), true)] {
+        let given = Inputs { mask: Some(mask.shallow_clone()), ..Inputs::default() };
+        let given_times = level.map(|levels: [i64; 2]| Times::of_levels(&flow, &levels, CPU));
+        let objective = Objective { predict: Predict::Flow, loss: lvdm::diffusion::Loss::L2, ..Objective::default() };
+        let batch = NoisyBatch {
+            z_0: &z_0,
+            noise: &noise,
+            times: &times,
+            given: &given,
+            given_times: given_times.as_ref(),
+            made_only: masked,
+        };
+        let loss = objective.loss(&witness, &flow, &batch).double_value(&[]);
+        let (seen, _) = witness.seen.borrow_mut().pop().unwrap();
+        let tau = of_clips(level.map_or([0.0; 2], |levels| levels.map(|level| level as f64 / 1000.0)));
+        near(&frames(&seen, 0), &frames(&on_line(&tau), 0));
+        near(&frames(&seen, 2), &frames(&on_line(&of_clips(t)), 2));
+        // the answer is zero, so the loss is the mean square of the targets
+        let square = |x: &Tensor| x.square().mean(tch::Kind::Double).double_value(&[]);
+        let on_given = if level.is_some() { &noise - &z_0 } else { -&z_0 };
+        let (on_given, on_others) = (square(&frames(&on_given, 0)), square(&frames(&(&noise - &z_0), 2)));
+        let wanted = if masked { on_others } else { (on_given + on_others) / 2.0 };
+        assert!((loss / wanted - 1.0).abs() < 1e-5, "{level:?}, {masked}: {loss}, not {wanted}");
+    }
+    let start = common::noise(2, &shape);
+    for level in [None, Some(300)] {
+        let guidance = GuidanceConfig { weight: 1.0, form: Guidance::Interpolate, level };
+        let (frames_given, own) = (frames(&z_0, 0), frames(&noise, 0));
+        let given = GivenLatents { indices: &[0, 1], frames: &frames_given, noise: &own, guidance };
+        let given = GivenToClips { frames: Some(given), ..GivenToClips::default() };
+        let denoiser = conditioned(&witness, &flow, Predict::Flow, &start, given).unwrap();
+        let found = denoiser.predict(&start, 0.9);
+        let (seen, given) = witness.seen.borrow_mut().pop().unwrap();
+        let tau = of_clips([level.map_or(0.0, |level| level as f64 / 1000.0); 2]);
+        near(&frames(&seen, 0), &frames(&on_line(&tau), 0));
+        near(&frames(&seen, 2), &frames(&start, 2));
+        assert!(given.mask.unwrap().equal(&mask));
+        let told = given.level.map(|told| told.int64_value(&[1]));
+        assert!(told == Some(level.unwrap_or(-1)), "{told:?}");
+        // of no velocity z_0 is what the network saw
+        near(&found.z_0, &seen);
+    }
+}
+
+/// With the weight 1 guidance is the prediction for the class, made beside another one.
+#[test]
+fn guidance_of_weight_one_is_none() {
+    let labels = |labels: &[i64]| Tensor::from_slice(labels);
+    let experiment = on_path(&["objective={predict: velocity, loss: l2}"]);
+    let parameters = Parameters::new(CPU, 3);
+    let ports = Ports { classes: Some(5), ..Ports::of([3, 4, 8, 8]) };
+    let network = experiment.network.build(&parameters.root(), &ports).unwrap();
+    wake(&parameters);
+    parameters.freeze();
+    let path = experiment.schedule.build().unwrap();
+    let z_t = common::noise(4, &[2, 3, 4, 8, 8]);
+    let predicted = |classes: &[i64], guidance| {
+        let given =
+            GivenToClips { labels: Some(GivenLabels { labels: labels(classes), guidance }), ..Default::default() };
+        conditioned(&*network, &*path, Predict::Velocity, &z_t, given).unwrap().predict(&z_t, 400.0).z_0
+    };
+    let without = predicted(&[1, 4], None);
+    assert!(relative_error(&predicted(&[1, 4], Some(1.0)), &without) < 1e-5);
+    assert!(relative_error(&predicted(&[1, 4], Some(3.0)), &without) > 1e-3);
+    assert!(relative_error(&predicted(&[2, 4], None).get(0), &without.get(0)) > 1e-3);
+    // away from no class: 0 leaves only that
+    assert!(relative_error(&predicted(&[1, 4], Some(0.0)), &predicted(&[5, 5], None)) < 1e-5);
+}
+
+/// At the last step of a schedule that ends in noise alone, whatever is predicted and however it is weighed.
+#[test]
+fn every_weight_is_finite_where_there_is_noise_alone() {
+    let stretched = "schedule={kind: linear, steps: 20, beta_start: 0.01, beta_end: 0.4, zero_terminal_snr: true}";
+    let (z_0, noise) = (common::noise(0, &[1, 3, 4, 8, 8]), common::noise(1, &[1, 3, 4, 8, 8]));
+    let witness = Witness { seen: RefCell::default(), ports: Ports::of([3, 4, 8, 8]) };
+    let mut fitting = 0;
+    for predict in ["noise", "z0", "velocity", "flow", "edm"] {
+        for weight in ["constant", "min_snr", "edm"] {
+            let objective = format!("objective={{predict: {predict}, loss: l2, weight: {{kind: {weight}}}}}");
+            let experiment = on_path(&[stretched, &objective]);
+            let path = experiment.schedule.build().unwrap();
+            if experiment.objective.validate(&*path).is_err() {
+                continue;
+            }
+            fitting += 1;
+            for t in [0.0, 10.0, 19.0] {
+                let loss = plain_loss(&experiment.objective, &witness, &*path, &z_0, &[t], &noise).double_value(&[]);
+                assert!(loss.is_finite(), "{objective} at {t}: {loss}");
+                // no part of z_0 is left that its signal-to-noise ratio could weigh
+                assert_eq!(loss > 0.0, weight != "min_snr" || t < 19.0, "{objective} at {t}: {loss}");
+            }
+        }
+    }
+    assert_eq!(fitting, 9);
 }

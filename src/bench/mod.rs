@@ -78,14 +78,14 @@ fn unet(
 ) -> Result<()> {
     let UNetBench { network, latent: [c, f, h, w], batch, .. } = bench;
     let (device, batch) = (clock.device, *batch);
-    let ports = Ports { text: network.text_width(), ..Ports::of(bench.latent) };
+    let ports = Ports { text: network.takes().text, ..Ports::of(bench.latent) };
     const TOKENS: i64 = 77;
     let parameters = Parameters::new(device, 0);
     let unet = network.build(&parameters.root(), &ports)?;
     let z = noise(&[batch, *c, *f, *h, *w], device);
     let target = noise(&[batch, *c, *f, *h, *w], device) * 0.5;
     let t = Tensor::full([batch], 500, (Kind::Int64, device));
-    let text = network.text_width().map(|width| noise(&[batch, TOKENS, width], device));
+    let text = network.takes().text.map(|width| noise(&[batch, TOKENS, width], device));
     let given = Inputs { text, ..Inputs::default() };
     let flops = batch * network.flops(&ports, bench.latent, TOKENS);
     let shape = json!({"batch": batch});

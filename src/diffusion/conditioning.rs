@@ -208,12 +208,12 @@ pub struct GivenToClips<'a> {
 
 /// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, and what they are given. A network with a
 /// mask channel is shown an empty mask, and told no level, where no frames are given; one with classes is told of no class.
-/// Guidance leads away from the text and the class where either has a weight; frames are then given on both of its sides.
+/// Guidance leads away from the text and the class where either has a weight, which is the text's where both have one;
+/// frames are then given on both of its sides.
 /// Else it leads away from a clip without given frames.
 ///
 /// # Errors
-/// A `like` that is no batch of videos; given frames that do not fit into it; what the network cannot be given; two
-/// weights of guidance.
+/// A `like` that is no batch of videos; given frames that do not fit into it; what the network cannot be given.
 pub fn conditioned<'a>(
     network: &'a dyn Network,
     path: &'a dyn NoisePath,
@@ -226,10 +226,10 @@ pub fn conditioned<'a>(
     let GivenToClips { frames, texts, labels } = given;
     ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
     ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
-    let told = |given: Inputs| NetworkDenoiser { network, path, predict, given };
+    let denoiser_given = |given: Inputs| NetworkDenoiser { network, path, predict, given };
     let guided = |conditional, unconditional, weight, form| Guided {
-        conditional: told(conditional),
-        unconditional: told(unconditional),
+        conditional: denoiser_given(conditional),
+        unconditional: denoiser_given(unconditional),
         weight,
         form,
         path,
@@ -245,9 +245,6 @@ pub fn conditioned<'a>(
         conditional.text = Some(contexts);
     }
     if let Some(GivenLabels { labels, guidance }) = labels {
-        if let (Some(texts), Some(classes)) = (weight, guidance) {
-            ensure!(texts == classes, "guidance has one weight: {texts} by the text, {classes} by the class");
-        }
         if guidance.is_none() {
             unconditional.label = Some(labels.shallow_clone());
         }
@@ -257,7 +254,7 @@ pub fn conditioned<'a>(
     let Some(given) = frames else {
         return Ok(match weight {
             Some(weight) => Box::new(guided(conditional, unconditional, weight, Guidance::Interpolate)),
-            None => Box::new(told(conditional)),
+            None => Box::new(denoiser_given(conditional)),
         });
     };
     let mask = upload(&mask(given.indices, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
@@ -281,7 +278,7 @@ pub fn conditioned<'a>(
             guided(conditional, unconditional, weight, Guidance::Interpolate)
         }
         None if given.guidance.only_conditional() => {
-            return Ok(Box::new(FrameConditioned { inner: told(conditional), frames, mask }));
+            return Ok(Box::new(FrameConditioned { inner: denoiser_given(conditional), frames, mask }));
         }
         None => {
             let GuidanceConfig { weight, form, .. } = given.guidance;

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::path::{NoisePath, NoisePathSettings, at_least, normal_quantile};
 
-/// The network sees z/√(σ² + σ_data²) and is told ln(σ)/4 (their table 1). It wants `objective: {predict: edm, loss: l2}`.
+/// The network sees z/√(σ² + σ_data²) and is told ln(σ)/4 (their table 1). It needs `objective.predict: edm`, with
+/// `loss: l2` as published.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Edm {

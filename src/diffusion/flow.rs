@@ -91,10 +91,6 @@ impl NoisePath for RectifiedFlow {
     fn clean(&self) -> Option<f64> {
         Some(0.0)
     }
-
-    fn level_time(&self, level: i64) -> f64 {
-        level as f64 / self.levels() as f64
-    }
 }
 
 #[cfg(test)]

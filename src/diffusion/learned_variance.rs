@@ -78,7 +78,7 @@ impl HybridLoss {
         let nats = match times.on_host().contains(&0.0) {
             false => of_each(divergence),
             true => of_each(decoder_nats(z_0, &model_mean, &model_log))
-                .where_self(&times.told().eq(0), &of_each(divergence)),
+                .where_self(&times.embedded().eq(0), &of_each(divergence)),
         };
         HybridLoss { mse, vb: nats / LN_2 }
     }

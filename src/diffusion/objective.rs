@@ -78,6 +78,11 @@ impl Objective {
             !self.learns_variance() || path.discrete().is_some_and(|schedule| !schedule.ends_in_noise()),
             "loss: learned_variance is for a schedule of steps that does not end in noise alone"
         );
+        ensure!(
+            self.predict == Predict::Edm || path.input_scale(path.noisiest()) == 1.0,
+            "predict: this schedule scales what the network sees of z_t, which is one half of EDM's preconditioning; the \
+             other half is what the network predicts: write objective: {{predict: edm, loss: l2}}"
+        );
         self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 
@@ -99,7 +104,7 @@ impl Objective {
             let frames = given_times.map_or_else(|| z_0.shallow_clone(), |times| times.add_noise(z_0, noise));
             z_t = z_t * (1.0 - mask) + frames * mask;
         }
-        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.told(), given);
+        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.embedded(), given);
         if self.learns_variance() {
             let schedule = path.discrete().expect("a learned variance is one of a schedule's steps");
             return HybridLoss::new(schedule, &prediction, z_0, &z_t, times, noise).mean();

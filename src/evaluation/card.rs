@@ -122,13 +122,13 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         check_count(&own, data.videos()?.videos.len() as i64)?;
     }
     let real_clips = RealClips::new(real, &own, *seed)?;
+    let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     warnings::of_inputs(real, &experiment.generated)?;
     let model = open_model(&experiment.generated, device)?;
     let Files { samples, gaussian, text, generated, seconds } =
         to_files(experiment, model.as_deref(), &real_clips, own.clips)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
-    let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     let alone = Ranks::alone();
     let known =
         built_in_protocols().into_iter().filter(|known| Some(known.name.as_str()) != own.name.split('@').next());

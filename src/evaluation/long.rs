@@ -88,7 +88,7 @@ impl LongEvaluation {
 
     /// The metrics of its windows.
     pub fn metrics(&self) -> impl Iterator<Item = Metric> {
-        self.protocol.definitions.keys().copied()
+        self.curves.iter().flat_map(|curve| &curve.windows).take(1).flat_map(|w| w.estimates.keys().copied())
     }
 
     /// `figures.json`, `curves.jsonl`, and the curves for TensorBoard.

@@ -21,7 +21,8 @@ impl MetricGroup {
     /// Opens the extractor of each metric, once where several share one.
     ///
     /// # Errors
-    /// Weights that are not there; [`UserError`]: clips with fewer frames than an extractor needs.
+    /// Weights that are not there; [`UserError`]: clips with fewer frames than an extractor needs, features that a metric
+    /// does not compare.
     pub fn open(protocol: &ProtocolConfig, metrics: &[Metric], device: Device) -> Result<Vec<Self>> {
         let mut groups: Vec<(ExtractorConfig, MetricGroup)> = Vec::new();
         for &metric in metrics {
@@ -30,9 +31,13 @@ impl MetricGroup {
                 ComparedFeatures::Of(kind) => kind.into(),
             };
             match groups.iter_mut().find(|(config, _)| *config == wanted) {
-                Some((_, group)) => group.metrics.push(metric),
+                Some((_, group)) => {
+                    check(metric, &wanted, &*group.extractor)?;
+                    group.metrics.push(metric);
+                }
                 None => {
                     let extractor = wanted.open(device)?;
+                    check(metric, &wanted, &*extractor)?;
                     let (least, frames) = (extractor.least_frames(), protocol.frames);
                     if frames < least {
                         let name = extractor.name();
@@ -52,4 +57,25 @@ impl MetricGroup {
     pub fn compared(groups: &[Self]) -> impl Iterator<Item = (Metric, &dyn FeatureExtractor)> {
         groups.iter().flat_map(|group| group.metrics.iter().map(|metric| (*metric, &*group.extractor)))
     }
+}
+
+/// # Errors
+/// [`UserError`]: a metric that does not compare such features.
+fn check(metric: Metric, config: &ExtractorConfig, extractor: &dyn FeatureExtractor) -> Result<()> {
+    let rows = |several| if several { "several rows of features a video" } else { "one row of features a video" };
+    if extractor.gives_rows() == metric.compares_rows() {
+        return Ok(());
+    }
+    let fitting: Vec<&str> =
+        Metric::all().filter(|metric| metric.compares_rows() == extractor.gives_rows()).map(Metric::name).collect();
+    Err(UserError(format!(
+        "{} ({}) compares {}, and the extractor {} gives {}: take another extractor, or of the metrics {}",
+        metric.title(),
+        metric.name(),
+        rows(metric.compares_rows()),
+        config.kind,
+        rows(extractor.gives_rows()),
+        fitting.join(", ")
+    ))
+    .into())
 }

@@ -111,7 +111,10 @@ impl<'a> RealClips<'a> {
     /// What features of these clips depend on.
     pub fn identity(&self, extractor: &dyn FeatureExtractor) -> Value {
         let RealClips { protocol, data, seed, sha256, reading, .. } = self;
-        Protocol::new(protocol, data, sha256, *reading, *seed, extractor, []).identity()
+        let mut identity = Protocol::new(protocol, data, sha256, *reading, *seed, extractor, []).identity();
+        identity["preparation"] = json!(extractor.preparation());
+        identity["library"] = json!(extractor.library());
+        identity
     }
 
     /// What the videos show, in their order.

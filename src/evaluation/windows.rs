@@ -14,6 +14,7 @@ use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
     experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
+    extractors::FeatureExtractor,
     models::{LongVideo, forget},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
@@ -162,9 +163,8 @@ impl Windows<'_> {
         let (features, steps) = self.share(batches.len(), |i| {
             let mut made_with = json!({"settings": settings, "samples": batches[i], "window": real.frames,
                 "extractor": self.groups[0].extractor.weights_sha256()});
-            if self.groups.len() > 1 {
-                let named = self.groups.iter().map(|group| [group.extractor.name(), group.extractor.weights_sha256()]);
-                made_with["extractors"] = named.map(|named| json!(named)).collect();
+            if let Some(extractors) = self.extractors() {
+                made_with["extractors"] = extractors;
             }
             let file = self.folder().join(format!("windows-{:05}.safetensors", batches[i][0]));
             if let Some(tensors) = measured_before(&file, &names, &made_with)? {
@@ -179,6 +179,17 @@ impl Windows<'_> {
         bar.finish();
         let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
         Ok(WindowFeatures { features, motion: steps.mean(None).double_value(&[]), seam, settings })
+    }
+
+    /// What features depend on besides the hash of the first extractor's weights, which says all of a single network.
+    fn extractors(&self) -> Option<Value> {
+        let extractors = || self.groups.iter().map(|group| &group.extractor);
+        let is_single = self.groups.len() == 1 && extractors().all(|extractor| extractor.library().is_none());
+        let one = |extractor: &Box<dyn FeatureExtractor>| {
+            let (name, sha256) = (extractor.name(), extractor.weights_sha256());
+            json!([name, sha256, extractor.preparation(), extractor.library()])
+        };
+        (!is_single).then(|| extractors().map(one).collect())
     }
 
     /// What the tensors of a file of measured windows are called: features by group, and last the differences.

@@ -7,7 +7,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{Carried, Part, export::latent_constants, must_be_new};
+use super::{
+    Carried, Part,
+    export::{check_place, latent_constants},
+    must_be_new,
+};
 use crate::{
     atomic_file::{write_atomically, write_folder_atomically},
     checkpoint,
@@ -44,10 +48,11 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
         .with_context(|| format!("the experiment stored in {}", path.display()))?;
     let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
     ensure!(
-        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.takes().text.is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: it attends to no text",
         run.display()
     );
+    check_place(run, &experiment, "a StableDiffusionPipeline")?;
     let settings_of_unet = experiment.unet()?;
     let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
     let mut first_stage = first_stage.expect("autoencoder", &first_path)?;

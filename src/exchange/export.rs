@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
-use super::{Carried, Exported, Part, declared::Declared};
+use super::{Carried, Exported, Part, declared::Declared, mistake};
 use crate::{
     autoencoder_loss::VIDEO_DISCRIMINATOR,
     checkpoint::{self, Checkpoint},
+    diffusion::{Objective, Predict},
     exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
+    networks::NetworkConfig,
     run::{TEXT_ENCODER_TASK, last_and_averaged, run_of, weights},
     run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     safetensors::write_safetensors_atomically,
@@ -20,7 +22,8 @@ use crate::{
 /// Writes a run's networks under the released names.
 ///
 /// # Errors
-/// A folder that is not a run; damaged weights; a full disk.
+/// [`crate::experiment::UserError`] for a run of what the released code does not have; a folder that is not a run; damaged
+/// weights; a full disk.
 pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
     let (path, found) = checkpoint::open(run)?;
     let mut export = Export { tensors: Vec::new() };
@@ -56,11 +59,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "diffusion" => {
             let diffusion: DiffusionExperiment =
                 serde_json::from_value(found.experiment.clone()).with_context(experiment)?;
-            ensure!(
-                diffusion.autoencoder != DiffusionSpace::Pixels,
-                "{} was trained on pixels, and a released checkpoint holds an autoencoder",
-                run.display()
-            );
+            check_place(run, &diffusion, "a checkpoint of LVDM")?;
             let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
             let (first_path, first_stage) = checkpoint::open_averaged(&folder.join(AUTOENCODER_FILE))?;
             let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
@@ -81,7 +80,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             export.network(FIRST_STAGE, &frozen, &network.parameters.aliases())?;
             parts.push(network.report());
             let mut text_encoder = None;
-            if diffusion.network.text_width().is_some() {
+            if diffusion.network.takes().text.is_some() {
                 let (part, config) = export_text_encoder(&mut export, &folder.join(TEXT_ENCODER_FILE))?;
                 parts.push(part);
                 text_encoder = Some(config);
@@ -101,6 +100,40 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
     };
     write_safetensors_atomically(out, &export.tensors, &serde_json::to_value(exported)?)?;
     Ok(parts)
+}
+
+/// That the layout of another program has a place for all that a run's samples depend on: a file of its networks alone would
+/// be sampled wrongly there, without a word.
+///
+/// # Errors
+/// [`crate::experiment::UserError`]: what it has no place for.
+pub(super) fn check_place(run: &Path, experiment: &DiffusionExperiment, layout: &str) -> Result<()> {
+    let run = run.display();
+    if let NetworkConfig::Latte(_) = experiment.network {
+        return mistake(format!(
+            "the network of {run} is a Latte, and {layout} holds a U-Net. The run's checkpoints are safetensors files that \
+             hold Latte's released names already, behind `model.` and, averaged, `ema.`"
+        ));
+    }
+    let path = experiment.schedule.build().context("schedule")?;
+    let Objective { predict, .. } = experiment.objective;
+    let lacking = if experiment.autoencoder == DiffusionSpace::Pixels {
+        "was trained on pixels".to_string()
+    } else if experiment.labels.is_some() {
+        "knows class labels".to_string()
+    } else if experiment.objective.learns_variance() {
+        "has learned the variance of reverse steps".to_string()
+    } else if path.discrete().is_none() {
+        format!(
+            "works on a noise path without steps (schedule: {})",
+            serde_json::to_value(&experiment.schedule)?["kind"]
+        )
+    } else if matches!(predict, Predict::Flow | Predict::Edm) {
+        format!("predicts {}", serde_json::to_value(predict)?)
+    } else {
+        return Ok(());
+    };
+    mistake(format!("{run} {lacking}, for which {layout} has no place: it is not exported"))
 }
 
 /// A run's trained network, and its average where there is one.
@@ -143,4 +176,33 @@ pub(super) fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
         measured.get(name).map(|t| t.double_value(&[])).with_context(|| format!("there is no `latent.{name}`"))
     };
     Ok((value("scale")?, value("shift")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::{UserError, parse};
+
+    /// What the released code does not have is named, whatever else the run is.
+    #[test]
+    fn a_run_that_has_no_place_in_a_released_checkpoint_is_refused() {
+        let text = "{data: {dataset: {kind: folder, root: none}, frames: 4, resolution: 8}, autoencoder: runs/a, \
+                    optimizer: {kind: adamw, learning_rate: 1.0e-4}, trainer: {steps: 1, batch: 1}";
+        let of = |more: &str| {
+            let experiment = parse("here", &format!("{text}{more}}}"), &[]).unwrap();
+            check_place(Path::new("runs/x"), &experiment, "a checkpoint of LVDM")
+        };
+        of("").unwrap();
+        of(", objective: {predict: velocity}").unwrap();
+        for (more, words) in [
+            (", network: {kind: latte}", "the network of runs/x is a Latte"),
+            (", labels: {drop: 0.1}", "runs/x knows class labels, for which a checkpoint of LVDM has no place"),
+            (", schedule: {kind: rectified_flow}", "without steps (schedule: \"rectified_flow\")"),
+            (", objective: {predict: flow}", "predicts \"flow\""),
+            (", objective: {loss: learned_variance}", "learned the variance"),
+        ] {
+            let error = of(more).unwrap_err();
+            assert!(error.is::<UserError>() && error.to_string().contains(words), "{more}: {error}");
+        }
+    }
 }

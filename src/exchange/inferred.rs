@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use crate::autoencoder_loss::DiscriminatorConfig;
 use crate::codecs::{AutoencoderConfig, ImageAutoencoderConfig};
-use crate::networks::{AttentionKind, NetworkSettings, Ports, Recompute, UNetConfig};
+use crate::networks::{AttentionKind, Ports, Recompute, UNetConfig};
 use crate::text::{ClipTextConfig, TextActivation};
 
 /// Deeper networks are not believed.

@@ -51,7 +51,7 @@ pub fn import_lora(path: &Path, into: &Path, scale: f64, out: &Path) -> Result<[
         .with_context(|| format!("the experiment stored in {}", from.display()))?;
     let folder = if into.is_dir() { into.to_path_buf() } else { run_of(&from) };
     ensure!(
-        experiment.network.text_width().is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
+        experiment.network.takes().text.is_some() && experiment.autoencoder != DiffusionSpace::Pixels,
         "{} is no network of Stable Diffusion's kind: a LoRA has no place in it",
         into.display()
     );

@@ -48,7 +48,8 @@ pub enum Trained {
     /// Every parameter.
     #[default]
     All,
-    /// Those over frames, which an image model does not have; with `conditioning` also the first convolution, which gains
+    /// Those over frames, of a network that names such: of the U-Net with `attention: text` the layers that an image model
+    /// does not have, of Latte every second block. With `conditioning` also the first convolution, which gains
     /// the channel of given frames, and their noise levels.
     Temporal,
     /// Low-rank additions to the maps of every attention; the network itself stays.
@@ -187,7 +188,9 @@ impl Experiment for DiffusionExperiment {
             self.latent_stride,
             self.data.frames
         );
+        self.check_inputs()?;
         self.check_text()?;
+        self.check_trained()?;
         if let Some(run) = &self.start_from {
             ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
         }
@@ -248,33 +251,51 @@ impl DiffusionExperiment {
                 && self.network.sees_given_frames(name))
     }
 
-    fn check_text(&self) -> Result<()> {
-        match (&self.text, self.network.text_width()) {
-            (None, None) => {
-                ensure!(self.trained == Trained::All, "trained: without `network.attention: text` only kind: all");
-                return Ok(());
-            }
+    /// That the network takes what the experiment gives it.
+    ///
+    /// # Errors
+    /// Names the key, and what the network takes.
+    pub fn check_inputs(&self) -> Result<()> {
+        let takes = self.network.takes();
+        match (&self.text, takes.text) {
             (None, Some(_)) => {
                 bail!("network.attention is text: `text.encoder` must name a run that carries a text encoder")
             }
             (Some(_), None) => {
-                bail!("text: the network attends to none (network.attention is not text)")
+                bail!("text: this network attends to none; one that does is kind: unet3d with attention: text")
             }
-            (Some(text), Some(_)) => {
-                ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
-                ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
-                ensure!(
-                    text.encoder.exists(),
-                    "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
-                    text.encoder.display()
-                );
-            }
+            _ => {}
         }
+        ensure!(self.labels.is_none() || takes.labels, "labels: this network takes no class labels");
+        ensure!(
+            takes.levels || self.conditioning.as_ref().is_none_or(|given| given.levels().is_none()),
+            "conditioning: this network is not told the noise level of given frames: give them clean (perturbation: null)"
+        );
+        Ok(())
+    }
+
+    fn check_text(&self) -> Result<()> {
+        let Some(text) = &self.text else { return Ok(()) };
+        ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
+        ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
+        ensure!(
+            text.encoder.exists(),
+            "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
+            text.encoder.display()
+        );
         ensure!(
             self.latents.is_some() || self.data.dataset.has_captions(),
             "data.dataset: its videos have no captions; kinds that have are webvid, captioned and packed"
         );
+        Ok(())
+    }
+
+    fn check_trained(&self) -> Result<()> {
         if let Trained::Adapters(adapter) = &self.trained {
+            ensure!(
+                self.network.takes().text.is_some(),
+                "trained: adapters belong to the attention of `network.attention: text`, which this network has not"
+            );
             adapter.validate().context("trained")?;
             ensure!(
                 self.conditioning.is_none(),

@@ -22,20 +22,42 @@ impl ClassList {
         }
     }
 
-    /// The number of a class that is told by its name, or by its number.
+    /// The number of a class that is given by its name or by its number.
     ///
     /// # Errors
     /// No such class; some that there are.
-    pub fn number(&self, told: &str) -> Result<i64> {
+    pub fn number(&self, name_or_number: &str) -> Result<i64> {
         if let ClassList::Names(names) = self
-            && let Some(place) = names.iter().position(|name| name == told)
+            && let Some(place) = names.iter().position(|name| name == name_or_number)
         {
             return Ok(place as i64);
         }
-        let number: Option<i64> = told.parse().ok();
+        let number: Option<i64> = name_or_number.parse().ok();
         number.filter(|number| (0..self.count()).contains(number)).with_context(|| {
-            format!("the class `{told}` is none of {}; a class is told by its name or its number", self.line())
+            format!("the class `{name_or_number}` is none of {}; give the name or the number of a class", self.line())
         })
+    }
+
+    /// For each of these classes its number in another list; none where it is not in that.
+    ///
+    /// # Errors
+    /// Names on one side alone, and another number of classes: which is which cannot be told.
+    pub fn numbers_in(&self, other: &ClassList) -> Result<Vec<Option<i64>>> {
+        match (self, other) {
+            (ClassList::Names(names), ClassList::Names(others)) => {
+                let place = |name: &String| others.iter().position(|other| other == name).map(|place| place as i64);
+                Ok(names.iter().map(place).collect())
+            }
+            _ => {
+                ensure!(
+                    self.count() == other.count(),
+                    "{} classes whose names are not known cannot be found among {}: as many are needed, in the same order",
+                    other.count(),
+                    self.line()
+                );
+                Ok((0..self.count()).map(Some).collect())
+            }
+        }
     }
 
     /// The classes in a line, many of them by the first.
@@ -111,9 +133,9 @@ mod tests {
         // a name comes before a number
         assert_eq!((names.number("7").unwrap(), names.number("0").unwrap()), (1, 0));
         assert_eq!(ClassList::Count(101).number("100").unwrap(), 100);
-        for (classes, told) in [(&names, "3"), (&names, "archery"), (&names, "-1"), (&ClassList::Count(101), "101")] {
-            let error = classes.number(told).unwrap_err().to_string();
-            assert!(error.contains(told) && error.contains(&classes.line()), "{error}");
+        for (classes, given) in [(&names, "3"), (&names, "archery"), (&names, "-1"), (&ClassList::Count(101), "101")] {
+            let error = classes.number(given).unwrap_err().to_string();
+            assert!(error.contains(given) && error.contains(&classes.line()), "{error}");
         }
         let of = |text: &str| serde_yaml::from_str::<LabelConditioning>(text).map(|labels| labels.validate());
         assert!(of("{classes: [a, b], drop: 0.2}").unwrap().is_ok() && of("{classes: 3}").unwrap().is_ok());
@@ -122,6 +144,16 @@ mod tests {
             assert!(of(text).unwrap().unwrap_err().to_string().contains(word), "{text}");
         }
         assert!(of("{classes: {a: 1}}").unwrap_err().to_string().contains("list of their names"));
+    }
+
+    #[test]
+    fn classes_are_found_by_name() {
+        let names = |names: &[&str]| ClassList::Names(names.iter().map(|name| name.to_string()).collect());
+        let (now, before) = (names(&["a", "b", "new"]), names(&["b", "gone", "a"]));
+        assert_eq!(now.numbers_in(&before).unwrap(), [Some(2), Some(0), None]);
+        assert_eq!(now.numbers_in(&ClassList::Count(3)).unwrap(), [Some(0), Some(1), Some(2)]);
+        let error = now.numbers_in(&ClassList::Count(101)).unwrap_err().to_string();
+        assert!(error.contains("101 classes whose names are not known") && error.contains("a, b, new"), "{error}");
     }
 
     #[test]

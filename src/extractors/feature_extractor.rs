@@ -20,6 +20,17 @@ pub trait FeatureExtractor {
     /// How videos are prepared before the network sees them, in a few words: size, filter.
     fn preparation(&self) -> &str;
 
+    /// Whether it gives several rows of features a video, such as one for each frame; else one a video.
+    fn gives_rows(&self) -> bool {
+        false
+    }
+
+    /// The library that computes the features, where it is not LibTorch, and its version. Figures of two versions are
+    /// compared; features that are kept for later are used with their own version only.
+    fn library(&self) -> Option<String> {
+        None
+    }
+
     /// Features in float32 of u8 videos `[N, F, H, W, 3]`: one row a video, `[N, width]`, or several rows a video,
     /// such as one for each frame, `[N, rows, width]`. A video's features do not depend on the other videos.
     ///

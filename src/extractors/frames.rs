@@ -73,6 +73,10 @@ impl FeatureExtractor for Vgg16Frames {
         "frames to 224x224 bilinear with antialias"
     }
 
+    fn gives_rows(&self) -> bool {
+        true
+    }
+
     /// One row a frame, `[N, F, 512]`.
     fn features(&self, videos: &Tensor) -> Result<Tensor> {
         ensure_videos("VGG16", videos, self.least_frames())?;

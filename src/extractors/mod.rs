@@ -19,4 +19,4 @@ pub use brought::{Brought, BroughtFile};
 pub use feature_extractor::FeatureExtractor;
 pub use i3d::I3d;
 pub use lpips::Lpips;
-pub use registry::{BROUGHT, ExtractorConfig, ExtractorKind};
+pub use registry::{ExtractorConfig, ExtractorKind, brought};

@@ -69,6 +69,10 @@ impl FeatureExtractor for Motion {
         "frames in grey to 128x128"
     }
 
+    fn library(&self) -> Option<String> {
+        flow::version()
+    }
+
     fn features(&self, videos: &Tensor) -> Result<Tensor> {
         ensure_videos("the motion distance", videos, self.least_frames())?;
         let size = videos.size();
@@ -154,6 +158,11 @@ mod flow {
         Ok(())
     }
 
+    /// Of the OpenCV that is loaded.
+    pub fn version() -> Option<String> {
+        opencv::core::get_version_string().ok().map(|version| format!("OpenCV {version}"))
+    }
+
     /// From each frame of a clip, u8 `[F, H, W, 3]`, to the next.
     pub fn of_clip(clip: &[u8], height: usize, width: usize) -> Result<Vec<Field>> {
         let frames: Vec<Mat> =
@@ -192,6 +201,10 @@ mod flow {
             "the motion distance looks at optical flow, and this binary was built without the feature `opencv`: build it \
              with default features"
         )
+    }
+
+    pub fn version() -> Option<String> {
+        None
     }
 
     pub fn of_clip(_clip: &[u8], _height: usize, _width: usize) -> Result<Vec<Field>> {

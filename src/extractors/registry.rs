@@ -26,17 +26,38 @@ use super::{
 /// Opens an extractor's own weight file, or the one that is given in its place.
 type Open = fn(Option<&Path>, Device) -> Result<Box<dyn FeatureExtractor>>;
 
-/// Every extractor, under the `kind` by which files name it.
-static EXTRACTORS: &[(&str, Open)] = &[
-    ("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?))),
-    ("vgg16_frames", |file, device| Ok(Box::new(Vgg16Frames::load(file, device)?))),
-    ("motion", |file, _| Ok(Box::new(Motion::new(file)?))),
-    ("video_mae_v2", |file, device| Ok(Box::new(VideoMae::load(file, device)?))),
-    ("v_jepa", |file, device| Ok(Box::new(VJepa::load(file, device)?))),
+/// An extractor under the `kind` by which files name it.
+struct Entry {
+    kind: &'static str,
+    open: Open,
+    /// Weights that a user brings.
+    brought: Option<&'static Brought>,
+}
+
+impl Entry {
+    const fn new(kind: &'static str, open: Open) -> Self {
+        Entry { kind, open, brought: None }
+    }
+
+    /// Of weights that a user brings, under their name.
+    const fn brought(weights: &'static Brought, open: Open) -> Self {
+        Entry { kind: weights.kind, open, brought: Some(weights) }
+    }
+}
+
+/// Every extractor.
+static EXTRACTORS: &[Entry] = &[
+    Entry::new("i3d", |file, device| Ok(Box::new(I3d::load(file, device)?))),
+    Entry::new("vgg16_frames", |file, device| Ok(Box::new(Vgg16Frames::load(file, device)?))),
+    Entry::new("motion", |file, _| Ok(Box::new(Motion::new(file)?))),
+    Entry::brought(&VIDEO_MAE_V2, |file, device| Ok(Box::new(VideoMae::load(file, device)?))),
+    Entry::brought(&V_JEPA, |file, device| Ok(Box::new(VJepa::load(file, device)?))),
 ];
 
-/// The extractors whose weights a user brings.
-pub static BROUGHT: [&Brought; 2] = [&VIDEO_MAE_V2, &V_JEPA];
+/// The extractors' weights that a user brings.
+pub fn brought() -> impl Iterator<Item = &'static Brought> {
+    EXTRACTORS.iter().filter_map(|entry| entry.brought)
+}
 
 /// The kind of an extractor: a name of the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +73,7 @@ impl ExtractorKind {
 
     /// Every kind, in the order of the registry.
     pub fn all() -> impl Iterator<Item = Self> {
-        EXTRACTORS.iter().map(|(name, _)| ExtractorKind(name))
+        EXTRACTORS.iter().map(|entry| ExtractorKind(entry.kind))
     }
 
     /// The kind of this name, if there is one.
@@ -112,8 +133,8 @@ impl ExtractorConfig {
     /// # Errors
     /// A file that is not there, is damaged, or belongs to another network.
     pub fn open(&self, device: Device) -> Result<Box<dyn FeatureExtractor>> {
-        let (_, open) = EXTRACTORS.iter().find(|(name, _)| *name == self.kind.0).expect("a kind of the registry");
-        open(self.file.as_deref(), device)
+        let entry = EXTRACTORS.iter().find(|entry| entry.kind == self.kind.0).expect("a kind of the registry");
+        (entry.open)(self.file.as_deref(), device)
     }
 }
 

@@ -13,16 +13,16 @@ use crate::extractors::{ExtractorKind, FeatureExtractor};
 pub struct FrameDistance;
 
 impl VideoMetric for FrameDistance {
-    fn name(&self) -> &'static str {
-        "frame_distance"
-    }
-
     fn title(&self) -> &'static str {
         "frame distance"
     }
 
     fn compares(&self) -> ComparedFeatures {
         ComparedFeatures::Of(ExtractorKind::VGG16_FRAMES)
+    }
+
+    fn compares_rows(&self) -> bool {
+        true
     }
 
     fn definition(&self, extractor: &dyn FeatureExtractor) -> String {

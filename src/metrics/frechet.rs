@@ -11,10 +11,6 @@ use crate::extractors::FeatureExtractor;
 pub struct Fvd;
 
 impl VideoMetric for Fvd {
-    fn name(&self) -> &'static str {
-        "fvd"
-    }
-
     fn title(&self) -> &'static str {
         "FVD"
     }

@@ -12,10 +12,6 @@ use crate::extractors::{ExtractorKind, FeatureExtractor};
 pub struct MotionDistance;
 
 impl VideoMetric for MotionDistance {
-    fn name(&self) -> &'static str {
-        "motion_distance"
-    }
-
     fn title(&self) -> &'static str {
         "motion distance"
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{divisor::Divisor, registry::Metric, video_metric::ComparedFeatures};
+use super::{divisor::Divisor, registry::Metric};
 use crate::{
     data::{DataConfig, DatasetConfig, Draw, Fit},
     extractors::{ExtractorConfig, FeatureExtractor},
@@ -250,7 +250,8 @@ pub struct Protocol {
     pub extractor: String,
     /// Of its weight file.
     pub extractor_sha256: String,
-    /// How each metric is computed, under the metric's name.
+    /// How each metric is computed, under the metric's name: FVD and KVD always both, where either is measured, and further
+    /// metrics that are measured.
     #[serde(flatten)]
     pub definitions: BTreeMap<Metric, String>,
 }
@@ -267,14 +268,13 @@ impl Protocol {
         extractor: &dyn FeatureExtractor,
         metrics: impl IntoIterator<Item = (Metric, &'a dyn FeatureExtractor)>,
     ) -> Self {
+        let (own, further): (Vec<_>, Vec<_>) = metrics.into_iter().partition(|(metric, _)| metric.is_default());
+        let own = own.first().map(|_| Metric::DEFAULT.map(|metric| (metric, metric.definition(extractor))));
         let definition = |(metric, compared): (Metric, &dyn FeatureExtractor)| {
             let definition = metric.definition(compared);
-            let text = match metric.compares() {
-                ComparedFeatures::OfProtocol => definition,
-                ComparedFeatures::Of(_) => match compared.weights_sha256() {
-                    "" => format!("{definition}, of {}", compared.name()),
-                    sha256 => format!("{definition}, of {} (sha256 {sha256})", compared.name()),
-                },
+            let text = match compared.weights_sha256() {
+                "" => format!("{definition}, of {}", compared.name()),
+                sha256 => format!("{definition}, of {} (sha256 {sha256})", compared.name()),
             };
             (metric, text)
         };
@@ -287,19 +287,29 @@ impl Protocol {
             seed,
             extractor: extractor.name().into(),
             extractor_sha256: extractor.weights_sha256().into(),
-            definitions: metrics.into_iter().map(definition).collect(),
+            definitions: own.into_iter().flatten().chain(further.into_iter().map(definition)).collect(),
         }
     }
 
-    /// All of it but where data and weights lie: equal figures need equal identities.
+    /// All of it but where data and weights lie: equal figures need equal identities. Which metrics were measured beside
+    /// FVD and KVD does not move those, and is not in it; where neither of the two was measured, the others are.
     pub fn identity(&self) -> Value {
-        let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
-        let Protocol { real_sha256, reading, seed, extractor, extractor_sha256, definitions, .. } = self;
-        let mut identity = json!({"settings": settings, "real_sha256": real_sha256, "seed": seed, "extractor": extractor,
-            "extractor_sha256": extractor_sha256});
-        for (metric, definition) in definitions {
+        let Protocol { extractor, extractor_sha256, definitions, .. } = self;
+        let mut identity = self.identity_of_clips();
+        identity["extractor"] = json!(extractor);
+        identity["extractor_sha256"] = json!(extractor_sha256);
+        let is_own = definitions.keys().any(|metric| metric.is_default());
+        for (metric, definition) in definitions.iter().filter(|(metric, _)| !is_own || metric.is_default()) {
             identity[metric.name()] = json!(definition);
         }
+        identity
+    }
+
+    /// Of the clips that are compared, whatever is looked at in them.
+    fn identity_of_clips(&self) -> Value {
+        let settings = ProtocolConfig { extractor: None, ..self.settings.clone() };
+        let Protocol { real_sha256, reading, seed, .. } = self;
+        let mut identity = json!({"settings": settings, "real_sha256": real_sha256, "seed": seed});
         // figures of arrays, and of the first reading, are those of before there were readings
         if let Some(reading @ 1..) = reading {
             identity["reading"] = json!(reading);
@@ -309,14 +319,28 @@ impl Protocol {
 
     /// The first twelve digits of the SHA-256 of its identity; equal protocols have equal hashes.
     pub fn hash(&self) -> String {
-        let digest = Sha256::digest(self.identity().to_string());
-        digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+        hash_of(&self.identity())
+    }
+
+    /// As [`Self::hash`] for one metric: equal where its figures compare. That of FVD and KVD is the protocol's own; another
+    /// metric has one for itself, whatever is measured beside it. None of a metric that was not measured.
+    pub fn hash_of_metric(&self, metric: Metric) -> Option<String> {
+        let definition = self.definitions.get(&metric)?;
+        if metric.is_default() {
+            return Some(self.hash());
+        }
+        let mut identity = self.identity_of_clips();
+        identity[metric.name()] = json!(definition);
+        Some(hash_of(&identity))
     }
 
     /// One line for people.
     pub fn line(&self) -> String {
         let short = |sha256: &str| sha256[..12.min(sha256.len())].to_string();
-        let definition = |(metric, text): (&Metric, &String)| format!("; {}: {text}", metric.title());
+        let definition = |(metric, text): (&Metric, &String)| match self.hash_of_metric(*metric) {
+            Some(hash) if !metric.is_default() => format!("; {} ({hash}): {text}", metric.title()),
+            _ => format!("; {}: {text}", metric.title()),
+        };
         format!(
             "{}; real: {} (sha256 {}…), seed {}; {} (sha256 {}…){}",
             self.settings.line(),
@@ -328,6 +352,12 @@ impl Protocol {
             self.definitions.iter().map(definition).collect::<String>(),
         )
     }
+}
+
+/// The first twelve digits of the SHA-256.
+fn hash_of(identity: &Value) -> String {
+    let digest = Sha256::digest(identity.to_string());
+    digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -419,6 +449,29 @@ mod tests {
         let protocol = protocol(&plain, &data(), "aa", Some(1), 0);
         let text = serde_json::to_string(&protocol).unwrap();
         assert_eq!(serde_json::from_str::<Protocol>(&text).unwrap(), protocol);
+    }
+
+    /// The same figures whatever else was measured; the others have a hash each, which does not depend on that either.
+    #[test]
+    fn further_metrics_stand_beside_the_protocol() {
+        let of = |names: &[&str], sha256: &str| {
+            let metrics = names.iter().map(|name| (Metric::named(name).unwrap(), &Nothing as &dyn FeatureExtractor));
+            Protocol::new(&ProtocolConfig::plain(96, &data()), &data(), sha256, Some(1), 0, &Nothing, metrics)
+        };
+        let both = of(&["fvd", "kvd"], "aa");
+        for names in [&["fvd"][..], &["kvd"], &["fvd", "frame_distance"], &["kvd", "frame_distance", "motion_distance"]]
+        {
+            assert_eq!(of(names, "aa").hash(), both.hash(), "{names:?}");
+        }
+        let frames = Metric::named("frame_distance").unwrap();
+        let hash = of(&["fvd", "frame_distance"], "aa").hash_of_metric(frames);
+        assert_eq!(hash, of(&["frame_distance", "motion_distance"], "aa").hash_of_metric(frames));
+        assert_ne!(hash, of(&["fvd", "frame_distance"], "bb").hash_of_metric(frames));
+        assert_eq!((both.hash_of_metric(frames), both.hash_of_metric(Metric::KVD)), (None, Some(both.hash())));
+        let line = of(&["fvd", "frame_distance"], "aa").line();
+        assert!(line.contains(&format!("; frame distance ({}): ", hash.unwrap())), "{line}");
+        // neither of the two is in figures of others alone
+        assert_ne!(of(&["frame_distance"], "aa").hash(), of(&["motion_distance"], "aa").hash());
     }
 
     #[test]

@@ -12,8 +12,9 @@ use super::{
     frame_distance::FrameDistance, frechet::Fvd, mmd::Kvd, motion_distance::MotionDistance, video_metric::VideoMetric,
 };
 
-/// Every metric, in the order of tables.
-static METRICS: &[&dyn VideoMetric] = &[&Fvd, &Kvd, &FrameDistance, &MotionDistance];
+/// Every metric under its name, in the order of tables. The name is its key in `figures.json` and in experiments.
+const METRICS: &[(&str, &dyn VideoMetric)] =
+    &[("fvd", &Fvd), ("kvd", &Kvd), ("frame_distance", &FrameDistance), ("motion_distance", &MotionDistance)];
 
 /// A metric of the registry, ordered as there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,12 +22,40 @@ pub struct Metric(usize);
 
 impl Metric {
     /// The Fréchet video distance.
-    pub const FVD: Self = Metric(0);
+    pub const FVD: Self = Metric::of("fvd");
     /// The kernel video distance.
-    pub const KVD: Self = Metric(1);
+    pub const KVD: Self = Metric::of("kvd");
 
-    /// What is measured where an experiment names no metrics.
+    /// What is measured where an experiment names no metrics. How these are computed is part of every protocol under which
+    /// one of them is measured.
     pub const DEFAULT: [Self; 2] = [Self::FVD, Self::KVD];
+
+    /// The metric of this name, while the program is compiled.
+    const fn of(name: &str) -> Self {
+        let mut row = 0;
+        while row < METRICS.len() {
+            let (known, wanted) = (METRICS[row].0.as_bytes(), name.as_bytes());
+            let mut same = 0;
+            while same < known.len() && same < wanted.len() && known[same] == wanted[same] {
+                same += 1;
+            }
+            if same == known.len() && same == wanted.len() {
+                return Metric(row);
+            }
+            row += 1;
+        }
+        panic!("no metric of this name")
+    }
+
+    /// Its key in `figures.json` and in experiments, in small letters and underscores: `fvd`.
+    pub fn name(self) -> &'static str {
+        METRICS[self.0].0
+    }
+
+    /// Whether it is one of [`Self::DEFAULT`].
+    pub fn is_default(self) -> bool {
+        Self::DEFAULT.contains(&self)
+    }
 
     /// Every metric, in the order of tables.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -43,7 +72,7 @@ impl Deref for Metric {
     type Target = dyn VideoMetric;
 
     fn deref(&self) -> &Self::Target {
-        METRICS[self.0]
+        METRICS[self.0].1
     }
 }
 

@@ -12,9 +12,6 @@ use crate::extractors::{ExtractorKind, FeatureExtractor};
 /// extractor of its own. A metric that compares the videos themselves brings an extractor that computes from each video
 /// what is compared, such as histograms of its motion.
 pub trait VideoMetric: Sync {
-    /// Its key in `figures.json` and in experiments, in small letters and underscores: `fvd`.
-    fn name(&self) -> &'static str;
-
     /// What tables call it: `FVD`.
     fn title(&self) -> &'static str;
 
@@ -28,12 +25,17 @@ pub trait VideoMetric: Sync {
         ComparedFeatures::OfProtocol
     }
 
+    /// Whether it compares several rows of features a video, such as one for each frame; else one a video.
+    fn compares_rows(&self) -> bool {
+        false
+    }
+
     /// How it is computed from these features, in a line, which is part of the protocol: figures with different
     /// definitions are not compared.
     fn definition(&self, extractor: &dyn FeatureExtractor) -> String;
 
     /// The distance between features of N real and of M generated videos: `[N, D]` and `[M, D]`, or `[N, rows, D]` and
-    /// `[M, rows, D]` where the extractor gives several rows a video. Lower is better.
+    /// `[M, rows, D]` of a metric that compares rows. Lower is better.
     ///
     /// # Errors
     /// Too few videos, different widths, features that are not finite.

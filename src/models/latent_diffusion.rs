@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tch::{Device, Tensor, no_grad};
 
@@ -18,6 +18,7 @@ use crate::{
         FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
         Sampler, SamplerChoice, SamplerConfig, conditioned, sample,
     },
+    distributed::rank,
     experiment::{DiffusionExperiment, LabelConditioning, Numerics, TEXT_GUIDANCE, Trained},
     networks::{Network, Ports},
     nn::Parameters,
@@ -110,6 +111,7 @@ impl LatentDiffusion {
         let data = &experiment.data;
         let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
         experiment.network.validate()?;
+        experiment.check_inputs()?;
         let multiple_of = experiment.network.multiple_of();
         for (size, (axis, of)) in latent[1..].iter().zip(["frames", "rows", "columns"].into_iter().zip(multiple_of)) {
             ensure!(size % of == 0, "latents of {size} {axis}: for this network it must be a multiple of {of}");
@@ -118,7 +120,7 @@ impl LatentDiffusion {
         if let Some(conditioning) = &experiment.conditioning {
             conditioning.validate(latent[1], path.levels()).context("conditioning")?;
         }
-        if let (Some(text), Some(width)) = (&text, experiment.network.text_width()) {
+        if let (Some(text), Some(width)) = (&text, experiment.network.takes().text) {
             ensure!(
                 text.width() == width,
                 "the text encoder is {} wide, the network attends to texts {width} wide (context_width)",
@@ -136,7 +138,7 @@ impl LatentDiffusion {
             text,
             multiple_of,
             labels: experiment.labels.clone(),
-            takes_other_clips: experiment.network.takes_other_clips(),
+            takes_other_clips: experiment.network.takes().other_clips,
             predict: experiment.objective.predict,
             sampler: experiment.sampler,
             text_guidance: experiment.text.as_ref().map_or(TEXT_GUIDANCE, |text| text.guidance),
@@ -179,7 +181,7 @@ impl LatentDiffusion {
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
         let space = space_of(&experiment, &folder, device)?;
-        let text = match experiment.network.text_width() {
+        let text = match experiment.network.takes().text {
             Some(_) => Some(open_text_encoder(&folder.join(TEXT_ENCODER_FILE), device)?),
             None => None,
         };
@@ -423,7 +425,7 @@ pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
         outputs: latent[0] * if experiment.objective.learns_variance() { 2 } else { 1 },
         mask: conditioning.is_some(),
         levels: conditioning.and_then(FrameConditioning::levels),
-        text: experiment.network.text_width(),
+        text: experiment.network.takes().text,
         classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),
         ..Ports::of(latent)
     }
@@ -443,6 +445,39 @@ pub fn starting_weights(
     let mut found = found.expect("diffusion", &path)?;
     warn_if_unfinished("start_from", run, &found);
     let mut weights = weights(&mut found)?;
+    let before: Option<LabelConditioning> =
+        serde_json::from_value(found.experiment["labels"].clone()).context("the stored labels")?;
+    match_classes(&mut weights, before.as_ref(), experiment)
+        .with_context(|| format!("start_from: {}", run.display()))?;
     experiment.network.adopt(&mut weights, &ports(experiment, latent));
     Ok(weights)
+}
+
+/// The rows of a table of classes in the order of this experiment's classes, by name. A class that is new starts as no class.
+fn match_classes(
+    weights: &mut BTreeMap<String, Tensor>,
+    before: Option<&LabelConditioning>,
+    experiment: &DiffusionExperiment,
+) -> Result<()> {
+    let classes = |labels: Option<&LabelConditioning>| labels.and_then(|labels| labels.classes.clone());
+    let Some(before) = classes(before) else { return Ok(()) };
+    let Some(now) = classes(experiment.labels.as_ref()) else {
+        bail!("it tells classes apart ({}): give this experiment labels too", before.line());
+    };
+    let Some(table) = experiment.network.class_table().and_then(|name| weights.get_mut(name)) else { return Ok(()) };
+    let none = before.count();
+    let rows = now.numbers_in(&before)?;
+    let new = rows.iter().filter(|row| row.is_none()).count();
+    if (new > 0 || rows.len() as i64 != none) && rank().is_none_or(|rank| rank == 0) {
+        tracing::info!(
+            "start_from: of {} classes {} are the run's, by name, and {new} are new and start as no class; {} of the run's \
+             are not among them",
+            rows.len(),
+            rows.len() - new,
+            none - (rows.len() - new) as i64
+        );
+    }
+    let rows: Vec<i64> = rows.into_iter().map(|row| row.unwrap_or(none)).chain([none]).collect();
+    *table = table.index_select(0, &Tensor::from_slice(&rows).to_device(table.device()));
+    Ok(())
 }

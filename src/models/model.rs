@@ -36,7 +36,7 @@ pub struct Given<'a> {
 pub struct Classes<'a> {
     /// The class's number, one a video.
     pub numbers: &'a [i64],
-    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance.
+    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance. Given a text with guidance too, the weight is the text's.
     pub guidance: f64,
 }
 

@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use super::{Inputs, Network, NetworkSettings, Ports};
+use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
     nn::{Init, Linear, Scope, attention, full_precision, linear_flops, timestep_embedding},
     torch::recompute,
@@ -67,11 +67,6 @@ impl NetworkSettings for LatteConfig {
 
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
         let p = self.patch_size;
-        ensure!(ports.text.is_none(), "Latte attends to no text; it is given class labels (labels)");
-        ensure!(
-            ports.levels.is_none(),
-            "Latte is not told the noise level of given frames: give them clean (conditioning.perturbation: null)"
-        );
         ensure!(
             ports.height % p == 0 && ports.width % p == 0,
             "latents of {}x{} do not divide into patches of {p}x{p} (network.patch_size)",
@@ -81,15 +76,12 @@ impl NetworkSettings for LatteConfig {
         Ok(Box::new(Latte::new(scope, self, ports)))
     }
 
-    fn takes_frame_times(&self) -> bool {
-        true
+    fn takes(&self) -> Takes {
+        Takes { labels: true, frame_times: true, ..Takes::default() }
     }
 
-    fn takes_other_clips(&self) -> bool {
-        false
-    }
-
-    /// Channels beside z and the table of classes start at zero.
+    /// Channels beside z and the table of classes start at zero. Positions, which are not learned, are those of clips of the
+    /// new length and size.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         if let Some(kernel) = weights.get_mut(FIRST_KERNEL) {
             let more = ports.inputs() - kernel.size()[1];
@@ -99,8 +91,17 @@ impl NetworkSettings for LatteConfig {
         }
         if let Some(classes) = ports.classes {
             let zeros = || Tensor::zeros([classes + 1, self.hidden_size], (Kind::Float, Device::Cpu));
-            weights.entry(format!("{CLASSES}.weight")).or_insert_with(zeros);
+            weights.entry(CLASSES.to_string()).or_insert_with(zeros);
         }
+        for (name, embedding) in self.embeddings(ports) {
+            if let Some(known) = weights.get_mut(name).filter(|known| known.size() != embedding.size()) {
+                *known = embedding;
+            }
+        }
+    }
+
+    fn class_table(&self) -> Option<&str> {
+        Some(CLASSES)
     }
 
     fn is_temporal(&self, name: &str) -> bool {
@@ -126,11 +127,20 @@ impl NetworkSettings for LatteConfig {
     }
 }
 
+impl LatteConfig {
+    /// Of places and of frames, with their names.
+    fn embeddings(&self, ports: &Ports) -> [(&'static str, Tensor); 2] {
+        let (p, width) = (self.patch_size, self.hidden_size);
+        let places = place_embedding(ports.height / p, ports.width / p, width);
+        [("pos_embed", places), ("temp_embed", frame_embedding(ports.frames, width))]
+    }
+}
+
 /// Its channels are those of z, and what lies beside it.
 const FIRST_KERNEL: &str = "x_embedder.proj.weight";
 
 /// The table of classes; its last row is "no class".
-const CLASSES: &str = "y_embedder.embedding_table";
+const CLASSES: &str = "y_embedder.embedding_table.weight";
 
 /// `[sin(p·ω) | cos(p·ω)]` of each position p, ω_i = 10000^(−2i/width), in float64: `[positions, width]`.
 fn sinusoids(positions: &Tensor, width: i64) -> Tensor {
@@ -260,8 +270,7 @@ impl Latte {
     /// Declares the parameters under `scope`, with the released names.
     pub fn new(scope: &Scope, config: &LatteConfig, ports: &Ports) -> Self {
         let LatteConfig { depth, hidden_size: width, patch_size: p, .. } = *config;
-        let pos_embed = scope.fixed("pos_embed", place_embedding(ports.height / p, ports.width / p, width));
-        let temp_embed = scope.fixed("temp_embed", frame_embedding(ports.frames, width));
+        let [pos_embed, temp_embed] = config.embeddings(ports).map(|(name, embedding)| scope.fixed(name, embedding));
         let window = ports.inputs() * p * p;
         let x_embedder = Linear::of_kernel(
             &scope.sub("x_embedder").sub("proj"),
@@ -272,7 +281,7 @@ impl Latte {
         let time = scope.sub("t_embedder").sub("mlp");
         let t_embedder = [(0, TIME_WIDTH), (2, width)]
             .map(|(i, inputs)| Linear::of_kernel(&time.sub(i), &[width, inputs], [small, Init::ZEROS]));
-        let labels = ports.classes.map(|classes| scope.sub(CLASSES).parameter("weight", &[classes + 1, width], small));
+        let labels = ports.classes.map(|classes| scope.parameter(CLASSES, &[classes + 1, width], small));
         let blocks = scope.sub("blocks");
         let block = |i| Block::new(&blocks.sub(i), if i % 2 == 0 { Axis::Places } else { Axis::Frames }, config);
         let blocks = (0..depth).map(|i| Arc::new(Mutex::new(block(i)))).collect();

@@ -12,7 +12,7 @@ use crate::registry::registry;
 
 pub use inputs::Inputs;
 pub use latte::{Latte, LatteConfig};
-pub use network::{Network, NetworkSettings};
+pub use network::{Network, NetworkSettings, Takes};
 pub use ports::Ports;
 pub use unet3d::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetConfig};
 

@@ -21,6 +21,22 @@ pub trait Network {
     fn ports(&self) -> &Ports;
 }
 
+/// What can be given to a network besides z and one time a clip, and how freely; known before anything is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Takes {
+    /// Width of the encoded texts that it attends to, without which it cannot be asked; none for a network that attends to
+    /// none.
+    pub text: Option<i64>,
+    /// A class.
+    pub labels: bool,
+    /// The noise level of given frames; else they are given clean.
+    pub levels: bool,
+    /// A time for each frame of a clip, `[B, F]`.
+    pub frame_times: bool,
+    /// Clips of other lengths and sizes than those of its ports.
+    pub other_clips: bool,
+}
+
 /// The settings of a network: what an experiment says under `network:`.
 pub trait NetworkSettings {
     /// # Errors
@@ -36,25 +52,18 @@ pub trait NetworkSettings {
     /// Ports that such a network does not have: what was asked for, and what it takes.
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>>;
 
-    /// Width of the encoded texts that it attends to; none for a network that attends to none.
-    fn text_width(&self) -> Option<i64> {
-        None
-    }
-
-    /// Whether it takes a time for each frame of a clip, `[B, F]`.
-    fn takes_frame_times(&self) -> bool {
-        false
-    }
-
-    /// Whether it takes clips of other lengths and sizes than those of its ports.
-    fn takes_other_clips(&self) -> bool {
-        true
-    }
+    /// What can be given to it.
+    fn takes(&self) -> Takes;
 
     /// Fits the weights of such a network with other ports to these, so that it computes the same as long as what is new is
     /// not used.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         let _ = (weights, ports);
+    }
+
+    /// The name of its table of classes, a row each and last one for "no class".
+    fn class_table(&self) -> Option<&str> {
+        None
     }
 
     /// Whether the parameter of this name acts over frames, which an image network does not have

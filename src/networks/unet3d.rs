@@ -6,10 +6,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use tch::{Kind, Tensor};
 
-use super::{Inputs, Network, NetworkSettings, Ports};
+use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
     nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, timestep_embedding},
     torch::recompute,
@@ -36,18 +36,11 @@ impl NetworkSettings for UNetConfig {
     }
 
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
-        let text = self.text_width();
-        ensure!(
-            ports.text == text,
-            "the U-Net attends to {}, and what it is given is {}",
-            text.map_or("no text".into(), |width| format!("texts {width} wide (context_width)")),
-            ports.text.map_or("no text".into(), |width| format!("texts {width} wide"))
-        );
         Ok(Box::new(UNet3d::new(scope, self, ports)))
     }
 
-    fn text_width(&self) -> Option<i64> {
-        (self.attention == AttentionKind::Text).then_some(self.context_width)
+    fn takes(&self) -> Takes {
+        Takes { text: self.text_width(), labels: true, levels: true, frame_times: false, other_clips: true }
     }
 
     /// Input channels and embeddings of levels and classes start at zero; relative positions are matched by distance, and
@@ -68,9 +61,13 @@ impl NetworkSettings for UNetConfig {
         for (name, rows) in [(LEVELS, ports.levels), (CLASSES, ports.classes.map(|classes| classes + 1))] {
             if let Some(rows) = rows {
                 let zeros = || Tensor::zeros([rows, 4 * self.channels], (Kind::Float, tch::Device::Cpu));
-                weights.entry(format!("{name}.weight")).or_insert_with(zeros);
+                weights.entry(name.to_string()).or_insert_with(zeros);
             }
         }
+    }
+
+    fn class_table(&self) -> Option<&str> {
+        Some(CLASSES)
     }
 
     fn is_temporal(&self, name: &str) -> bool {
@@ -78,7 +75,7 @@ impl NetworkSettings for UNetConfig {
     }
 
     fn sees_given_frames(&self, name: &str) -> bool {
-        name == FIRST_KERNEL || name.strip_suffix(".weight") == Some(LEVELS)
+        name == FIRST_KERNEL || name == LEVELS
     }
 
     fn flops(&self, ports: &Ports, latent: [i64; 4], tokens: i64) -> i64 {
@@ -90,10 +87,10 @@ impl NetworkSettings for UNetConfig {
 const FIRST_KERNEL: &str = "input_blocks.0.0.weight";
 
 /// The released name of the table of noise levels.
-const LEVELS: &str = "label_emb";
+const LEVELS: &str = "label_emb.weight";
 
 /// The table of classes; its last row is "no class".
-const CLASSES: &str = "class_emb";
+const CLASSES: &str = "class_emb.weight";
 
 /// norm → SiLU → conv → (time) → SiLU → conv, plus a skip.
 struct ResBlock {
@@ -241,7 +238,7 @@ impl UNet3d {
         let width = 4 * config.channels;
         let time = scope.sub("time_embed");
         let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
-        let table = |name: &str, rows: i64, init| scope.sub(name).parameter("weight", &[rows, width], init);
+        let table = |name: &str, rows: i64, init| scope.parameter(name, &[rows, width], init);
         let label_emb = ports.levels.map(|rows| table(LEVELS, rows, Init::Normal(0.0, 1.0)));
         // zero: at first no class differs from "no class"
         let class_emb = ports.classes.map(|classes| table(CLASSES, classes + 1, Init::ZEROS));
@@ -253,8 +250,8 @@ impl UNet3d {
         let inputs = scope.sub("input_blocks");
         let mut channels = config.channels;
         let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs(), channels, 3, 1);
-        let again = |level: usize| config.recompute.at(1 << level);
-        let mut input_blocks = vec![Block::new([Layer::Conv(first)], again(0))];
+        let recompute_at = |level: usize| config.recompute.at(1 << level);
+        let mut input_blocks = vec![Block::new([Layer::Conv(first)], recompute_at(0))];
         let mut widths = vec![channels];
         for (level, &multiplier) in config.multipliers.iter().enumerate() {
             for _ in 0..config.blocks_per_level {
@@ -265,13 +262,13 @@ impl UNet3d {
                 if attends(level) {
                     layers.push(Layer::attention(&scope.sub(1), channels, config, ports));
                 }
-                input_blocks.push(Block::new(layers, again(level)));
+                input_blocks.push(Block::new(layers, recompute_at(level)));
                 widths.push(channels);
             }
             if level + 1 < levels {
                 let scope = inputs.sub(input_blocks.len()).sub(0).sub("op");
                 let down = Layer::Down(SpatialConv::new(&scope, channels, channels, 3, 2));
-                input_blocks.push(Block::new([down], again(level)));
+                input_blocks.push(Block::new([down], recompute_at(level)));
                 widths.push(channels);
             }
         }
@@ -279,7 +276,7 @@ impl UNet3d {
         let middle = scope.sub("middle_block");
         let res = |i: i64| Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config));
         let layers = [res(0), Layer::attention(&middle.sub(1), channels, config, ports), res(2)];
-        let middle_block = Block::new(layers, again(levels - 1));
+        let middle_block = Block::new(layers, recompute_at(levels - 1));
 
         // the way up: each block takes a skip more
         let outputs = scope.sub("output_blocks");
@@ -298,7 +295,7 @@ impl UNet3d {
                     let scope = scope.sub(layers.len()).sub("conv");
                     layers.push(Layer::Up(SpatialConv::new(&scope, channels, channels, 3, 1)));
                 }
-                output_blocks.push(Block::new(layers, again(level)));
+                output_blocks.push(Block::new(layers, recompute_at(level)));
             }
         }
 
@@ -330,8 +327,8 @@ impl Network for UNet3d {
         let mut embedding =
             second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
-            let told = level.ge(0).to_kind(kind).unsqueeze(-1);
-            embedding += table.index_select(0, &level.clamp_min(0)) * told;
+            let has_level = level.ge(0).to_kind(kind).unsqueeze(-1);
+            embedding += table.index_select(0, &level.clamp_min(0)) * has_level;
         }
         if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
             embedding += table.index_select(0, label);

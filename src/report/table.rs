@@ -1,6 +1,9 @@
 //! Figures in rows. Those of different protocols never stand together without saying so.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use crate::metrics::{Figure, Interval, Metric, Protocol};
 
@@ -10,6 +13,8 @@ struct Row {
     set: String,
     figure: Figure,
     hash: String,
+    /// Of the metrics that have one for themselves.
+    hashes: BTreeMap<Metric, String>,
     protocol: String,
     meaning: String,
 }
@@ -37,6 +42,12 @@ impl FigureTable {
             set: set.into(),
             figure: figure.clone(),
             hash: protocol.hash(),
+            hashes: figure
+                .estimates
+                .keys()
+                .filter(|metric| !metric.is_default())
+                .filter_map(|metric| Some((*metric, protocol.hash_of_metric(*metric)?)))
+                .collect(),
             protocol: protocol.settings.name.clone(),
             meaning: format!("{counts}{meaning}"),
         });
@@ -103,6 +114,12 @@ impl fmt::Display for FigureTable {
         if several {
             writeln!(f, "These figures come from {} protocols: compare only those of one protocol.", self.protocols())?;
         }
+        for metric in metrics.iter().filter(|metric| !metric.is_default()) {
+            let ways = self.rows.iter().filter_map(|row| row.hashes.get(metric)).collect::<BTreeSet<_>>().len();
+            if ways > 1 && !several {
+                writeln!(f, "The {} is computed in {ways} ways here, which do not compare.", metric.title())?;
+            }
+        }
         Ok(())
     }
 }
@@ -146,6 +163,27 @@ mod tests {
         let text = table.to_string();
         assert!(text.contains("samples") && text.contains("678.62 [677.6, 679.6]"), "{text}");
         assert!(!text.contains("plain") && !text.contains("protocol"), "{text}");
+    }
+
+    /// FVDs compare, and distances of frames by two networks do not.
+    #[test]
+    fn two_ways_of_one_metric_are_said() {
+        let metric = Metric::named("frame_distance").unwrap();
+        let of = |network: &str| {
+            let definitions = [(Metric::FVD, "as ever".to_string()), (metric, format!("by {network}"))].into();
+            Protocol { definitions, ..protocol(96) }
+        };
+        let mut figure = figure(678.62, None);
+        figure.estimates.insert(metric, Estimate { value: 3.0, ..Estimate::default() });
+        let mut table = FigureTable::new();
+        table.row("one", &figure, &of("a"), "");
+        table.row("two", &figure, &of("a"), "");
+        assert!(!table.to_string().contains("do not compare"), "{table}");
+        table.row("three", &figure, &of("b"), "");
+        assert!(
+            table.to_string().contains("frame distance is computed in 2 ways") && table.protocols() == 1,
+            "{table}"
+        );
     }
 
     #[test]

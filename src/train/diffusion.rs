@@ -79,6 +79,11 @@ impl DiffusionTask {
             parameters.load(&weights).with_context(|| format!("start_from: {}", run.display()))?;
         }
         parameters.train_only(|name| experiment.moves(name));
+        ensure!(
+            parameters.named().iter().any(|(name, _)| experiment.trained.moves(name, &*experiment.network)),
+            "trained: this network names no parameters over frames; those that do are kind: latte, and kind: unet3d with \
+             attention: text"
+        );
         let labels = experiment.labels.as_ref().map(|labels| Labels::new(labels, seed, device)).transpose()?;
         Ok(DiffusionTask { generator, parameters, source, labels, encoded, experiment: experiment.clone(), device })
     }

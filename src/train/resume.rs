@@ -51,8 +51,8 @@ const FREE_AFTER_IMPORT: [&str; 6] = ["seed", "data", "labels", "latents", "loss
 #[derive(Debug, PartialEq, Eq)]
 struct Change {
     key: String,
-    before: String,
-    now: String,
+    /// What differs, in words.
+    difference: String,
     is_free: bool,
 }
 
@@ -78,15 +78,15 @@ impl SettingsChanges {
         let mut keys: Vec<&String> = old.keys().chain(new.keys()).collect();
         keys.sort();
         keys.dedup();
-        let shown = |value: Option<&&Value>| match value {
-            None | Some(Value::Null) => "none".to_string(),
-            Some(Value::String(text)) => text.clone(),
-            Some(value) => value.to_string(),
-        };
+        let shown = |value: Option<&&Value>| value.map_or("none".to_string(), |value| in_words(value));
         let changed = keys.into_iter().filter(|key| old.get(*key) != new.get(*key)).map(|key| Change {
             key: key.clone(),
-            before: shown(old.get(key)),
-            now: shown(new.get(key)),
+            difference: match (old.get(key), new.get(key)) {
+                (Some(Value::Array(before)), Some(Value::Array(now))) if before.len() + now.len() > MOST_SHOWN => {
+                    of_lists(before, now)
+                }
+                (before, now) => format!("{} → {}", shown(before), shown(now)),
+            },
             is_free: is_in(key, &FREE) || is_imported && is_in(key, &FREE_AFTER_IMPORT),
         });
         SettingsChanges(changed.collect())
@@ -99,7 +99,7 @@ impl SettingsChanges {
     /// [`UserError`]: it was not.
     pub fn check(&self, run: &Path, asked_for: bool, ranks: &Ranks) -> Result<()> {
         let said = |changes: &mut dyn Iterator<Item = &Change>| {
-            let one = |Change { key, before, now, .. }: &Change| format!("{key}: {before} → {now}");
+            let one = |Change { key, difference, .. }: &Change| format!("{key}: {difference}");
             changes.map(one).collect::<Vec<_>>().join("; ")
         };
         if !asked_for && self.0.iter().any(|change| !change.is_free) {
@@ -116,6 +116,38 @@ impl SettingsChanges {
         }
         Ok(())
     }
+}
+
+/// Of longer lists, both together, it is said in what they differ.
+const MOST_SHOWN: usize = 16;
+
+fn in_words(value: &Value) -> String {
+    match value {
+        Value::Null => "none".to_string(),
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+/// In what two lists differ: what one alone holds, or the first place where their order differs.
+fn of_lists(before: &[Value], now: &[Value]) -> String {
+    let beyond = |one: &[Value], other: &[Value]| -> Option<String> {
+        let mut alone = one.iter().filter(|value| !other.contains(value)).map(in_words);
+        let first: Vec<String> = alone.by_ref().take(5).collect();
+        let more = alone.count();
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        (!first.is_empty()).then(|| format!("{}{more}", first.join(", ")))
+    };
+    let mut said = vec![format!("{} → {} entries", before.len(), now.len())];
+    said.extend(beyond(before, now).map(|gone| format!("without {gone}")));
+    said.extend(beyond(now, before).map(|new| format!("with {new}")));
+    if said.len() == 1 {
+        let place = before.iter().zip(now).position(|(before, now)| before != now);
+        said.extend(place.map(|place| {
+            format!("in another order, first {} in place of {}", in_words(&now[place]), in_words(&before[place]))
+        }));
+    }
+    said.join(", ")
 }
 
 fn is_in(key: &str, list: &[&str]) -> bool {
@@ -151,6 +183,26 @@ mod tests {
         SettingsChanges::between(before, now, is_imported).check(Path::new("runs/x"), asked_for, &Ranks::alone())
     }
 
+    /// Of 101 classes it is said which came and went.
+    #[test]
+    fn long_lists_are_told_by_their_difference() {
+        let names: Vec<String> = (0..101).map(|number| format!("class {number}")).collect();
+        let with = |names: &[String]| json!({"labels": {"classes": names}});
+        let told = |now: &[String]| check(with(&names), &with(now), false, false).unwrap_err().to_string();
+        let mut other = names.clone();
+        other[3] = "Archery".into();
+        let said = told(&other);
+        assert!(said.contains("labels.classes: 101 → 101 entries, without class 3, with Archery."), "{said}");
+        let said = told(&names[..90]);
+        assert!(
+            said.contains("101 → 90 entries, without class 90, class 91, class 92, class 93, class 94 and 6 more.")
+        );
+        let mut other = names.clone();
+        other.swap(4, 7);
+        let said = told(&other);
+        assert!(said.contains("in another order, first class 7 in place of class 4"), "{said}");
+    }
+
     #[test]
     fn what_changes_the_meaning_of_weights_must_be_asked_for() {
         let now = json!({"seed": 3, "data": {"frames": 4, "workers": 2}, "objective": {"predict": "noise"},
@@ -161,7 +213,7 @@ mod tests {
             before
         };
         check(now.clone(), &now, false, false).unwrap();
-        for (path, value, told) in [
+        for (path, value, words) in [
             ("/seed", json!(4), "seed: 4 → 3"),
             ("/data/frames", json!(8), "data.frames: 8 → 4"),
             ("/objective/predict", json!("velocity"), "objective.predict: velocity → noise"),
@@ -170,7 +222,7 @@ mod tests {
         ] {
             let before = with(path, value);
             let error = check(before.clone(), &now, false, false).unwrap_err();
-            assert!(error.is::<UserError>() && error.to_string().contains(told), "{error}");
+            assert!(error.is::<UserError>() && error.to_string().contains(words), "{error}");
             assert!(error.to_string().contains("--change-settings") && error.to_string().contains("runs/x"), "{error}");
             check(before.clone(), &now, false, true).unwrap();
             // nothing was learned here yet from data and seed

@@ -14,7 +14,7 @@ use crate::{
         NoiseSchedule, NoisyBatch, Objective, Predict, Sampler, ScheduleConfig, ScheduleKind, Times, Variance,
         conditioned, sample,
     },
-    networks::{AttentionKind, Inputs, Network, NetworkSettings, Ports, UNet3d, UNetConfig},
+    networks::{AttentionKind, Inputs, Network, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     torch::{Adam, Autocast, backward},
     train::{Ema, Optimizer},

@@ -7,7 +7,7 @@ use super::{case::Case, outputs::Outputs};
 use crate::{
     codecs::ImageAutoencoder,
     exchange::diffusers_config,
-    networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d},
+    networks::{Inputs, Network as _, Ports, UNet3d},
     nn::Parameters,
     text::ClipText,
     torch::Autocast,

@@ -109,6 +109,11 @@ impl UNetConfig {
         }
     }
 
+    /// Width of the texts that it attends to, with `attention: text`.
+    pub fn text_width(&self) -> Option<i64> {
+        (self.attention == AttentionKind::Text).then_some(self.context_width)
+    }
+
     /// Heads of the attentions of so many channels.
     pub fn heads_of(&self, channels: i64) -> i64 {
         self.head_width.map_or(self.heads, |width| channels / width)
@@ -150,8 +155,8 @@ impl UNetConfig {
                 }
             }
         }
-        let again = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
-        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", again)] {
+        let recompute = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
+        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", recompute)] {
             for factor in factors {
                 ensure!(
                     (0..=deepest).any(|level| 1 << level == *factor),
