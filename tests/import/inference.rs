@@ -9,7 +9,7 @@ use lvdm::{
     autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
     codecs::{AutoencoderConfig, ImageAutoencoder, ImageAutoencoderConfig, VideoAutoencoder},
     exchange::{InferredAutoencoder, InferredUNet, Shapes},
-    networks::{AttentionKind, NetworkSettings, Ports, UNet3d, UNetConfig},
+    networks::{AttentionKind, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     weights::LvdmCheckpoint,
 };

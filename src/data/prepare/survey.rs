@@ -1,4 +1,4 @@
-//! What a folder holds, and what can be told about a data set from that, without opening a video.
+//! What the names in a folder show about a data set, without opening a video.
 
 use std::{
     ops::RangeInclusive,
@@ -13,7 +13,7 @@ use crate::data::{
     walk::{ensure_folder, has_extension, walk},
 };
 
-/// What can be told about a data set without opening a video.
+/// What names alone show about a data set.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// The videos that the layout names.
@@ -31,9 +31,9 @@ pub struct Survey {
 pub struct Found {
     /// The video file or folder of pictures.
     pub path: PathBuf,
-    /// Where the layout tells it.
+    /// Its class, where the layout shows it.
     pub class: Option<String>,
-    /// Where the layout tells it.
+    /// Its split, where the layout shows it.
     pub split: Option<String>,
 }
 
