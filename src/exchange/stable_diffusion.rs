@@ -38,7 +38,7 @@ use crate::{
         Layout, WeightsKind, is_second,
         lvdm_checkpoint::{Tensors, scalar},
         open_clip,
-        stable_diffusion::{Import, Network, has_average, split, take_average},
+        stable_diffusion::{Import, Network, has_average, split, take_average, unet_in_place},
     },
 };
 
@@ -504,7 +504,9 @@ fn file(path: &Path, options: &StableDiffusionOptions) -> Result<Found> {
         ));
     }
     let predict = options.predicted().unwrap_or(Predict::Noise);
-    let [mut unet, mut autoencoder, mut text_encoder] = split(opened.read()?);
+    let tensors = opened.read()?;
+    let is_bare = kind == WeightsKind::UNet(Layout::Original);
+    let [mut unet, mut autoencoder, mut text_encoder] = split(if is_bare { unet_in_place(tensors) } else { tensors });
     let is_open = open_clip::is_open_clip(&text_encoder);
     if is_open {
         text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;

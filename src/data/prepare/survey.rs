@@ -1,6 +1,7 @@
 //! What the names in a folder show about a data set, without opening a video.
 
 use std::{
+    fmt::Debug,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -48,8 +49,33 @@ pub struct Count {
     pub published: Option<RangeInclusive<u64>>,
 }
 
+/// A published data set whose layout is known.
+pub trait KnownSet: Debug + Sync {
+    /// What `lvdm data prepare` calls it.
+    fn name(&self) -> &'static str;
+
+    /// What it shows and how it may lie, in a few words.
+    fn about(&self) -> &'static str;
+
+    /// Every n-th frame of its videos is usually one of a clip's.
+    fn frame_stride(&self) -> i64 {
+        1
+    }
+
+    /// A file in the folder of its lists of splits; none of a set that has no such lists.
+    fn list(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Finds its videos in a tree. `lists` is the folder of its lists of splits, if they do not lie in their usual place.
+    ///
+    /// # Errors
+    /// A tree that is not laid out in any of the set's ways; says what was found and what was expected.
+    fn survey(&self, tree: &Tree, lists: Option<&Path>) -> Result<Survey>;
+}
+
 /// What lies under a folder.
-pub(super) struct Tree {
+pub struct Tree {
     pub(super) root: PathBuf,
     pub(super) videos: Vec<PathBuf>,
     /// Folders that directly hold pictures.
