@@ -22,6 +22,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     Train(commands::Train),
+    Plan(commands::PlanTraining),
     Sample(commands::Sample),
     SampleLong(commands::SampleLong),
     Evaluate(commands::Evaluate),
@@ -41,6 +42,7 @@ enum Verb {
 fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(verb) => verb.run(),
+        Verb::Plan(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::SampleLong(verb) => verb.run(),
         Verb::Evaluate(verb) => verb.run(),
