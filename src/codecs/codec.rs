@@ -71,6 +71,10 @@ pub trait CodecSettings: Debug + Send + Sync {
         EncodedKind::Gaussian
     }
 
+    /// Floating-point operations of encoding and of decoding one clip of such a length and size, two a multiply-add:
+    /// convolutions, linear maps and the products of attention.
+    fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2];
+
     /// Builds the codec and declares its parameters under `scope`.
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec>;
 }

@@ -51,13 +51,13 @@ pub struct Count {
 
 /// A published data set whose layout is known.
 pub trait KnownSet: Debug + Sync {
-    /// What `lvdm data prepare` calls it.
+    /// Its name on the command line: `lvdm data prepare NAME`.
     fn name(&self) -> &'static str;
 
-    /// What it shows and how it may lie, in a few words.
+    /// What the videos show, and which layouts are accepted, in a few words for help texts.
     fn about(&self) -> &'static str;
 
-    /// Every n-th frame of its videos is usually one of a clip's.
+    /// The distance between the frames of a clip that is usual for this set.
     fn frame_stride(&self) -> i64 {
         1
     }
