@@ -9,7 +9,7 @@ use crate::{
     checkpoint,
     codecs::{CodecConfig, Pixels},
     experiment::{AutoencoderExperiment, DiffusionSpace, read},
-    generate::AUTOENCODER_FILE,
+    run_files::AUTOENCODER_FILE,
 };
 
 /// A codec, and how it is known.

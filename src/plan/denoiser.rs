@@ -10,9 +10,10 @@ use super::{Activations, Plan, PlanOptions, Variant, codec::codec, needs::checke
 use crate::{
     checkpoint,
     experiment::{DiffusionExperiment, Precision},
-    generate::{TEXT_ENCODER_FILE, ports, seen},
+    models::{ports, seen},
     networks::{Inputs, Network, NetworkConfig, Ports},
     nn::Parameters,
+    run_files::TEXT_ENCODER_FILE,
     text::{ClipText, ClipTextConfig, TextEncoderConfig},
     torch::{Autocast, Kept, kept_for_backward},
 };
@@ -181,7 +182,7 @@ fn text_encoder(run: &Path, network: &NetworkConfig, notes: &mut Vec<String>) ->
     }
     let usual = ClipTextConfig::default();
     ensure!(
-        network.text_width() == Some(usual.width),
+        network.takes().text == Some(usual.width),
         "text.encoder: there is no {}, and the usual text encoder is {} wide, which is not what the network attends to \
          (context_width)",
         run.display(),
