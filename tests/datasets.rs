@@ -165,6 +165,8 @@ fn ucf101_in_every_layout() {
     assert!(
         run_in(at, &["data", "prepare", "ucf101", "classes", "--lists", "nowhere"]).error(2).contains("trainlist01")
     );
+    let said = run_in(at, &["data", "prepare", "taichi", "classes", "--lists", "lists"]);
+    assert!(said.error(2).contains("taichi has no lists of splits"), "{}", said.err);
 }
 
 /// Tai chi as its own script leaves it by default: folders of pictures whose names end in .mp4. A sky laid out likewise.

@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::value_parser;
+use clap::{
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    value_parser,
+};
 
 use super::{out::check_ending, sample::MOST_VIDEOS};
 use crate::{
@@ -15,7 +18,7 @@ use crate::{
         index::read_index,
         inspect::{ContactSheet, summary},
         pack_clips,
-        prepare::{Count, Depth, KnownSet, ProblemKind, prepare, problems_file},
+        prepare::{Count, Depth, KNOWN_SETS, KnownSet, ProblemKind, prepare, problems_file},
     },
     distributed::{self, Launch},
     experiment::UserError,
@@ -48,7 +51,8 @@ enum What {
 #[derive(Debug, clap::Args)]
 struct Prepare {
     /// The data set
-    set: Set,
+    #[arg(value_parser = known_sets())]
+    set: &'static dyn KnownSet,
     /// Folder in which the data set was unpacked; data/ describes the layouts that are accepted
     root: PathBuf,
     /// Index to write [default: ROOT/index.jsonl]
@@ -68,14 +72,11 @@ struct Prepare {
     quick: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Set {
-    /// UCF-101, human actions of 101 classes: video files, in one folder or a folder a class, or folders of frames
-    Ucf101,
-    /// Sky Time-lapse: folders of frames
-    SkyTimelapse,
-    /// Taichi-HD: mp4 files
-    Taichi,
+/// The data sets that can be prepared, by name.
+fn known_sets() -> impl TypedValueParser<Value = &'static dyn KnownSet> {
+    let names = KNOWN_SETS.map(|set| PossibleValue::new(set.name()).help(set.about()));
+    let named = |name: String| KNOWN_SETS.into_iter().find(|set| set.name() == name).expect("clap checked the name");
+    PossibleValuesParser::new(names).map(named)
 }
 
 #[derive(Debug, clap::Args)]
@@ -216,17 +217,17 @@ const SHOWN: usize = 5;
 
 impl Prepare {
     fn run(self) -> Result<()> {
-        let (known, usual_stride) = match self.set {
-            Set::Ucf101 => (KnownSet::Ucf101, 1),
-            Set::SkyTimelapse => (KnownSet::SkyTimelapse, 1),
-            Set::Taichi => (KnownSet::Taichi, 4),
-        };
-        let stride = self.frame_stride.unwrap_or(usual_stride);
+        let stride = self.frame_stride.unwrap_or(self.set.frame_stride());
         if self.frames < 1 || stride < 1 {
             return Err(UserError("--frames and --frame-stride must be at least 1".into()).into());
         }
-        if let Some(folder) = self.lists.as_ref().filter(|folder| !folder.join("trainlist01.txt").is_file()) {
-            return Err(UserError(format!("--lists: there is no trainlist01.txt in {}", folder.display())).into());
+        if let Some(folder) = &self.lists {
+            let Some(list) = self.set.list() else {
+                return Err(UserError(format!("--lists: {} has no lists of splits", self.set.name())).into());
+            };
+            if !folder.join(list).is_file() {
+                return Err(UserError(format!("--lists: there is no {list} in {}", folder.display())).into());
+            }
         }
         let span = (self.frames - 1) * stride + 1;
         let bar: Mutex<Option<(Progress, u64)>> = Mutex::new(None);
@@ -238,7 +239,7 @@ impl Prepare {
         };
         // a wrong folder is what the user wrote
         let depth = if self.quick { Depth::Ends } else { Depth::Whole };
-        let prepared = prepare(known, &self.root, self.lists.as_deref(), span, depth, &done)
+        let prepared = prepare(self.set, &self.root, self.lists.as_deref(), span, depth, &done)
             .map_err(|error| UserError(format!("{error:#}")))?;
         if let Some((progress, _)) = bar.into_inner().unwrap_or_else(PoisonError::into_inner) {
             progress.finish();

@@ -1,7 +1,7 @@
 //! From a downloaded data set to an index: what is there, what is missing, what cannot be used.
 //!
-//! A data set is one file beside this one: it says which of a tree's videos are its own, their class and split, and
-//! what was published about their number. Looking into the videos is the same for all.
+//! A data set is one file beside this one and a line in [`KNOWN_SETS`]: it says which of a tree's videos are its own, their
+//! class and split, and what was published about their number. Looking into the videos is the same for all.
 
 mod sky_timelapse;
 mod survey;
@@ -13,13 +13,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use survey::{Count, Found, Survey};
+pub use survey::{Count, Found, KnownSet, Survey, Tree};
 
 use anyhow::{Result, ensure};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use self::survey::Tree;
+use self::{sky_timelapse::SkyTimelapse, taichi::Taichi, ucf101::Ucf101};
 use super::{
     VideoReader,
     frame_folder::{Pictures, gap, picture_size, pictures_in, read_picture},
@@ -28,15 +28,7 @@ use super::{
 use crate::{atomic_file::write_atomically, torch::caught};
 
 /// The data sets that can be prepared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KnownSet {
-    /// 101 classes of human actions, with split lists.
-    Ucf101,
-    /// Time-lapse videos of skies.
-    SkyTimelapse,
-    /// Taichi-HD.
-    Taichi,
-}
+pub static KNOWN_SETS: [&dyn KnownSet; 3] = [&Ucf101, &SkyTimelapse, &Taichi];
 
 /// A video that cannot be used, or not by everyone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,13 +111,13 @@ pub enum Depth {
 }
 
 /// Finds the set's videos under `root`, looks into each of them on all cores, and says which are shorter than
-/// `least_frames`. `lists` is where UCF-101's lists of splits lie, if not in their usual place. `done` is told after
-/// each video how many there are.
+/// `least_frames`. `lists` is where the set's lists of splits lie, if not in their usual place. `done` is called after each
+/// video with the number of all.
 ///
 /// # Errors
 /// A folder that is not laid out in any of the set's ways; says what was found and what was expected.
 pub fn prepare(
-    set: KnownSet,
+    set: &dyn KnownSet,
     root: &Path,
     lists: Option<&Path>,
     least_frames: i64,
@@ -133,11 +125,7 @@ pub fn prepare(
     done: &(dyn Fn(usize) + Sync),
 ) -> Result<Prepared> {
     let tree = Tree::read(root)?;
-    let Survey { found, missing, counts, notes } = match set {
-        KnownSet::Ucf101 => ucf101::survey(&tree, lists)?,
-        KnownSet::SkyTimelapse => sky_timelapse::survey(&tree)?,
-        KnownSet::Taichi => taichi::survey(&tree)?,
-    };
+    let Survey { found, missing, counts, notes } = set.survey(&tree, lists)?;
     let total = found.len();
     let looked: Vec<Result<(IndexEntry, Option<String>), Problem>> = found
         .into_par_iter()

@@ -1,6 +1,7 @@
-//! What a folder holds, and what can be told about a data set from that, without opening a video.
+//! What the names in a folder show about a data set, without opening a video.
 
 use std::{
+    fmt::Debug,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -13,7 +14,7 @@ use crate::data::{
     walk::{ensure_folder, has_extension, walk},
 };
 
-/// What can be told about a data set without opening a video.
+/// What names alone show about a data set.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// The videos that the layout names.
@@ -31,9 +32,9 @@ pub struct Survey {
 pub struct Found {
     /// The video file or folder of pictures.
     pub path: PathBuf,
-    /// Where the layout tells it.
+    /// Its class, where the layout shows it.
     pub class: Option<String>,
-    /// Where the layout tells it.
+    /// Its split, where the layout shows it.
     pub split: Option<String>,
 }
 
@@ -48,8 +49,33 @@ pub struct Count {
     pub published: Option<RangeInclusive<u64>>,
 }
 
+/// A published data set whose layout is known.
+pub trait KnownSet: Debug + Sync {
+    /// Its name on the command line: `lvdm data prepare NAME`.
+    fn name(&self) -> &'static str;
+
+    /// What the videos show, and which layouts are accepted, in a few words for help texts.
+    fn about(&self) -> &'static str;
+
+    /// The distance between the frames of a clip that is usual for this set.
+    fn frame_stride(&self) -> i64 {
+        1
+    }
+
+    /// A file in the folder of its lists of splits; none of a set that has no such lists.
+    fn list(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Finds its videos in a tree. `lists` is the folder of its lists of splits, if they do not lie in their usual place.
+    ///
+    /// # Errors
+    /// A tree that is not laid out in any of the set's ways; says what was found and what was expected.
+    fn survey(&self, tree: &Tree, lists: Option<&Path>) -> Result<Survey>;
+}
+
 /// What lies under a folder.
-pub(super) struct Tree {
+pub struct Tree {
     pub(super) root: PathBuf,
     pub(super) videos: Vec<PathBuf>,
     /// Folders that directly hold pictures.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::survey::{Count, Found, Survey, Tree, count_splits};
+use super::survey::{Count, Found, KnownSet, Survey, Tree, count_splits};
 use crate::text_file::read_text;
 
 const VIDEOS: u64 = 13_320;
@@ -25,6 +25,9 @@ const LISTS: [&str; 4] = [
     "UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist",
     "../UCF101TrainTestSplits-RecognitionTask/ucfTrainTestlist",
 ];
+
+/// The list of the videos to train on.
+const LIST: &str = "trainlist01.txt";
 
 /// The parts of a video's name.
 #[derive(Debug, PartialEq)]
@@ -50,61 +53,82 @@ fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-pub fn survey(tree: &Tree, lists: Option<&Path>) -> Result<Survey> {
-    let lists = match lists {
-        Some(folder) => Some(Lists::read(folder)?),
-        None => LISTS
-            .iter()
-            .map(|place| tree.root.join(place))
-            .find(|folder| folder.join("trainlist01.txt").is_file())
-            .map(|folder| Lists::read(&folder))
-            .transpose()?,
-    };
-    // a folder of frames has no ending, or that of the video that they were taken from
-    let named = |path: &PathBuf| Some((stem(path), path.clone(), parse(&stem(path))?));
-    let mut notes = Vec::new();
-    let (mut found, mut seen, mut classes) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-    let (mut twice, mut elsewhere) = (0, 0);
-    for (name, path, parts) in tree.videos.iter().chain(&tree.picture_folders).filter_map(named) {
-        // the same class is written HandStandPushups in names and HandstandPushups in the list of classes
-        if seen.insert(name.to_lowercase(), parts.class.to_lowercase()).is_some() {
-            twice += 1;
-            continue;
+/// 101 classes of human actions, with lists of splits.
+#[derive(Debug)]
+pub struct Ucf101;
+
+impl KnownSet for Ucf101 {
+    fn name(&self) -> &'static str {
+        "ucf101"
+    }
+
+    fn about(&self) -> &'static str {
+        "UCF-101, human actions of 101 classes: video files, in one folder or a folder a class, or folders of frames"
+    }
+
+    fn list(&self) -> Option<&'static str> {
+        Some(LIST)
+    }
+
+    fn survey(&self, tree: &Tree, lists: Option<&Path>) -> Result<Survey> {
+        let lists = match lists {
+            Some(folder) => Some(Lists::read(folder)?),
+            None => LISTS
+                .iter()
+                .map(|place| tree.root.join(place))
+                .find(|folder| folder.join(LIST).is_file())
+                .map(|folder| Lists::read(&folder))
+                .transpose()?,
+        };
+        // a folder of frames has no ending, or that of the video that they were taken from
+        let named = |path: &PathBuf| Some((stem(path), path.clone(), parse(&stem(path))?));
+        let mut notes = Vec::new();
+        let (mut found, mut seen, mut classes) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        let (mut twice, mut elsewhere) = (0, 0);
+        for (name, path, parts) in tree.videos.iter().chain(&tree.picture_folders).filter_map(named) {
+            // the same class is written HandStandPushups in names and HandstandPushups in the list of classes
+            if seen.insert(name.to_lowercase(), parts.class.to_lowercase()).is_some() {
+                twice += 1;
+                continue;
+            }
+            let placed = tree.split_of(&path);
+            let listed = lists.as_ref().and_then(|lists| lists.split.get(&name.to_lowercase()).cloned());
+            elsewhere += usize::from(placed.is_some() && listed.is_some() && placed != listed);
+            let class = lists.as_ref().and_then(|lists| lists.classes.get(&parts.class.to_lowercase()).cloned());
+            classes.insert(parts.class.to_lowercase());
+            found.push(Found { path, class: Some(class.unwrap_or(parts.class)), split: listed.or(placed) });
         }
-        let placed = tree.split_of(&path);
-        let listed = lists.as_ref().and_then(|lists| lists.split.get(&name.to_lowercase()).cloned());
-        elsewhere += usize::from(placed.is_some() && listed.is_some() && placed != listed);
-        let class = lists.as_ref().and_then(|lists| lists.classes.get(&parts.class.to_lowercase()).cloned());
-        classes.insert(parts.class.to_lowercase());
-        found.push(Found { path, class: Some(class.unwrap_or(parts.class)), split: listed.or(placed) });
-    }
-    ensure!(
-        !found.is_empty(),
-        "this is no UCF-101: expected are videos named like v_ApplyEyeMakeup_g01_c01.avi (all in one folder, or in a \
-         folder for each class, perhaps below train/ and test/), or folders of frames of such names; found were {}",
-        tree.found()
-    );
-    if twice > 0 {
-        notes.push(format!("{twice} videos are there twice; the first of each is used"));
-    }
-    if elsewhere > 0 {
-        notes.push(format!("{elsewhere} videos lie in another folder than split list 1 says; the list is followed"));
-    }
-    let missing = match &lists {
-        Some(lists) => lists.names.iter().filter(|name| !seen.contains_key(&name.to_lowercase())).cloned().collect(),
-        None => {
-            notes.push(
-                "no lists of splits (ucfTrainTestlist/) were found: missing videos are gaps in the numbers".into(),
-            );
-            gaps(&found)
+        ensure!(
+            !found.is_empty(),
+            "this is no UCF-101: expected are videos named like v_ApplyEyeMakeup_g01_c01.avi (all in one folder, or in a \
+             folder for each class, perhaps below train/ and test/), or folders of frames of such names; found were {}",
+            tree.found()
+        );
+        if twice > 0 {
+            notes.push(format!("{twice} videos are there twice; the first of each is used"));
         }
-    };
-    let mut counts = vec![
-        Count { what: "videos".into(), found: found.len() as u64, published: Some(VIDEOS..=VIDEOS) },
-        Count { what: "classes".into(), found: classes.len() as u64, published: Some(CLASSES..=CLASSES) },
-    ];
-    counts.extend(count_splits(&found, &SPLIT_1));
-    Ok(Survey { found, missing, counts, notes })
+        if elsewhere > 0 {
+            notes
+                .push(format!("{elsewhere} videos lie in another folder than split list 1 says; the list is followed"));
+        }
+        let missing = match &lists {
+            Some(lists) => {
+                lists.names.iter().filter(|name| !seen.contains_key(&name.to_lowercase())).cloned().collect()
+            }
+            None => {
+                notes.push(
+                    "no lists of splits (ucfTrainTestlist/) were found: missing videos are gaps in the numbers".into(),
+                );
+                gaps(&found)
+            }
+        };
+        let mut counts = vec![
+            Count { what: "videos".into(), found: found.len() as u64, published: Some(VIDEOS..=VIDEOS) },
+            Count { what: "classes".into(), found: classes.len() as u64, published: Some(CLASSES..=CLASSES) },
+        ];
+        counts.extend(count_splits(&found, &SPLIT_1));
+        Ok(Survey { found, missing, counts, notes })
+    }
 }
 
 /// Clips are numbered from 1 in each group of a class: numbers that are left out up to the highest one.
@@ -140,7 +164,7 @@ impl Lists {
             read_text(&path).with_context(|| format!("cannot read UCF-101's list {}", path.display()))
         };
         let (mut names, mut split) = (Vec::new(), BTreeMap::new());
-        for (file, which) in [("trainlist01.txt", "train"), ("testlist01.txt", "test")] {
+        for (file, which) in [(LIST, "train"), ("testlist01.txt", "test")] {
             for line in text(file)?.lines() {
                 // ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
                 let Some(path) = line.split_whitespace().next() else { continue };
