@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -133,16 +133,32 @@ pub fn is_dead(process: Pid) -> bool {
     test_kill_process(process) == Err(Errno::SRCH)
 }
 
+/// The folders in which this process has made temporary files.
+static FOLDERS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn folders() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    FOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Deletes what processes of this machine that are no more have left half written in a folder, once for each folder: a
 /// process that is killed cannot do it itself.
 fn sweep(folder: &Path) {
-    static SWEPT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-    if !SWEPT.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.to_path_buf()) {
-        return;
+    if folders().insert(folder.to_path_buf()) {
+        delete_temporary(folder, is_dead);
     }
+}
+
+/// Deletes what this process has half written, before a signal ends it.
+pub fn delete_unfinished() {
+    let own = Pid::from_raw(process::id() as i32);
+    folders().iter().for_each(|folder| delete_temporary(folder, |writer| Some(writer) == own));
+}
+
+/// Deletes the temporary files and folders in a folder whose writer is such a process.
+fn delete_temporary(folder: &Path, of: impl Fn(Pid) -> bool) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        if writer(&entry.file_name().to_string_lossy()).is_some_and(is_dead) {
+        if writer(&entry.file_name().to_string_lossy()).is_some_and(&of) {
             // a file, or a folder with all that is in it
             let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
         }

@@ -9,7 +9,13 @@ use std::{
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use lvdm::{commands, distributed::Stopped, experiment::UserError, torch};
+use lvdm::{
+    commands,
+    distributed::{OnSignal, Stopped, catch_signals},
+    experiment::UserError,
+    text_file::printable,
+    torch,
+};
 
 /// Train, sample and evaluate latent video diffusion models
 ///
@@ -32,6 +38,7 @@ Exit status:
 #[derive(Subcommand)]
 enum Verb {
     Train(commands::Train),
+    Plan(commands::PlanTraining),
     Sample(commands::Sample),
     SampleLong(commands::SampleLong),
     Evaluate(commands::Evaluate),
@@ -51,6 +58,7 @@ enum Verb {
 fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(verb) => verb.run(),
+        Verb::Plan(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::SampleLong(verb) => verb.run(),
         Verb::Evaluate(verb) => verb.run(),
@@ -73,11 +81,13 @@ fn main() -> ExitCode {
     commands::init_tracing();
     lvdm::init();
     torch::locate_panics();
+    // ended by a signal, it leaves no half-written files
+    let _catching = catch_signals(OnSignal::End);
     match torch::caught(|| run(verb)).and_then(|()| commands::all_was_said()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<Stopped>() => ExitCode::from(Stopped::STATUS),
         Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {}", printable(&format!("{error:#}")));
             if error.is::<UserError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }

@@ -1,4 +1,4 @@
-//! Text that people and other programs wrote: UTF-8, with or without the byte order mark that Windows' programs put
+//! Text that people and other programs wrote, as it is read from files and shown on terminals: UTF-8, with or without the byte order mark that Windows' programs put
 //! before it.
 
 use std::{fs, io, path::Path};
@@ -37,9 +37,27 @@ pub fn trim(text: &str) -> &str {
     text.trim_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK)
 }
 
+/// For a terminal: names of files and other texts may hold characters that move its cursor or change its colours, and are
+/// shown by their code. Line breaks stay, but a line after the first is indented, so that no name looks like a line of ours.
+pub fn printable(text: &str) -> String {
+    let one = |c: char| match c {
+        '\n' => "\n    ".to_string(),
+        '\t' => "\t".to_string(),
+        c if c.is_control() => c.escape_unicode().to_string(),
+        c => c.to_string(),
+    };
+    text.chars().map(one).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown_by_their_code() {
+        assert_eq!(printable("no \u{1b}[31mred\r\nerror: x\u{9b}2J"), "no \\u{1b}[31mred\\u{d}\n    error: x\\u{9b}2J");
+        assert_eq!(printable("ein Café\t1"), "ein Café\t1");
+    }
 
     #[test]
     fn a_byte_order_mark_is_no_letter() {

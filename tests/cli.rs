@@ -508,3 +508,39 @@ fn a_gpu_that_cannot_be_used_is_an_error_unless_the_cpu_is_asked_for() {
         assert!(said.status == 0 && said.err.contains("device: cpu ("), "{}", said.err);
     }
 }
+
+/// Names of files may hold anything: what would move the cursor or change colours is shown by its code, and no line of an
+/// error looks like another error.
+#[test]
+fn control_characters_do_not_reach_the_terminal() {
+    let place = tempfile::tempdir().unwrap();
+    let name = "odd\u{1b}[31m\nerror: all is well.yaml";
+    let said = run_in(place.path(), &["evaluate", name]);
+    assert_eq!(said.status, 2);
+    assert!(said.err.contains("odd\\u{1b}[31m\n    error: all is well.yaml"), "{}", said.err);
+    assert!(!said.err.contains('\u{1b}') && !said.err.contains("\nerror:"), "{}", said.err);
+}
+
+/// Interrupted in the middle of a long file, a command ends as by the signal and leaves nothing half written.
+#[test]
+fn an_interrupted_command_leaves_no_half_written_file() {
+    use std::os::unix::process::ExitStatusExt;
+
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    common::write_npy(&at.join("clips.npy"), &common::moving_clips(2, 4, 32));
+    for (name, number) in [("INT", 2), ("TERM", 15)] {
+        let size = ["--clips", "1000000", "--frames", "4", "--resolution", "32", "--out", "out/packed.safetensors"];
+        let mut pack = common::lvdm_in(at, &[&["data", "pack", "--videos", "clips.npy"][..], &size].concat());
+        let mut pack = pack.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+        let files = || fs::read_dir(at.join("out")).map_or(0, |files| files.count());
+        let start = std::time::Instant::now();
+        while files() == 0 {
+            assert!(start.elapsed().as_secs() < 60 && pack.try_wait().unwrap().is_none(), "nothing is written");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        common::processes::signal(&pack, name);
+        assert_eq!(pack.wait().unwrap().signal(), Some(number), "{name}");
+        assert_eq!(files(), 0, "{name}");
+    }
+}

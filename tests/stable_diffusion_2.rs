@@ -179,6 +179,16 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     assert_eq!((mixed.unet().unwrap(), &mixed.schedule), (experiment.unet().unwrap(), &experiment.schedule));
     assert_eq!(mixed.objective.predict, Predict::Velocity);
     assert!(encoder("run").equal(&encoder("mixed")), "OpenCLIP's nonlinearity is GELU");
+    // OpenCLIP's own file has no prefix, and a half that looks at pictures
+    let bare =
+        original.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&open(""))?, tensor.shallow_clone())));
+    let mut bare: Tensors = bare.map(|(name, tensor)| (name.to_string(), tensor)).collect();
+    bare.insert("visual.transformer.resblocks.0.ln_1.weight".into(), noise(3, &[16]));
+    write_tensors(&at.join("open_clip.safetensors"), &bare);
+    let over = ["--unet", "sd2", "--text-encoder", "open_clip.safetensors"];
+    let said = import(at, "sd1.safetensors", "open", &[&over[..], &OPTIONS].concat());
+    assert_eq!(said.status, 0, "{}", said.err);
+    assert!(encoder("run").equal(&encoder("open")), "OpenCLIP's nonlinearity is GELU");
     let whole = [&over[..], &OPTIONS, &["--predict", "noise"]].concat();
     assert!(import(at, "sd1.safetensors", "x", &whole).error(2).contains("scheduler_config.json"));
     // and where nothing says what it predicts, it must be told
@@ -244,6 +254,17 @@ fn a_bare_unet_of_stable_diffusion_2_is_known_by_its_width() {
     let said = import(at, "bare.safetensors", "run", &[&parts[..], &["--predict", "velocity"]].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let experiment = LatentDiffusion::open(&at.join("run"), CPU).unwrap().1;
+    // the same without the place that an original file has for it
+    let bare = lvdm::safetensors::read_safetensors(&at.join("bare.safetensors")).unwrap().0.into_iter();
+    let place = "model.diffusion_model.";
+    write_tensors(
+        &at.join("no-place.safetensors"),
+        &bare.map(|(name, tensor)| (name.replace(place, ""), tensor)).collect(),
+    );
+    let said = import(at, "no-place.safetensors", "same", &[&parts[..], &["--predict", "velocity"]].concat());
+    assert_eq!(said.status, 0, "{}", said.err);
+    let [own, same] = ["run", "same"].map(|run| model_of(&at.join(run)));
+    assert!(own.iter().all(|(name, tensor)| tensor.equal(&same[name])) && own.len() == same.len());
     let found = (experiment.unet().unwrap().head_width, experiment.unet().unwrap().heads, experiment.objective.predict);
     assert_eq!(found, (Some(64), 2, Predict::Velocity));
     let carried = checkpoint::open(&at.join("run/text_encoder.safetensors")).unwrap().1;

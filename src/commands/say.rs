@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::{Result, anyhow};
 
+use crate::text_file::printable;
+
 /// Why something could not be printed.
 static FAILURE: Mutex<Option<io::Error>> = Mutex::new(None);
 
@@ -21,8 +23,14 @@ macro_rules! say {
 pub fn text(text: impl fmt::Display) {
     let mut failure = FAILURE.lock().unwrap_or_else(PoisonError::into_inner);
     if failure.is_none() {
-        *failure = write!(io::stdout(), "{text}").err();
+        *failure = io::stdout().write_all(shown(&text.to_string()).as_bytes()).err();
     }
+}
+
+/// Control characters, which names of files may hold, are shown by their code; what we print has line breaks and tabs alone.
+fn shown(text: &str) -> String {
+    let lines: Vec<String> = text.split('\n').map(printable).collect();
+    lines.join("\n")
 }
 
 /// Whether all that was printed has come to its reader, or to one who wanted no more, as `head` does.

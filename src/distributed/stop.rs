@@ -18,6 +18,7 @@ use signal_hook::{
 };
 
 use super::rank;
+use crate::atomic_file::delete_unfinished;
 
 /// A training that was asked to save and leave before its end. It has said so; [`Self::STATUS`] says it to scripts.
 #[derive(Debug)]
@@ -43,7 +44,7 @@ pub enum OnSignal {
     End,
     /// End it at once with [`Stopped::STATUS`]: there is nothing to save, and the same command goes on.
     Leave,
-    /// Nothing but that [`stop_is_asked`] tells of them: who asks it saves and leaves.
+    /// Nothing but a mark, which [`stop_is_asked`] reads: the work saves and ends by itself.
     Save,
 }
 
@@ -99,7 +100,7 @@ fn listen(mut signals: Signals) {
         let again = came.get(&signal).is_some_and(|first| first.elapsed() > AGAIN) && signal != SIGUSR1;
         came.entry(signal).or_insert_with(Instant::now);
         if again {
-            let _ = emulate_default_handler(signal);
+            end_by(signal);
         }
         ask(signal);
     }
@@ -111,10 +112,11 @@ fn ask(signal: i32) {
         return;
     }
     match *mode {
-        OnSignal::End => {
-            let _ = emulate_default_handler(signal);
+        OnSignal::End => end_by(signal),
+        OnSignal::Leave => {
+            delete_unfinished();
+            exit(i32::from(Stopped::STATUS))
         }
-        OnSignal::Leave => exit(i32::from(Stopped::STATUS)),
         OnSignal::Save => {
             ASKED.store(true, Ordering::Relaxed);
             // of ranks, who started them says it
@@ -123,6 +125,12 @@ fn ask(signal: i32) {
             }
         }
     }
+}
+
+/// As a signal ends any process, except that no half-written files are left.
+fn end_by(signal: i32) {
+    delete_unfinished();
+    let _ = emulate_default_handler(signal);
 }
 
 /// The signals that this process ignores, as bits from 1.

@@ -90,11 +90,14 @@ impl Replacement {
         let file = WeightsFile::open(path).with_context(context)?;
         let kind = WeightsKind::of_shapes(file.shapes());
         ensure!(fits(&kind), "{option}: {} is {kind}, not the {name} of a Stable Diffusion", path.display());
-        let is_second = is_second(file.shapes());
         let beside = path.with_file_name("config.json");
         let config = beside.is_file().then(|| read_json(&beside)).transpose()?;
         let scheduler = config.as_ref().and_then(|_| scheduler(&path.with_file_name("")));
         let mut tensors = file.read().with_context(context)?;
+        if network == Network::TextEncoder {
+            tensors = open_clip::in_place(tensors);
+        }
+        let is_second = is_second(&shapes_of(&tensors));
         if network == Network::TextEncoder && open_clip::is_open_clip(&tensors) {
             let [_, _, text] = split(tensors);
             tensors = open_clip::as_clip(text).with_context(context)?;

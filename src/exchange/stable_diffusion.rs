@@ -38,7 +38,7 @@ use crate::{
         Layout, WeightsKind, is_second,
         lvdm_checkpoint::{Tensors, scalar},
         open_clip,
-        stable_diffusion::{Import, Network, has_average, split, take_average},
+        stable_diffusion::{Import, Network, has_average, split, take_average, unet_in_place},
     },
 };
 
@@ -214,8 +214,8 @@ pub fn import_stable_diffusion(
     Ok(imported)
 }
 
-/// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
-/// the base.
+/// Puts the networks that come from elsewhere in place of the base's. What neither a configuration file nor a shape
+/// shows is as in the base.
 fn replace(mut found: Found, options: &StableDiffusionOptions) -> Result<Found> {
     let variant = options.variant.as_deref();
     if let Some(path) = &options.replaced.unet {
@@ -256,7 +256,7 @@ fn replace(mut found: Found, options: &StableDiffusionOptions) -> Result<Found> 
 }
 
 /// The image autoencoder that `--vae` names: its settings, the factor of its latents where its configuration file says it,
-/// and its tensors. What no configuration file and no shape tells is as in `base`.
+/// and its tensors. What neither a configuration file nor a shape shows is as in `base`.
 ///
 /// # Errors
 /// As [`Replacement::read`]; settings that our network has no counterpart for.
@@ -284,7 +284,7 @@ pub(super) fn image_autoencoder(
 /// predict something else.
 ///
 /// # Errors
-/// [`crate::experiment::UserError`]: it must be told what the network predicts, or is told twice.
+/// [`crate::experiment::UserError`]: what the network predicts is not given, or given twice.
 fn objective_of(
     path: &Path,
     new: &Replacement,
@@ -504,7 +504,9 @@ fn file(path: &Path, options: &StableDiffusionOptions) -> Result<Found> {
         ));
     }
     let predict = options.predicted().unwrap_or(Predict::Noise);
-    let [mut unet, mut autoencoder, mut text_encoder] = split(opened.read()?);
+    let tensors = opened.read()?;
+    let is_bare = kind == WeightsKind::UNet(Layout::Original);
+    let [mut unet, mut autoencoder, mut text_encoder] = split(if is_bare { unet_in_place(tensors) } else { tensors });
     let is_open = open_clip::is_open_clip(&text_encoder);
     if is_open {
         text_encoder = open_clip::as_clip(text_encoder).with_context(context)?;

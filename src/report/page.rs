@@ -509,6 +509,7 @@ mod tests {
         let html = Page { evaluations, ..Page::default() }.html().unwrap();
         assert_eq!((html.matches("<th>samples").count(), html.matches("<th>gaussian").count()), (3, 2), "{html}");
         assert!(html.matches("77.50").count() == 1 && html.contains("only the first has a row"), "{html}");
+        assert_eq!(html.matches(", on cpu").count(), 1, "{html}");
     }
 
     #[test]

@@ -11,6 +11,16 @@ const PLACE: &str = "cond_stage_model.model.";
 const CLIP: &str = "cond_stage_model.transformer.text_model.";
 const BLOCKS: &str = "transformer.resblocks.";
 
+/// The tensors of a file of OpenCLIP itself where an original file of Stable Diffusion has them, without the half that looks
+/// at pictures; other tensors as they are.
+pub fn in_place(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    if !tensors.keys().any(|name| name.starts_with(BLOCKS)) {
+        return tensors;
+    }
+    let of_text = tensors.into_iter().filter(|(name, _)| !name.starts_with("visual."));
+    of_text.map(|(name, tensor)| (format!("{PLACE}{name}"), tensor)).collect()
+}
+
 /// Whether a text encoder's tensors are OpenCLIP's.
 pub fn is_open_clip(tensors: &BTreeMap<String, Tensor>) -> bool {
     tensors.keys().any(|name| name.starts_with(PLACE))

@@ -235,6 +235,14 @@ pub fn split(tensors: BTreeMap<String, Tensor>) -> [BTreeMap<String, Tensor>; 3]
     parts
 }
 
+/// The tensors of a U-Net alone where an original checkpoint has them, which a file may hold without their prefix.
+pub fn unet_in_place(tensors: BTreeMap<String, Tensor>) -> BTreeMap<String, Tensor> {
+    if tensors.keys().any(|name| name.starts_with(UNET)) {
+        return tensors;
+    }
+    tensors.into_iter().map(|(name, tensor)| (format!("{UNET}{name}"), tensor)).collect()
+}
+
 /// Whether there are averaged weights of the denoiser beside the raw ones.
 pub fn has_average(unet: &BTreeMap<String, Tensor>) -> bool {
     unet.keys().any(|name| name.starts_with("model_ema.diffusion_model"))

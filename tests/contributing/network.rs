@@ -41,6 +41,10 @@ impl NetworkSettings for PointwiseConfig {
         }))
     }
 
+    fn takes(&self) -> Takes {
+        Takes { other_clips: true, ..Takes::default() }
+    }
+
     fn flops(&self, ports: &Ports, [_, f, h, w]: [i64; 4], _tokens: i64) -> i64 {
         let positions = f * h * w;
         linear_flops(positions, ports.inputs(), self.width)

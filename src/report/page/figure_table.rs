@@ -37,6 +37,14 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
         short.map(|(_, extrapolation)| extrapolation.least_clips).max()
     });
     let few: BTreeSet<i64> = few.collect();
+    let mut conditions: Vec<(Vec<&str>, String)> = Vec::new();
+    for evaluation in &evaluations {
+        let text = conditions_of(evaluation);
+        match conditions.iter_mut().find(|(_, known)| *known == text) {
+            Some((names, _)) => names.push(&evaluation.name),
+            None => conditions.push((vec![&evaluation.name], text)),
+        }
+    }
     html! {
         div.wide { table {
             thead { tr {
@@ -71,16 +79,23 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             }
             li { "Clips: of the real / of the generated side." }
             @if repeated > 0 { li { "Where several evaluations have the same figures for a set, only the first has a row for it." } }
-            @for evaluation in &evaluations {
-                li {
-                    (evaluation.name) ", on " (evaluation.device)
-                    @if let Some(floor) = &evaluation.floor { "; " (floor.line()) }
-                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of " (evaluation.psnr_of.as_deref().unwrap_or("real clips")) ": " (format!("{psnr:.2}")) " dB PSNR" }
-                    "."
-                }
+            @for (names, conditions) in &conditions {
+                li { @if several && names.len() == evaluations.len() { "All" } @else { (names.join(", ")) } ", " (conditions) "." }
             }
         }
     }
+}
+
+/// Where an evaluation was made, and what it found besides its table.
+fn conditions_of(Evaluation { device, floor, psnr_db, psnr_of, .. }: &Evaluation) -> String {
+    let mut text = format!("on {device}");
+    if let Some(floor) = floor {
+        text += &format!("; {}", floor.line());
+    }
+    if let Some(psnr) = psnr_db {
+        text += &format!("; reconstruction of {}: {psnr:.2} dB PSNR", psnr_of.as_deref().unwrap_or("real clips"));
+    }
+    text
 }
 
 /// A card's sensitivity table.
