@@ -1,4 +1,4 @@
-//! Whether this machine can do the work: its processor, GPUs, libraries and weights.
+//! Whether this machine has what `lvdm` needs: its processor, GPUs, libraries and weights.
 
 use std::{
     fs,
@@ -20,9 +20,9 @@ use crate::weights::released::ALL;
 pub enum Outcome {
     /// As it should be.
     Good,
-    /// Missing, but the job can be done without.
+    /// Missing, but not needed on this machine.
     Absent,
-    /// The job cannot be done.
+    /// Missing or broken, and needed.
     Bad,
 }
 
@@ -97,20 +97,20 @@ fn cpu() -> Finding {
         Vectors::Plain => "no vector instructions beyond the architecture's",
     };
     let bfloat16 = match bfloat16 {
-        Bfloat16::Native => "bfloat16 by its own instructions",
+        Bfloat16::Native => "bfloat16 instructions",
         Bfloat16::Emulated | Bfloat16::Slow => "bfloat16 emulated (float32 is faster)",
     };
     let taken = shortcuts();
     let all = [
         ("own kernels", taken.kernels),
-        ("kept convolution kernels", taken.kept_f32),
-        ("the same in bfloat16", taken.kept_bf16),
-        ("channels last in 3D", taken.channels_last_3d),
+        ("prepacked convolution weights", taken.prepacked_f32),
+        ("prepacked bfloat16 convolution weights", taken.prepacked_bf16),
+        ("channels-last 3D convolutions", taken.channels_last_3d),
     ];
     let list = |on: bool| all.iter().filter(|(_, is)| *is == on).map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let [on, off] = [true, false].map(|on| Some(list(on)).filter(|names| !names.is_empty()));
     let [on, off] = [on, off].map(|names| names.unwrap_or("none".into()));
-    let detail = format!("{name}: {vectors}, {bfloat16}; shortcuts on: {on}; off: {off}");
+    let detail = format!("{name}: {vectors}, {bfloat16}; faster paths in use: {on}; not in use: {off}");
     Finding::new(Outcome::Good, "processor", detail)
 }
 
@@ -122,10 +122,12 @@ fn cuda() -> Finding {
 fn judge_cuda(machine: &Machine) -> (Outcome, String) {
     match (machine.obstacle(), &machine.loaded) {
         (Some(why), _) => (Outcome::Bad, why),
-        (None, Ok(())) if machine.usable > 0 => (Outcome::Good, format!("linked, devices: {}", machine.usable)),
+        (None, Ok(())) if machine.usable > 0 => (Outcome::Good, format!("linked; usable GPUs: {}", machine.usable)),
         (None, _) if machine.has_gpu => (Outcome::Absent, "the GPU is hidden by CUDA_VISIBLE_DEVICES".into()),
-        (None, Ok(())) => (Outcome::Absent, "linked, but there is no NVIDIA GPU".into()),
-        (None, Err(reason)) => (Outcome::Absent, format!("not linked, and no NVIDIA GPU ({reason})")),
+        (None, Ok(())) => (Outcome::Absent, "linked, but this machine has no NVIDIA GPU".into()),
+        (None, Err(reason)) => {
+            (Outcome::Absent, format!("no NVIDIA GPU, and LibTorch's CUDA libraries do not load ({reason})"))
+        }
     }
 }
 
@@ -139,7 +141,7 @@ fn computation(device: Device) -> Finding {
     match compute(device) {
         Ok(None) => {
             let time = began.elapsed().as_millis();
-            Finding::new(Outcome::Good, name, format!("matmul, conv2d, conv3d, attention, bf16: right ({time} ms)"))
+            Finding::new(Outcome::Good, name, format!("matmul, conv2d, conv3d, attention, bf16: correct ({time} ms)"))
         }
         Ok(Some(wrong)) => Finding::new(Outcome::Bad, name, format!("wrong result of {wrong}: use another LibTorch")),
         Err(error) => {
@@ -229,7 +231,7 @@ fn attention() -> Finding {
 fn gpu_part(serves: &str, located: Result<PathBuf>) -> Finding {
     match located {
         Ok(path) => Finding::new(Outcome::Good, serves, format!("built: {}", path.display())),
-        Err(error) => Finding::new(Outcome::Absent, serves, format!("not built: {error:#}")),
+        Err(error) => Finding::new(Outcome::Absent, serves, format!("{error:#}")),
     }
 }
 
@@ -259,7 +261,7 @@ fn ffmpeg() -> Finding {
     Finding::new(
         Outcome::Absent,
         "FFmpeg",
-        "compiled without: trains and samples from packed tensors (`lvdm data pack`)",
+        "built without it: networks train on packed clips (`lvdm data pack`), and samples are written as arrays",
     )
 }
 
@@ -273,7 +275,7 @@ fn opencv() -> Finding {
 
 #[cfg(not(feature = "opencv"))]
 fn opencv() -> Finding {
-    Finding::new(Outcome::Absent, "OpenCV", "compiled without: no folders of frames")
+    Finding::new(Outcome::Absent, "OpenCV", "built without it: folders of frames cannot be read")
 }
 
 /// The extractors' weights: there, and the right ones?
@@ -284,7 +286,7 @@ fn weights() -> Vec<Finding> {
 /// The line about one file of weights, from where it was found or why it was not.
 fn weight(name: &str, located: Result<impl AsRef<Path>>) -> Finding {
     match located {
-        Ok(path) => Finding::new(Outcome::Good, name, format!("{}, SHA-256 right", path.as_ref().display())),
+        Ok(path) => Finding::new(Outcome::Good, name, format!("{}, SHA-256 correct", path.as_ref().display())),
         Err(error) => Finding::new(Outcome::Bad, name, format!("{error:#}; `lvdm weights fetch` gets it")),
     }
 }

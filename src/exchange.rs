@@ -97,9 +97,9 @@ impl LatentPreset {
 /// What a network with a mask channel was trained for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ConditioningKind {
-    /// The first frame is given half of the time; latent frames are 4 apart
+    /// Continue a video: in training, the first frame was given half of the time, and latent frames were 4 apart
     Prediction,
-    /// The two end frames are given nine times of ten
+    /// Fill the frames between two: in training, the first and the last frame were given nine times out of ten
     Interpolation,
 }
 
@@ -133,40 +133,40 @@ const MOST_PLACES: i64 = 1 << 16;
 /// What the user says of a checkpoint.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct ImportOptions {
-    /// Published scale and shift of the latents
+    /// Scale and shift of the latents, as published for the data set that the network was trained on
     #[arg(long, value_enum, conflicts_with_all = ["scale", "shift"])]
     pub latents: Option<LatentPreset>,
-    /// Latents are scale·(z + shift)
+    /// Scale of the latents, in place of --latents: the network sees scale · (z + shift)
     #[arg(long)]
     pub scale: Option<f64>,
-    /// See --scale
+    /// Shift of the latents, in place of --latents
     #[arg(long, allow_negative_numbers = true)]
     pub shift: Option<f64>,
-    /// What a network with a mask channel was trained for
+    /// What the network was trained for, if it has a mask channel for given frames
     #[arg(long, value_enum)]
     pub conditioning: Option<ConditioningKind>,
-    /// Every n-th latent frame is what the network sees [default: 4 for prediction, else 1]
+    /// Distance between the latent frames that the network sees [default: 4 for prediction, otherwise 1]
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub latent_stride: Option<i64>,
-    /// Frames that the autoencoder makes one latent frame of; asked for unless it is the released one (4)
+    /// Frames that the autoencoder compresses into one latent frame; needed unless it has the released sizes (4)
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub temporal_factor: Option<i64>,
-    /// Groups of the autoencoder's norms; asked for unless it is the released one (32)
+    /// Groups in the group norms of the autoencoder; needed unless it has the released sizes (32)
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub norm_groups: Option<i64>,
-    /// Attention heads; asked for where there are no relative positions
+    /// Attention heads; needed for networks without relative positions
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PLACES))]
     pub heads: Option<i64>,
-    /// Frames of a clip; asked for where there are no relative positions
+    /// Frames in a clip; needed for networks without relative positions
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_FRAMES))]
     pub frames: Option<i64>,
-    /// Height and width of a clip [default: 256]
+    /// Height and width of a clip in pixels [default: 256]
     #[arg(long, value_parser = value_parser!(i64).range(..=MOST_PIXELS))]
     pub resolution: Option<i64>,
-    /// Text-to-video networks only: folder of its tokenizer (vocab.json and merges.txt, or tokenizer.json)
+    /// Folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json); needed for text-to-video networks
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Ignore tensors, and entries beside them, whose names begin with PREFIX (may be given several times)
+    /// Leave out tensors and other entries whose names begin with PREFIX; may be given several times
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
 }

@@ -17,13 +17,23 @@ use lvdm::{
     torch,
 };
 
-/// Latent video diffusion models: train, sample, measure
+/// Train, sample and evaluate latent video diffusion models
+///
+/// `lvdm demo` goes through everything on small generated videos. docs/getting-started.md does the same with videos of
+/// your own. `lvdm help COMMAND` explains a command and its options.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_long_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0   done
+  1   something failed
+  2   a mistake in the command or in a file that it reads; the message says what was expected and where
+  75  a signal ended the work; everything was saved, and the same command continues";
 
 #[derive(Subcommand)]
 enum Verb {

@@ -31,7 +31,7 @@ pub enum Purpose {
     SampleStart = 9,
     /// Noise drawn at a sampling step.
     SampleStep = 10,
-    /// Gaussian latents of the yardstick.
+    /// Gaussian latents of the baseline without a diffusion model.
     GaussianLatents = 11,
     /// Scenes of the procedural demo videos.
     Scene = 12,

@@ -286,7 +286,7 @@ fn a_discriminator_of_clips_and_feature_matching() {
     parameters.to_kind(Kind::Double);
     parameters.load(&loss.discriminator_parameters().named().into_iter().collect()).unwrap();
     let frames = |video: &Tensor| video.transpose(1, 2).reshape([8, 3, 32, 32]);
-    let apart = |fake: &[Tensor], real: &[Tensor]| -> Tensor {
+    let distance = |fake: &[Tensor], real: &[Tensor]| -> Tensor {
         fake.iter().zip(real).map(|(fake, real)| (fake - real.detach()).abs().mean(None)).sum()
     };
     let fake = &base * &kernel;
@@ -297,7 +297,7 @@ fn a_discriminator_of_clips_and_feature_matching() {
     assert_eq!(video_fake.logits.size(), [2, 1, 4, 11, 11]);
     let adversarial: Tensor = -image_fake.logits.mean(None) - video_fake.logits.mean(None) * 0.7;
     let matching =
-        apart(&image_fake.features, &image_real.features) + apart(&video_fake.features, &video_real.features);
+        distance(&image_fake.features, &image_real.features) + distance(&video_fake.features, &video_real.features);
     let pixels = (&x - &fake).square().sum(None) / 8.0;
     let values = (3 * 32 * 32) as f64;
     let by_hand = &pixels + &adversarial * terms.adversarial_factor + &matching * (0.3 * 0.5 * values);

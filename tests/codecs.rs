@@ -9,9 +9,10 @@ use common::{largest_difference, moving_clips, write_packed};
 use lvdm::{
     codecs::{CodecSettings, Encoded, EncodedKind, LatentSpace, LongDecoding, Normalization, VideoCodec},
     data::normalise,
+    diffusion::{Ddim, SamplerConfig},
     distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Numerics, parse},
-    models::{LatentConditions, LatentDiffusion},
+    models::{Given, LatentDiffusion, SampleId, VideoModel},
     nn::{Parameters, Scope},
     random::{Purpose, normal_batch},
     safetensors::{read_safetensors, write_safetensors_atomically},
@@ -170,11 +171,13 @@ fn a_denoiser_trains_and_samples_in_any_codecs_space() {
     assert!(terms[0].1.double_value(&[]) > 0.0);
 
     let parameters = Parameters::new(CPU, 3);
-    let generator = LatentDiffusion::new(&experiment, space(0, 3), None, &parameters).unwrap();
+    let mut generator = LatentDiffusion::new(&experiment, space(0, 3), None, &parameters).unwrap();
     parameters.freeze();
-    let sampler = lvdm::diffusion::Ddim { steps: 2, eta: 0.0 }.into();
-    let videos = generator.videos(&[0, 1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
-    assert_eq!((videos.size(), generator.clip_size()), (vec![2, 3, 9, 8, 8], [3, 9, 8, 8]));
+    let sampler: SamplerConfig = Ddim { steps: 2, eta: 0.0 }.into();
+    generator.set_sampling(&sampler.into()).unwrap();
+    let samples = [0, 1].map(|sample| SampleId { seed: 7, sample });
+    let videos = generator.videos(&samples, &Given::default(), &mut |_, _| {}).unwrap();
+    assert_eq!((videos.size(), generator.clip()), (vec![2, 3, 9, 8, 8], [3, 9, 8, 8]));
     let wrong = parse::<DiffusionExperiment>(
         "here",
         &serde_yaml::to_string(&experiment).unwrap(),

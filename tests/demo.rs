@@ -101,7 +101,7 @@ fn a_signal_to_the_demo_saves_what_is_trained() {
         );
         let said = Said::from(child.wait_with_output().unwrap());
         assert_eq!(said.status, 75, "{}\n{}", said.out, said.err);
-        assert!(said.out.contains("asked to stop: left at step"), "{}", said.out);
+        assert!(said.out.contains("stopped and saved at step"), "{}", said.out);
         let kept = lvdm::checkpoint::list(&run).unwrap();
         let step = lvdm::checkpoint::Checkpoint::read(kept.last().unwrap()).unwrap().progress.step;
         assert_eq!(step as usize, lines(), "every step that was logged is saved");

@@ -8,7 +8,7 @@ use common::{
     diffusers::{PARTS, json, model_of, python, run_python, tensors},
     run_in, succeed_in,
     text_runs::{
-        TABLE, TOLD, Tensors, experiment, import, networks, original, write_diffusers, write_tensors, write_videos,
+        OPTIONS, TABLE, Tensors, experiment, import, networks, original, write_diffusers, write_tensors, write_videos,
     },
 };
 use lvdm::{
@@ -138,7 +138,7 @@ fn networks_come_from_elsewhere() {
         assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
         a.iter().all(|(name, tensor)| tensor.equal(&b[name]))
     };
-    let bare = [&["--vae", "vae.safetensors"][..], &TOLD[..]].concat();
+    let bare = [&["--vae", "vae.safetensors"][..], &OPTIONS[..]].concat();
     for (i, (base, more, replaced)) in [
         ("sd", vec!["--vae", "other/vae"], [false, true, false]),
         ("sd", vec!["--vae", "other"], [false, true, false]),
@@ -180,5 +180,5 @@ fn networks_come_from_elsewhere() {
     refused("sd", &["--unet", "vae.safetensors"], 1, "not the U-Net");
     refused("sd", &["--vae", "none"], 2, "there is no none");
     refused("sd", &["--vae", "sd/tokenizer"], 2, "config.json");
-    refused("bare.safetensors", &TOLD, 1, "--vae");
+    refused("bare.safetensors", &OPTIONS, 1, "--vae");
 }

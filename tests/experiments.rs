@@ -223,7 +223,9 @@ fn every_experiment_loads_and_builds() {
                         let conditioning = trained.conditioning.expect("a model that is given frames");
                         long.guidance.validate(&conditioning).unwrap();
                         assert_eq!(trained.data.resolution, experiment.real.resolution, "{}", file.name);
-                        long.sampler.start(&*trained.schedule.build().unwrap()).unwrap();
+                        let own = trained.sampler;
+                        let sampler = long.sampler.as_ref().map_or(own, |choice| choice.over(&own).unwrap());
+                        sampler.start(&*trained.schedule.build().unwrap()).unwrap();
                     }
                 }
             }

@@ -10,7 +10,7 @@ use common::{
     noise,
     pickle::{Pickle, bytes, write_checkpoint, write_legacy_checkpoint, write_zip},
     run_in, same,
-    text_runs::{TOLD, Tensors, import, original, write_tensors, write_tokenizer},
+    text_runs::{OPTIONS, Tensors, import, original, write_tensors, write_tokenizer},
     wake,
 };
 use lvdm::{
@@ -50,7 +50,7 @@ fn an_original_file_is_read_as_tools_leave_it() {
     let run = |tensors: &Tensors, name: &str, more: &[&str]| {
         write_tensors(&at.join(name), tensors);
         let out = format!("run-{name}");
-        let said = import(at, name, &out, &[&TOLD, more].concat());
+        let said = import(at, name, &out, &[&OPTIONS, more].concat());
         assert_eq!(said.status, 0, "{}", said.err);
         let (_, found) = checkpoint::open(&at.join(out)).unwrap();
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone()).unwrap();
@@ -71,7 +71,7 @@ fn an_original_file_is_read_as_tools_leave_it() {
     let line = run_in(at, &["import", "lvdm", "plain", "--out", "x"]).error(1).to_string();
     assert!(line.contains("`lvdm import stable-diffusion`"), "{line}");
 
-    // compiled: the same under other names, which is told
+    // compiled: the same under other names, of which a note speaks
     let compiled: Tensors = tensors
         .iter()
         .map(|(name, tensor)| {
@@ -82,7 +82,7 @@ fn an_original_file_is_read_as_tools_leave_it() {
     same(&found, &plain);
     assert!(said.err.contains("without `_orig_mod`"), "{}", said.err);
 
-    // averages: left and told, or taken
+    // averages: left out, with a note, or taken
     let mut averaged: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
     let unet: Vec<&String> = tensors.keys().filter(|name| name.starts_with("model.diffusion_model.")).collect();
     for name in unet {
@@ -96,7 +96,7 @@ fn an_original_file_is_read_as_tools_leave_it() {
     let (found, _) = run(&averaged, "ema", &["--ema"]);
     let weight = "input_blocks.0.0.weight";
     assert!(found[weight].equal(&(&plain[weight] * 3.0)));
-    let line = import(at, "plain", "x", &[&TOLD[..], &["--ema"]].concat()).error(2).to_string();
+    let line = import(at, "plain", "x", &[&OPTIONS[..], &["--ema"]].concat()).error(2).to_string();
     assert!(line.contains("holds no averaged weights"), "{line}");
 
     // the factor of the latents is one number, in whatever shape
@@ -105,15 +105,15 @@ fn an_original_file_is_read_as_tools_leave_it() {
     run(&factor, "factor", &[]);
     factor.insert("scale_factor".into(), noise(4, &[2]));
     write_tensors(&at.join("factors"), &factor);
-    let line = import(at, "factors", "x", &TOLD).error(1).to_string();
+    let line = import(at, "factors", "x", &OPTIONS).error(1).to_string();
     assert!(line.contains("`scale_factor` has shape [2]"), "{line}");
 
     // numbers that no clip and no network has
     for wrong in ["--frames=1000000000", "--frames=0", "--resolution=1000000000", "--heads=0", "--heads=-3"] {
-        let told: Vec<&str> =
-            TOLD.into_iter().filter(|word| !(wrong.starts_with("--heads") && *word == "--heads")).collect();
-        let told = if told.len() < TOLD.len() { vec!["--tokenizer", "sd/tokenizer"] } else { told };
-        let all = [&["import", "stable-diffusion", "plain", "--out", "x"][..], &told, &[wrong]].concat();
+        let options: Vec<&str> =
+            OPTIONS.into_iter().filter(|word| !(wrong.starts_with("--heads") && *word == "--heads")).collect();
+        let options = if options.len() < OPTIONS.len() { vec!["--tokenizer", "sd/tokenizer"] } else { options };
+        let all = [&["import", "stable-diffusion", "plain", "--out", "x"][..], &options, &[wrong]].concat();
         let line = run_in(at, &all).error(2).to_string();
         assert!(line.contains(wrong.split('=').next().unwrap()) && !at.join("x").exists(), "{line}");
     }
@@ -121,13 +121,13 @@ fn an_original_file_is_read_as_tools_leave_it() {
     let all = ["import", "lvdm", "plain", "--out", "x", "--frames=1000000000"];
     assert!(run_in(at, &all).error(2).contains("--frames"));
 
-    // strict, but for what is told to be left out
+    // strict, but for what --ignore names
     let mut more: Tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
     more.insert("embedding_manager.words".into(), noise(3, &[2]));
     write_tensors(&at.join("more"), &more);
-    assert!(import(at, "more", "x", &TOLD).error(1).contains("`embedding_manager.words` is unknown"));
+    assert!(import(at, "more", "x", &OPTIONS).error(1).contains("`embedding_manager.words` is unknown"));
     same(&run(&more, "less", &["--ignore", "embedding_manager."]).0, &plain);
-    let line = import(at, "more", "x", &[&TOLD[..], &["--ignore", "nothing."]].concat()).error(2).to_string();
+    let line = import(at, "more", "x", &[&OPTIONS[..], &["--ignore", "nothing."]].concat()).error(2).to_string();
     assert!(line.contains("--ignore nothing."), "{line}");
 
     // half an autoencoder
@@ -137,14 +137,14 @@ fn an_original_file_is_read_as_tools_leave_it() {
         .map(|(name, tensor)| (name.clone(), tensor.shallow_clone()))
         .collect();
     write_tensors(&at.join("half"), &half);
-    assert!(import(at, "half", "x", &TOLD).error(1).contains("the encoder is missing"));
+    assert!(import(at, "half", "x", &OPTIONS).error(1).contains("the encoder is missing"));
 
     // eight bits: refused by their type
     let header = json!({"model.diffusion_model.out.2.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
         "first_stage_model.encoder.conv_in.bias": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [4, 8]}});
     let header = header.to_string();
     fs::write(at.join("fp8"), [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 8]].concat()).unwrap();
-    let line = import(at, "fp8", "x", &TOLD).error(1).to_string();
+    let line = import(at, "fp8", "x", &OPTIONS).error(1).to_string();
     assert!(line.contains("F8_E4M3") && line.contains("half precision"), "{line}");
 
     // words that no tokenizer writes
@@ -179,11 +179,11 @@ fn checkpoints_of_other_trainings_are_imported() {
     let lvdm = |file: &str, out: &str, more: &[&str]| {
         run_in(at, &[&["import", "lvdm", file, "--out", out], &options[..], more].concat())
     };
-    let imported = |file: &str, told: &str| {
+    let imported = |file: &str, notes: &str| {
         let said = lvdm(file, &format!("run-{file}"), &[]);
         assert_eq!(said.status, 0, "{file}: {}", said.err);
         same(&model_of(&at.join(format!("run-{file}"))), &tensors);
-        assert!(said.err.contains(told) && said.out.lines().count() > 1, "{file}: {}", said.err);
+        assert!(said.err.contains(notes) && said.out.lines().count() > 1, "{file}: {}", said.err);
     };
     write_checkpoint(&at.join("mixed.ckpt"), &tensors, &|pickle| {
         pickle.text("MixedPrecision");

@@ -10,7 +10,7 @@ use common::{
     noise,
     pickle::{Pickle, write_checkpoint, write_legacy_checkpoint, write_zip},
     run_in, same, source,
-    text_runs::{TOLD, Tensors, import, write_diffusers, write_tensors, write_tokenizer},
+    text_runs::{OPTIONS, Tensors, import, write_diffusers, write_tensors, write_tokenizer},
 };
 use lvdm::{
     extractors::{i3d::I3d, lpips::Lpips},
@@ -98,7 +98,7 @@ fn weight_files_are_told_by_their_first_bytes() {
         let error = format!("{:#}", WeightsFile::open(&at.join(&name)).err().expect(&name));
         assert!(error.contains(word) && error.contains(&name), "{name}: {error}");
         if ["pointer", "page", "empty", "half.old"].contains(&name.as_str()) {
-            for said in [import(at, &name, "run", &TOLD), run_in(at, &["import", "lvdm", &name, "--out", "run"])] {
+            for said in [import(at, &name, "run", &OPTIONS), run_in(at, &["import", "lvdm", &name, "--out", "run"])] {
                 let line = said.error(1);
                 assert!(line.contains(word) && line.contains(&name) && !at.join("run").exists(), "{line}");
             }

@@ -351,8 +351,9 @@ fn an_evaluation_takes_each_class_in_turn() {
         figures["figures"]["samples"]["fvd"].as_f64().unwrap()
     };
     let own = measured(&[], "3");
-    assert_eq!(own, measured(&["generated.class_guidance=3.0"], "3"));
-    assert_ne!(own, measured(&["generated.class_guidance=1.0"], "1"));
+    // without a sampler and guidance in the file they are the run's own
+    assert_eq!(own, measured(&["generated={kind: run, run: run, guidance: 3.0}"], "3"));
+    assert_ne!(own, measured(&["generated.guidance=1.0"], "1"));
     // what cannot be sampled, or measured, is refused before anything is
     for (set, word) in [
         ("generated.sampler.steps=5000", "generated.sampler: "),
@@ -361,6 +362,41 @@ fn an_evaluation_takes_each_class_in_turn() {
     ] {
         let said = run_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu", set]);
         assert!(said.error(2).contains(word), "{set}: {}", said.err);
+    }
+}
+
+/// `lvdm sample` takes the run's own sampler, or single settings of it, or another.
+#[test]
+fn a_run_is_sampled_by_its_own_sampler() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_classes(at, &["a", "b"]);
+    fs::write(at.join("classes.yaml"), CLASSES).unwrap();
+    succeed_in(at, &["train", "diffusion", "classes.yaml", "--run", "run", "trainer.steps=1"]);
+    let sample = |out: &'static str, more: &[&'static str]| {
+        [&["sample", "run", "--videos", "1", "--device", "cpu", "--out", out], more].concat()
+    };
+    for (out, more, sampler) in [
+        ("own", &[][..], r#"{"kind": "respaced_ddpm", "steps": 2}"#),
+        ("steps", &["--steps", "3"], r#"{"kind": "respaced_ddpm", "steps": 3}"#),
+        (
+            "other",
+            &["--sampler", "respaced-ddim", "--steps", "2"],
+            r#"{"kind": "respaced_ddim", "steps": 2, "eta": 1.0}"#,
+        ),
+    ] {
+        succeed_in(at, &sample(out, more));
+        let text = fs::read_to_string(at.join(out).join("sampling.json")).unwrap();
+        let said: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(said["sampler"], serde_json::from_str::<serde_json::Value>(sampler).unwrap(), "{out}");
+    }
+    for (more, word) in [
+        (&["--eta", "0.5"][..], "`eta` is no setting of the run's sampler, respaced_ddpm, which has `steps`"),
+        (&["--sampler", "ddpm", "--steps", "3"], "--sampler ddpm: "),
+        (&["--sampler", "pndm"], "there is no sampler `pndm`, but ddpm, ddim"),
+    ] {
+        let said = run_in(at, &sample("none", more));
+        assert!(said.error(2).contains(word), "{more:?}: {}", said.err);
     }
 }
 

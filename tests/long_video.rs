@@ -228,7 +228,7 @@ fn config(at: &Path) -> LongVideoConfig {
         overlap: 1,
         gap: None,
         guidance: GuidanceConfig::default(),
-        sampler: SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 }),
+        sampler: Some(SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 }).into()),
         batch: 6,
         precision: Precision::F32,
         tf32: false,

@@ -156,7 +156,7 @@ fn ctrl_c_and_a_closed_terminal_save_and_leave() {
         signal_all(&child, signal);
         let (said, _) = ended(child);
         assert_eq!(said.status, 75, "{signal} {launch:?}: {}", said.err);
-        assert_eq!(said.out.matches("asked to stop: left at step").count(), 1, "{}", said.out);
+        assert_eq!(said.out.matches("stopped and saved at step").count(), 1, "{}", said.out);
         assert!(!said.err.contains("error"), "{}", said.err);
         let step = last_step(&run);
         assert_eq!((checkpoint::list(&run).unwrap().len(), lines(&run)), (1, step as usize));

@@ -13,7 +13,7 @@ use lvdm::{
         Predict, RectifiedFlow, SamplerConfig, Times, Variance, conditioned,
     },
     experiment::{DiffusionExperiment, Experiment, Precision, parse},
-    models::{LatentConditions, LatentDiffusion},
+    models::{CodecBaselines, Given, LatentConditions, LatentDiffusion, SampleId, VideoModel},
     networks::{Inputs, Network, Ports},
     nn::Parameters,
     random::{Purpose, normal_batch, stream},
@@ -125,7 +125,9 @@ fn ddim_takes_any_number_of_steps() {
 fn bfloat16_samples_are_near() {
     let sampler = SamplerConfig::Ddim(Ddim { steps: 3, eta: 0.0 });
     let exact = latents(&generator(), &[0, 1], sampler, 7);
-    let rounded = latents(&generator().at(Precision::Bf16.into()), &[0, 1], sampler, 7);
+    let mut half = generator();
+    half.set_numerics(Precision::Bf16.into());
+    let rounded = latents(&half, &[0, 1], sampler, 7);
     assert_eq!(rounded.kind(), tch::Kind::Float);
     let error = relative_error(&rounded, &exact);
     assert!(error > 1e-4 && error < 5e-2, "{error:e}");
@@ -134,11 +136,15 @@ fn bfloat16_samples_are_near() {
 /// Videos come out as bytes of the clip's size, decoded one by one, so equal in every batch.
 #[test]
 fn videos_are_bytes_of_the_clips_size() {
-    let generator = generator();
-    let sampler = SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 });
-    let videos = generator.videos(&[0, 1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
+    let mut generator = generator();
+    generator.set_sampling(&SamplerConfig::Ddim(Ddim { steps: 3, eta: 1.0 }).into()).unwrap();
+    let sampled = |numbers: &[u64]| {
+        let samples: Vec<SampleId> = numbers.iter().map(|&sample| SampleId { seed: 7, sample }).collect();
+        generator.videos(&samples, &Given::default(), &mut |_, _| {}).unwrap()
+    };
+    let videos = sampled(&[0, 1]);
     assert_eq!((videos.size(), videos.kind()), (vec![2, 3, 8, 16, 16], tch::Kind::Uint8));
-    let alone = generator.videos(&[1], &LatentConditions::default(), sampler, 7, &mut |_, _| {}).unwrap();
+    let alone = sampled(&[1]);
     assert!(largest_difference(&alone.get(0), &videos.get(1)) <= 1.0, "more than a rounding");
     let gaussian = generator.gaussian_videos(&[0, 1], 7).unwrap();
     assert_eq!(gaussian.size(), videos.size());

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use common::{
     diffusers::{PARTS, json, model_of, tensors},
     noise, relative_error, source, succeed_in,
-    text_runs::{self, TOLD, Tensors, import, write_diffusers, write_tensors, write_tokenizer},
+    text_runs::{self, OPTIONS, Tensors, import, write_diffusers, write_tensors, write_tokenizer},
 };
 use lvdm::{
     checkpoint,
@@ -173,7 +173,7 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     write_diffusers(&at.join("sd"));
     write_tensors(&at.join("sd1.safetensors"), &text_runs::original());
     let over = ["--unet", "sd2", "--text-encoder", "sd2.safetensors"];
-    let said = import(at, "sd1.safetensors", "mixed", &[&over[..], &TOLD].concat());
+    let said = import(at, "sd1.safetensors", "mixed", &[&over[..], &OPTIONS].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     let mixed = experiment_of("mixed");
     assert_eq!((mixed.unet().unwrap(), &mixed.schedule), (experiment.unet().unwrap(), &experiment.schedule));
@@ -186,10 +186,10 @@ fn stable_diffusion_2_is_what_diffusers_makes() {
     bare.insert("visual.transformer.resblocks.0.ln_1.weight".into(), noise(3, &[16]));
     write_tensors(&at.join("open_clip.safetensors"), &bare);
     let over = ["--unet", "sd2", "--text-encoder", "open_clip.safetensors"];
-    let said = import(at, "sd1.safetensors", "open", &[&over[..], &TOLD].concat());
+    let said = import(at, "sd1.safetensors", "open", &[&over[..], &OPTIONS].concat());
     assert_eq!(said.status, 0, "{}", said.err);
     assert!(encoder("run").equal(&encoder("open")), "OpenCLIP's nonlinearity is GELU");
-    let whole = [&over[..], &TOLD, &["--predict", "noise"]].concat();
+    let whole = [&over[..], &OPTIONS, &["--predict", "noise"]].concat();
     assert!(import(at, "sd1.safetensors", "x", &whole).error(2).contains("scheduler_config.json"));
     // and where nothing says what it predicts, it must be told
     fs::copy(at.join("sd2/unet/diffusion_pytorch_model.safetensors"), at.join("alone.safetensors")).unwrap();

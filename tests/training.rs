@@ -426,8 +426,8 @@ fn an_interrupted_run_equals_a_whole_one() {
     });
     assert_eq!(rounded.1, serde_json::json!({"precision": "bf16", "tf32": true}));
     assert_eq!(exact.1, serde_json::json!({"precision": "f32", "tf32": false}));
-    let apart = (&rounded.0 - &exact.0).norm().double_value(&[]) / exact.0.norm().double_value(&[]);
-    assert!(rounded.0.kind() == tch::Kind::Float && apart > 0.0 && apart < 3e-2, "{:?}, {apart}", rounded.0.kind());
+    let error = (&rounded.0 - &exact.0).norm().double_value(&[]) / exact.0.norm().double_value(&[]);
+    assert!(rounded.0.kind() == tch::Kind::Float && error > 0.0 && error < 3e-2, "{:?}, {error}", rounded.0.kind());
     interrupted("diffusion", "runs/latents", &["latents=latents.safetensors"]);
 }
 
@@ -463,10 +463,10 @@ fn both_networks_train_in_bf16() {
         let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
         let quarter = half.len() / 4;
         let (first, last) = (mean(&half[..quarter]), mean(&half[half.len() - quarter..]));
-        let apart = half.iter().zip(&full).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
-        println!("{kind}: loss {first:.4} to {last:.4} in bf16, at most {apart:.1e} from float32's");
+        let error = half.iter().zip(&full).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        println!("{kind}: loss {first:.4} to {last:.4} in bf16, at most {error:.1e} from float32's");
         assert!(last < 0.9 * first, "{kind}: {first} to {last}");
-        assert!(half != full && apart < bound, "{kind}: {apart:e}");
+        assert!(half != full && error < bound, "{kind}: {error:e}");
     }
 }
 

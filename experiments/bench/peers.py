@@ -6,7 +6,7 @@ The peers, at the sizes of experiments/bench/*.yaml (or of the files that are na
              torch.optim.AdamW. `--check` compares them with the parity cases: what is timed is the right network.
   diffusers  for `attention: text`: UNet2DConditionModel, the frames as a batch of images, eager and compiled, float32
              and bfloat16. `work` is lvdm's FLOPs over the peer's, so near 1.
-  conv2d     3x3 convolutions alone, at the U-Net's widths: a yardstick of the machine.
+  conv2d     3x3 convolutions alone, at the U-Net's widths: a measure of the machine itself.
 
 Needed: pip install torch==2.11.0 diffusers safetensors numpy pyyaml (in a virtual environment), and for torch.compile
 a C++ compiler and Python's headers (`--no-compile` does without).

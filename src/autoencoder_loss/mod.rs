@@ -360,8 +360,8 @@ impl AutoencoderLoss {
         let matching = matches.then(|| {
             let real = no_grad(|| self.judge(x));
             let layers = |judged: Vec<(Judged, f64)>| judged.into_iter().flat_map(|(judged, _)| judged.features);
-            let apart = |(fake, real): (Tensor, Tensor)| (fake - real).to_kind(leaf.kind()).abs().mean(None);
-            let term = layers(fake).zip(layers(real)).map(apart).reduce(|sum, term| sum + term).expect("layers");
+            let distance = |(fake, real): (Tensor, Tensor)| (fake - real).to_kind(leaf.kind()).abs().mean(None);
+            let term = layers(fake).zip(layers(real)).map(distance).reduce(|sum, term| sum + term).expect("layers");
             (term.detach(), gradient(&term, leaf, false))
         });
         self.discriminator_parameters.require_grad(true);

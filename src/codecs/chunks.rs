@@ -78,14 +78,14 @@ impl Chunks {
     ) -> Result<()> {
         let frames = z.size()[2];
         let starts = self.starts(frames);
-        let mut kept: Option<Tensor> = None; // from the current chunk's first frame on
+        let mut overlap: Option<Tensor> = None; // what the chunk before made of the current one's first frames
         for (i, &start) in starts.iter().enumerate() {
             let length = self.length.min(frames);
             let video = decode(&z.narrow(2, start, length)).squeeze_dim(0); // [3, f, H, W]
             let made = video.size()[1];
             let wanted = self.frames_of(length);
             ensure!(made == wanted, "{length} latent frames gave {made} frames, not {wanted}");
-            let video = match kept.take() {
+            let video = match overlap.take() {
                 None => video,
                 Some(before) => {
                     let shared = before.size()[1];
@@ -102,7 +102,7 @@ impl Chunks {
                     let done = (next - start) * self.factor;
                     hand_on(&video.narrow(1, 0, done))?;
                     // a copy: a view would keep the whole chunk
-                    kept = Some(video.narrow(1, done, made - done).copy());
+                    overlap = Some(video.narrow(1, done, made - done).copy());
                 }
             }
         }

@@ -10,14 +10,15 @@ use crate::{
     experiment::{Experiment, parse},
 };
 
-/// Time the networks, the loader and sampling on this machine
+/// Measure how fast networks, data loading and sampling are on this machine
 #[derive(Debug, clap::Args)]
 pub struct Bench {
-    /// What to time (experiments/bench/*.yaml); without a file, everything at sizes for a small machine
+    /// Experiment file that says what to time, such as experiments/bench/ucf101.yaml [default: every part, at sizes for a
+    /// small machine]
     file: Option<PathBuf>,
-    /// key.path=value in place of what the file says
+    /// Settings in place of the file's, each as KEY=VALUE
     overrides: Vec<String>,
-    /// One JSON object a line instead of a table, first what is timed
+    /// Print JSON instead of a table: first the settings, then one object for each measurement, one on a line
     #[arg(long)]
     json: bool,
 }

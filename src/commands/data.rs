@@ -1,7 +1,6 @@
 //! `lvdm data`: data sets made ready, the demo's videos, and packing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Mutex, PoisonError},
 };
@@ -11,15 +10,14 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
     value_parser,
 };
-use tch::{Device, Kind, Tensor};
 
 use super::{out::check_ending, sample::MOST_VIDEOS};
 use crate::{
     data::{
-        Captioned, ClipSpec, DataConfig, DatasetConfig, Fit, Folder, FrameFolders, Indexed, Webvid, decode_workers,
-        demo,
-        index::{IndexEntry, read_index},
-        pack_clips, pictures,
+        Captioned, DataConfig, DatasetConfig, Folder, FrameFolders, Indexed, Webvid, decode_workers, demo,
+        index::read_index,
+        inspect::{ContactSheet, summary},
+        pack_clips,
         prepare::{Count, Depth, KNOWN_SETS, KnownSet, ProblemKind, prepare, problems_file},
     },
     distributed::{self, Launch},
@@ -28,7 +26,7 @@ use crate::{
     train::progress::Progress,
 };
 
-/// Prepare, look at, make and pack data
+/// Prepare, inspect and pack data sets, or generate the demo's videos
 #[derive(Debug, clap::Args)]
 pub struct Data {
     #[command(subcommand)]
@@ -37,37 +35,39 @@ pub struct Data {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Find a data set's videos, check them, and write an index from which training starts at once
+    /// Find and check the videos of a data set, and write an index of them, from which training starts at once
     Prepare(Prepare),
-    /// Show an index: counts, durations, and a contact sheet
+    /// Print the counts and durations of an index, and draw a contact sheet of its videos
     Inspect(Inspect),
-    /// Write the procedural demo videos
+    /// Generate the demo's videos: coloured shapes that move over drifting backgrounds
     MakeDemo(MakeDemo),
-    /// Pack clips into one safetensors file, from which everything trains without FFmpeg and OpenCV
+    /// Decode clips into one safetensors file, from which networks train without FFmpeg and OpenCV
     ///
-    /// Ranks share the decoding, and the file does not depend on how many there are.
+    /// An experiment names the file as `data: {dataset: {kind: packed, file: FILE}}`. With --nproc, the ranks share the
+    /// decoding; the file is the same for any number of them.
     Pack(Pack),
 }
 
 #[derive(Debug, clap::Args)]
 struct Prepare {
+    /// The data set
     #[arg(value_parser = known_sets())]
     set: &'static dyn KnownSet,
-    /// Where it was unpacked
+    /// Folder in which the data set was unpacked; data/ describes the layouts that are accepted
     root: PathBuf,
-    /// The index [default: ROOT/index.jsonl]
+    /// Index to write [default: ROOT/index.jsonl]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Folder with UCF-101's trainlist01.txt and testlist01.txt, if it is neither in ROOT nor beside it
+    /// Folder with UCF-101's trainlist01.txt and testlist01.txt, if these are neither in ROOT nor beside it
     #[arg(long)]
     lists: Option<PathBuf>,
-    /// Frames of the clips that videos must be long enough for
+    /// Frames in a clip; videos that are too short for a clip are reported
     #[arg(long, default_value_t = 16)]
     frames: i64,
-    /// Every n-th frame of a video [default: 4 for taichi, else 1]
+    /// Take every n-th frame of a video [default: 4 for taichi, otherwise 1]
     #[arg(long)]
     frame_stride: Option<i64>,
-    /// Decode the first and the last frame of each video alone, not all: damage in between is not found
+    /// Decode only the first and the last frame of each video, so that damage in between is not found
     #[arg(long)]
     quick: bool,
 }
@@ -83,37 +83,38 @@ fn known_sets() -> impl TypedValueParser<Value = &'static dyn KnownSet> {
 struct Inspect {
     /// Index written by `lvdm data prepare`
     index: PathBuf,
-    /// One split only
+    /// Split of the index, such as test [default: all]
     #[arg(long)]
     split: Option<String>,
-    /// The contact sheet. Not beside the index: among videos it could be taken for one
+    /// Contact sheet to write; not in the folder of the videos, where it could be taken for a video
     #[arg(long, default_value = "contact-sheet.png")]
     out: PathBuf,
-    /// Videos on the sheet, evenly out of all
+    /// Videos on the sheet, chosen evenly from all
     #[arg(long, default_value_t = 12)]
     videos: usize,
-    /// Height and width of a picture on it
+    /// Height and width of a picture on the sheet
     #[arg(long, default_value_t = 96)]
     resolution: i64,
 }
 
 #[derive(Debug, clap::Args)]
 struct MakeDemo {
-    /// Folder for train/ and test/
+    /// Folder in which train/ and test/ are created
     #[arg(long, default_value = "data/demo")]
     out: PathBuf,
-    /// Videos to train on
+    /// Number of videos for training
     #[arg(long, default_value_t = demo::DemoConfig::default().train)]
     train: u64,
-    /// Videos held out
+    /// Number of videos held out for evaluation
     #[arg(long, default_value_t = demo::DemoConfig::default().test)]
     test: u64,
-    /// Frames of each
+    /// Frames in each video
     #[arg(long, default_value_t = demo::DemoConfig::default().frames)]
     frames: i64,
     /// Width and height in pixels
     #[arg(long, default_value_t = demo::DemoConfig::default().size)]
     size: i64,
+    /// Seed of the shapes, colours and movements
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -122,10 +123,10 @@ struct MakeDemo {
 struct Pack {
     #[command(flatten)]
     clips: Clips,
-    /// How many clips (default: one of each video)
+    /// Number of clips [default: one from each video]
     #[arg(long = "clips", value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     count: Option<u64>,
-    /// The file (.safetensors)
+    /// File to write (.safetensors)
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -135,28 +136,31 @@ struct Pack {
 /// Which clips are cut out of which videos, as `pack` and `encode` ask for them.
 #[derive(Debug, clap::Args)]
 pub(super) struct Clips {
-    /// Folder of videos, or an index (.jsonl), a numpy array (.npy, .npz), a packed file
+    /// Videos: a folder, an index (.jsonl), a numpy array (.npy or .npz), or a file that `lvdm data pack` wrote
     #[arg(long)]
     videos: PathBuf,
-    /// One split of an index only
+    /// Split of the index, such as train [default: all]
     #[arg(long)]
     split: Option<String>,
-    /// The folder holds folders of pictures instead of video files
+    /// The folder contains folders of pictures, each a video, instead of video files
     #[arg(long)]
     frames_folders: bool,
-    /// Each video has its caption beside it, in a text file of its name
+    /// Each video file has its caption in a text file of the same name: x.mp4 and x.txt
     #[arg(long, conflicts_with = "frames_folders")]
     captions: bool,
-    /// Table (CSV) of the videos with the columns videoid, name (the caption) and perhaps page_dir
+    /// Table (CSV) of the videos, with the columns videoid, name (the caption) and, if there are subfolders, page_dir
     #[arg(long, conflicts_with_all = ["frames_folders", "captions"])]
     table: Option<PathBuf>,
-    /// Frames of a clip
+    /// Frames in a clip
     #[arg(long, default_value_t = 16)]
     frames: i64,
+    /// Take every n-th frame of a video
     #[arg(long, default_value_t = 1)]
     frame_stride: i64,
+    /// Height and width of a clip in pixels
     #[arg(long, default_value_t = 256)]
     resolution: i64,
+    /// Seed of the random places at which clips begin
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
 }
@@ -310,23 +314,17 @@ impl Inspect {
         if entries.is_empty() {
             return Err(UserError(format!("no videos of this split in {}", self.index.display())).into());
         }
-        crate::commands::say::text(summary(&entries));
-        let rows = entries.len().min(self.videos);
-        let chosen: Vec<&IndexEntry> = (0..rows).map(|row| &entries[row * entries.len() / rows]).collect();
-        let looked: Vec<Result<Tensor>> = chosen.iter().map(|entry| overview(entry, self.resolution)).collect();
-        let side = self.resolution;
-        let empty = || Tensor::full([3, COLUMNS, side, side], 128, (Kind::Uint8, Device::Cpu));
-        let clips: Vec<Tensor> =
-            looked.iter().map(|clip| clip.as_ref().map_or_else(|_| empty(), Tensor::shallow_clone)).collect();
-        pictures::write_png(&self.out, &pictures::grid(&Tensor::stack(&clips, 0), 1)?)?;
+        super::say::text(summary(&entries));
+        let sheet = ContactSheet::draw(&entries, self.videos, self.resolution)?;
+        sheet.write(&self.out)?;
         say!("contact sheet, from top to bottom: {}", self.out.display());
-        for (entry, clip) in chosen.iter().zip(&looked) {
-            match clip {
-                Ok(_) => say!("    {}", entry.path.display()),
-                Err(error) => say!("    {}: left grey, {error:#}", entry.path.display()),
+        for (entry, error) in sheet.rows() {
+            match error {
+                None => say!("    {}", entry.path.display()),
+                Some(error) => say!("    {}: left grey, {error:#}", entry.path.display()),
             }
         }
-        let broken = looked.iter().filter(|clip| clip.is_err()).count();
+        let (rows, broken) = (sheet.rows().len(), sheet.rows().iter().filter(|(_, error)| error.is_some()).count());
         if broken > 0 {
             tracing::warn!(
                 "{broken} of the {rows} videos on the sheet cannot be read; `lvdm data prepare` finds all such"
@@ -334,59 +332,6 @@ impl Inspect {
         }
         Ok(())
     }
-}
-
-/// Pictures of a row of the contact sheet.
-const COLUMNS: i64 = 8;
-
-/// Frames from the first to the last of a video, evenly, `[3, COLUMNS, S, S]`.
-fn overview(entry: &IndexEntry, side: i64) -> Result<Tensor> {
-    let spec = ClipSpec { frames: COLUMNS, frame_stride: 1, resolution: side, fit: Fit::default() };
-    let mut source = entry.source().open()?;
-    let frame = |column: i64| column * (source.frames() - 1) / (COLUMNS - 1);
-    let places: Vec<i64> = (0..COLUMNS).map(frame).collect();
-    let mut frames = Vec::new();
-    for place in places {
-        frames.extend(source.read(place, 1, 1)?);
-    }
-    Ok(Tensor::from_slice(&spec.fit(&frames)).reshape([3, COLUMNS, side, side]))
-}
-
-/// Counts and ranges, split by split.
-fn summary(entries: &[IndexEntry]) -> String {
-    let mut splits: BTreeMap<&str, Vec<&IndexEntry>> = BTreeMap::new();
-    for entry in entries {
-        splits.entry(entry.split.as_deref().unwrap_or("(no split)")).or_default().push(entry);
-    }
-    let mut text = format!(
-        "{:12} {:>8} {:>8} {:>11} {:>9}  {:24} {}\n",
-        "split", "videos", "classes", "frames", "hours", "frames a video", "sizes and rates"
-    );
-    for (split, entries) in splits {
-        let classes: BTreeSet<&String> = entries.iter().filter_map(|entry| entry.class.as_ref()).collect();
-        let mut frames: Vec<i64> = entries.iter().map(|entry| entry.frames).collect();
-        frames.sort_unstable();
-        let seconds: Option<f64> = entries.iter().map(|entry| Some(entry.frames as f64 / entry.fps?)).sum();
-        let hours = seconds.map_or("-".into(), |seconds| format!("{:.2}", seconds / 3600.0));
-        let range = format!("{} / {} / {}", frames[0], frames[frames.len() / 2], frames[frames.len() - 1]);
-        let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-        for IndexEntry { width, height, fps, .. } in &entries {
-            let rate = fps.map_or("pictures".into(), |fps| format!("{fps:.2} fps"));
-            *kinds.entry(format!("{width}x{height} {rate}")).or_default() += 1;
-        }
-        let mut kinds: Vec<(String, usize)> = kinds.into_iter().collect();
-        kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let more = if kinds.len() > 3 { format!(", {} others", kinds.len() - 3) } else { String::new() };
-        let kinds: Vec<String> = kinds.iter().take(3).map(|(kind, count)| format!("{kind} ({count})")).collect();
-        text += &format!(
-            "{split:12} {:>8} {:>8} {:>11} {hours:>9}  {range:24} {}{more}\n",
-            entries.len(),
-            classes.len(),
-            frames.iter().sum::<i64>(),
-            kinds.join(", ")
-        );
-    }
-    text + "frames a video: shortest / median / longest\n"
 }
 
 impl Pack {

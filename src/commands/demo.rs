@@ -31,16 +31,16 @@ use crate::{
     train::{pack_latents, progress, train_autoencoder, train_diffusion},
 };
 
-/// Make videos, train an autoencoder and a denoiser on them, sample, and measure
+/// Generate small videos, train an autoencoder and a denoiser on them, sample, and measure FVD and KVD
 ///
-/// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save what is trained and leave with status 75; the same command then
-/// goes on.
+/// Everything is written to runs/demo, and runs/demo/report.html shows it. Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1
+/// save what is trained and end the program with status 75; the same command then continues.
 #[derive(Debug, clap::Args)]
 pub struct Demo {
     /// Folder with data.yaml, autoencoder.yaml, diffusion.yaml and evaluate.yaml
     #[arg(default_value = "experiments/demo")]
     experiments: PathBuf,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
 }

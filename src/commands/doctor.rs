@@ -1,10 +1,10 @@
-//! `lvdm doctor`: can this machine do the job?
+//! `lvdm doctor`: has this machine what is needed?
 
 use anyhow::{Result, bail};
 
 use crate::doctor::{Finding, Outcome, examine};
 
-/// Say what this machine has, and whether it can do the job
+/// Check what this machine has: LibTorch, GPU, FFmpeg, OpenCV, weights; and whether that is enough
 #[derive(Debug, clap::Args)]
 pub struct Doctor;
 
@@ -12,7 +12,7 @@ impl Doctor {
     /// Prints what is there and whether it works.
     ///
     /// # Errors
-    /// Where the machine cannot do the job.
+    /// Where something that is needed is missing or broken.
     pub fn run(self) -> Result<()> {
         let findings = examine();
         let width = findings.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
@@ -25,9 +25,9 @@ impl Doctor {
             say!("{mark} {name:width$}  {detail}");
         }
         if findings.iter().any(|finding| finding.outcome == Outcome::Bad) {
-            bail!("this machine cannot do the job as it is: see the lines marked FAIL");
+            bail!("something that lvdm needs is missing or broken: see the lines marked FAIL");
         }
-        say!("This machine can do the job.");
+        say!("This machine has everything that lvdm needs.");
         Ok(())
     }
 }

@@ -20,31 +20,32 @@ use crate::{
     train::{pack_latents, progress::Progress},
 };
 
-/// Encode clips once, into a file of latents from which denoisers train (`latents` of an experiment)
+/// Encode clips into a file of latents, from which denoisers then train without decoding videos
 ///
-/// Ranks share the clips, and the file does not depend on how many there are.
+/// An experiment names the file as `latents`. With --nproc, the ranks share the clips; the file is the same for any number
+/// of them.
 #[derive(Debug, clap::Args)]
 pub struct Encode {
-    /// Run of the autoencoder
+    /// Run folder of the autoencoder
     autoencoder: PathBuf,
     #[command(flatten)]
     clips: Clips,
-    /// How many clips (default: --crops of each video)
+    /// Number of clips [default: --crops from each video]
     #[arg(long = "clips", value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     count: Option<u64>,
-    /// Clips of each video, each from another place
+    /// Clips from each video, each at a random place of its own
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(..=MOST_VIDEOS))]
     crops: u64,
-    /// Half of the clips mirrored
+    /// Mirror half of the clips, at random
     #[arg(long)]
     flip: bool,
-    /// Encode captions too, with the text encoder of this run
+    /// Text-to-video run whose text encoder encodes the videos' captions into the file as well
     #[arg(long)]
     text: Option<PathBuf>,
-    /// The file (.safetensors)
+    /// File to write (.safetensors)
     #[arg(long)]
     out: PathBuf,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     #[command(flatten)]

@@ -12,8 +12,8 @@ use crate::{
     distributed::{self, Launch, rank},
     evaluation::{VideoPaths, card, evaluate},
     experiment::{EvaluationExperiment, Experiment, Generated, Numerics, UserError, built_in_protocols},
-    extractors::ExtractorConfig,
-    metrics::Metric,
+    extractors::{ExtractorConfig, ExtractorKind},
+    metrics::{ComparedFeatures, Metric},
     run_files::{CARD_FILE, FIGURES_FILE},
     torch::DeviceName,
 };
@@ -22,69 +22,85 @@ use print::print_card;
 pub(super) use print::print_evaluation;
 use reconstruction::Reconstruct;
 
-/// Measure how far generated clips are from real ones: FVD, KVD and other metrics
+/// Measure how far generated videos are from real ones: FVD, KVD and other metrics
+///
+/// Either with an experiment file, or with --real and --generated. Figures are printed with their protocol and a 95 %
+/// confidence interval, beside the same figures of baselines, and written to a folder. docs/evaluation.md explains them.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Evaluate {
     #[command(subcommand)]
     what: Option<What>,
-    /// Experiment file (YAML)
+    /// Experiment file (YAML), such as experiments/demo/evaluate.yaml
     #[arg(required_unless_present_any = ["real", "generated", "protocols"])]
     file: Option<PathBuf>,
-    /// Replaced settings of the file, key.path=value
+    /// Settings in place of the file's, each as KEY=VALUE: evaluation.clips=256
     overrides: Vec<String>,
-    /// Real videos, instead of a file: a folder of videos or of folders of pictures, an index (.jsonl), a numpy array
-    /// (.npz, .npy: uint8 [N, F, H, W, 3]), a packed file
+    /// Real videos: a folder of video files or of folders of pictures, an index (.jsonl), a numpy array (.npz or .npy,
+    /// uint8 [N, F, H, W, 3]), or a file that `lvdm data pack` wrote
     #[arg(long, requires = "generated", conflicts_with = "file")]
     real: Option<PathBuf>,
-    /// One split of the real videos, which are an index [default: all]
+    /// Split of the index of real videos, such as test [default: all]
     #[arg(long, requires = "real")]
     split: Option<String>,
-    /// Generated videos, in the same ways, or a diffusion run, which is sampled
+    /// Generated videos, in any of the same forms, or a diffusion run, from which clips are sampled
     #[arg(long, requires = "real")]
     generated: Option<PathBuf>,
-    /// lvdm16, stylegan-v-16, stylegan-v-128, or a YAML file; without one so many clips of the size given here
+    /// Protocol: a name from --protocols, or a YAML file [default: none; clips are taken as the next options say]
     #[arg(long, requires = "generated", conflicts_with_all = ["frames", "resolution"])]
     protocol: Option<String>,
-    /// List the protocols that are known by name, and end
+    /// List the protocols that have a name, and do nothing else
     #[arg(long, exclusive = true)]
     protocols: bool,
-    /// Clips of each set [default: the protocol's, or as many as there are, at most 2048]
+    /// Number of clips in each set [default: the protocol's, or as many as there are, at most 2048]
     #[arg(long, conflicts_with = "file")]
     clips: Option<i64>,
-    /// Frames of a clip [default: 16, or the run's]
+    /// Frames in a clip [default: 16, or the run's]
     #[arg(long, conflicts_with = "file")]
     frames: Option<i64>,
-    /// Every n-th frame of the real videos [default: the protocol's, else 1]
+    /// Take every n-th frame of the real videos [default: the protocol's, or 1]
     #[arg(long, conflicts_with = "file")]
     frame_stride: Option<i64>,
-    /// Height and width of a clip before the extractor's own resize [default: 256, or the run's]
+    /// Height and width of the clips in pixels, before the extractor resizes them itself [default: 256, or the run's]
     #[arg(long, conflicts_with = "file")]
     resolution: Option<i64>,
-    /// Whose features are compared: the name of an extractor, NAME=FILE with other weights, or a file of I3D weights in the
-    /// packaged layout; the hash of the weights is part of every figure [default: the protocol's, else i3d]
-    #[arg(long, conflicts_with = "file")]
+    #[arg(long, conflicts_with = "file", help = extractor_help())]
     extractor: Option<ExtractorConfig>,
-    /// Which metrics, separated by commas [default: fvd,kvd]
-    #[arg(long, conflicts_with = "file", value_delimiter = ',')]
+    #[arg(long, conflicts_with = "file", value_delimiter = ',', help = metrics_help())]
     metrics: Option<Vec<Metric>>,
-    /// Measure under every known protocol, beside real against real, frozen, shuffled frames and Gaussian latents, and how
-    /// each metric answers to real clips that are blurred, jittered, shuffled, reversed, frozen or sped up
+    /// Measure under every protocol that has a name, beside all baselines, and measure how strongly each metric responds to
+    /// real clips that are blurred, jittered, shuffled, reversed, frozen or sped up
     #[arg(long)]
     card: bool,
-    /// Which real clips
+    /// Seed of the random choice of real clips
     #[arg(long, conflicts_with = "file", default_value_t = 0)]
     seed: u64,
-    /// Folder for the figures [default: one in runs/evaluation for these videos and these settings]
+    /// Folder for the figures [default: a folder in runs/evaluation, named by the videos and the settings]
     #[arg(long, conflicts_with = "file")]
     out: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     #[command(flatten)]
     precision: PrecisionOptions,
     #[command(flatten)]
     launch: Launch,
+}
+
+fn extractor_help() -> String {
+    // those of a metric of their own are not to be chosen
+    let is_free = |kind: &ExtractorKind| Metric::all().all(|metric| metric.compares() != ComparedFeatures::Of(*kind));
+    let names: Vec<String> = ExtractorKind::all().filter(is_free).map(|kind| kind.to_string()).collect();
+    format!(
+        "Network whose features FVD and KVD compare: {}; NAME=FILE for other weights of it; or a file of I3D weights. The \
+         SHA-256 of the weights is part of the protocol [default: the protocol's, or i3d]",
+        names.join(", ")
+    )
+}
+
+fn metrics_help() -> String {
+    let names: Vec<&str> = Metric::all().map(|metric| metric.name()).collect();
+    format!("Metrics to measure, separated by commas: {} [default: fvd,kvd]", names.join(", "))
 }
 
 #[derive(Debug, clap::Subcommand)]

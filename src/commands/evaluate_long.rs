@@ -14,14 +14,17 @@ use crate::{
     torch::DeviceName,
 };
 
-/// Measure long videos window by window and draw the curves; interrupted, it goes on
+/// Measure long videos window by window, and draw the metrics as curves over time
+///
+/// Each window of consecutive frames is compared with real clips, so that the curves show whether quality falls along the
+/// video. Interrupted, the same command continues. docs/long-video.md explains the curves.
 #[derive(Debug, clap::Args)]
 pub struct EvaluateLong {
-    /// Experiment file (YAML)
+    /// Experiment file (YAML), such as experiments/demo/long.yaml
     file: PathBuf,
-    /// Replaced settings, key.path=value
+    /// Settings in place of the file's, each as KEY=VALUE: videos=4
     overrides: Vec<String>,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
     #[command(flatten)]

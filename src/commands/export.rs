@@ -7,15 +7,14 @@ use anyhow::Result;
 use super::{out::check_ending, parts_table};
 use crate::{exchange, experiment::UserError};
 
-/// Write a run's networks for other programs
+/// Write the networks of a run to files that other programs read
 ///
-/// `lvdm export RUN --out FILE` writes them under the released names, as safetensors: raw weights, averaged weights and
-/// the autoencoder, with the prefixes of released checkpoints; tensors that those list under two names are written
-/// twice. `lvdm import lvdm` reads the file back.
+/// `lvdm export RUN --out FILE` writes one safetensors file with the parameter names of the released LVDM checkpoints:
+/// the trained weights, their moving average, and the autoencoder. `lvdm import lvdm` reads the file back.
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Export {
-    /// Run folder, or one of its checkpoints
+    /// Run folder, or a checkpoint in it
     #[arg(required = true)]
     run: Option<PathBuf>,
     /// File to write (.safetensors)
@@ -27,26 +26,26 @@ pub struct Export {
 
 #[derive(Debug, clap::Subcommand)]
 enum To {
-    /// A folder that diffusers opens: the image networks of a text-to-video run, as they are now
+    /// Write a text-to-video run's image networks as a folder that diffusers opens
     ///
-    /// U-Net, image autoencoder, text encoder, tokenizer and schedule, as a StableDiffusionPipeline. Layers over frames
-    /// have no place there and are left out, so that it makes single pictures. `lvdm import stable-diffusion` reads the
-    /// folder too.
+    /// The folder is a StableDiffusionPipeline: U-Net, image autoencoder, text encoder, tokenizer and noise schedule. The
+    /// layers over frames have no place in it and are left out, so it generates single pictures. `lvdm import
+    /// stable-diffusion` reads the folder, too.
     StableDiffusion {
-        /// Run folder, or one of its checkpoints
+        /// Run folder, or a checkpoint in it
         run: PathBuf,
-        /// Folder to make
+        /// Folder to create
         #[arg(long)]
         out: PathBuf,
     },
-    /// The adapters that a run has trained, on their own: a folder of PEFT
+    /// Write the low-rank adapters that a run has trained, as a folder that PEFT reads
     ///
-    /// adapter_model.safetensors and adapter_config.json, with the places spelled as in diffusers. `lvdm import lora`
-    /// reads the folder too.
+    /// The folder holds adapter_model.safetensors and adapter_config.json, with the layer names of diffusers. `lvdm import
+    /// lora` reads the folder, too.
     Lora {
-        /// Run folder of a training with `trained: {kind: adapters, …}`, or one of its checkpoints
+        /// Run folder of a training with `trained: {kind: adapters, …}`, or a checkpoint in it
         run: PathBuf,
-        /// Folder to make
+        /// Folder to create
         #[arg(long)]
         out: PathBuf,
     },

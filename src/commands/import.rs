@@ -10,7 +10,7 @@ use crate::{
     run_files::NAMES_FILE,
 };
 
-/// Turn a released checkpoint into a run
+/// Turn a released checkpoint into a run folder, to sample from or train on
 #[derive(Debug, clap::Args)]
 pub struct Import {
     #[command(subcommand)]
@@ -19,36 +19,38 @@ pub struct Import {
 
 #[derive(Debug, clap::Subcommand)]
 enum From {
-    /// A checkpoint of the released LVDM: autoencoder, short video, prediction, interpolation, text to video
+    /// Import a released LVDM checkpoint: autoencoder, short video, prediction, interpolation or text to video
     ///
-    /// Networks and their settings come from the names and shapes in the file, whose pickle is read as data:
-    /// nothing in it is executed. What the file does not tell is asked for. Anything missing or unknown is an error.
+    /// The kind of network and its settings are inferred from the names and shapes of the tensors. Settings that leave no
+    /// trace there are given as options; the message names those that are needed. A tensor that is missing or unknown is
+    /// an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
     Lvdm(Lvdm),
-    /// A Stable Diffusion 1.x or 2.x, to be made a text-to-video network
+    /// Import Stable Diffusion 1.x or 2.x as a text-to-video network
     ///
-    /// From a folder of diffusers (unet/, vae/, text_encoder/, tokenizer/; safetensors or .bin, whole or in shards; also a
-    /// hub's cache) or one original file, safetensors or of PyTorch, whatever its name ends in. Kernels gain a frame axis; temporal layers are new and start as the identity, so that
-    /// each frame is what the image network makes. Anything missing or unknown is an error.
+    /// PATH is a folder in the layout of diffusers (unet/, vae/, text_encoder/, tokenizer/; safetensors or .bin, whole or in
+    /// shards; a model hub's cache will do) or one original file, in safetensors or PyTorch format. Convolutions gain a
+    /// frame axis, and temporal layers are added that start as the identity: before training, each frame of a video is what
+    /// the image network generates. A tensor that is missing or unknown is an error.
     StableDiffusion(StableDiffusion),
-    /// A checkpoint of the released Latte, with Stable Diffusion's image autoencoder
+    /// Import a released Latte checkpoint, with Stable Diffusion's image autoencoder
     ///
-    /// The transformer's settings come from the names and shapes in the file, whose pickle is read as data: nothing in it is
-    /// executed. The moving average (`ema`) samples where the file has one. Anything missing or unknown is an error, and so
-    /// are fixed embeddings that are not those of the formula.
+    /// The transformer's settings are inferred from the names and shapes of the tensors. If the file has a moving average of
+    /// the weights (`ema`), this is what samples. A tensor that is missing or unknown is an error, and so are position
+    /// embeddings that differ from the formula. The pickle in a PyTorch file is read as data: nothing in it is executed.
     Latte(Latte),
-    /// A LoRA of Stable Diffusion, merged into the weights of a run
+    /// Merge a LoRA of Stable Diffusion into the weights of a run
     ///
-    /// In the names of kohya-ss, PEFT or diffusers; of linear maps and convolutions, of the U-Net and the text encoder. A
-    /// new run is made of the weights with which RUN samples, each changed one W + scale · α / rank · up · down; the run
-    /// itself stays. Anything unknown is an error.
+    /// The LoRA may have the names of kohya-ss, PEFT or diffusers, and change linear maps and convolutions of the U-Net and
+    /// the text encoder. The new run has the weights with which RUN samples; each changed one is W + scale · α / rank · up ·
+    /// down. RUN itself does not change. A tensor that is unknown is an error.
     Lora(Lora),
 }
 
 #[derive(Debug, clap::Args)]
 struct Latte {
-    /// PyTorch checkpoint of any age, `{"model": …, "ema": …}` or one state dict, or a safetensors file with the same names
+    /// Checkpoint: a PyTorch file of any version, with `model` and `ema` or one state dict, or safetensors with the same names
     file: PathBuf,
-    /// Run folder to make
+    /// Run folder to create
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -66,15 +68,15 @@ impl Latte {
 
 #[derive(Debug, clap::Args)]
 struct Lora {
-    /// File (.safetensors, .bin, .pt), or folder of PEFT or diffusers
+    /// The LoRA: a file (.safetensors, .bin or .pt), or a folder that PEFT or diffusers wrote
     path: PathBuf,
-    /// Run, or one of its checkpoints, whose weights are changed: of `lvdm import stable-diffusion`, or trained from one
+    /// Run folder, or a checkpoint in it, of `lvdm import stable-diffusion` or of a training that started from one
     #[arg(long, value_name = "RUN")]
     into: PathBuf,
-    /// Run folder to make
+    /// Run folder to create
     #[arg(long)]
     out: PathBuf,
-    /// How much of the change is added
+    /// Factor by which the LoRA's change of the weights is multiplied
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     scale: f64,
 }
@@ -91,9 +93,9 @@ impl Lora {
 
 #[derive(Debug, clap::Args)]
 struct StableDiffusion {
-    /// Folder, or file
+    /// Folder in the layout of diffusers, or one original file
     path: PathBuf,
-    /// Run folder to make
+    /// Run folder to create
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
@@ -118,9 +120,9 @@ impl StableDiffusion {
 
 #[derive(Debug, clap::Args)]
 struct Lvdm {
-    /// PyTorch checkpoint of any age, or a safetensors file with the same names (`lvdm export` writes them)
+    /// Checkpoint: a PyTorch file of any version, or safetensors with the same names, as `lvdm export` writes it
     file: PathBuf,
-    /// Run folder to make
+    /// Run folder to create
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]

@@ -129,7 +129,7 @@ impl Out {
     }
 
     /// Clips u8 `[n, 3, F, H, W]` with their numbers, and what they show where they were given a text.
-    pub fn write(&mut self, clips: &Tensor, samples: &[u64], shown: &[String]) -> Result<()> {
+    pub fn write(&mut self, clips: &Tensor, samples: &[u64], shown: &[&str]) -> Result<()> {
         let (place, is_folder, fps) = match self {
             Out::Packed(writer) => return writer.push(clips),
             Out::Numpy(writer) => return writer.push(clips),

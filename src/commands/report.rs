@@ -11,16 +11,16 @@ use crate::{
     torch::DeviceName,
 };
 
-/// Write one page of finished runs: videos, figures, curves, configurations
+/// Write one HTML page about finished runs: playing samples, figures, curves and settings
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Report {
     #[command(subcommand)]
     what: Option<What>,
-    /// Folders that lvdm wrote: runs, evaluations, samples, or folders that hold such, up to two levels below
+    /// Folders that lvdm wrote: runs, evaluations or samples; or folders that contain such, at most two levels deep
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
-    /// The page, one HTML file that needs no other
+    /// File to write; it includes videos and pictures and needs no other file
     #[arg(long, default_value = "report.html")]
     out: PathBuf,
 }
@@ -44,19 +44,19 @@ impl Report {
     }
 }
 
-/// Parameters, time, memory, FVD and KVD of diffusion runs, side by side
+/// Compare diffusion runs in one table: parameters, training time, sampling time, memory, FVD and KVD
 #[derive(Debug, clap::Args)]
 pub struct Efficiency {
     /// Run folders of `lvdm train diffusion`
     #[arg(required = true)]
     runs: Vec<PathBuf>,
-    /// Videos that are sampled in one pass, by the run's own sampler, to time them; 0: nothing is measured here
+    /// Videos to sample in one batch, to time sampling on this machine; 0 to measure nothing
     #[arg(long, default_value_t = 4)]
     videos: u64,
-    /// One JSON object a run instead of tables
+    /// Print one JSON object for each run instead of tables
     #[arg(long)]
     json: bool,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
 }

@@ -7,22 +7,20 @@ use std::{
 
 use anyhow::Result;
 use clap::value_parser;
-use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use serde_json::{Map, Value, json};
+use tch::Device;
 
 use super::out::{Form, Out, check_mp4, remember};
 
 use crate::{
-    data::{DataConfig, frame_folder::read_picture},
-    diffusion::{
-        Ddim, Ddpm, DpmSolver, Euler, GuidanceConfig, Heun, RespacedDdim, RespacedDdpm, SamplerConfig, UniPc, Variance,
-    },
+    data::{RgbFrame, frame_folder::read_picture},
+    diffusion::{SamplerChoice, SamplerConfig},
     distributed::{self, Launch, Ranks},
     experiment::{Numerics, Precision, UserError},
-    models::{Classes, ClipId, FramesOfClip, LatentConditions, LatentDiffusion, TextPrompts},
+    models::{self, Asked, Assignment, KnownClasses, SamplingJob, Seeds, VideoModel},
     run::weights_of,
     text_file::{read_text, trim},
-    torch::{DeviceName, upload},
+    torch::DeviceName,
     train::progress::Progress,
 };
 
@@ -101,8 +99,8 @@ struct TextOptions {
     /// File of prompts, one a line
     #[arg(long = "prompts", conflicts_with = "prompts")]
     file: Option<PathBuf>,
-    /// How strongly the prompt, or the class, is followed: 1 without guidance; 7.5 to 15 is usual for prompts [default: 7.5,
-    /// of a class as the run's `labels.guidance` says]
+    /// How strongly the prompt, or the class, is followed: 1 without guidance; 7.5 to 15 is usual for prompts [default:
+    /// the run's own, `text.guidance` or `labels.guidance` of its experiment]
     #[arg(long, value_parser = finite)]
     guidance: Option<f64>,
     /// What not to show
@@ -140,22 +138,20 @@ impl TextOptions {
     }
 }
 
-/// Which sampler, on the command line.
+/// Which sampler, on the command line; what is not said is the run's own.
 #[derive(Debug, clap::Args)]
 pub struct SamplerOptions {
-    /// ddim, ddpm, dpm-solver (DPM-Solver++ 2M), unipc, euler, heun, or on evenly kept steps respaced-ddpm (with the learned
-    /// variance of networks that have one) or respaced-ddim
-    #[arg(long, value_enum, default_value = "ddim")]
-    sampler: SamplerName,
-    /// Steps of all but DDPM
-    #[arg(long, default_value_t = 50)]
-    steps: i64,
-    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM
-    #[arg(long, default_value_t = 1.0, value_parser = finite)]
-    eta: f64,
-    /// Variance of DDPM
-    #[arg(long, value_enum, default_value = "posterior")]
-    variance: VarianceName,
+    #[arg(long, value_name = "NAME", value_parser = SamplerChoice::kind, help = sampler_help())]
+    sampler: Option<&'static str>,
+    /// Steps of the sampler; DDPM has none [default: the run's own, and 50 of another --sampler]
+    #[arg(long)]
+    steps: Option<i64>,
+    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM [default: the run's own, and 1 of another --sampler]
+    #[arg(long, value_parser = finite)]
+    eta: Option<f64>,
+    /// Variance of DDPM: posterior, of q(z_{t-1} | z_t, z_0), or beta, beta_t [default: the run's own, and posterior of another --sampler]
+    #[arg(long)]
+    variance: Option<String>,
 }
 
 /// How exactly networks compute, on the command line; what is not said stays as the experiment says, else float32.
@@ -181,44 +177,31 @@ impl PrecisionOptions {
     }
 }
 
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum SamplerName {
-    Ddim,
-    Ddpm,
-    DpmSolver,
-    Unipc,
-    Euler,
-    Heun,
-    RespacedDdpm,
-    RespacedDdim,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum VarianceName {
-    /// of q(z_{t-1} | z_t, z_0)
-    Posterior,
-    /// beta_t
-    Beta,
+fn sampler_help() -> String {
+    let names = SamplerConfig::KINDS.join(", ");
+    format!("{names}; hyphens are underscores [default: the run's own, `sampler` of its experiment]")
 }
 
 impl SamplerOptions {
-    pub fn config(&self) -> SamplerConfig {
-        let SamplerOptions { sampler, steps, eta, variance } = *self;
+    /// What is asked for; none where that is nothing.
+    ///
+    /// # Errors
+    /// [`UserError`]: a setting that the named sampler does not have.
+    pub fn choice(&self) -> Result<Option<SamplerChoice>> {
+        let SamplerOptions { sampler, steps, eta, variance } = self;
+        let given = [
+            ("steps", steps.map(Value::from)),
+            ("eta", eta.map(Value::from)),
+            ("variance", variance.clone().map(Value::from)),
+        ];
+        let settings: Map<String, Value> =
+            given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();
         match sampler {
-            SamplerName::Ddim => Ddim { steps, eta }.into(),
-            SamplerName::DpmSolver => DpmSolver { steps }.into(),
-            SamplerName::Unipc => UniPc { steps }.into(),
-            SamplerName::Euler => Euler { steps }.into(),
-            SamplerName::Heun => Heun { steps }.into(),
-            SamplerName::RespacedDdpm => RespacedDdpm { steps }.into(),
-            SamplerName::RespacedDdim => RespacedDdim { steps, eta }.into(),
-            SamplerName::Ddpm => {
-                let variance = match variance {
-                    VarianceName::Posterior => Variance::Posterior,
-                    VarianceName::Beta => Variance::Beta,
-                };
-                Ddpm { variance }.into()
+            Some(kind) => {
+                let named = SamplerChoice::named(kind, settings);
+                Ok(Some(named.map_err(|error| UserError(format!("--sampler {kind}: {error:#}")))?))
             }
+            None => Ok((!settings.is_empty()).then_some(SamplerChoice::Settings(settings))),
         }
     }
 }
@@ -240,50 +223,34 @@ impl Sample {
         distributed::run(&self.launch, self.device, |ranks, device| self.sample(&prompts, videos, form, ranks, device))
     }
 
-    /// The numbers that a video's noise depends on.
-    fn clip_id(&self, sample: u64) -> ClipId {
-        match self.seeds.len() as u64 {
-            0 => ClipId { seed: self.seed, sample, clip: 0 },
-            count => ClipId { seed: self.seeds[(sample % count) as usize], sample: 0, clip: 0 },
-        }
-    }
-
     /// The numbers of the classes that are asked for.
-    fn class_numbers(&self, generator: &LatentDiffusion) -> Result<Vec<i64>> {
-        let Some(known) = generator.labels.as_ref().and_then(|labels| labels.classes.as_ref()) else {
-            if self.classes.is_empty() {
-                return Ok(Vec::new());
+    fn class_numbers(&self, known: Option<&KnownClasses>) -> Result<Vec<i64>> {
+        let number = |told: &String| match known {
+            Some(known) => known.list.number(told).map_err(|error| UserError(format!("--class: {error}")).into()),
+            None => {
+                let run = self.run.display();
+                let text = format!("--class: {run} was not trained with `labels`: it knows no classes");
+                Err(UserError(text).into())
             }
-            let text = format!("--class: {} was not trained with `labels`: it knows no classes", self.run.display());
-            return Err(UserError(text).into());
         };
-        let number = |told: &String| known.number(told).map_err(|error| UserError(format!("--class: {error}")).into());
         self.classes.iter().map(number).collect()
     }
 
-    /// The latents of the first frames, `[n, C, 1, h, w]`, and how they are given.
-    fn first_latents(&self, generator: &LatentDiffusion) -> Result<Option<(Tensor, GuidanceConfig)>> {
-        if self.first_frames.is_empty() {
-            return Ok(None);
-        }
-        let guidance = generator
-            .first_frame_guidance(generator.text.is_some())
-            .map_err(|error| UserError(format!("--first-frame: {}: {error}", self.run.display())))?;
-        let latent = |path: &PathBuf| {
-            let picture = read_picture(path).map_err(|error| UserError(format!("--first-frame: {error:#}")))?;
-            Ok(generator.picture_latent(&picture))
-        };
-        let latents: Vec<Tensor> = self.first_frames.iter().map(latent).collect::<Result<_>>()?;
-        Ok(Some((Tensor::cat(&latents, 0), guidance)))
+    /// The pictures of `--first-frame`.
+    fn pictures(&self) -> Result<Vec<RgbFrame>> {
+        let read =
+            |path: &PathBuf| read_picture(path).map_err(|error| UserError(format!("--first-frame: {error:#}")).into());
+        self.first_frames.iter().map(read).collect()
     }
 
     /// Everything that a video depends on, besides its number.
-    fn settings(&self, [_, frames, height, width]: [i64; 4], prompts: &[String]) -> Result<Value> {
+    fn settings(&self, model: &dyn VideoModel, prompts: &[String]) -> Result<Value> {
+        let [_, frames, height, width] = model.clip();
         let Numerics { precision, tf32 } = self.precision.over(Numerics::default());
         let TextOptions { guidance, negative, .. } = &self.text;
         let mut settings = json!({
             "weights": weights_of(&self.run)?, "frames": frames, "height": height, "width": width,
-            "sampler": self.sampler.config(), "seed": self.seed, "seeds": self.seeds, "first_frames": self.first_frames, "prompts": prompts, "guidance": guidance,
+            "sampler": model.sampling(), "seed": self.seed, "seeds": self.seeds, "first_frames": self.first_frames, "prompts": prompts, "guidance": guidance,
             "negative": negative, "precision": precision, "tf32": tf32, "fps": self.fps,
         });
         if !self.classes.is_empty() {
@@ -292,91 +259,63 @@ impl Sample {
         Ok(settings)
     }
 
-    /// Whole batches are shared among ranks, and rank 0 writes: so the files do not depend on the number of ranks.
-    fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
-        let sampler = self.sampler.config();
-        let (generator, experiment) = LatentDiffusion::open(&self.run, device)?;
-        let mut generator = generator.at(self.precision.over(Numerics::default()));
-        self.text.check(&self.run, generator.text.is_some(), generator.labels.is_some(), prompts)?;
-        let told_classes = self.class_numbers(&generator)?;
+    /// The model as it is asked to sample, and what its videos are given.
+    fn model(&self, prompts: &[String], form: Form, device: Device) -> Result<(Box<dyn VideoModel>, Assignment)> {
+        let user = |error: anyhow::Error| anyhow::Error::from(UserError(format!("{error:#}")));
+        let mut model = models::open(&self.run, device)?;
+        model.set_numerics(self.precision.over(Numerics::default()));
+        let accepts = model.accepts();
+        self.text.check(&self.run, accepts.text.is_some(), accepts.classes.is_some(), prompts)?;
+        let classes = self.class_numbers(accepts.classes.as_ref())?;
         if self.frames.is_some() || self.height.is_some() || self.width.is_some() {
-            let DataConfig { frames, resolution, .. } = experiment.data;
-            let [height, width] = [self.height, self.width].map(|side| side.unwrap_or(resolution));
-            let resized = generator.resize(self.frames.unwrap_or(frames), height, width);
-            resized.map_err(|error| UserError(format!("{error:#}")))?;
-            if form == Form::Packed && height != width {
-                let text = format!("{width}x{height}: packed videos are square; give a folder or NAME.npz");
-                return Err(UserError(text).into());
-            }
+            model.resize(self.frames, self.height, self.width).map_err(user)?;
         }
-        if let Err(error) = generator.check_sampler(&*sampler) {
-            return Err(UserError(format!("{error:#}")).into());
+        let [_, _, height, width] = model.clip();
+        if form == Form::Packed && height != width {
+            let text = format!("{width}x{height}: packed videos are square; give a folder or NAME.npz");
+            return Err(UserError(text).into());
         }
-        let first_frames = self.first_latents(&generator)?;
-        let clip = generator.clip_size();
         if form.is_video() {
-            check_mp4(clip[2], clip[3], self.fps)?;
+            check_mp4(height, width, self.fps)?;
         }
-        if form == Form::Folder {
-            ranks.on_first(|| remember(&self.out, &self.settings(clip, prompts)?))?;
+        if let Some(choice) = self.sampler.choice()? {
+            model.set_sampling(&choice).map_err(user)?;
         }
-        let _prepared = generator.keep_prepared();
-        let firsts: Vec<u64> = (0..videos).step_by(self.batch as usize).collect();
-        let samples_of = |i: usize| (firsts[i]..(firsts[i] + self.batch).min(videos)).collect::<Vec<u64>>();
-        let shown_in = |samples: &[u64]| -> Vec<String> {
-            let shown = |&sample: &u64| prompts[(sample % prompts.len() as u64) as usize].clone();
-            if prompts.is_empty() { Vec::new() } else { samples.iter().map(shown).collect() }
+        let asked = Asked {
+            prompts: prompts.to_vec(),
+            negative: self.text.negative.clone().unwrap_or_default(),
+            classes,
+            first_frames: self.pictures()?,
+            guidance: self.text.guidance,
         };
+        let assignment =
+            Assignment::new(&*model, asked).map_err(|error| UserError(format!("{}: {error:#}", self.run.display())))?;
+        Ok((model, assignment))
+    }
+
+    /// Rank 0 writes, so that the files do not depend on the number of ranks.
+    fn sample(&self, prompts: &[String], videos: u64, form: Form, ranks: &Ranks, device: Device) -> Result<()> {
+        let (model, assignment) = self.model(prompts, form, device)?;
+        if form == Form::Folder {
+            ranks.on_first(|| remember(&self.out, &self.settings(&*model, prompts)?))?;
+        }
         let mut out = match ranks.is_first() {
-            true => Some(Out::create(form, &self.out, videos as i64, clip, self.fps, self.seed)?),
+            true => Some(Out::create(form, &self.out, videos as i64, model.clip(), self.fps, self.seed)?),
             false => None,
         };
+        let seeds = if self.seeds.is_empty() { Seeds::One(self.seed) } else { Seeds::Each(self.seeds.clone()) };
+        let job = SamplingJob { model: &*model, assignment: &assignment, seeds, videos, batch: self.batch };
         let bar = RefCell::new(Progress::new("sample", videos, 0).shown(ranks.is_first()));
-        let make = |i: usize| {
-            let samples = samples_of(i);
-            let shown = shown_in(&samples);
-            let text = (!shown.is_empty()).then(|| TextPrompts {
-                prompts: &shown,
-                negative: self.text.negative.as_deref().unwrap_or_default(),
-                guidance: self.text.guidance.unwrap_or(7.5),
-            });
-            let first = first_frames.as_ref().map(|(latents, guidance)| {
-                let rows: Vec<i64> = samples.iter().map(|sample| *sample as i64 % latents.size()[0]).collect();
-                (latents.index_select(0, &upload(&Tensor::from_slice(&rows), latents.device())), *guidance)
-            });
-            let frames =
-                first.as_ref().map(|(frames, guidance)| FramesOfClip { indices: &[0], frames, guidance: *guidance });
-            let (numbers, guidance) = match told_classes.len() as u64 {
-                0 => generator.balanced_classes(&samples).unzip(),
-                count => {
-                    let number = |sample: &u64| told_classes[(sample % count) as usize];
-                    let guidance = generator.labels.as_ref().map(|labels| labels.guidance);
-                    (Some(samples.iter().map(number).collect()), guidance)
-                }
-            };
-            let classes = numbers.as_ref().zip(guidance).map(|(numbers, guidance): (&Vec<i64>, f64)| Classes {
-                numbers,
-                guidance: self.text.guidance.unwrap_or(guidance),
-            });
-            let given = LatentConditions { frames, text, classes };
-            let ids: Vec<ClipId> = samples.iter().map(|&sample| self.clip_id(sample)).collect();
-            let z_0 = generator.clips(&ids, generator.latent[1], &given, sampler, &mut |step, steps| {
-                bar.borrow_mut().step(samples[0], &format!("step {step} of {steps}"));
-            })?;
-            if let Some((frames, _)) = &first {
-                z_0.narrow(2, 0, 1).copy_(frames);
-            }
-            let clips = generator.decode(&z_0)?;
-            Ok(vec![clips])
-        };
-        ranks.collect(firsts.len(), make, |i, made| {
-            let samples = samples_of(i);
-            if let (Some(out), [clips]) = (&mut out, &made[..]) {
-                out.write(clips, &samples, &shown_in(&samples))?;
-            }
-            bar.borrow_mut().step(samples[0] + samples.len() as u64, "");
-            Ok(())
-        })?;
+        job.run(
+            ranks,
+            &mut |first, step, steps| bar.borrow_mut().step(first, &format!("step {step} of {steps}")),
+            &mut |samples, clips| {
+                let shown: Vec<&str> = samples.iter().filter_map(|&sample| assignment.prompt(sample)).collect();
+                out.as_mut().map_or(Ok(()), |out| out.write(clips, samples, &shown))?;
+                bar.borrow_mut().step(samples[0] + samples.len() as u64, "");
+                Ok(())
+            },
+        )?;
         bar.into_inner().finish();
         let Some(out) = out else { return Ok(()) };
         out.finish()?;

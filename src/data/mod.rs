@@ -12,7 +12,7 @@
 //! ```text
 //! pack | stream                                clips into one file; clips for encoding and evaluation
 //! loader                                       batches for training
-//! dataset | prepare                            the registry of data sets; indexes of published ones
+//! dataset | inspect | prepare                  the registry of data sets; a look at an index; indexes of published ones
 //! captioned | frames | index                   data sets made of files and folders
 //! folder                                       a folder of videos
 //! video_path                                   one video, by its path
@@ -30,6 +30,7 @@ pub mod folder;
 pub mod frame_folder;
 pub mod frames;
 pub mod index;
+pub mod inspect;
 pub mod loader;
 pub mod numpy;
 pub mod pack;

@@ -12,11 +12,11 @@ pub const READING: u32 = 1;
 
 /// Says of a file that was made of videos that they were read in a former way; `again` is the command that makes it. What
 /// was made of arrays has no reading.
-pub fn warn_of_former_reading(file: &Path, reading: Option<u32>, again: &str) {
+pub fn warn_of_former_reading(file: &Path, reading: Option<u32>, command: &str) {
     if reading.is_some_and(|reading| reading < READING) {
         warn_once(format!(
             "{} was made when lvdm read every video as BT.601 in the limited range, unturned and with the frames that edit \
-             lists hide: make it again with `{again}`, unless its videos are such",
+             lists hide: make it again with `{command}`, unless its videos are such",
             file.display()
         ));
     }

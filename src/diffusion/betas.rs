@@ -78,8 +78,9 @@ impl CosineSchedule {
         let CosineSchedule { steps, max_beta, zero_terminal_snr } = *self;
         check_steps(steps)?;
         ensure!(0.0 < max_beta && max_beta <= 1.0, "schedule.max_beta must be above 0 and at most 1, not {max_beta}");
-        let kept = |i: i64| ((i as f64 / steps as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
-        let beta = (0..steps).map(|t| (1.0 - kept(t + 1) / kept(t)).clamp(1e-9, max_beta)).collect();
+        let alpha_bar =
+            |i: i64| ((i as f64 / steps as f64 + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+        let beta = (0..steps).map(|t| (1.0 - alpha_bar(t + 1) / alpha_bar(t)).clamp(1e-9, max_beta)).collect();
         NoiseSchedule::of_betas(beta, zero_terminal_snr)
     }
 }

@@ -226,10 +226,10 @@ pub fn conditioned<'a>(
     let GivenToClips { frames, texts, labels } = given;
     ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
     ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
-    let told = |given: Inputs| NetworkDenoiser { network, path, predict, given };
+    let denoiser_given = |given: Inputs| NetworkDenoiser { network, path, predict, given };
     let guided = |conditional, unconditional, weight, form| Guided {
-        conditional: told(conditional),
-        unconditional: told(unconditional),
+        conditional: denoiser_given(conditional),
+        unconditional: denoiser_given(unconditional),
         weight,
         form,
         path,
@@ -254,7 +254,7 @@ pub fn conditioned<'a>(
     let Some(given) = frames else {
         return Ok(match weight {
             Some(weight) => Box::new(guided(conditional, unconditional, weight, Guidance::Interpolate)),
-            None => Box::new(told(conditional)),
+            None => Box::new(denoiser_given(conditional)),
         });
     };
     let mask = upload(&mask(given.indices, f), like.device()).unsqueeze(0).expand([b, 1, f, 1, 1], false);
@@ -278,7 +278,7 @@ pub fn conditioned<'a>(
             guided(conditional, unconditional, weight, Guidance::Interpolate)
         }
         None if given.guidance.only_conditional() => {
-            return Ok(Box::new(FrameConditioned { inner: told(conditional), frames, mask }));
+            return Ok(Box::new(FrameConditioned { inner: denoiser_given(conditional), frames, mask }));
         }
         None => {
             let GuidanceConfig { weight, form, .. } = given.guidance;

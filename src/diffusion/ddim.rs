@@ -24,9 +24,16 @@ pub enum Variance {
 /// Ancestral sampling over all T steps (Ho et al. 2020), z_0 not clipped.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct Ddpm {
     /// Of each step.
     pub variance: Variance,
+}
+
+impl Default for Ddpm {
+    fn default() -> Self {
+        Ddpm { variance: Variance::Posterior }
+    }
 }
 
 struct DdpmRun {
@@ -75,11 +82,19 @@ impl SamplerRun for DdpmRun {
 /// Song et al. 2021, arXiv 2010.02502. η = 0 is deterministic, η = 1 as noisy as DDPM.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct Ddim {
     /// Network calls.
     pub steps: i64,
     /// 0 is deterministic, 1 as noisy as DDPM.
     pub eta: f64,
+}
+
+impl Default for Ddim {
+    /// The released script's.
+    fn default() -> Self {
+        Ddim { steps: 50, eta: 1.0 }
+    }
 }
 
 /// The constants of a DDIM walk, in order of rising time, float64.

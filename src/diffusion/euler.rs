@@ -14,18 +14,32 @@ use super::{
 /// Euler's rule: of first order, one call of the network a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct Euler {
     /// Of the walk.
     pub steps: i64,
+}
+
+impl Default for Euler {
+    fn default() -> Self {
+        Euler { steps: 50 }
+    }
 }
 
 /// Heun's rule: of second order, a second call of the network where Euler's step arrives (Karras et al. 2022,
 /// algorithm 1). The last step has one only on paths whose network can be asked at no noise.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct Heun {
     /// Of the walk: about half of the calls of the network.
     pub steps: i64,
+}
+
+impl Default for Heun {
+    fn default() -> Self {
+        Heun { steps: 50 }
+    }
 }
 
 /// How z moves from each node to the next, the last to (1, 0): (Δα, Δσ).

@@ -61,9 +61,9 @@ registry! {
 }
 
 impl Default for SamplerConfig {
-    /// The released script's: DDIM, 50 steps, η = 1.
+    /// DDIM, 50 steps, η = 1.
     fn default() -> Self {
-        Ddim { steps: 50, eta: 1.0 }.into()
+        Ddim::default().into()
     }
 }
 

@@ -78,7 +78,7 @@ impl HybridLoss {
         let nats = match times.on_host().contains(&0.0) {
             false => of_each(divergence),
             true => of_each(decoder_nats(z_0, &model_mean, &model_log))
-                .where_self(&times.told().eq(0), &of_each(divergence)),
+                .where_self(&times.embedded().eq(0), &of_each(divergence)),
         };
         HybridLoss { mse, vb: nats / LN_2 }
     }
@@ -152,9 +152,16 @@ impl Respaced {
 /// q(z_{t−1} | z_t, z_0). z_0 is not clipped.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct RespacedDdpm {
     /// Network calls.
     pub steps: i64,
+}
+
+impl Default for RespacedDdpm {
+    fn default() -> Self {
+        RespacedDdpm { steps: 50 }
+    }
 }
 
 struct RespacedDdpmRun {
@@ -201,11 +208,18 @@ impl SamplerRun for RespacedDdpmRun {
 /// DDIM (Song et al. 2021) on the times of [`RespacedDdpm`], down to ᾱ = 1: a learned variance is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct RespacedDdim {
     /// Network calls.
     pub steps: i64,
     /// 0 is deterministic, 1 as noisy as DDPM.
     pub eta: f64,
+}
+
+impl Default for RespacedDdim {
+    fn default() -> Self {
+        RespacedDdim { steps: 50, eta: 1.0 }
+    }
 }
 
 struct RespacedDdimRun {

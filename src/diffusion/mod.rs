@@ -17,6 +17,7 @@ mod objective;
 mod path;
 mod prediction;
 mod sampler;
+mod sampler_choice;
 mod schedule;
 mod solvers;
 
@@ -38,5 +39,6 @@ pub use objective::{Loss, NoisyBatch, Objective};
 pub use path::{NoisePath, NoisePathSettings, Rates, Times};
 pub use prediction::{Predict, Prediction};
 pub use sampler::{Sampler, SamplerRun, sample};
+pub use sampler_choice::SamplerChoice;
 pub use schedule::NoiseSchedule;
 pub use solvers::{DpmSolver, UniPc};

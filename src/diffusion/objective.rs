@@ -104,7 +104,7 @@ impl Objective {
             let frames = given_times.map_or_else(|| z_0.shallow_clone(), |times| times.add_noise(z_0, noise));
             z_t = z_t * (1.0 - mask) + frames * mask;
         }
-        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.told(), given);
+        let prediction = network.forward(&times.scaled(z_t.shallow_clone()), times.embedded(), given);
         if self.learns_variance() {
             let schedule = path.discrete().expect("a learned variance is one of a schedule's steps");
             return HybridLoss::new(schedule, &prediction, z_0, &z_t, times, noise).mean();

@@ -96,11 +96,11 @@ pub struct Rates {
 
 /// The times of a batch, one a clip or one a frame, with what follows from them: made on the host, uploaded at once.
 pub struct Times {
-    /// As in `told`, row by row.
+    /// As in `embedded`, row by row.
     t: Vec<f64>,
     rates: Vec<Rates>,
-    /// `[B]` or `[B, F]`, float64: what the network is told.
-    told: Tensor,
+    /// `[B]` or `[B, F]`, float64: the times as the network takes them, [`NoisePath::embed`].
+    embedded: Tensor,
     /// `[B, 1, 1, 1, 1]` or `[B, 1, F, 1, 1]`, float64.
     alpha: Tensor,
     sigma: Tensor,
@@ -144,7 +144,7 @@ impl Times {
         Times {
             t: t.to_vec(),
             rates,
-            told: table.get(0).reshape(shape),
+            embedded: table.get(0).reshape(shape),
             alpha: table.get(1).reshape(beside),
             sigma: table.get(2).reshape(beside),
             scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(beside)),
@@ -156,9 +156,9 @@ impl Times {
         &self.t
     }
 
-    /// `[B]` or `[B, F]`: what the network is told.
-    pub fn told(&self) -> &Tensor {
-        &self.told
+    /// `[B]` or `[B, F]`, float64: the times as the network takes them, [`NoisePath::embed`].
+    pub fn embedded(&self) -> &Tensor {
+        &self.embedded
     }
 
     /// α·z_0 + σ·noise (paper, equation 3).
@@ -183,7 +183,7 @@ impl Times {
     /// A number that follows from each time, to multiply tensors like z.
     pub fn each(&self, of: impl Fn(&Rates) -> f64, z: &Tensor) -> Tensor {
         let values: Vec<f64> = self.rates.iter().map(of).collect();
-        let shape = beside_clips(&self.told.size());
+        let shape = beside_clips(&self.embedded.size());
         upload(&Tensor::from_slice(&values), z.device()).to_kind(z.kind()).reshape(shape)
     }
 }

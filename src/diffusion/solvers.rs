@@ -54,9 +54,16 @@ impl Nodes {
 /// DPM-Solver++(2M) (Lu et al. 2022b, arXiv 2211.01095): deterministic, of second order, one call of the network a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct DpmSolver {
     /// Network calls.
     pub steps: i64,
+}
+
+impl Default for DpmSolver {
+    fn default() -> Self {
+        DpmSolver { steps: 50 }
+    }
 }
 
 struct DpmSolverRun {
@@ -94,9 +101,16 @@ impl SamplerRun for DpmSolverRun {
 /// at a node also corrects how the walk came there.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[serde(default)]
 pub struct UniPc {
     /// Network calls.
     pub steps: i64,
+}
+
+impl Default for UniPc {
+    fn default() -> Self {
+        UniPc { steps: 50 }
+    }
 }
 
 struct UniPcRun {

@@ -18,12 +18,12 @@ use crate::torch::{DeviceName, Store, caught, cpus, say_device};
 /// How many ranks, and how long they wait for each other. torchrun, srun and mpirun say the first by themselves.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Launch {
-    /// Share the work among so many processes on this machine, one a GPU. Not under torchrun, srun or mpirun, which
-    /// start the processes themselves and whose environment is read
+    /// Divide the work among N processes (ranks) on this machine, one for each GPU. Not for programs started by torchrun,
+    /// srun or mpirun: these start the processes themselves, and lvdm reads the variables that they set
     #[arg(long, value_name = "N")]
     pub nproc: Option<usize>,
-    /// Seconds after which a rank that is silent, or late within a training step, is given up. For a batch of samples or
-    /// videos, and for rank 0's pictures and checkpoints, ranks wait as long as it takes
+    /// Seconds to wait for another rank that gives no sign of life, or is late within a training step, before all give
+    /// up. A rank that samples, decodes videos, or writes previews and checkpoints may take as long as it needs
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub rank_timeout: u64,
 }

@@ -18,10 +18,10 @@ const BUCKET: i64 = 25 << 20;
 /// What sums the gradients that lie on GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Backend {
-    /// From GPU to GPU
+    /// Directly from GPU to GPU
     #[default]
     Nccl,
-    /// By way of the host: slow, and possible wherever ranks reach each other
+    /// Through the memory of the hosts: slower, and works wherever the processes reach each other over a network
     Gloo,
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use super::{
-    evaluate::{Evaluation, FROM_FILES},
+    evaluate::{Evaluation, FROM_FILES, open_model},
     extraction::Bar,
     generated_clips::{check_count, features_of_files},
     measurement::{Measurement, RealWork},
@@ -23,6 +23,7 @@ use crate::{
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, built_in_protocols},
     metrics::ProtocolConfig,
+    models::VideoModel,
     run_files::CARD_FILE,
     torch::device_name,
 };
@@ -48,22 +49,38 @@ struct Files {
     gaussian: Option<DataConfig>,
     /// What they are, in a line.
     text: String,
+    /// The same as settings.
+    generated: Generated,
     /// Time of sampling.
     seconds: f64,
 }
 
 /// Samples of a run lie, as they are, in a file between sampling and measuring.
-fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, device: Device) -> Result<Files> {
+fn to_files(
+    experiment: &EvaluationExperiment,
+    model: Option<&dyn VideoModel>,
+    real: &RealClips,
+    count: i64,
+) -> Result<Files> {
     let EvaluationExperiment { seed, generated, out, .. } = experiment;
     let begin = Instant::now();
-    let (sampled, batch) = match generated {
-        Generated::Clips { data } => {
-            return Ok(Files { samples: data.clone(), gaussian: None, text: FROM_FILES.to_string(), seconds: 0.0 });
+    let (sampled, batch) = match (generated, model) {
+        (Generated::Clips { data }, _) => {
+            return Ok(Files {
+                samples: data.clone(),
+                gaussian: None,
+                text: FROM_FILES.to_string(),
+                generated: generated.clone(),
+                seconds: 0.0,
+            });
         }
-        Generated::Run { batch, .. } => (Sampled::open(generated, real, *seed, device)?.expect("a run"), *batch),
+        (Generated::Run { batch, .. }, Some(model)) => {
+            (Sampled::new(model, generated, real, *seed)?.expect("a run is sampled"), *batch)
+        }
+        (Generated::Run { .. }, None) => unreachable!("a run has a model"),
     };
-    let [_, frames, side, _] = sampled.generator.clip_size();
-    let _prepared = sampled.generator.keep_prepared();
+    let [_, frames, side, _] = sampled.model.clip();
+    let _prepared = sampled.model.keep_prepared();
     let write = |name: &str, make: &dyn Fn(&[u64]) -> Result<Tensor>| -> Result<DataConfig> {
         let file = out.join(format!("{name}.safetensors"));
         let mut writer = PackedWriter::create(&file, count, frames, side, *seed)?;
@@ -79,8 +96,11 @@ fn to_files(experiment: &EvaluationExperiment, real: &RealClips, count: i64, dev
         Ok(DataConfig { dataset, frames, frame_stride: 1, resolution: side, flip: false, workers: decode_workers() })
     };
     let samples = write("samples", &|samples| sampled.videos(samples))?;
-    let gaussian = write("gaussian", &|samples| sampled.gaussian_videos(samples))?;
-    Ok(Files { samples, gaussian: Some(gaussian), text: sampled.line(), seconds: begin.elapsed().as_secs_f64() })
+    let gaussian = sampled.model.codec_baselines();
+    let gaussian =
+        gaussian.map(|codec| write("gaussian", &|samples| codec.gaussian_videos(samples, *seed))).transpose()?;
+    let seconds = begin.elapsed().as_secs_f64();
+    Ok(Files { samples, gaussian, text: sampled.line(), generated: sampled.recorded(generated), seconds })
 }
 
 /// The frames of a data set's first video that can be opened.
@@ -104,7 +124,9 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let real_clips = RealClips::new(real, &own, *seed)?;
     let groups = MetricGroup::open(&own, &experiment.evaluation.metrics(), device)?;
     warnings::of_inputs(real, &experiment.generated)?;
-    let Files { samples, gaussian, text, seconds } = to_files(experiment, &real_clips, own.clips, device)?;
+    let model = open_model(&experiment.generated, device)?;
+    let Files { samples, gaussian, text, generated, seconds } =
+        to_files(experiment, model.as_deref(), &real_clips, own.clips)?;
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
     let alone = Ranks::alone();
@@ -144,7 +166,7 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
         let protocol = real_clips.protocol(&groups);
         evaluations.push(Evaluation {
             figures,
-            generated: experiment.generated.clone(),
+            generated: generated.clone(),
             generated_text: text.clone(),
             real_vs_real: real_sets.real_vs_real()?,
             psnr_db: None,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write, time::Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
@@ -13,7 +13,7 @@ use super::{
     metric_group::MetricGroup,
     previews::{Previews, RECONSTRUCTED, Reconstructions},
     real_clips::{Baselines, RealClips},
-    sampled::Sampled,
+    sampled::{Sampled, set_up},
     warnings,
 };
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     distributed::Ranks,
     experiment::{EvaluationExperiment, Generated, UserError},
     metrics::{Figure, Protocol, RealVsReal},
+    models::{self, VideoModel},
     run_files::FIGURES_FILE,
     torch::device_name,
 };
@@ -77,6 +78,43 @@ pub const SETS: [(&str, &str); 6] = [
 /// # Errors
 /// Data or weights that are not there; clips that do not fit the protocol; a full disk.
 pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks) -> Result<Evaluation> {
+    let model = open_model(&experiment.generated, device)?;
+    measure(experiment, model.as_deref(), device, ranks)
+}
+
+/// As [`evaluate`], of a model that is open already, perhaps of a family that this crate does not know: `generated` of the
+/// experiment says how it is sampled, and its `run` what it is called.
+///
+/// # Errors
+/// As [`evaluate`]; generated clips that lie in files.
+pub fn evaluate_model(
+    experiment: &EvaluationExperiment,
+    model: &mut dyn VideoModel,
+    device: Device,
+    ranks: &Ranks,
+) -> Result<Evaluation> {
+    ensure!(
+        matches!(experiment.generated, Generated::Run { .. }),
+        "a model is evaluated where generated.kind is run, and here it is clips"
+    );
+    set_up(model, &experiment.generated)?;
+    measure(experiment, Some(model), device, ranks)
+}
+
+/// The model of a run, which samples as `generated` says; none where generated clips lie in files.
+pub(super) fn open_model(generated: &Generated, device: Device) -> Result<Option<Box<dyn VideoModel>>> {
+    let Generated::Run { run, .. } = generated else { return Ok(None) };
+    let mut model = models::open(run, device)?;
+    set_up(&mut *model, generated)?;
+    Ok(Some(model))
+}
+
+fn measure(
+    experiment: &EvaluationExperiment,
+    model: Option<&dyn VideoModel>,
+    device: Device,
+    ranks: &Ranks,
+) -> Result<Evaluation> {
     let EvaluationExperiment { seed, real, generated, train, out, .. } = experiment;
     let config = &experiment.protocol()?;
     let start = Instant::now();
@@ -87,35 +125,37 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let groups = MetricGroup::open(config, &experiment.evaluation.metrics(), device)?;
     let measurement = Measurement { protocol: config, groups: &groups, device, ranks, seed: *seed };
 
-    let sampled = Sampled::open(generated, &real_clips, *seed, device)?;
-    if let Some(Sampled { generator, .. }) = &sampled {
-        let [_, frames, ..] = generator.clip_size();
+    let sampled = model.map(|model| Sampled::new(model, generated, &real_clips, *seed)).transpose()?.flatten();
+    if let Some(Sampled { model, .. }) = &sampled {
+        let [_, frames, ..] = model.clip();
         if frames < config.frames {
             let text =
                 format!("the run makes {frames} frames, and the protocol {} measures {}", config.name, config.frames);
             return Err(UserError(text).into());
         }
     }
-    let _prepared = sampled.as_ref().map(|sampled| sampled.generator.keep_prepared());
+    let _prepared = sampled.as_ref().map(|sampled| sampled.model.keep_prepared());
     if ranks.is_first() {
         warnings::of_inputs(real, generated)?;
         warnings::of_protocol(config, &real_clips, generated, sampled.as_ref())?;
     }
     let is_run = sampled.is_some();
+    let codec = sampled.as_ref().and_then(|sampled| sampled.model.codec_baselines());
     let baselines = Baselines { frozen: is_run, shuffled: false };
     let real_work = RealWork { baselines, train: train.as_ref() };
-    let samples = config.generated_clips() * (config.generated_draws() + i64::from(is_run));
+    let samples = config.generated_clips() * (config.generated_draws() + i64::from(codec.is_some()));
     let mut bar = Bar::new("evaluate", measurement.real_work(&real_clips, real_work) + samples, ranks);
 
     let real_sets = measurement.real_sets(&real_clips, real_work, &mut bar)?;
     let mut reconstructions = Reconstructions::default();
-    // pixels are their own
-    if let Some(Sampled { generator, .. }) = sampled.as_ref().filter(|s| !s.generator.space.settings().is_exact()) {
+    if let Some(codec) = codec {
         let clips = config.applied_to(&experiment.real);
         let mut clips = ClipStream::new(&clips, config.draw, config.fit, *seed)?;
         for _ in 0..config.clips.min(RECONSTRUCTED) {
             let Some(clip) = clips.next()? else { break };
-            reconstructions.take(generator, &clip)?;
+            // pixels are their own
+            let Some(back) = codec.reconstructed(&clip)? else { break };
+            reconstructions.take(&clip, back);
         }
     }
 
@@ -124,7 +164,7 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let extractors = measurement.extractors();
     let sets = match (generated, &sampled) {
         (Generated::Run { batch, .. }, Some(sampled)) => {
-            let [_, frames, side, _] = sampled.generator.clip_size();
+            let [_, frames, side, _] = sampled.model.clip();
             let previews = || Previews::new(out, config.generated_clips(), frames, side, *seed);
             let mut previews = if ranks.is_first() { Some(previews()?) } else { None };
             let sets = features_of_generator(
@@ -142,19 +182,21 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
                 &mut |clips| previews.as_mut().map_or(Ok(()), |previews| previews.take(clips)),
             )?;
             let mut few: Option<Tensor> = None;
-            let gaussian = features_of_generator(
-                config,
-                &extractors,
-                1,
-                *batch,
-                &mut bar,
-                &mut |samples| sampled.gaussian_videos(samples),
-                &mut |clips| {
-                    few.get_or_insert_with(|| clips.narrow(0, 0, clips.size()[0].min(4)).copy());
-                    Ok(())
-                },
-            )?;
-            figures.insert("gaussian".to_string(), real_sets.figure(&gaussian)?);
+            if let Some(codec) = codec {
+                let gaussian = features_of_generator(
+                    config,
+                    &extractors,
+                    1,
+                    *batch,
+                    &mut bar,
+                    &mut |samples| codec.gaussian_videos(samples, *seed),
+                    &mut |clips| {
+                        few.get_or_insert_with(|| clips.narrow(0, 0, clips.size()[0].min(4)).copy());
+                        Ok(())
+                    },
+                )?;
+                figures.insert("gaussian".to_string(), real_sets.figure(&gaussian)?);
+            }
             previews.map_or(Ok(()), |previews| previews.finish(&reconstructions, few.as_ref()))?;
             sets
         }
@@ -166,12 +208,14 @@ pub fn evaluate(experiment: &EvaluationExperiment, device: Device, ranks: &Ranks
     let protocol = real_clips.protocol(&groups);
     let evaluation = Evaluation {
         figures,
-        generated: generated.clone(),
+        generated: sampled.as_ref().map_or_else(|| generated.clone(), |sampled| sampled.recorded(generated)),
         generated_text: sampled.as_ref().map_or(FROM_FILES.to_string(), Sampled::line),
         real_vs_real: real_sets.real_vs_real()?,
         psnr_db: reconstructions.psnr_db(),
         psnr_of: reconstructions.psnr_db().map(|_| {
-            let trained = sampled.as_ref().is_some_and(|sampled| sampled.trained_on == experiment.real.dataset);
+            let trained = sampled.as_ref().is_some_and(|sampled| {
+                sampled.model.data().is_some_and(|data| data.dataset == experiment.real.dataset)
+            });
             let trained = if trained { ", on which the run was trained" } else { "" };
             format!("{} clips of {}{trained}", reconstructions.psnr.len(), experiment.real.dataset.line())
         }),

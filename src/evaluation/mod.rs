@@ -37,7 +37,7 @@ mod warnings;
 mod windows;
 
 pub use card::{Card, card};
-pub use evaluate::{Evaluation, SETS, evaluate};
+pub use evaluate::{Evaluation, SETS, evaluate, evaluate_model};
 pub use long::{LongEvaluation, MeasuredCurve, evaluate_long};
 pub use paths::VideoPaths;
 pub use reconstruction::{Reconstruction, ReconstructionOptions, Spread};

@@ -2,19 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::{
+    checkpoint,
     data::{DataConfig, DatasetConfig, decode_workers},
-    experiment::{
-        DiffusionExperiment, EvaluationConfig, EvaluationExperiment, Experiment, Generated, Precision, UserError,
-        protocol, read,
-    },
+    experiment::{EvaluationConfig, EvaluationExperiment, Experiment, Generated, Precision, UserError, protocol},
     extractors::ExtractorConfig,
     metrics::Metric,
-    run_files::{EXPERIMENT_FILE, is_run},
+    run_files::is_run,
 };
 
 /// Real videos, generated ones, and how they are compared. What is not said is the protocol's, the run's, or a default.
@@ -54,16 +52,15 @@ impl VideoPaths {
     /// [`UserError`]: paths that hold no videos, settings that do not fit together.
     pub fn experiment(&self) -> Result<EvaluationExperiment> {
         let VideoPaths { real, generated, .. } = self;
-        let run = is_run(generated).then(|| read::<DiffusionExperiment>(&generated.join(EXPERIMENT_FILE), &[]));
-        let run = run.transpose()?;
+        let run = is_run(generated).then(|| trained_on(generated)).transpose()?;
         let config = self.protocol.as_deref().map(protocol).transpose()?;
         let (frames, resolution) = match (&config, &run) {
             (Some(config), _) => (config.frames, config.resolution),
-            (None, Some(run)) => (run.data.frames, run.data.resolution),
+            (None, Some(data)) => (data.frames, data.resolution),
             (None, None) => (16, 256),
         };
         let asked = config.as_ref().and_then(|config| config.frame_stride);
-        let stride = self.frame_stride.or(asked).or(run.as_ref().map(|run| run.data.frame_stride)).unwrap_or(1);
+        let stride = self.frame_stride.or(asked).or(run.as_ref().map(|data| data.frame_stride)).unwrap_or(1);
         let data = |path: &Path, frame_stride| -> Result<DataConfig> {
             Ok(DataConfig {
                 dataset: DatasetConfig::at(path).map_err(|error| UserError(format!("{error:#}")))?,
@@ -79,15 +76,14 @@ impl VideoPaths {
             real.dataset = real.dataset.of_split(split).map_err(|error| UserError(format!("{error:#}")))?;
         }
         let (generated, found) = match run {
-            Some(run) => (
+            Some(_) => (
                 Generated::Run {
                     run: generated.into(),
-                    sampler: run.sampler,
+                    sampler: None,
                     batch: 16,
                     precision: Precision::default(),
                     tf32: false,
-                    guidance: 7.5,
-                    class_guidance: None,
+                    guidance: None,
                 },
                 i64::MAX,
             ),
@@ -111,6 +107,13 @@ impl VideoPaths {
         experiment.validate().map_err(|error| UserError(format!("{error:#}")))?;
         Ok(experiment)
     }
+}
+
+/// The clips that a run was trained on, of whatever family it is.
+fn trained_on(run: &Path) -> Result<DataConfig> {
+    let (path, head) = checkpoint::open_head(run)?;
+    serde_json::from_value(head.experiment["data"].clone())
+        .with_context(|| format!("the data stored in {}", path.display()))
 }
 
 /// A folder that no other videos and no other settings have: figures never take the place of different ones.

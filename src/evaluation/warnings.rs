@@ -50,7 +50,7 @@ pub fn of_protocol(
     small("real videos", shorter_side(real.videos())?, config);
     match (generated, sampled) {
         (Generated::Clips { data }, _) => small("generated videos", shorter_side(&data.videos()?.videos)?, config),
-        (_, Some(Sampled { generator, .. })) => small("the run's videos", generator.clip_size()[2], config),
+        (_, Some(Sampled { model, .. })) => small("the run's videos", model.clip()[2], config),
         (Generated::Run { .. }, None) => {}
     }
     Ok(())

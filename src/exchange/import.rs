@@ -57,7 +57,7 @@ const CLIP_FRAMES: i64 = 16;
 /// Turns a released checkpoint into a run.
 ///
 /// # Errors
-/// [`UserError`] where something must be told, or does not fit the file; else a file that is damaged, or holds
+/// [`UserError`] where an option is missing or does not fit the file; else a file that is damaged, or holds
 /// anything that is unknown, or lacks anything.
 pub fn import(file: &Path, options: &ImportOptions, run: &Path) -> Result<Imported> {
     let file = &*checkpoint_file(file)?;
@@ -150,7 +150,7 @@ impl Import<'_> {
         Ok(config.into())
     }
 
-    /// Scale and shift of the latents: told by the user or by the file.
+    /// Scale and shift of the latents, given by the user or by the file.
     fn latents(&self, found: &LvdmCheckpoint, asked: &mut Asked) -> Result<(f64, f64)> {
         let preset = self.options.latents.map(LatentPreset::constants);
         let given = [self.options.scale.or(preset.map(|p| p.0)), self.options.shift.or(preset.map(|p| p.1))];
@@ -442,7 +442,7 @@ impl Import<'_> {
         self.write("diffusion", &experiment, progress, tensors, parts, found.ignored)
     }
 
-    /// What of a U-Net's setting must be told.
+    /// The settings of a U-Net that its tensors do not show.
     fn unet_setting(&self, inferred: &InferredUNet, latent_channels: i64, asked: &mut Asked) -> Result<UNetSetting> {
         let options = self.options;
         let exported = self.exported_diffusion();
@@ -491,7 +491,7 @@ impl Import<'_> {
         let frames = self.options.frames.or(self.exported_diffusion().map(|e| e.data.frames));
         let frames = frames
             .or(inferred.temporal_length.map(|length| length * stride * temporal_factor))
-            .context("frames are neither told nor asked for")?;
+            .context("the number of frames is neither in the file nor given (--frames)")?;
         if frames < 1 || frames % temporal_factor != 0 {
             return mistake(format!("--frames {frames}: not a multiple of the temporal factor {temporal_factor}"));
         }

@@ -25,13 +25,13 @@ use crate::{
 /// What the user says of a released Latte.
 #[derive(Debug, Clone, clap::Args)]
 pub struct LatteOptions {
-    /// Stable Diffusion's image autoencoder: a folder of diffusers (of it alone, or of a whole Stable Diffusion), or a file
+    /// Stable Diffusion's image autoencoder: a file, or a folder of diffusers (of the autoencoder alone or of the whole)
     #[arg(long, value_name = "PATH")]
     pub vae: PathBuf,
-    /// Attention heads, which leave no trace in the file [default: those of the released network of this width]
+    /// Attention heads, which cannot be inferred from the file [default: those of the released network of this width]
     #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub heads: Option<i64>,
-    /// Every n-th frame of the videos is one of a clip's, in training that goes on
+    /// Take every n-th frame of a video, when training continues
     #[arg(long, default_value_t = 3, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub frame_stride: i64,
 }

@@ -19,13 +19,13 @@ use crate::{
 /// Where the networks come from that are not the base's.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Replacements {
-    /// The U-Net of another Stable Diffusion, in place of the base's: a file, or a folder of diffusers
+    /// Take the U-Net from here instead of from PATH: a file, or a folder of diffusers
     #[arg(long, value_name = "PATH")]
     pub unet: Option<PathBuf>,
-    /// Another image autoencoder, in place of the base's, which may then have none: a file, or a folder of diffusers
+    /// Take the image autoencoder from here instead of from PATH, which then needs none: a file, or a folder of diffusers
     #[arg(long, value_name = "PATH")]
     pub vae: Option<PathBuf>,
-    /// Another text encoder, in place of the base's, which may then have none: a file, or a folder of diffusers
+    /// Take the text encoder from here instead of from PATH, which then needs none: a file, or a folder of diffusers
     #[arg(long, value_name = "PATH")]
     pub text_encoder: Option<PathBuf>,
 }

@@ -45,36 +45,36 @@ use crate::{
 /// What the user says of a Stable Diffusion.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct StableDiffusionOptions {
-    /// Frames of the clips that it is to make
+    /// Frames in the clips that the network is to generate
     #[arg(long, default_value_t = 16, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     pub frames: i64,
-    /// Height and width of the clips
+    /// Height and width of these clips in pixels
     #[arg(long, default_value_t = 256, value_parser = value_parser!(i64).range(1..=MOST_PIXELS))]
     pub resolution: i64,
-    /// Single-file checkpoints only: folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json)
+    /// Folder of the tokenizer (vocab.json and merges.txt, or tokenizer.json), for an original file, which has none
     #[arg(long)]
     pub tokenizer: Option<PathBuf>,
-    /// Single-file checkpoints only: attention heads of the U-Net. In Stable Diffusion 2.x wider levels have more heads, and
-    /// this is the number of the first level [default: 8; for Stable Diffusion 2.x as many as are 64 wide]
+    /// Attention heads of the U-Net in an original file. In Stable Diffusion 2.x wider levels have more heads, and this is
+    /// the number in the first level [default: 8; for Stable Diffusion 2.x one for each 64 channels]
     #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub heads: Option<i64>,
-    /// What the U-Net predicts, where no scheduler_config.json says it: of single-file checkpoints and of --unet. Must be
-    /// given for Stable Diffusion 2.x, which exists in both kinds [default: noise]
+    /// What the U-Net predicts, where no scheduler_config.json says so: for an original file, and for --unet. Needed for
+    /// Stable Diffusion 2.x, of which both kinds were released [default: noise]
     #[arg(long, value_parser = ["noise", "velocity"])]
     pub predict: Option<String>,
-    /// Single-file checkpoints only: groups of all group norms [default: 32]
+    /// Groups in all group norms of an original file [default: 32]
     #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub norm_groups: Option<i64>,
-    /// Single-file checkpoints only: attention heads of the text encoder [default: as many as are 64 wide]
+    /// Attention heads of the text encoder in an original file [default: one for each 64 channels]
     #[arg(long, value_parser = value_parser!(i64).range(1..=MOST_PLACES))]
     pub text_heads: Option<i64>,
-    /// Folders of diffusers only: the variant of the weights to take where a part has it, such as non_ema or fp16
+    /// Variant of the weights in a folder of diffusers, such as non_ema or fp16; parts without it are taken as they are
     #[arg(long, value_name = "NAME")]
     pub variant: Option<String>,
-    /// Single-file checkpoints only: take the averaged weights of the U-Net (`model_ema.*`) instead of the raw ones
+    /// Take the moving average of the U-Net's weights (`model_ema.*`) from an original file that has both
     #[arg(long)]
     pub ema: bool,
-    /// Ignore tensors whose names begin with PREFIX (may be given several times)
+    /// Leave out tensors whose names begin with PREFIX; may be given several times
     #[arg(long, value_name = "PREFIX")]
     pub ignore: Vec<String>,
     /// Networks that come from elsewhere.

@@ -29,7 +29,7 @@ pub struct TextConditioning {
     /// What the pictures in the log show.
     #[serde(default)]
     pub prompts: Vec<String>,
-    /// Of those pictures.
+    /// Weight of guidance where nothing else is said: of those pictures, and of sampling.
     #[serde(default = "guidance")]
     pub guidance: f64,
 }
@@ -79,8 +79,11 @@ fn tenth() -> f64 {
     0.1
 }
 
+/// Weight of guidance by a text, where nothing else is said.
+pub const TEXT_GUIDANCE: f64 = 7.5;
+
 fn guidance() -> f64 {
-    7.5
+    TEXT_GUIDANCE
 }
 
 /// What a denoiser works on. In a file the word `pixels`, or a path.
@@ -155,7 +158,7 @@ pub struct DiffusionExperiment {
     pub optimizer: OptimizerConfig,
     /// Steps, batches, checkpoints, log.
     pub trainer: TrainerConfig,
-    /// How samples are drawn for the pictures in the log.
+    /// How samples are drawn where nothing else is said: for the pictures in the log, and by `lvdm sample` and `lvdm evaluate`.
     #[serde(default)]
     pub sampler: SamplerConfig,
 }

@@ -10,7 +10,7 @@ use super::{
     training::Precision,
     validate::{Experiment, check_data},
 };
-use crate::{data::DataConfig, diffusion::SamplerConfig, metrics::ProtocolConfig};
+use crate::{data::DataConfig, diffusion::SamplerChoice, metrics::ProtocolConfig};
 
 /// What is measured against what: `lvdm evaluate FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,9 +40,9 @@ pub enum Generated {
     Run {
         /// Its folder, or one of its checkpoints.
         run: PathBuf,
-        /// DDIM, 50 steps, η = 1 where it is not said.
-        #[serde(default)]
-        sampler: SamplerConfig,
+        /// The run's own where it is not said; without `kind` some of its settings (`{steps: 20}`).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sampler: Option<SamplerChoice>,
         /// Clips in one pass of the network.
         #[serde(default = "batch")]
         batch: i64,
@@ -52,22 +52,16 @@ pub enum Generated {
         /// On a GPU, what they compute in float32 is rounded to TF32. The extractor never is.
         #[serde(default)]
         tf32: bool,
-        /// How strongly a text-to-video run follows the captions of the real videos.
-        #[serde(default = "text_guidance")]
-        guidance: f64,
-        /// Weight of guidance of a run that is given class labels, where it is not the run's own (`labels.guidance`).
+        /// How strongly a run follows the captions of the real videos, or the classes that it is told in turn; the run's
+        /// own (`text.guidance`, `labels.guidance`) where it is not said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        class_guidance: Option<f64>,
+        guidance: Option<f64>,
     },
     /// Read from files.
     Clips {
         /// The dataset, with its stride and resolution.
         data: DataConfig,
     },
-}
-
-fn text_guidance() -> f64 {
-    7.5
 }
 
 fn batch() -> i64 {

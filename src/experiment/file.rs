@@ -162,7 +162,7 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
                     serde_path_to_error::deserialize::<_, T>(replaced).is_ok()
                 };
                 match (0..list.len()).find(|&i| list.iter().any(|other| fits(i, other))) {
-                    Some(culprit) => path.push(culprit.to_string()),
+                    Some(index) => path.push(index.to_string()),
                     None => return path,
                 }
                 continue;
@@ -172,7 +172,7 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
         // without its tag an enum complains of nothing else: it is asked last
         let (tag, others): (Vec<&str>, Vec<&str>) =
             children.keys().filter_map(Value::as_str).partition(|k| *k == "kind");
-        let culprit = others.into_iter().chain(tag).find(|key| {
+        let wrong_key = others.into_iter().chain(tag).find(|key| {
             let mut without = value.clone();
             if let Some(Value::Mapping(mapping)) = find_mut(&mut without, &path) {
                 mapping.remove(key);
@@ -182,7 +182,7 @@ fn refine<T: DeserializeOwned>(value: &Value, mut path: Vec<String>, message: &s
                 Err(error) => error.inner().to_string() == format!("missing field `{key}`"),
             }
         });
-        match culprit {
+        match wrong_key {
             Some(key) => path.push(key.to_string()),
             None => return path,
         }

@@ -22,19 +22,19 @@ impl ClassList {
         }
     }
 
-    /// The number of a class that is told by its name, or by its number.
+    /// The number of a class that is given by its name or by its number.
     ///
     /// # Errors
     /// No such class; some that there are.
-    pub fn number(&self, told: &str) -> Result<i64> {
+    pub fn number(&self, name_or_number: &str) -> Result<i64> {
         if let ClassList::Names(names) = self
-            && let Some(place) = names.iter().position(|name| name == told)
+            && let Some(place) = names.iter().position(|name| name == name_or_number)
         {
             return Ok(place as i64);
         }
-        let number: Option<i64> = told.parse().ok();
+        let number: Option<i64> = name_or_number.parse().ok();
         number.filter(|number| (0..self.count()).contains(number)).with_context(|| {
-            format!("the class `{told}` is none of {}; a class is told by its name or its number", self.line())
+            format!("the class `{name_or_number}` is none of {}; give the name or the number of a class", self.line())
         })
     }
 
@@ -133,9 +133,9 @@ mod tests {
         // a name comes before a number
         assert_eq!((names.number("7").unwrap(), names.number("0").unwrap()), (1, 0));
         assert_eq!(ClassList::Count(101).number("100").unwrap(), 100);
-        for (classes, told) in [(&names, "3"), (&names, "archery"), (&names, "-1"), (&ClassList::Count(101), "101")] {
-            let error = classes.number(told).unwrap_err().to_string();
-            assert!(error.contains(told) && error.contains(&classes.line()), "{error}");
+        for (classes, given) in [(&names, "3"), (&names, "archery"), (&names, "-1"), (&ClassList::Count(101), "101")] {
+            let error = classes.number(given).unwrap_err().to_string();
+            assert!(error.contains(given) && error.contains(&classes.line()), "{error}");
         }
         let of = |text: &str| serde_yaml::from_str::<LabelConditioning>(text).map(|labels| labels.validate());
         assert!(of("{classes: [a, b], drop: 0.2}").unwrap().is_ok() && of("{classes: 3}").unwrap().is_ok());

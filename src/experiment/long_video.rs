@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     data::DataConfig,
-    diffusion::{GuidanceConfig, SamplerConfig},
+    diffusion::{GuidanceConfig, SamplerChoice},
     metrics::ProtocolConfig,
 };
 
@@ -34,9 +34,9 @@ pub struct LongVideoConfig {
     /// Weight, form and level of guidance.
     #[serde(default)]
     pub guidance: GuidanceConfig,
-    /// Of every clip.
+    /// Of every clip; where it is not said, each run's own.
     #[serde(default)]
-    pub sampler: SamplerConfig,
+    pub sampler: Option<SamplerChoice>,
     /// Clips in one pass of the networks.
     #[serde(default = "batch")]
     pub batch: i64,

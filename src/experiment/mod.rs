@@ -13,7 +13,7 @@ mod user_error;
 mod validate;
 
 pub use autoencoder::AutoencoderExperiment;
-pub use diffusion::{DiffusionExperiment, DiffusionSpace, TextConditioning, Trained};
+pub use diffusion::{DiffusionExperiment, DiffusionSpace, TEXT_GUIDANCE, TextConditioning, Trained};
 pub use evaluate::{EvaluationExperiment, Generated};
 pub use labels::{ClassList, LabelConditioning};
 pub use load::{parse, read};

@@ -100,7 +100,7 @@ impl Brought {
         ensure!(path.is_file(), "there is no file {}", path.display());
         let other = || format!("{} is not {}; wanted is {}", path.display(), self.content, self.published);
         let file = self.read(path).with_context(other)?;
-        let kept: Vec<(String, Tensor)> =
+        let tensors: Vec<(String, Tensor)> =
             file.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
         let sha256 = file.sha256.clone();
         (self.check)(file).with_context(other)?;
@@ -108,7 +108,7 @@ impl Brought {
         let folder = folder();
         std::fs::create_dir_all(&folder).with_context(|| format!("the folder {} cannot be made", folder.display()))?;
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        write_safetensors_atomically(&place, &kept, &json!({"source": name, SOURCE: sha256}))?;
+        write_safetensors_atomically(&place, &tensors, &json!({"source": name, SOURCE: sha256}))?;
         Ok(sha256)
     }
 

@@ -53,12 +53,12 @@ pub fn kernel_distance(real: &Tensor, fake: &Tensor) -> Result<f64> {
 /// # Errors
 /// As [`kernel_distance`].
 fn kernel_distances_without_groups(real: &Tensor, fake: &Tensor, groups: i64) -> Result<Vec<f64>> {
-    let kept = |features: &Tensor| {
+    let rows_without_groups = |features: &Tensor| {
         let group = Tensor::arange(features.size()[0], (Kind::Int64, Device::Cpu)).remainder(groups);
         let left_out = Tensor::arange(groups, (Kind::Int64, Device::Cpu)).unsqueeze(1);
         group.unsqueeze(0).ne_tensor(&left_out).to_kind(Kind::Double)
     };
-    kernel_distances(real, fake, &kept(real), &kept(fake))
+    kernel_distances(real, fake, &rows_without_groups(real), &rows_without_groups(fake))
 }
 
 /// One distance for each row of `of_real` `[G, N]` and `of_fake` `[G, M]`, which are 1 where a sample counts and else 0.

@@ -6,25 +6,27 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use tch::{Device, Tensor, no_grad};
 
+use super::model::{Accepts, Classes, CodecBaselines, Given, KnownClasses, SampleId, TextPrompts, VideoModel};
 use crate::{
     checkpoint::{self, Checkpoint},
     codecs::LatentSpace,
-    data::to_u8,
+    data::{DataConfig, normalise, to_u8},
     diffusion::{
         FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
-        Sampler, SamplerConfig, conditioned, sample,
+        Sampler, SamplerChoice, SamplerConfig, conditioned, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, LabelConditioning, Numerics, Trained},
+    experiment::{DiffusionExperiment, LabelConditioning, Numerics, TEXT_GUIDANCE, Trained},
     networks::{Network, Ports},
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
     run::{open_text_encoder, run_of, space_of, warn_if_unfinished, weights},
     run_files::TEXT_ENCODER_FILE,
     text::TextEncoder,
-    torch::{FixedWeights, Readback, upload},
+    torch::{Readback, upload},
 };
 
 /// A denoiser with its noise path and latent space.
@@ -46,14 +48,22 @@ pub struct LatentDiffusion {
     /// What the latents' frames, height and width must be multiples of.
     multiple_of: [i64; 3],
     /// Of a network that is given class labels.
-    pub labels: Option<LabelConditioning>,
+    labels: Option<LabelConditioning>,
     pub(super) takes_other_clips: bool,
     predict: Predict,
+    /// The run's own.
+    pub(super) sampler: SamplerConfig,
+    /// Weight of guidance by a text, where nobody says another.
+    text_guidance: f64,
+    /// What it was trained on.
+    data: DataConfig,
     /// Of the training, at which the weights were stored; 0 in a training.
-    pub step: i64,
+    step: i64,
     /// Of the networks when they sample and decode.
-    pub numerics: Numerics,
+    pub(super) numerics: Numerics,
 }
+
+const NO_TEXT: &str = "this network attends to no text: it cannot be given prompts";
 
 /// One clip to sample: its noise is a function of these numbers alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,15 +87,6 @@ pub struct LatentConditions<'a> {
     pub classes: Option<Classes<'a>>,
 }
 
-/// Of which class clips are to be.
-#[derive(Debug, Clone, Copy)]
-pub struct Classes<'a> {
-    /// The class's number, one a clip.
-    pub numbers: &'a [i64],
-    /// w in ε_u + w (ε_c − ε_u); 1 is without guidance. Given a text with guidance too, the weight is the text's.
-    pub guidance: f64,
-}
-
 /// Frames that clips are made to fit.
 pub struct FramesOfClip<'a> {
     /// Their places in the clip, the same in all clips.
@@ -94,16 +95,6 @@ pub struct FramesOfClip<'a> {
     pub frames: &'a Tensor,
     /// Weight, form and noise level; given a text too, guidance is the text's, and weight and form are not read.
     pub guidance: GuidanceConfig,
-}
-
-/// What clips are to show.
-pub struct TextPrompts<'a> {
-    /// One a clip.
-    pub prompts: &'a [String],
-    /// What guidance leads away from.
-    pub negative: &'a str,
-    /// w in ε_u + w (ε_c − ε_u).
-    pub guidance: f64,
 }
 
 impl LatentDiffusion {
@@ -149,6 +140,9 @@ impl LatentDiffusion {
             labels: experiment.labels.clone(),
             takes_other_clips: experiment.network.takes().other_clips,
             predict: experiment.objective.predict,
+            sampler: experiment.sampler,
+            text_guidance: experiment.text.as_ref().map_or(TEXT_GUIDANCE, |text| text.guidance),
+            data: experiment.data.clone(),
             step: 0,
             numerics: Numerics::default(),
         })
@@ -195,30 +189,6 @@ impl LatentDiffusion {
         let merged = DiffusionExperiment { trained: Trained::All, ..experiment.clone() };
         let generator = LatentDiffusion::new(&merged, space, text, parameters)?;
         Ok((generator, experiment, path, found))
-    }
-
-    /// Clips of another length and size than those of the training.
-    ///
-    /// # Errors
-    /// Names the number of which a side must be a multiple.
-    pub fn resize(&mut self, frames: i64, height: i64, width: i64) -> Result<()> {
-        ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
-        let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
-        let seen = (f - 1) / self.latent_stride + 1;
-        let [of_frames, of_height, of_width] = self.multiple_of;
-        for (side, pixels, multiple) in [(h, height, of_height), (w, width, of_width)] {
-            let factor = pixels / side * multiple;
-            ensure!(side % multiple == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
-        }
-        ensure!(
-            self.takes_other_clips || self.latent == [c, seen, h, w],
-            "a clip of {frames} frames of {width}x{height}: this network makes clips of the length and size of its training \
-             alone, {:?} (3, F, H, W)",
-            self.clip_size()
-        );
-        ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
-        self.latent = [c, seen, h, w];
-        Ok(())
     }
 
     /// Normalised z_0 of the numbered samples, `[N, C, F, h, w]`. Sample i depends on the seed, on what it is given
@@ -279,34 +249,22 @@ impl LatentDiffusion {
         self.predict.check(&*self.path, sampler.start(&*self.path)?.times())
     }
 
-    /// The networks sample and decode so; in float32 otherwise.
-    pub fn at(self, numerics: Numerics) -> Self {
-        LatentDiffusion { numerics, ..self }
-    }
-
-    /// While the answer lives, what a GPU prepares for sampling is kept from one batch to the next: weights in half
-    /// precision, and graphs.
-    pub fn keep_prepared(&self) -> Option<FixedWeights> {
-        self.space.device().is_cuda().then(FixedWeights::new)
-    }
-
-    /// Classes for samples of which none is told, each as often as the others: sample i is of class i mod classes. With the
-    /// weight of guidance that the run says; none for a network without classes.
-    pub fn balanced_classes(&self, samples: &[u64]) -> Option<(Vec<i64>, f64)> {
-        let (labels, classes) = (self.labels.as_ref()?, self.network.ports().classes?);
-        Some((samples.iter().map(|sample| (sample % classes as u64) as i64).collect(), labels.guidance))
-    }
-
     /// The labels of so many clips, where classes are told.
     fn labels(&self, told: Option<&Classes>, clips: usize) -> Result<Option<GivenLabels>> {
         let Some(Classes { numbers, guidance }) = told else { return Ok(None) };
         ensure!(numbers.len() == clips, "{} classes for {clips} clips", numbers.len());
+        self.check_classes(&Classes { numbers, guidance: *guidance })?;
+        let labels = upload(&Tensor::from_slice(numbers), self.space.device());
+        Ok(Some(GivenLabels { labels, guidance: (*guidance != 1.0).then_some(*guidance) }))
+    }
+
+    /// Whether the network knows these classes, and can be guided by them.
+    fn check_classes(&self, Classes { numbers, guidance }: &Classes) -> Result<()> {
         let known = self.network.ports().classes.context("this network knows no classes: it cannot be given one")?;
         self.labels.as_ref().map_or(Ok(()), |labels| labels.check_guidance(*guidance))?;
         let foreign = numbers.iter().find(|number| !(0..known).contains(*number));
         ensure!(foreign.is_none(), "class {}: this network knows 0 to {}", foreign.copied().unwrap_or(-1), known - 1);
-        let labels = upload(&Tensor::from_slice(numbers), self.space.device());
-        Ok(Some(GivenLabels { labels, guidance: (*guidance != 1.0).then_some(*guidance) }))
+        Ok(())
     }
 
     /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
@@ -316,29 +274,13 @@ impl LatentDiffusion {
             let contexts = self.text.as_ref().map(|text| text.encode(&empty)).transpose()?;
             return Ok(contexts.map(|contexts| GivenTexts { contexts, guidance: None }));
         };
-        let text = self.text.as_ref().context("this network attends to no text: it cannot be given prompts")?;
+        let text = self.text.as_ref().context(NO_TEXT)?;
         ensure!(told.prompts.len() == clips, "{} prompts for {clips} clips", told.prompts.len());
         let guidance = match told.guidance {
             1.0 => None,
             weight => Some((text.encode(&vec![told.negative; clips])?, weight)),
         };
         Ok(Some(GivenTexts { contexts: text.encode(told.prompts)?, guidance }))
-    }
-
-    /// The numbered samples as u8 `[N, 3, F, H, W]` on the host.
-    ///
-    /// # Errors
-    /// As [`Self::clips`].
-    pub fn videos(
-        &self,
-        samples: &[u64],
-        given: &LatentConditions,
-        sampler: SamplerConfig,
-        seed: u64,
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Tensor> {
-        let z_0 = self.latents(samples, given, sampler, seed, on_step)?;
-        self.decode(&z_0)
     }
 
     /// Normalised latents → u8 `[N, 3, F, H, W]` on the host, one at a time in the decoder.
@@ -352,21 +294,121 @@ impl LatentDiffusion {
         let clips: Vec<Tensor> = clips.iter().map(Readback::wait).collect::<Result<_>>()?;
         Ok(Tensor::cat(&clips, 0))
     }
+}
 
-    /// The shape `[3, F, H, W]` of the videos it makes.
-    pub fn clip_size(&self) -> [i64; 4] {
+impl VideoModel for LatentDiffusion {
+    fn clip(&self) -> [i64; 4] {
         let [_, f, h, w] = self.latent;
         let [frames, height, width] = self.space.settings().clip_shape([f, h, w]);
         [3, frames, height, width]
     }
 
-    /// Decoded Gaussian latents, unsigned bytes `[N, 3, F, H, W]`: what one gets without learning any diffusion.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Result<Tensor> {
+    fn accepts(&self) -> Accepts {
+        let known = |labels: &LabelConditioning| {
+            Some(KnownClasses { list: labels.classes.clone()?, guidance: labels.guidance })
+        };
+        Accepts { text: self.text.as_ref().map(|_| self.text_guidance), classes: self.labels.as_ref().and_then(known) }
+    }
+
+    fn check(&self, given: &Given) -> Result<()> {
+        let Given { text, classes, first_frames } = given;
+        ensure!(text.is_none() || self.text.is_some(), NO_TEXT);
+        if let Some(classes) = classes {
+            self.check_classes(classes)?;
+        }
+        first_frames.map_or(Ok(()), |_| self.first_frame_guidance().map(drop))
+    }
+
+    fn videos(&self, samples: &[SampleId], given: &Given, on_step: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
+        given.check_count(samples.len())?;
+        let clips: Vec<ClipId> =
+            samples.iter().map(|&SampleId { seed, sample }| ClipId { seed, sample, clip: 0 }).collect();
+        let Given { text, classes, first_frames } = *given;
+        let first = match first_frames {
+            Some(pictures) => Some((self.first_latents(pictures)?, self.first_frame_guidance()?)),
+            None => None,
+        };
+        let frames =
+            first.as_ref().map(|(frames, guidance)| FramesOfClip { indices: &[0], frames, guidance: *guidance });
+        let given = LatentConditions { frames, text, classes };
+        let z_0 = self.clips(&clips, self.latent[1], &given, self.sampler, on_step)?;
+        if let Some((frames, _)) = &first {
+            z_0.narrow(2, 0, 1).copy_(frames);
+        }
+        self.decode(&z_0)
+    }
+
+    fn describe(&self) -> String {
+        format!("{}, {}", self.sampler.describe(), self.numerics.words())
+    }
+
+    fn sampling(&self) -> Value {
+        serde_json::to_value(self.sampler).expect("a sampler's settings are JSON")
+    }
+
+    fn step(&self) -> i64 {
+        self.step
+    }
+
+    fn device(&self) -> Device {
+        self.space.device()
+    }
+
+    fn data(&self) -> Option<&DataConfig> {
+        Some(&self.data)
+    }
+
+    fn set_numerics(&mut self, numerics: Numerics) {
+        self.numerics = numerics;
+    }
+
+    fn set_sampling(&mut self, choice: &SamplerChoice) -> Result<()> {
+        let sampler = choice.over(&self.sampler)?;
+        self.check_sampler(&*sampler)?;
+        self.sampler = sampler;
+        Ok(())
+    }
+
+    fn resize(&mut self, frames: Option<i64>, height: Option<i64>, width: Option<i64>) -> Result<()> {
+        let DataConfig { frames: trained, resolution, .. } = self.data;
+        let [height, width] = [height, width].map(|side| side.unwrap_or(resolution));
+        let frames = frames.unwrap_or(trained);
+        ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
+        let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
+        let seen = (f - 1) / self.latent_stride + 1;
+        let [of_frames, of_height, of_width] = self.multiple_of;
+        for (side, pixels, multiple) in [(h, height, of_height), (w, width, of_width)] {
+            let factor = pixels / side * multiple;
+            ensure!(side % multiple == 0, "{width}x{height}: {pixels} is not a multiple of {factor}");
+        }
+        ensure!(
+            self.takes_other_clips || self.latent == [c, seen, h, w],
+            "a clip of {frames} frames of {width}x{height}: this network makes clips of the length and size of its training \
+             alone, {:?} (3, F, H, W)",
+            self.clip()
+        );
+        ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
+        self.latent = [c, seen, h, w];
+        Ok(())
+    }
+
+    fn codec_baselines(&self) -> Option<&dyn CodecBaselines> {
+        Some(self)
+    }
+}
+
+impl CodecBaselines for LatentDiffusion {
+    fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Result<Tensor> {
         let z_0 = normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent);
         self.decode(&upload(&z_0, self.space.device()))
+    }
+
+    fn reconstructed(&self, clips: &Tensor) -> Result<Option<Tensor>> {
+        if self.space.settings().is_exact() {
+            return Ok(None);
+        }
+        let x = normalise(&upload(clips, self.space.device()));
+        Ok(Some(Readback::of(&to_u8(&self.space.reconstruct(&x)))?.wait()?))
     }
 }
 

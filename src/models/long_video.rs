@@ -11,7 +11,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
-use super::latent_diffusion::{Classes, ClipId, FramesOfClip, LatentConditions, LatentDiffusion};
+use super::{
+    assignment::{Asked, Assignment},
+    latent_diffusion::{ClipId, FramesOfClip, LatentConditions, LatentDiffusion},
+    model::{Classes, VideoModel},
+};
 use crate::{
     codecs::Chunks,
     data::to_u8,
@@ -61,7 +65,7 @@ impl LongVideo {
     /// # Errors
     /// [`UserError`] for settings that do not fit the runs or each other; damaged or foreign weights.
     pub fn open(config: &LongVideoConfig, frames: i64, device: Device) -> Result<Self> {
-        Self::of(config, frames, &|run| Ok(LatentDiffusion::open(run, device)?.0.at(config.numerics())))
+        Self::of(config, frames, &|run| Ok(LatentDiffusion::open(run, device)?.0))
     }
 
     /// As [`Self::open`] without the networks' weights: a plan, by which nothing can be made.
@@ -74,7 +78,14 @@ impl LongVideo {
 
     fn of(config: &LongVideoConfig, frames: i64, open: &dyn Fn(&Path) -> Result<LatentDiffusion>) -> Result<Self> {
         let wrong = |text: String| Err(UserError(text).into());
-        let open = |run: &PathBuf| conditional(run, open(run)?);
+        let open = |run: &PathBuf| {
+            let mut generator = conditional(run, open(run)?)?;
+            generator.set_numerics(config.numerics());
+            if let Some(sampler) = &config.sampler {
+                generator.set_sampling(sampler).map_err(|error| UserError(format!("sampler: {error:#}")))?;
+            }
+            Ok::<_, anyhow::Error>(generator)
+        };
         let prediction = open(&config.prediction)?;
         let interpolation = config.interpolation.as_ref().map(open).transpose()?;
         let stride = prediction.latent_stride;
@@ -122,9 +133,6 @@ impl LongVideo {
         for generator in [Some(&prediction), interpolation.as_ref()].into_iter().flatten() {
             let conditioning = generator.conditioning.as_ref().expect("checked when opened");
             config.guidance.validate(conditioning).map_err(|error| UserError(format!("guidance: {error:#}")))?;
-            if let Err(error) = generator.check_sampler(&*config.sampler) {
-                return wrong(format!("sampler: {error:#}"));
-            }
         }
         let prefixes = &prediction.conditioning.as_ref().expect("checked when opened").prefixes;
         if !prefixes.contains(&config.overlap) {
@@ -151,11 +159,17 @@ impl LongVideo {
     /// A run that has gone.
     pub fn settings(&self, seed: u64) -> Result<Value> {
         let interpolation = self.config.interpolation.as_deref().map(weights_of).transpose()?.flatten();
-        let LongVideoConfig { overlap, gap, guidance, sampler, precision, tf32, .. } = &self.config;
-        Ok(json!({
+        let LongVideoConfig { overlap, gap, guidance, precision, tf32, .. } = &self.config;
+        let sampler = self.prediction.sampling();
+        let mut settings = json!({
             "prediction": weights_of(&self.config.prediction)?, "interpolation": interpolation, "overlap": overlap,
             "gap": gap, "guidance": guidance, "sampler": sampler, "precision": precision, "tf32": tf32, "frames": self.frames, "seed": seed,
-        }))
+        });
+        let other = self.interpolation.as_ref().map(VideoModel::sampling).filter(|other| *other != sampler);
+        if let Some(other) = other {
+            settings["interpolation_sampler"] = other;
+        }
+        Ok(settings)
     }
 
     /// Normalised latents of the numbered samples, `[N, C, F, h, w]` on the host. What is done is kept in the folder
@@ -209,15 +223,16 @@ impl LongVideo {
             let indices = first.places(&first.given);
             let given = FramesOfClip { indices: &indices, frames: &frames, guidance: self.config.guidance };
             // all clips of a video are of its class; guidance is that of the given frames
-            let classes = generator.balanced_classes(&clips.iter().map(|clip| clip.sample).collect::<Vec<_>>());
-            let classes = classes.as_ref().map(|(numbers, _)| Classes { numbers, guidance: 1.0 });
+            let in_turn = Assignment::within(&generator.accepts(), Asked::default());
+            let numbers = in_turn.classes(&clips.iter().map(|clip| clip.sample).collect::<Vec<_>>());
+            let classes = (!numbers.is_empty()).then_some(Classes { numbers: &numbers, guidance: 1.0 });
             let given = LatentConditions {
                 frames: (!indices.is_empty()).then_some(given),
                 classes,
                 ..LatentConditions::default()
             };
             let base = (done * count) as u64;
-            let made = generator.clips(&clips, first.length, &given, self.config.sampler, &mut |i, n| {
+            let made = generator.clips(&clips, first.length, &given, generator.sampler, &mut |i, n| {
                 on_clip(base + (clips.len() * i / n) as u64);
             })?;
             let made = Readback::of(&made)?.wait()?;
@@ -249,14 +264,14 @@ impl LongVideo {
         })
     }
 
-    /// As [`LatentDiffusion::keep_prepared`], of both networks.
+    /// As [`VideoModel::keep_prepared`], of both networks.
     pub fn keep_prepared(&self) -> Option<FixedWeights> {
         self.prediction.keep_prepared()
     }
 
     /// Height and width in pixels.
     pub fn size(&self) -> [i64; 2] {
-        let [_, _, height, width] = self.prediction.clip_size();
+        let [_, _, height, width] = self.prediction.clip();
         [height, width]
     }
 

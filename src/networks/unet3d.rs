@@ -250,8 +250,8 @@ impl UNet3d {
         let inputs = scope.sub("input_blocks");
         let mut channels = config.channels;
         let first = SpatialConv::new(&inputs.sub(0).sub(0), ports.inputs(), channels, 3, 1);
-        let again = |level: usize| config.recompute.at(1 << level);
-        let mut input_blocks = vec![Block::new([Layer::Conv(first)], again(0))];
+        let recompute_at = |level: usize| config.recompute.at(1 << level);
+        let mut input_blocks = vec![Block::new([Layer::Conv(first)], recompute_at(0))];
         let mut widths = vec![channels];
         for (level, &multiplier) in config.multipliers.iter().enumerate() {
             for _ in 0..config.blocks_per_level {
@@ -262,13 +262,13 @@ impl UNet3d {
                 if attends(level) {
                     layers.push(Layer::attention(&scope.sub(1), channels, config, ports));
                 }
-                input_blocks.push(Block::new(layers, again(level)));
+                input_blocks.push(Block::new(layers, recompute_at(level)));
                 widths.push(channels);
             }
             if level + 1 < levels {
                 let scope = inputs.sub(input_blocks.len()).sub(0).sub("op");
                 let down = Layer::Down(SpatialConv::new(&scope, channels, channels, 3, 2));
-                input_blocks.push(Block::new([down], again(level)));
+                input_blocks.push(Block::new([down], recompute_at(level)));
                 widths.push(channels);
             }
         }
@@ -276,7 +276,7 @@ impl UNet3d {
         let middle = scope.sub("middle_block");
         let res = |i: i64| Layer::Res(ResBlock::new(&middle.sub(i), channels, channels, config));
         let layers = [res(0), Layer::attention(&middle.sub(1), channels, config, ports), res(2)];
-        let middle_block = Block::new(layers, again(levels - 1));
+        let middle_block = Block::new(layers, recompute_at(levels - 1));
 
         // the way up: each block takes a skip more
         let outputs = scope.sub("output_blocks");
@@ -295,7 +295,7 @@ impl UNet3d {
                     let scope = scope.sub(layers.len()).sub("conv");
                     layers.push(Layer::Up(SpatialConv::new(&scope, channels, channels, 3, 1)));
                 }
-                output_blocks.push(Block::new(layers, again(level)));
+                output_blocks.push(Block::new(layers, recompute_at(level)));
             }
         }
 
@@ -327,8 +327,8 @@ impl Network for UNet3d {
         let mut embedding =
             second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
-            let told = level.ge(0).to_kind(kind).unsqueeze(-1);
-            embedding += table.index_select(0, &level.clamp_min(0)) * told;
+            let has_level = level.ge(0).to_kind(kind).unsqueeze(-1);
+            embedding += table.index_select(0, &level.clamp_min(0)) * has_level;
         }
         if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
             embedding += table.index_select(0, label);

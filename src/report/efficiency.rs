@@ -18,7 +18,7 @@ use crate::{
     distributed::Ranks,
     evaluation::Evaluation,
     experiment::{DiffusionExperiment, Generated, Precision},
-    models::{LatentConditions, LatentDiffusion, ports},
+    models::{Given, LatentDiffusion, SampleId, VideoModel, ports},
     nn::Parameters,
     run::{open_text_encoder, space_of},
     run_files::{FIGURES_FILE, METRICS_FILE, TEXT_ENCODER_FILE},
@@ -79,13 +79,8 @@ impl Cost {
         };
         if videos > 0 {
             let sample = |count: u64| {
-                generator.videos(
-                    &(0..count).collect::<Vec<_>>(),
-                    &LatentConditions::default(),
-                    experiment.sampler,
-                    0,
-                    &mut |_, _| {},
-                )
+                let samples: Vec<SampleId> = (0..count).map(|sample| SampleId { seed: 0, sample }).collect();
+                generator.videos(&samples, &Given::default(), &mut |_, _| {})
             };
             // videos end on the host, so the clock need not wait for the device
             let (first, bytes) = peak_memory(device, || sample(1).map(drop));

@@ -72,7 +72,7 @@ impl GpuPart {
         let found = beside.into_iter().chain(self.built.map(PathBuf::from)).find(|path| path.exists());
         found.with_context(|| {
             let why = self.lacks.unwrap_or("it was left behind where the program was built");
-            format!("{}: {} is needed beside the program, and is not there: {why}", self.serves, self.file)
+            format!("{} need {} beside the program, which is not there: {why}", self.serves, self.file)
         })
     }
 }

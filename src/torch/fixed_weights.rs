@@ -96,7 +96,16 @@ pub fn fixed_conv(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, stride: i6
         let [x, weight] = [x, weight].map(|t| t.as_ptr().cast::<c_void>());
         let bias = bias.map_or(std::ptr::null(), |t| t.as_ptr().cast());
         let shortcuts = shortcuts();
-        let call = lvdm_fixed_conv(x, weight, bias, stride, padding, shortcuts.kept_f32, shortcuts.kept_bf16, &mut y);
+        let call = lvdm_fixed_conv(
+            x,
+            weight,
+            bias,
+            stride,
+            padding,
+            shortcuts.prepacked_f32,
+            shortcuts.prepacked_bf16,
+            &mut y,
+        );
         check(call).unwrap_or_else(|error| panic!("{error}"));
         (!y.is_null()).then(|| Tensor::from_ptr(y.cast()))
     }

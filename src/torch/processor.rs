@@ -55,9 +55,9 @@ pub struct Shortcuts {
     /// as convolutions of 1×1.
     pub kernels: bool,
     /// While weights stay as they are, convolutions keep their kernels in oneDNN's order of memory, in float32.
-    pub kept_f32: bool,
+    pub prepacked_f32: bool,
     /// The same in bfloat16.
-    pub kept_bf16: bool,
+    pub prepacked_bf16: bool,
     /// The video autoencoder's 3D convolutions have their channels last in memory.
     pub channels_last_3d: bool,
 }
@@ -126,8 +126,8 @@ impl Processor {
     fn shortcuts(&self) -> Shortcuts {
         Shortcuts {
             kernels: true,
-            kept_f32: self.onednn,
-            kept_bf16: self.onednn && self.bfloat16 != Bfloat16::Slow,
+            prepacked_f32: self.onednn,
+            prepacked_bf16: self.onednn && self.bfloat16 != Bfloat16::Slow,
             // oneDNN's AVX2 kernels are slower so, above all at the weights' gradients
             channels_last_3d: self.vectors == Vectors::Avx512,
         }
@@ -136,7 +136,8 @@ impl Processor {
 
 impl Shortcuts {
     /// LibTorch's ordinary calls everywhere.
-    pub const NONE: Self = Shortcuts { kernels: false, kept_f32: false, kept_bf16: false, channels_last_3d: false };
+    pub const NONE: Self =
+        Shortcuts { kernels: false, prepacked_f32: false, prepacked_bf16: false, channels_last_3d: false };
 }
 
 #[cfg(test)]
@@ -150,10 +151,10 @@ mod tests {
     fn kernels_in_bfloat16_are_kept_only_where_onednn_has_them() {
         let without = Processor::new(AVX2, true, false);
         assert_eq!((without.vectors, without.bfloat16), (Vectors::Avx2, Bfloat16::Slow));
-        assert!(!without.shortcuts().kept_bf16 && without.shortcuts().kept_f32);
-        assert!(Processor::new(AVX512, true, true).shortcuts().kept_bf16);
+        assert!(!without.shortcuts().prepacked_bf16 && without.shortcuts().prepacked_f32);
+        assert!(Processor::new(AVX512, true, true).shortcuts().prepacked_bf16);
         let off = Processor::new(AVX512, false, false).shortcuts();
-        assert!(!off.kept_bf16 && !off.kept_f32);
+        assert!(!off.prepacked_bf16 && !off.prepacked_f32);
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub fn give_way_while_waiting() {
 /// How threads wait, for people.
 pub fn waiting() -> String {
     match [POLICY, LOOKS].into_iter().find(|name| is_set(name)) {
-        Some(name) => format!("waiting with {name}={}", env::var_os(name).unwrap_or_default().display()),
-        None => "waiting as OpenMP does by itself".to_string(),
+        Some(name) => format!("idle threads wait as {name}={} says", env::var_os(name).unwrap_or_default().display()),
+        None => "idle threads wait as OpenMP does by default".to_string(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     diffusion::{NoisyBatch, Times},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    models::{Classes, LatentConditions, LatentDiffusion, TextPrompts, starting_weights},
+    models::{Asked, Assignment, LatentDiffusion, Seeds, VideoModel, starting_weights},
     networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
@@ -71,8 +71,8 @@ impl DiffusionTask {
             }
         };
         let parameters = Parameters::new(device, seed);
-        let generator =
-            LatentDiffusion::new(experiment, space, text, &parameters)?.at(experiment.trainer.precision.into());
+        let mut generator = LatentDiffusion::new(experiment, space, text, &parameters)?;
+        generator.set_numerics(experiment.trainer.precision.into());
         if let Some(run) = experiment.start_from.as_ref().filter(|_| fresh) {
             let mut weights = starting_weights(run, experiment, generator.latent)?;
             weights.extend(parameters.named().into_iter().filter(|(name, _)| Adapter::owns(name)));
@@ -201,18 +201,13 @@ impl Task for DiffusionTask {
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
-        let samples: Vec<u64> = (0..SHOWN).collect();
-        let prompts: Option<Vec<String>> = self.experiment.text.as_ref().and_then(|text| {
-            let endless = text.prompts.iter().cycle().take(SHOWN as usize).cloned().collect::<Vec<_>>();
-            (!endless.is_empty()).then_some(endless)
-        });
-        let guidance = self.experiment.text.as_ref().map_or(1.0, |text| text.guidance);
-        let text = prompts.as_ref().map(|prompts| TextPrompts { prompts, negative: "", guidance });
-        let (numbers, weight) = self.generator.balanced_classes(&samples).unzip();
-        let classes = numbers.as_ref().zip(weight).map(|(numbers, guidance)| Classes { numbers, guidance });
-        let given = LatentConditions { text, classes, frames: None };
-        let DiffusionExperiment { sampler, seed, .. } = self.experiment;
-        let clips = self.generator.videos(&samples, &given, sampler, seed, &mut |_, _| {})?;
+        let asked = Asked {
+            prompts: self.experiment.text.as_ref().map_or_else(Vec::new, |text| text.prompts.clone()),
+            ..Asked::default()
+        };
+        let assignment = Assignment::within(&self.generator.accepts(), asked);
+        let (shown, seeds) = ((0..SHOWN).collect::<Vec<u64>>(), Seeds::One(self.experiment.seed));
+        let clips = assignment.videos(&self.generator, &shown, &seeds, &mut |_, _| {})?;
         Ok(vec![Picture { name: "samples", clips }])
     }
 }

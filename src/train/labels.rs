@@ -68,19 +68,19 @@ mod tests {
         let of = |drop, seed| {
             Labels::new(&LabelConditioning { classes: classes.clone(), drop, guidance: 1.0 }, seed, Device::Cpu)
         };
-        let told = |labels: &Labels, samples: &[u64]| -> Vec<i64> {
+        let labels_of = |labels: &Labels, samples: &[u64]| -> Vec<i64> {
             let names = samples.iter().map(|sample| Some(if sample % 2 == 0 { "a" } else { "b" }));
             labels.of(names, samples).unwrap().try_into().unwrap()
         };
         let all: Vec<u64> = (0..2000).collect();
         let labels = of(0.1, 3).unwrap();
-        let found = told(&labels, &all);
+        let found = labels_of(&labels, &all);
         let dropped = found.iter().filter(|&&label| label == 2).count();
         assert!((150..250).contains(&dropped), "{dropped} of 2000");
         assert!(found.iter().zip(&all).all(|(&label, sample)| label == 2 || label == (sample % 2) as i64));
-        assert_eq!(told(&labels, &all[700..900]), found[700..900]);
-        assert_ne!(told(&of(0.1, 4).unwrap(), &all), found);
-        assert!(told(&of(0.0, 3).unwrap(), &all).iter().all(|&label| label < 2));
+        assert_eq!(labels_of(&labels, &all[700..900]), found[700..900]);
+        assert_ne!(labels_of(&of(0.1, 4).unwrap(), &all), found);
+        assert!(labels_of(&of(0.0, 3).unwrap(), &all).iter().all(|&label| label < 2));
         let error = labels.of([Some("c")].into_iter(), &[0]).unwrap_err().to_string();
         assert!(error.contains("does not name `c`"), "{error}");
     }

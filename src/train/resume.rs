@@ -213,7 +213,7 @@ mod tests {
             before
         };
         check(now.clone(), &now, false, false).unwrap();
-        for (path, value, told) in [
+        for (path, value, words) in [
             ("/seed", json!(4), "seed: 4 → 3"),
             ("/data/frames", json!(8), "data.frames: 8 → 4"),
             ("/objective/predict", json!("velocity"), "objective.predict: velocity → noise"),
@@ -222,7 +222,7 @@ mod tests {
         ] {
             let before = with(path, value);
             let error = check(before.clone(), &now, false, false).unwrap_err();
-            assert!(error.is::<UserError>() && error.to_string().contains(told), "{error}");
+            assert!(error.is::<UserError>() && error.to_string().contains(words), "{error}");
             assert!(error.to_string().contains("--change-settings") && error.to_string().contains("runs/x"), "{error}");
             check(before.clone(), &now, false, true).unwrap();
             // nothing was learned here yet from data and seed

@@ -38,7 +38,7 @@ impl Saver {
     pub fn new(run: &Path, keep: usize) -> Result<Self> {
         let run = run.to_path_buf();
         let (work, given) = sync_channel::<(Checkpoint, Option<Readback>, PathBuf)>(1);
-        let (told, done) = sync_channel(1);
+        let (outcome, done) = sync_channel(1);
         let write = move || {
             checkpoint::sweep(&run);
             for (checkpoint, arrived, path) in given {
@@ -46,7 +46,7 @@ impl Saver {
                 let write =
                     || there().and_then(|()| checkpoint.write(&path)).and_then(|()| checkpoint::prune(&run, keep));
                 let written = caught(write).with_context(|| format!("writing the checkpoint {}", path.display()));
-                if told.send(written).is_err() {
+                if outcome.send(written).is_err() {
                     break;
                 }
             }

@@ -176,10 +176,12 @@ impl<T: Task> Trainer<T> {
                 Ok(batches) => batches,
                 Err(error) => {
                     if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
-                        let kept = self.settle(&mut window).and_then(|()| self.save(record, &window));
-                        match kept.and_then(|()| record.saver.finish()) {
-                            Ok(()) => tracing::warn!("step {} is kept", self.progress.step),
-                            Err(why) => tracing::warn!("step {} cannot be kept: {why:#}", self.progress.step),
+                        let saved = self.settle(&mut window).and_then(|()| self.save(record, &window));
+                        match saved.and_then(|()| record.saver.finish()) {
+                            Ok(()) => tracing::warn!("the checkpoint of step {} is saved", self.progress.step),
+                            Err(why) => {
+                                tracing::warn!("the checkpoint of step {} cannot be saved: {why:#}", self.progress.step)
+                            }
                         }
                     }
                     return Err(error);
@@ -431,13 +433,13 @@ impl<T: Task> Trainer<T> {
     fn averaged<R>(&mut self, body: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
         let Some(ema) = &self.ema else { return body(&mut self.task) };
         let own = self.networks[0].parameters.trainable();
-        let kept: Vec<Tensor> = own.iter().map(|(_, t)| t.detach().copy()).collect();
+        let raw: Vec<Tensor> = own.iter().map(|(_, t)| t.detach().copy()).collect();
         let put = |values: &mut dyn Iterator<Item = Tensor>| {
             tch::no_grad(|| own.iter().zip(values).for_each(|((_, t), value)| t.shallow_clone().copy_(&value)));
         };
         put(&mut ema.named().iter().map(|(_, t)| t.shallow_clone()));
         let result = body(&mut self.task);
-        put(&mut kept.into_iter());
+        put(&mut raw.into_iter());
         result
     }
 

@@ -149,7 +149,7 @@ pub fn loss(case: &Case) -> Result<Outputs> {
     let _autocast = Autocast::bfloat16(case.device(), case.half);
     let times = Times::of_clips(&schedule, &numbers(&t)?, case.device());
     let z_t = times.add_noise(&z_0, &noise);
-    let output = latte.forward(&z_t, times.told(), &given);
+    let output = latte.forward(&z_t, times.embedded(), &given);
     let loss = HybridLoss::new(&schedule, &output, &z_0, &z_t, &times, &noise);
     backward(&loss.mean());
     Ok(vec![

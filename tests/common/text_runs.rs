@@ -148,7 +148,8 @@ pub fn original() -> Tensors {
 }
 
 /// What an original file of these networks does not tell.
-pub const TOLD: [&str; 8] = ["--tokenizer", "sd/tokenizer", "--heads", "2", "--norm-groups", "16", "--text-heads", "2"];
+pub const OPTIONS: [&str; 8] =
+    ["--tokenizer", "sd/tokenizer", "--heads", "2", "--norm-groups", "16", "--text-heads", "2"];
 
 pub const SIZE: [&str; 4] = ["--frames", "4", "--resolution", "16"];
 

@@ -10,36 +10,37 @@ use crate::{
     torch::DeviceName,
 };
 
-/// Measure PSNR, SSIM and LPIPS of an autoencoder's reconstructions
+/// Measure PSNR, SSIM and LPIPS of an autoencoder's reconstructions of real clips
 #[derive(Debug, clap::Args)]
 pub struct Reconstruct {
-    /// Run folder of an autoencoder, or of a diffusion model, which carries one
+    /// Run folder of an autoencoder, or of a diffusion model, which contains its autoencoder
     run: PathBuf,
-    /// Videos: a folder, an index, a numpy array, a packed file [default: those of the training]
+    /// Real videos: a folder, an index (.jsonl), a numpy array, or a file that `lvdm data pack` wrote [default: those that
+    /// the autoencoder was trained on]
     #[arg(long)]
     real: Option<PathBuf>,
-    /// One split of an index
+    /// Split of the index of real videos, such as test [default: all]
     #[arg(long, requires = "real")]
     split: Option<String>,
-    /// How many clips
+    /// Number of clips
     #[arg(long, default_value_t = 256)]
     clips: i64,
-    /// Frames of a clip [default: the training's]
+    /// Frames in a clip [default: as in training]
     #[arg(long)]
     frames: Option<i64>,
-    /// Every n-th frame of a video [default: the training's]
+    /// Take every n-th frame of a video [default: as in training]
     #[arg(long)]
     frame_stride: Option<i64>,
-    /// Height and width [default: the training's]
+    /// Height and width of a clip in pixels [default: as in training]
     #[arg(long)]
     resolution: Option<i64>,
-    /// Which clips
+    /// Seed of the random choice of clips
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder for the figures [default: RUN/reconstruction]
     #[arg(long)]
     out: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N
+    /// Where to compute: auto (the first GPU, or the CPU where there is none), cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: DeviceName,
 }

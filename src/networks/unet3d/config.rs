@@ -155,8 +155,8 @@ impl UNetConfig {
                 }
             }
         }
-        let again = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
-        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", again)] {
+        let recompute = if let Recompute::At(factors) = &self.recompute { factors.as_slice() } else { &[] };
+        for (key, factors) in [("attention_factors", self.attention_factors.as_slice()), ("recompute", recompute)] {
             for factor in factors {
                 ensure!(
                     (0..=deepest).any(|level| 1 << level == *factor),

@@ -1,0 +1,219 @@
+//! Families of models: one that this crate does not know goes through the sampling job and an evaluation, and a run is opened
+//! by its task.
+
+mod common;
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use common::{moving_clips, source, write_generated, write_packed};
+use lvdm::{
+    data::DataConfig,
+    diffusion::{Ddim, SamplerChoice, SamplerConfig},
+    distributed::Ranks,
+    evaluation::{Evaluation, evaluate, evaluate_model},
+    experiment::{ClassList, EvaluationExperiment, Generated, Numerics, parse},
+    metrics::Metric,
+    models::{self, Accepts, Asked, Assignment, Given, KnownClasses, SampleId, SamplingJob, Seeds, VideoModel},
+    random::{Purpose, normal},
+};
+use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
+
+const CPU: Device = Device::Cpu;
+const FRAMES: i64 = 10;
+const SIDE: i64 = 16;
+
+/// A linear map from a code of eight numbers to a video, with random weights; a class adds a code of its own.
+struct Linear {
+    /// `[8, 3·F·H·W]`.
+    map: Tensor,
+    /// `[classes, 8]`.
+    classes: Tensor,
+    /// How wide codes are spread.
+    spread: f64,
+    numerics: Numerics,
+}
+
+impl Linear {
+    fn new() -> Self {
+        Linear {
+            map: normal(1, Purpose::SampleStart, 0, 0, &[8, 3 * FRAMES * SIDE * SIDE]),
+            classes: normal(2, Purpose::SampleStart, 0, 0, &[2, 8]),
+            spread: 1.0,
+            numerics: Numerics::default(),
+        }
+    }
+}
+
+impl VideoModel for Linear {
+    fn clip(&self) -> [i64; 4] {
+        [3, FRAMES, SIDE, SIDE]
+    }
+
+    fn accepts(&self) -> Accepts {
+        Accepts { text: None, classes: Some(KnownClasses { list: ClassList::Count(2), guidance: 1.0 }) }
+    }
+
+    fn check(&self, given: &Given) -> Result<()> {
+        ensure!(given.text.is_none() && given.first_frames.is_none(), "a linear model is given nothing but classes");
+        Ok(())
+    }
+
+    fn videos(&self, samples: &[SampleId], given: &Given, on_step: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
+        given.check_count(samples.len())?;
+        let code = |id: &SampleId| normal(id.seed, Purpose::SampleStart, id.sample, 1, &[8]) * self.spread;
+        let mut codes = Tensor::stack(&samples.iter().map(code).collect::<Vec<_>>(), 0);
+        if let Some(classes) = &given.classes {
+            codes = codes + self.classes.index_select(0, &Tensor::from_slice(classes.numbers));
+        }
+        // row by row, so that a batch rounds as a single video does
+        let rows = codes.split(1, 0);
+        let videos = Tensor::cat(&rows.iter().map(|row| row.matmul(&self.map)).collect::<Vec<_>>(), 0);
+        on_step(1, 1);
+        Ok((videos.sigmoid() * 255.0).to_kind(Kind::Uint8).reshape([-1, 3, FRAMES, SIDE, SIDE]))
+    }
+
+    fn describe(&self) -> String {
+        format!("a linear map of codes of deviation {}, {}", self.spread, self.numerics.words())
+    }
+
+    fn sampling(&self) -> Value {
+        json!({"spread": self.spread})
+    }
+
+    fn step(&self) -> i64 {
+        0
+    }
+
+    fn device(&self) -> Device {
+        CPU
+    }
+
+    fn data(&self) -> Option<&DataConfig> {
+        None
+    }
+
+    fn set_numerics(&mut self, numerics: Numerics) {
+        self.numerics = numerics;
+    }
+
+    fn set_sampling(&mut self, choice: &SamplerChoice) -> Result<()> {
+        let SamplerChoice::Settings(settings) = choice else { anyhow::bail!("a linear model has no samplers") };
+        for (name, value) in settings {
+            ensure!(name == "spread", "`{name}` is no setting of a linear model, which has `spread`");
+            self.spread = serde_json::from_value(value.clone())?;
+        }
+        Ok(())
+    }
+}
+
+/// The videos that a job makes in batches of this size.
+fn made(model: &Linear, assignment: &Assignment, batch: u64) -> Tensor {
+    let job = SamplingJob { model, assignment, seeds: Seeds::One(5), videos: 5, batch };
+    let (mut numbers, mut clips, mut steps) = (Vec::new(), Vec::new(), 0);
+    job.run(&Ranks::alone(), &mut |_, _, _| steps += 1, &mut |samples, made| {
+        assert_eq!(made.size()[0], samples.len() as i64);
+        numbers.extend(samples.to_vec());
+        clips.push(made.shallow_clone());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!((numbers, steps), (vec![0, 1, 2, 3, 4], clips.len()));
+    Tensor::cat(&clips, 0)
+}
+
+/// What is asked is dealt by the numbers of videos, and batches change nothing; what the model cannot be given is refused
+/// before anything is made.
+#[test]
+fn a_foreign_family_goes_through_the_sampling_job() {
+    let model = Linear::new();
+    let in_turn = Assignment::new(&model, Asked::default()).unwrap();
+    let all = made(&model, &in_turn, 5);
+    assert_eq!(all, made(&model, &in_turn, 2));
+    let second = Assignment::new(&model, Asked { classes: vec![1], ..Asked::default() }).unwrap();
+    let of_second = made(&model, &second, 3);
+    for i in 0..5 {
+        assert_eq!(all.get(i) == of_second.get(i), i % 2 == 1, "video {i}");
+    }
+    let prompts = Asked { prompts: vec!["a".into()], ..Asked::default() };
+    let error = Assignment::new(&model, prompts).err().unwrap().to_string();
+    assert!(error.contains("nothing but classes"), "{error}");
+}
+
+fn experiment(at: &Path, generated: &str) -> EvaluationExperiment {
+    let text = format!(
+        "seed: 5\nevaluation: {{clips: 4, metrics: [fvd]}}\nreal: {{dataset: {{kind: packed, file: {0}/real.safetensors}}, frames: {FRAMES}, \
+         resolution: {SIDE}}}\ngenerated: {generated}\nout: {0}/out\n",
+        at.display()
+    );
+    parse("here", &text, &[]).unwrap()
+}
+
+/// Its figures are those of its videos out of a file, and say how it sampled.
+#[test]
+fn a_foreign_family_is_evaluated() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    write_packed(&at.join("real.safetensors"), 4, FRAMES, SIDE);
+    let mut model = Linear::new();
+    let of_run = |setting: &str, value: f64| {
+        let mut experiment = experiment(at, "{kind: run, run: linear, batch: 3}");
+        let settings = [(setting.to_string(), json!(value))].into_iter().collect();
+        if let Generated::Run { sampler, .. } = &mut experiment.generated {
+            *sampler = Some(SamplerChoice::Settings(settings));
+        }
+        experiment
+    };
+    let ranks = Ranks::alone();
+    let measured = evaluate_model(&of_run("spread", 0.5), &mut model, CPU, &ranks).unwrap();
+    let says = "weights of linear, step 0, a linear map of codes of deviation 0.5, f32, each class in turn, guidance 1";
+    assert_eq!(measured.generated_text, says);
+    assert!(!measured.figures.contains_key("gaussian") && measured.psnr_db.is_none());
+
+    let in_turn = Assignment::new(&model, Asked::default()).unwrap();
+    let videos = in_turn.videos(&model, &[0, 1, 2, 3], &Seeds::One(5), &mut |_, _| {}).unwrap();
+    write_generated(&at.join("made.safetensors"), &videos);
+    let data = format!("{{kind: packed, file: {}/made.safetensors}}", at.display());
+    let of_file = format!("{{kind: clips, data: {{dataset: {data}, frames: {FRAMES}, resolution: {SIDE}}}}}");
+    let from_file = evaluate(&experiment(at, &of_file), CPU, &ranks).unwrap();
+    let fvd = |evaluation: &Evaluation| evaluation.figures["samples"].value(Metric::FVD).unwrap();
+    let (run, file) = (fvd(&measured), fvd(&from_file));
+    assert!((run / file - 1.0).abs() < 1e-4, "{run} and {file}");
+
+    let error = evaluate_model(&of_run("steps", 3.0), &mut model, CPU, &ranks);
+    assert!(format!("{:#}", error.unwrap_err()).contains("`steps` is no setting of a linear model"));
+    let error = evaluate_model(&experiment(at, &of_file), &mut model, CPU, &ranks).unwrap_err().to_string();
+    assert!(error.contains("generated.kind is run"), "{error}");
+    assert_eq!(videos.size(), moving_clips(4, FRAMES, SIDE).size());
+}
+
+/// A run is opened by its task, with its own sampler; another task is named with those that make videos.
+#[test]
+fn a_run_is_opened_by_its_task() {
+    let run = |name: &str| source("tests/released_runs/runs").join(name);
+    let error = models::open(&run("autoencoder"), CPU).err().unwrap().to_string();
+    assert!(error.contains("the task autoencoder") && error.contains("diffusion"), "{error}");
+
+    let mut model = models::open(&run("unconditional"), CPU).unwrap();
+    let stored = lvdm::checkpoint::open_head(&run("unconditional")).unwrap().1.experiment;
+    assert_eq!(model.sampling(), stored["sampler"]);
+    assert_eq!(model.data().unwrap().frames, stored["data"]["frames"].as_i64().unwrap());
+    let fewer = SamplerChoice::Settings([("steps".to_string(), json!(2))].into_iter().collect());
+    model.set_sampling(&fewer).unwrap();
+    assert_eq!(model.sampling()["steps"], 2);
+    assert_eq!(model.sampling()["kind"], stored["sampler"]["kind"]);
+
+    // what it samples is what its latents decode to, and what it cannot be given is said before
+    let samples = [3, 4].map(|sample| SampleId { seed: 9, sample });
+    let videos = model.videos(&samples, &Given::default(), &mut |_, _| {}).unwrap();
+    let (plain, _) = models::LatentDiffusion::open(&run("unconditional"), CPU).unwrap();
+    let sampler: SamplerConfig = serde_json::from_value(model.sampling()).unwrap();
+    assert_eq!(sampler, Ddim { steps: 2, eta: 1.0 }.into());
+    let z_0 = plain.latents(&[3, 4], &Default::default(), sampler, 9, &mut |_, _| {}).unwrap();
+    assert_eq!(plain.decode(&z_0).unwrap(), videos);
+    let asked = Asked { guidance: Some(2.0), ..Asked::default() };
+    assert!(Assignment::new(&*model, asked).err().unwrap().to_string().contains("nothing to follow"));
+    let asked = Asked { classes: vec![0], ..Asked::default() };
+    assert!(Assignment::new(&*model, asked).err().unwrap().to_string().contains("knows no classes"));
+}
