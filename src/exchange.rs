@@ -252,7 +252,7 @@ fn warn_of_unused_rows(rows: i64, tokens: i64) {
     }
 }
 
-/// A file of weights, without what is told to be left out.
+/// A file of weights, without the tensors that `--ignore` names.
 ///
 /// # Errors
 /// As [`WeightsFile::open`]; [`UserError`]: there is nothing of what is to be left out.

@@ -1,42 +1,10 @@
-//! How much the networks compute, counted from shapes: convolutions, linear maps and the two products of attention,
-//! two operations a multiply-add. Norms, activations and relative positions are left out.
-//! A backward pass is counted as two forward passes.
+//! How much the frozen networks of losses and metrics compute, counted from shapes as everywhere in this project:
+//! convolutions, linear maps and the two products of attention, two operations a multiply-add. Norms, activations and
+//! relative positions are left out. A backward pass is counted as two forward passes. Denoisers and codecs count their own
+//! ([`NetworkSettings::flops`](crate::networks::NetworkSettings::flops),
+//! [`CodecSettings::flops`](crate::codecs::CodecSettings::flops)).
 
-use crate::codecs::AutoencoderConfig;
 use crate::nn::linear_flops as product;
-
-impl AutoencoderConfig {
-    /// Floating-point operations of encoding and of decoding one clip.
-    pub fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2] {
-        let n = self.channels;
-        let conv = |rows: i64, kernel: i64, inputs, outputs| product(rows, kernel.pow(3) * inputs, outputs);
-        let strides = self.strides();
-        let shrink = |size: [i64; 3], stride: &[i64; 3]| [0, 1, 2].map(|axis| size[axis] / stride[axis]);
-        let grow = |size: [i64; 3], stride: &[i64; 3]| [0, 1, 2].map(|axis| size[axis] * stride[axis]);
-        let rows = |size: [i64; 3]| size.iter().product::<i64>();
-
-        let mut size = [frames, height, width];
-        let mut encoder = conv(rows(size), 3, 3, n);
-        for (i, stride) in strides.iter().enumerate() {
-            size = shrink(size, stride);
-            encoder += conv(rows(size), 4, n << i, n << (i + 1)) + 2 * conv(rows(size), 3, n << (i + 1), n << (i + 1));
-        }
-        encoder += conv(rows(size), 3, n << strides.len(), 2 * self.z_channels);
-        encoder += conv(rows(size), 1, 2 * self.z_channels, 2 * self.latent_channels);
-
-        let mut decoder = conv(rows(size), 1, self.latent_channels, self.z_channels);
-        let mut inputs = self.z_channels;
-        for (i, stride) in strides.iter().enumerate() {
-            let outputs = n << (strides.len() - i);
-            // each input meets the whole kernel
-            decoder += conv(rows(size), 4, inputs, outputs);
-            size = grow(size, stride);
-            decoder += 4 * conv(rows(size), 3, outputs, outputs);
-            inputs = outputs;
-        }
-        [encoder, decoder + conv(rows(size), 3, inputs, 3)]
-    }
-}
 
 /// Floating-point operations of I3D over one video, which it resizes to 224×224.
 pub fn i3d(frames: i64) -> i64 {
@@ -70,27 +38,29 @@ pub fn i3d(frames: i64) -> i64 {
     total + product(1, inputs, 400)
 }
 
+/// Floating-point operations of the convolutions of VGG16 over one image, as LPIPS looks at it.
+pub fn vgg16(height: i64, width: i64) -> i64 {
+    const GROUPS: [(i64, i64); 5] = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)];
+    let (mut total, mut inputs) = (0, 3);
+    for (group, (outputs, convolutions)) in GROUPS.into_iter().enumerate() {
+        let places = (height >> group) * (width >> group);
+        for _ in 0..convolutions {
+            total += product(places, 9 * inputs, outputs);
+            inputs = outputs;
+        }
+    }
+    total
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// By hand: one block, stride 2 on each axis, no norm.
+    /// Usually given as 15.3 billion multiply-adds for the convolutions of an image of 224×224.
     #[test]
-    fn a_small_autoencoder_by_hand() {
-        let config = AutoencoderConfig {
-            channels: 2,
-            factors: [2, 2, 2],
-            z_channels: 1,
-            latent_channels: 1,
-            norm_groups: 0,
-            ..AutoencoderConfig::default()
-        };
-        let [encoder, decoder] = config.flops(2, 4, 4);
-        let conv = |places: i64, k: i64, i: i64, o: i64| 2 * places * k * k * k * i * o;
-        let down = conv(4, 4, 2, 4) + 2 * conv(4, 3, 4, 4);
-        assert_eq!(encoder, conv(32, 3, 3, 2) + down + conv(4, 3, 4, 2) + conv(4, 1, 2, 2));
-        let up = conv(4, 4, 1, 4) + 4 * conv(32, 3, 4, 4);
-        assert_eq!(decoder, conv(4, 1, 1, 1) + up + conv(32, 3, 4, 3));
+    fn vgg16_has_the_usual_number() {
+        let found = vgg16(224, 224) as f64 / 2e9;
+        assert!((found / 15.35 - 1.0).abs() < 0.01, "{found}");
     }
 
     /// Usually given as 108 billion multiply-adds for 64 frames.

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! commands                                one verb, one file
-//! report | bench | doctor | verify        pages of finished runs; how fast the parts are; what a machine has; reference cases
+//! report | plan | bench | doctor | verify  pages of finished runs; what a training needs; how fast the parts are; what a machine has; reference cases
 //! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
@@ -64,6 +64,7 @@ pub mod metrics;
 pub mod models;
 pub mod networks;
 pub mod nn;
+pub mod plan;
 pub mod random;
 pub mod registry;
 pub mod report;

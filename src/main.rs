@@ -38,6 +38,7 @@ Exit status:
 #[derive(Subcommand)]
 enum Verb {
     Train(commands::Train),
+    Plan(commands::PlanTraining),
     Sample(commands::Sample),
     SampleLong(commands::SampleLong),
     Evaluate(commands::Evaluate),
@@ -57,6 +58,7 @@ enum Verb {
 fn run(verb: Verb) -> Result<()> {
     match verb {
         Verb::Train(verb) => verb.run(),
+        Verb::Plan(verb) => verb.run(),
         Verb::Sample(verb) => verb.run(),
         Verb::SampleLong(verb) => verb.run(),
         Verb::Evaluate(verb) => verb.run(),

@@ -5,7 +5,7 @@ use tch::Tensor;
 
 use crate::{
     distributed::Ranks,
-    nn::{BatchNorm, Conv2d, Init, Scope},
+    nn::{BatchNorm, Conv2d, Init, Scope, linear_flops},
 };
 
 /// The released setting: three strided layers, 64 filters.
@@ -21,6 +21,26 @@ pub struct DiscriminatorConfig {
 impl Default for DiscriminatorConfig {
     fn default() -> Self {
         DiscriminatorConfig { channels: 64, layers: 3 }
+    }
+}
+
+impl DiscriminatorConfig {
+    /// Filters of a layer.
+    fn width(&self, layer: i64) -> i64 {
+        self.channels * (1 << layer.min(3))
+    }
+
+    /// Floating-point operations over one image of three channels, two a multiply-add.
+    pub fn flops(&self, height: i64, width: i64) -> i64 {
+        let (mut size, mut inputs, mut total) = ([height, width], 3, 0);
+        for layer in 0..=self.layers + 1 {
+            // 4×4 with one place of zeros on every side
+            size = size.map(|n| if layer < self.layers { (n - 2) / 2 + 1 } else { n - 1 });
+            let outputs = if layer > self.layers { 1 } else { self.width(layer) };
+            total += linear_flops(size[0] * size[1], 16 * inputs, outputs);
+            inputs = outputs;
+        }
+        total
     }
 }
 
@@ -48,7 +68,7 @@ impl PatchDiscriminator {
     /// For images of `inputs` channels.
     pub fn new(scope: &Scope, inputs: i64, config: &DiscriminatorConfig) -> Self {
         let scope = scope.sub("main");
-        let width = |layer: i64| config.channels * (1 << layer.min(3));
+        let width = |layer: i64| config.width(layer);
         let first = Conv2d::patch_gan(&scope.sub(0), inputs, config.channels, 4, 2, 1, true);
         let middle = (1..=config.layers)
             .map(|layer| {

@@ -6,7 +6,7 @@ use tch::Tensor;
 use super::discriminator::{Judged, leaky};
 use crate::{
     distributed::Ranks,
-    nn::{BatchNorm, Init, Scope},
+    nn::{BatchNorm, Init, Scope, linear_flops},
 };
 
 /// The default is TATS' setting.
@@ -24,6 +24,25 @@ pub struct VideoDiscriminatorConfig {
 impl Default for VideoDiscriminatorConfig {
     fn default() -> Self {
         VideoDiscriminatorConfig { channels: 64, layers: 3, weight: 1.0 }
+    }
+}
+
+impl VideoDiscriminatorConfig {
+    /// Filters of a layer.
+    fn width(&self, layer: i64) -> i64 {
+        (0..layer).fold(self.channels, |width, _| (2 * width).min(WIDEST))
+    }
+
+    /// Floating-point operations over one clip of three channels, two a multiply-add.
+    pub fn flops(&self, frames: i64, height: i64, width: i64) -> i64 {
+        let (mut size, mut inputs, mut total) = ([frames, height, width], 3, 0);
+        for layer in 0..=self.layers + 1 {
+            size = size.map(|n| if layer < self.layers { n / 2 + 1 } else { n + 1 });
+            let outputs = if layer > self.layers { 1 } else { self.width(layer) };
+            total += linear_flops(size.iter().product(), 64 * inputs, outputs);
+            inputs = outputs;
+        }
+        total
     }
 }
 
@@ -63,7 +82,7 @@ impl VideoDiscriminator {
     /// For clips of `inputs` channels.
     pub fn new(scope: &Scope, inputs: i64, config: &VideoDiscriminatorConfig) -> Self {
         let block = |number: i64| scope.sub(format!("model{number}"));
-        let width = |layer: i64| (0..layer).fold(config.channels, |width, _| (2 * width).min(WIDEST));
+        let width = |layer: i64| config.width(layer);
         let first = Conv::new(&block(0).sub(0), inputs, config.channels, 2);
         let middle = (1..=config.layers)
             .map(|layer| {

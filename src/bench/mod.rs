@@ -13,7 +13,7 @@ pub use self::settings::{ALL, AutoencoderBench, BenchExperiment, I3dBench, Loade
 use self::timing::{BenchTable, Clock};
 use crate::{
     checkpoint::{self, Checkpoint, Progress},
-    codecs::{AutoencoderConfig, CodecSettings, VideoAutoencoder},
+    codecs::VideoCodec,
     data::{DataConfig, DatasetConfig, DemoConfig, Folder, Loader, decode_workers, demo, to_u8},
     diffusion::{NetworkDenoiser, NoiseSchedule, Predict, ScheduleConfig, sample},
     extractors::I3d,
@@ -49,7 +49,7 @@ pub fn bench(experiment: &BenchExperiment, json: bool, say: &dyn Fn(String)) -> 
         None => None,
     };
     if let Some(bench) = &experiment.unet {
-        unet(bench, autoencoder.as_ref(), &clock, &table)?;
+        unet(bench, autoencoder.as_deref(), &clock, &table)?;
     }
     if let Some(bench) = &experiment.i3d {
         allow_tf32(false);
@@ -70,12 +70,7 @@ fn noise(shape: &[i64], device: Device) -> Tensor {
     normal(0, Purpose::Evaluation, 0, 0, shape).to_device(device)
 }
 
-fn unet(
-    bench: &UNetBench,
-    autoencoder: Option<&(VideoAutoencoder, AutoencoderConfig)>,
-    clock: &Clock,
-    table: &BenchTable,
-) -> Result<()> {
+fn unet(bench: &UNetBench, autoencoder: Option<&dyn VideoCodec>, clock: &Clock, table: &BenchTable) -> Result<()> {
     let UNetBench { network, latent: [c, f, h, w], batch, .. } = bench;
     let (device, batch) = (clock.device, *batch);
     let ports = Ports { text: network.takes().text, ..Ports::of(bench.latent) };
@@ -149,16 +144,16 @@ fn unet(
             let _autocast = table.autocast();
             let draw = |i: usize| upload(&normal(0, Purpose::SampleStep, 0, i as u64, &z.size()), device);
             let z_0 = sample(&denoiser, &**config, &schedule, &z, &draw, &mut |_, _| {})?;
-            if let Some((autoencoder, _)) = autoencoder {
+            if let Some(autoencoder) = autoencoder {
                 let clip = |i| Readback::of(&no_grad(|| to_u8(&autoencoder.decode(&z_0.narrow(0, i, 1)))));
                 let clips: Vec<Readback> = (0..batch).map(clip).collect::<Result<_>>()?;
                 clips.iter().try_for_each(|clip| clip.wait().map(drop))?;
             }
             Ok(())
         })?;
-        let decoding = autoencoder.map_or(0, |(_, config)| {
-            let [ft, fh, fw] = config.factors;
-            batch * config.flops(f * ft, h * fh, w * fw)[1]
+        let decoding = autoencoder.map_or(0, |codec| {
+            let [frames, height, width] = codec.settings().clip_shape([*f, *h, *w]);
+            batch * codec.settings().flops(frames, height, width)[1]
         });
         let kind = serde_json::to_value(config)?;
         let more = json!({
@@ -174,15 +169,11 @@ fn adamw() -> Adam {
     Adam { learning_rate: 1e-5, betas: (0.9, 0.999), weight_decay: 0.01, eps: 1e-8, decoupled: true }
 }
 
-fn autoencoder(
-    bench: &AutoencoderBench,
-    clock: &Clock,
-    table: &BenchTable,
-) -> Result<(VideoAutoencoder, AutoencoderConfig)> {
+fn autoencoder(bench: &AutoencoderBench, clock: &Clock, table: &BenchTable) -> Result<Box<dyn VideoCodec>> {
     let AutoencoderBench { network, frames, resolution, batch } = bench;
     let (device, side) = (clock.device, *resolution);
     let parameters = Parameters::new(device, 0);
-    let autoencoder = VideoAutoencoder::new(&parameters.root(), network);
+    let autoencoder = network.build(&parameters.root());
     let x = noise(&[*batch, 3, *frames, side, side], device).clamp(-1.0, 1.0);
     let [c, f, h, w] = network.latent_shape(*frames, side, side)?;
     let z = noise(&[*batch, c, f, h, w], device);
@@ -212,7 +203,7 @@ fn autoencoder(
     })?;
     table.line("autoencoder_forward_backward", &timing, Some(3 * (encoder + decoder)), false, shape);
     parameters.freeze();
-    Ok((autoencoder, network.clone()))
+    Ok(autoencoder)
 }
 
 fn i3d(bench: &I3dBench, network: &I3d, clock: &Clock, table: &BenchTable) {

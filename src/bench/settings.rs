@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    codecs::{AutoencoderConfig, CodecSettings},
+    codecs::CodecConfig,
     data::DataConfig,
     diffusion::{NoiseSchedule, SamplerConfig, ScheduleConfig},
     experiment::{Experiment, Precision},
@@ -46,7 +46,7 @@ pub struct BenchExperiment {
     /// The denoising U-Net; left out where there is none, as each part below.
     #[serde(default)]
     pub unet: Option<UNetBench>,
-    /// The video autoencoder.
+    /// The codec.
     #[serde(default)]
     pub autoencoder: Option<AutoencoderBench>,
     /// Features of FVD.
@@ -78,8 +78,8 @@ pub struct UNetBench {
 /// `encoder`, `decoder`, `autoencoder_forward_backward`; samples are decoded with it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AutoencoderBench {
-    /// The settings of the autoencoder.
-    pub network: AutoencoderConfig,
+    /// The settings of the codec.
+    pub network: CodecConfig,
     /// Frames of a clip.
     pub frames: i64,
     /// Height and width of a clip.
@@ -142,6 +142,7 @@ impl Experiment for BenchExperiment {
         }
         if let Some(AutoencoderBench { network, frames, resolution, batch }) = &self.autoencoder {
             network.validate().context("autoencoder.network")?;
+            ensure!(!network.is_exact(), "autoencoder.network: {} computes nothing", network.name());
             ensure!(*batch >= 1, "autoencoder.batch must be at least 1");
             network.latent_shape(*frames, *resolution, *resolution).context("autoencoder")?;
         }

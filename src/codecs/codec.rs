@@ -1,4 +1,4 @@
-//! What a codec is: a clip ↔ its latent, whatever network stands between the two.
+//! The interface of codecs, which turn clips into latents and back.
 
 use std::fmt::Debug;
 
@@ -8,19 +8,19 @@ use tch::Tensor;
 
 use crate::nn::{Scope, full_precision};
 
-/// A network that makes latents of clips, and clips of latents.
+/// A codec with its weights: it encodes clips to latents and decodes latents to clips.
 pub trait VideoCodec {
-    /// Clips x `[B, 3, F, H, W]` in [−1, 1] → their latents.
+    /// Encodes clips x `[B, 3, F, H, W]` in [−1, 1].
     fn encode(&self, x: &Tensor) -> Encoded;
 
-    /// Raw latents `[B, C, F', h, w]` → clips `[B, 3, F, H, W]`, nominally in [−1, 1], not clamped.
+    /// Decodes raw latents `[B, C, F', h, w]` to clips `[B, 3, F, H, W]`, nominally in [−1, 1] and not clamped.
     fn decode(&self, z: &Tensor) -> Tensor;
 
-    /// Of what it was built.
+    /// The settings of which it was built.
     fn settings(&self) -> &dyn CodecSettings;
 
-    /// The kernel of the decoder's last convolution, at which the adaptive weight of the adversarial loss is measured; none
-    /// where nothing is trained.
+    /// The kernel of the decoder's last convolution, at which the adaptive weight of the adversarial loss is measured (Esser
+    /// et al. 2021, arXiv 2012.09841, equation 7); none for a codec that is not trained.
     fn last_kernel(&self) -> Option<&Tensor> {
         None
     }
@@ -28,61 +28,69 @@ pub trait VideoCodec {
 
 /// The settings of a codec, and the arithmetic of shapes that follows from them before any tensor exists.
 pub trait CodecSettings: Debug + Send + Sync {
-    /// What it is, for people.
+    /// Its name in messages and reports.
     fn name(&self) -> &'static str;
 
+    /// Checks the settings, without building anything.
+    ///
     /// # Errors
-    /// Names the number that does not fit and the rule.
+    /// Names the number that does not fit, and the rule.
     fn validate(&self) -> Result<()> {
         Ok(())
     }
 
-    /// C of a latent.
+    /// The number of channels C of a latent.
     fn latent_channels(&self) -> i64;
 
-    /// The latent's shape `[C, F', h, w]` of a clip.
+    /// The shape `[C, F', h, w]` of the latent of a clip.
     ///
     /// # Errors
-    /// Where no latent is of exactly such a clip; says which clips have one.
+    /// If clips of this size have no latent; says which clips have one.
     fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]>;
 
     /// The shape `[F, H, W]` of the clip that a latent of the shape `[F', h, w]` decodes to.
     fn clip_shape(&self, latent: [i64; 3]) -> [i64; 3];
 
-    /// F' of the latent of a clip of so many frames; none where no latent is of exactly so many.
+    /// The number of latent frames F' of a clip of so many frames; none if such clips have no latent.
     fn latent_frames(&self, frames: i64) -> Option<i64> {
         let [_, height, width] = self.clip_shape([1; 3]);
         self.latent_shape(frames, height, width).ok().map(|[_, latent, ..]| latent)
     }
 
-    /// How latents are decoded that are longer than what fits into memory, or than what the decoder was trained on.
+    /// How latents are decoded that are longer than the clips on which the decoder was trained, or than what fits into
+    /// memory.
     fn long_decoding(&self) -> LongDecoding;
 
-    /// Whether nothing of a clip is lost, so that there is nothing to see of its reconstruction.
+    /// Whether decoding gives back every clip exactly, so that reconstructions need not be measured.
     fn is_exact(&self) -> bool {
         false
     }
 
-    /// The kind of what it encodes to.
+    /// Whether it encodes to a Gaussian or to the latent itself.
     fn encodes_to(&self) -> EncodedKind {
         EncodedKind::Gaussian
     }
 
-    /// Declares the network's parameters under `scope`.
+    /// Floating-point operations of encoding and of decoding one clip of such a length and size, two a multiply-add:
+    /// convolutions, linear maps and the products of attention.
+    fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2];
+
+    /// Builds the codec and declares its parameters under `scope`.
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec>;
 }
 
 /// How a long latent is decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LongDecoding {
-    /// Each latent frame is decoded without the others: so many at a time, and pieces share nothing.
+    /// Each latent frame is decoded independently of the others, `at_once` of them at a time.
     FrameByFrame {
         /// Latent frames that are decoded at a time.
         at_once: i64,
     },
-    /// In chunks of the length of the training clips, neighbours sharing half of each, which is cross-faded.
+    /// Latents are decoded in chunks of the length of the training clips. Neighbouring chunks share half of their frames,
+    /// which are cross-faded.
     Overlapping {
-        /// How many frames from its edge a decoded chunk feels that there is nothing beyond.
+        /// The number of frames at each end of a decoded chunk that depend on where the chunk was cut.
         reach: i64,
     },
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{CodecSettings, Encoded, LongDecoding, Posterior, VideoCodec};
-use crate::nn::{Conv2d, GroupNorm, Init, Linear, Scope, attention};
+use crate::nn::{Conv2d, GroupNorm, Init, Linear, Scope, attention, linear_flops};
 
 /// What the image autoencoder looks like. The default is that of Stable Diffusion 1.x.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,6 +85,41 @@ impl CodecSettings for ImageAutoencoderConfig {
 
     fn long_decoding(&self) -> LongDecoding {
         LongDecoding::FrameByFrame { at_once: ImageAutoencoder::FRAMES_PER_PASS }
+    }
+
+    fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2] {
+        let deepest = self.widths.len() - 1;
+        let places = |level: usize| frames * (height >> level) * (width >> level);
+        let conv = |level: usize, inputs, outputs| linear_flops(places(level), 9 * inputs, outputs);
+        let residual = |level: usize, inputs: i64, outputs: i64| {
+            let shortcut = if inputs == outputs { 0 } else { linear_flops(places(level), inputs, outputs) };
+            conv(level, inputs, outputs) + conv(level, outputs, outputs) + shortcut
+        };
+        // so many blocks of a level, the first of which changes the width
+        let blocks = |level: usize, inputs: i64, count: i64| {
+            let width = self.widths[level];
+            residual(level, inputs, width) + (count - 1) * residual(level, width, width)
+        };
+        let last = self.widths[deepest];
+        let attention = 4 * linear_flops(places(deepest), last, last)
+            + 2 * linear_flops(places(deepest), last, places(deepest) / frames);
+        let middle = 2 * residual(deepest, last, last) + if self.attention { attention } else { 0 };
+        let moments = 2 * self.latent_channels;
+        let pointwise = |channels: i64| linear_flops(places(deepest), channels, channels);
+
+        let mut encoder = conv(0, 3, self.widths[0]) + middle + conv(deepest, last, moments) + pointwise(moments);
+        let mut decoder = pointwise(self.latent_channels) + conv(deepest, self.latent_channels, last) + middle;
+        for (level, &width) in self.widths.iter().enumerate() {
+            encoder += blocks(level, self.widths[level.saturating_sub(1)], self.blocks_per_level);
+            decoder += blocks(level, self.widths[deepest.min(level + 1)], self.blocks_per_level + 1);
+            if level < deepest {
+                encoder += conv(level + 1, width, width);
+            }
+            if level > 0 {
+                decoder += conv(level - 1, width, width);
+            }
+        }
+        [encoder, decoder + conv(0, self.widths[0], 3)]
     }
 
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
@@ -361,4 +396,31 @@ fn frame_by_frame(video: &Tensor, network: impl Fn(&Tensor) -> Tensor) -> Tensor
     let images = Tensor::cat(&images, 0);
     let (_, c, h, w) = images.size4().expect("images [B·F, C, H, W]");
     images.reshape([b, f, c, h, w]).transpose(1, 2) // [B, C, F, H, W]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: two levels, one block a level, 2 frames of 4×4.
+    #[test]
+    fn a_small_image_autoencoder_by_hand() {
+        let config = ImageAutoencoderConfig {
+            widths: vec![2, 4],
+            blocks_per_level: 1,
+            latent_channels: 1,
+            norm_groups: 2,
+            attention: true,
+        };
+        let [encoder, decoder] = config.flops(2, 4, 4);
+        let conv = |places: i64, inputs: i64, outputs: i64| 2 * places * 9 * inputs * outputs;
+        let map = |places: i64, inputs: i64, outputs: i64| 2 * places * inputs * outputs;
+        // at the deepest level 2 frames of 2×2 places: q, k, v, the output, scores of 4 by 4 and sums of 4 values
+        let middle = 4 * conv(8, 4, 4) + 4 * map(8, 4, 4) + 2 * map(8, 4, 4);
+        let down = 2 * conv(32, 2, 2) + conv(8, 2, 2) + conv(8, 2, 4) + conv(8, 4, 4) + map(8, 2, 4);
+        assert_eq!(encoder, conv(32, 3, 2) + down + middle + conv(8, 4, 2) + map(8, 2, 2));
+        let up =
+            4 * conv(8, 4, 4) + conv(32, 4, 4) + conv(32, 4, 2) + conv(32, 2, 2) + map(32, 4, 2) + 2 * conv(32, 2, 2);
+        assert_eq!(decoder, map(8, 1, 1) + conv(8, 1, 4) + middle + up + conv(32, 2, 3));
+    }
 }

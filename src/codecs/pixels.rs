@@ -45,6 +45,10 @@ impl CodecSettings for Pixels {
         EncodedKind::Exact
     }
 
+    fn flops(&self, _frames: i64, _height: i64, _width: i64) -> [i64; 2] {
+        [0; 2]
+    }
+
     fn build(&self, _: &Scope) -> Box<dyn VideoCodec> {
         Box::new(*self)
     }

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{CodecSettings, Encoded, LongDecoding, Posterior, VideoCodec};
-use crate::nn::{Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, prefers_channels_last};
+use crate::nn::{
+    Conv3d, GroupNorm, Padding, Scope, TransposedConv3d, channels_last, linear_flops, prefers_channels_last,
+};
 
 /// What the autoencoder looks like. The default is the paper's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,6 +95,34 @@ impl CodecSettings for AutoencoderConfig {
 
     fn long_decoding(&self) -> LongDecoding {
         LongDecoding::Overlapping { reach: self.decoder_reach() }
+    }
+
+    fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2] {
+        let n = self.channels;
+        let conv = |size: [i64; 3], kernel: i64, inputs, outputs| {
+            linear_flops(size.iter().product(), kernel.pow(3) * inputs, outputs)
+        };
+        let strides = self.strides();
+        let mut size = [frames, height, width];
+        let mut encoder = conv(size, 3, 3, n);
+        for (i, stride) in strides.iter().enumerate() {
+            size = [0, 1, 2].map(|axis| size[axis] / stride[axis]);
+            encoder += conv(size, 4, n << i, n << (i + 1)) + 2 * conv(size, 3, n << (i + 1), n << (i + 1));
+        }
+        encoder += conv(size, 3, n << strides.len(), 2 * self.z_channels);
+        encoder += conv(size, 1, 2 * self.z_channels, 2 * self.latent_channels);
+
+        let mut decoder = conv(size, 1, self.latent_channels, self.z_channels);
+        let mut inputs = self.z_channels;
+        for (i, stride) in strides.iter().enumerate() {
+            let outputs = n << (strides.len() - i);
+            // each input meets the whole kernel
+            decoder += conv(size, 4, inputs, outputs);
+            size = [0, 1, 2].map(|axis| size[axis] * stride[axis]);
+            decoder += 4 * conv(size, 3, outputs, outputs);
+            inputs = outputs;
+        }
+        [encoder, decoder + conv(size, 3, inputs, 3)]
     }
 
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
@@ -265,5 +295,29 @@ impl VideoCodec for VideoAutoencoder {
 
     fn last_kernel(&self) -> Option<&Tensor> {
         Some(VideoAutoencoder::last_kernel(self))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By hand: one block, stride 2 on each axis, no norm.
+    #[test]
+    fn a_small_autoencoder_by_hand() {
+        let config = AutoencoderConfig {
+            channels: 2,
+            factors: [2, 2, 2],
+            z_channels: 1,
+            latent_channels: 1,
+            norm_groups: 0,
+            ..AutoencoderConfig::default()
+        };
+        let [encoder, decoder] = config.flops(2, 4, 4);
+        let conv = |places: i64, k: i64, i: i64, o: i64| 2 * places * k * k * k * i * o;
+        let down = conv(4, 4, 2, 4) + 2 * conv(4, 3, 4, 4);
+        assert_eq!(encoder, conv(32, 3, 3, 2) + down + conv(4, 3, 4, 2) + conv(4, 1, 2, 2));
+        let up = conv(4, 4, 1, 4) + 4 * conv(32, 3, 4, 4);
+        assert_eq!(decoder, conv(4, 1, 1, 1) + up + conv(32, 3, 4, 3));
     }
 }

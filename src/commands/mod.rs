@@ -8,7 +8,7 @@
 //! encode                                               takes the clips of `data`
 //! data | evaluate | evaluate_long | sample_long        take options of `sample`
 //! export | import | report | sample | train            from files to files
-//! bench | doctor | verify | weights                    of this machine and this build
+//! bench | doctor | plan | verify | weights             of this machine and this build
 //! out | say                                            files that verbs write; what they print
 //! ```
 
@@ -25,6 +25,7 @@ mod evaluate_long;
 mod export;
 mod import;
 mod out;
+mod plan;
 mod report;
 mod sample;
 mod sample_long;
@@ -41,6 +42,7 @@ pub use evaluate::Evaluate;
 pub use evaluate_long::EvaluateLong;
 pub use export::Export;
 pub use import::Import;
+pub use plan::PlanTraining;
 pub use report::Report;
 pub use sample::Sample;
 pub use sample_long::SampleLong;

@@ -1,4 +1,4 @@
-//! Tables of separated values (RFC 4180), read row by row and strictly: a row that does not fit is told apart, and costs
+//! Tables of separated values (RFC 4180), read row by row and strictly: a row that does not fit is recognised, and costs
 //! no other row. The crate csv reads an open quote to the end of the file and cannot go back to the rows behind it.
 
 use std::{

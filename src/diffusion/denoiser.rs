@@ -1,4 +1,4 @@
-//! Everything that predicts noise: the network, the network given some frames, guidance.
+//! Denoisers: a network with its conditions, given frames, guidance. Samplers see nothing else.
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -12,21 +12,21 @@ use crate::{
     torch::replayed,
 };
 
-/// Anything that tells signal from noise.
+/// Predicts signal and noise of noisy latents.
 pub trait Denoiser {
-    /// z_t `[B, C, F, h, w]` at diffusion time t.
+    /// The prediction for z_t `[B, C, F, h, w]` at the diffusion time t of the path.
     fn predict(&self, z_t: &Tensor, t: f64) -> Prediction;
 }
 
-/// A network and what it was trained to predict.
+/// A network with its conditions, and what it was trained to predict.
 pub struct NetworkDenoiser<'a> {
-    /// Predicts what `predict` says.
+    /// The network.
     pub network: &'a dyn Network,
-    /// Of the training.
+    /// The noise path on which it was trained.
     pub path: &'a dyn NoisePath,
     /// What the network was trained to predict.
     pub predict: Predict,
-    /// What it is given, one a clip.
+    /// The conditions, one for each clip of the batch.
     pub given: Inputs,
 }
 
@@ -63,7 +63,7 @@ impl<D: Denoiser> Denoiser for FrameConditioned<D> {
     }
 }
 
-/// How the conditional and the unconditional prediction are mixed.
+/// How the conditional and the unconditional prediction ε_c and ε_u are mixed by the weight w.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Guidance {
@@ -73,13 +73,14 @@ pub enum Guidance {
     CfgOriginal,
 }
 
-/// Guidance by the unconditional prediction: both are made in one pass of the network over twice the clips.
+/// Classifier-free guidance (Ho & Salimans 2022; paper, equation 8). Both predictions are computed in one pass of the
+/// network over twice the clips.
 pub struct Guided<'a> {
-    /// The network, given all.
+    /// The network under all conditions.
     pub conditional: NetworkDenoiser<'a>,
-    /// The same network, given less.
+    /// The same network without the condition that guidance strengthens.
     pub unconditional: NetworkDenoiser<'a>,
-    /// w.
+    /// The weight w.
     pub weight: f64,
     /// How the two are mixed.
     pub form: Guidance,

@@ -5,16 +5,18 @@ use serde::{Deserialize, Serialize};
 
 use super::{path::Rates, prediction::Predict};
 
-/// A weight of the squared error, by the time.
+/// A weight of the squared error that depends on the time.
 pub trait LossWeight {
+    /// Checks the settings.
+    ///
     /// # Errors
     /// Names the number that makes no sense.
     fn validate(&self) -> Result<()>;
 
-    /// The weight of the squared error of what is predicted.
+    /// The weight of the squared error of the network's prediction at a time with these rates.
     fn at(&self, predict: Predict, rates: &Rates) -> f64;
 
-    /// Whether all times count alike.
+    /// Whether the weight is the same at all times.
     fn is_constant(&self) -> bool {
         false
     }

@@ -43,25 +43,27 @@ impl Default for Objective {
     }
 }
 
-/// What a network learns from in one step.
+/// What the loss of one training step is computed from.
 pub struct NoisyBatch<'a> {
-    /// `[B, C, F, h, w]`
+    /// Clean latents, `[B, C, F, h, w]`.
     pub z_0: &'a Tensor,
-    /// Of the shape of z_0.
+    /// Standard normal noise of the shape of z_0.
     pub noise: &'a Tensor,
-    /// One a clip, or one a frame.
+    /// The diffusion times, one for each clip or one for each frame.
     pub times: &'a Times,
-    /// What the network is given.
+    /// The conditions of the network.
     pub given: &'a Inputs,
-    /// Times of the frames that `given.mask` names, which carry the same noise; without any they are clean.
+    /// The times of the frames that `given.mask` marks, which carry the same noise; without times, these frames are clean.
     pub given_times: Option<&'a Times>,
-    /// The loss is the mean over frames that are not given.
+    /// Whether given frames are left out of the loss.
     pub made_only: bool,
 }
 
 impl Objective {
+    /// Checks that prediction, loss, weight and path fit together.
+    ///
     /// # Errors
-    /// What does not fit together, or the path.
+    /// Names what does not fit.
     pub fn validate(&self, path: &dyn NoisePath) -> Result<()> {
         self.weight.validate().context("weight")?;
         ensure!(
@@ -86,15 +88,15 @@ impl Objective {
         self.predict.check(path, &[path.noisiest()]).context("predict")
     }
 
-    /// Whether the network gives the variance of reverse steps, in as many channels more.
+    /// Whether the network also predicts the variance of reverse steps, in as many further channels.
     pub fn learns_variance(&self) -> bool {
         self.loss == Loss::LearnedVariance
     }
 
-    /// The loss of one batch.
+    /// The loss of one batch, a scalar (paper, equation 5; with given frames, equation 6).
     ///
     /// # Panics
-    /// With a learned variance, where the path is no schedule of steps (see [`Self::validate`]).
+    /// With a learned variance on a path that is no schedule of discrete steps; [`Self::validate`] refuses it.
     pub fn loss(&self, network: &dyn Network, path: &dyn NoisePath, batch: &NoisyBatch) -> Tensor {
         let NoisyBatch { z_0, noise, times, given, given_times, made_only } = *batch;
         let mut z_t = times.add_noise(z_0, noise);

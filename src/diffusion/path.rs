@@ -7,48 +7,50 @@ use tch::{Device, Tensor};
 use super::schedule::NoiseSchedule;
 use crate::torch::upload;
 
-/// How noise replaces data over time. Time is a real number; a schedule of steps is the path whose times are 0 … T−1.
+/// How noise replaces data over time. Time is a real number, and each path has its own range; a schedule of T discrete
+/// steps is the path with the times 0 … T−1.
 pub trait NoisePath {
     /// (α, σ) of z_t = α·z_0 + σ·ε.
     fn alpha_sigma(&self, t: f64) -> (f64, f64);
 
-    /// A training time.
+    /// A random time for a training sample.
     fn draw(&self, random: &mut dyn Rng) -> f64;
 
     /// The time at which sampling begins.
     fn noisiest(&self) -> f64;
 
-    /// Times of a walk of so many steps, from the noisiest on. What follows the last of them is z_0.
+    /// The times that a sampler of so many steps visits, from the noisiest on, without the end at z_0.
     ///
     /// # Errors
-    /// A number of steps that the path does not have.
+    /// A number of steps that is not possible on this path.
     fn nodes(&self, steps: i64) -> Result<Vec<f64>>;
 
-    /// What the network is told of a time.
+    /// The number by which the network is given a time: the argument of its time embedding.
     fn embed(&self, t: f64) -> f64;
 
-    /// The time without noise, where the network can be asked there too.
+    /// The time without noise, if the network can be evaluated there.
     fn clean(&self) -> Option<f64> {
         None
     }
 
-    /// What the network sees is z_t times this.
+    /// The factor by which z_t is multiplied before the network sees it.
     fn input_scale(&self, t: f64) -> f64 {
         let _ = t;
         1.0
     }
 
-    /// The standard deviation of data that the path is made for.
+    /// The standard deviation of the data for which the path is made.
     fn data_deviation(&self) -> f64 {
         1.0
     }
 
-    /// The standard deviation of z where sampling begins.
+    /// The standard deviation of z at the time where sampling begins.
     fn start_deviation(&self) -> f64 {
         1.0
     }
 
-    /// Into how many levels its times are divided where given frames carry noise of their own; the first is the cleanest.
+    /// The number of noise levels of given frames (conditional latent perturbation, paper, section 3.3). Level 0 is the
+    /// cleanest.
     fn levels(&self) -> i64 {
         1000
     }
@@ -64,12 +66,12 @@ pub trait NoisePath {
         (alpha / sigma).ln()
     }
 
-    /// The schedule of steps, where the path is one.
+    /// The schedule of discrete steps, if the path is one.
     fn discrete(&self) -> Option<&NoiseSchedule> {
         None
     }
 
-    /// What predictions are read by at a time.
+    /// Signal and noise at a time, from which predictions are converted.
     fn rates(&self, t: f64) -> Rates {
         let (alpha, sigma) = self.alpha_sigma(t);
         Rates { alpha, sigma, deviation: self.data_deviation() }
@@ -167,12 +169,12 @@ impl Times {
         alpha * z_0 + sigma * noise
     }
 
-    /// (α, σ) to multiply tensors like this.
+    /// (α, σ) of each time, in shapes that broadcast over tensors like z.
     pub fn like(&self, z: &Tensor) -> (Tensor, Tensor) {
         (self.alpha.to_kind(z.kind()), self.sigma.to_kind(z.kind()))
     }
 
-    /// What the network sees of z_t.
+    /// z_t as the network sees it: times [`NoisePath::input_scale`].
     pub fn scaled(&self, z_t: Tensor) -> Tensor {
         match &self.scale {
             Some(scale) => scale.to_kind(z_t.kind()) * z_t,
@@ -180,7 +182,7 @@ impl Times {
         }
     }
 
-    /// A number that follows from each time, to multiply tensors like z.
+    /// A number computed from each time, in a shape that broadcasts over tensors like z.
     pub fn each(&self, of: impl Fn(&Rates) -> f64, z: &Tensor) -> Tensor {
         let values: Vec<f64> = self.rates.iter().map(of).collect();
         let shape = beside_clips(&self.embedded.size());

@@ -1,4 +1,4 @@
-//! What a network is trained to predict, and what is read from its answer.
+//! What a network is trained to predict, and how z_0 and noise follow from its output.
 
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ fn preconditioning(&Rates { alpha, sigma, deviation: d }: &Rates) -> (f64, f64) 
 }
 
 impl Predict {
-    /// z_0 and noise from a network's output for z_t.
+    /// z_0 and noise from a network's `output` for z_t, both `[B, C, F, h, w]`.
     pub fn read(self, z_t: Tensor, output: Tensor, rates: &Rates) -> Prediction {
         let Rates { alpha, sigma, .. } = *rates;
         match self {
@@ -63,7 +63,7 @@ impl Predict {
         }
     }
 
-    /// What the network should say of z_0 that carries this noise.
+    /// The target of the network's output for z_0 with this noise, of their shape.
     pub fn target(self, z_0: &Tensor, noise: &Tensor, times: &Times) -> Tensor {
         match self {
             Predict::Noise => noise.shallow_clone(),
@@ -111,7 +111,7 @@ impl Predict {
         Ok(())
     }
 
-    /// By how much an error of the network's answer moves z_0.
+    /// The factor by which an error of the network's output changes z_0.
     pub fn gain(self, rates: &Rates) -> f64 {
         let Rates { alpha, sigma, .. } = *rates;
         match self {
@@ -124,15 +124,16 @@ impl Predict {
     }
 }
 
-/// A denoiser's answer; all `[B, C, F, h, w]`.
+/// What a denoiser predicts; all tensors are `[B, C, F, h, w]`.
 pub struct Prediction {
-    /// What the network saw: z_t with the given frames written into it.
+    /// z_t as the network saw it: with the given frames written into it.
     pub z_t: Tensor,
     /// The clean latent, of the shape of z_t.
     pub z_0: Tensor,
     /// The noise ε, of the shape of z_t.
     pub noise: Tensor,
-    /// v of a network that learned the variance of reverse steps, of the shape of z_t.
+    /// The variance parameter v of a network that learned the variance of reverse steps (Nichol & Dhariwal 2021, equation
+    /// 15); otherwise none.
     pub variance: Option<Tensor>,
 }
 

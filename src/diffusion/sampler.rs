@@ -6,30 +6,33 @@ use tch::{Tensor, no_grad};
 use super::{denoiser::Denoiser, path::NoisePath, prediction::Prediction};
 use crate::torch::FixedWeights;
 
-/// A way of walking from noise to z_0. It knows nothing of masks, guidance or text.
+/// A way from noise to z_0. It knows nothing of masks, guidance or text.
 pub trait Sampler {
+    /// Begins one walk along a noise path.
+    ///
     /// # Errors
-    /// Where its settings do not fit the path.
+    /// If its settings do not fit the path.
     fn start(&self, path: &dyn NoisePath) -> Result<Box<dyn SamplerRun>>;
 
-    /// In words, as a figure tells how its samples were drawn.
+    /// The sampler and its settings in words, as they are stored with figures: `DDIM 50 steps, η = 1`.
     fn describe(&self) -> String;
 }
 
-/// One walk; it may remember earlier predictions.
+/// One walk from noise to z_0. It may keep earlier predictions.
 pub trait SamplerRun {
-    /// Diffusion times in the order in which the network is asked.
+    /// The diffusion times at which the denoiser is called, in order.
     fn times(&self) -> &[f64];
 
-    /// The next z after the i-th of them. `noise()` draws a standard normal of z's shape.
+    /// The next z `[B, C, F, h, w]`, from the prediction at the i-th of these times. `noise()` draws standard normal noise of
+    /// the shape of z; after the last time, the result is z_0.
     fn step(&mut self, i: usize, prediction: &Prediction, noise: &dyn Fn() -> Tensor) -> Tensor;
 }
 
-/// Walks from standard normal noise to z_0 without gradients. `noise(i)` draws the noise of step i; `on_step(i, steps)` is
-/// told of progress.
+/// Walks from standard normal noise `start`, `[B, C, F, h, w]`, to z_0 of the same shape, without gradients. `noise(i)` draws
+/// the noise of step i; `on_step(i, steps)` is called after each step.
 ///
 /// # Errors
-/// Where the sampler's settings do not fit the path.
+/// If the sampler's settings do not fit the path.
 pub fn sample(
     denoiser: &dyn Denoiser,
     sampler: &dyn Sampler,

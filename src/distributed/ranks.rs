@@ -51,8 +51,8 @@ impl Ranks {
         Ranks { inner: None }
     }
 
-    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up. A `device` that
-    /// could not be had is told to them.
+    /// Waits for all the others. A rank that is silent, or late for a call, for `timeout` is given up. If this rank has no
+    /// `device`, the others learn of it.
     ///
     /// # Errors
     /// Nobody who serves the store, ranks that do not come, that cannot take part or that share a GPU.
@@ -366,8 +366,8 @@ impl Ranks {
         Ok(tensor)
     }
 
-    /// Ends the common work: an error that another rank caused names that rank and this rank's step; one of this
-    /// rank's own is told to the others.
+    /// Ends the common work: an error that another rank caused names that rank and this rank's step; the others
+    /// learn of one of this rank's own.
     pub(super) fn end<T>(&self, result: Result<T>) -> Result<T> {
         let Some(inner) = &self.inner else { return result };
         let Inner { place, group, watch, .. } = &**inner;

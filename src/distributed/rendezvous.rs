@@ -34,7 +34,7 @@ const LATE: Duration = Duration::from_secs(2);
 /// How long a name that does not resolve is tried again: the machine that bears it may just be starting.
 const RESOLVE: Duration = Duration::from_secs(30);
 
-/// What a rank tells the others of itself when it arrives.
+/// What a rank publishes about itself when it arrives.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Arrival {
     /// Tells this process from one that had its rank before.

@@ -44,7 +44,7 @@ pub enum OnSignal {
     End,
     /// End it at once with [`Stopped::STATUS`]: there is nothing to save, and the same command goes on.
     Leave,
-    /// Nothing but that [`stop_is_asked`] tells of them: who asks it saves and leaves.
+    /// Nothing but a mark, which [`stop_is_asked`] reads: the work saves and ends by itself.
     Save,
 }
 

@@ -185,7 +185,7 @@ impl Import<'_> {
         };
         let temporal_factor = self.options.temporal_factor.or(base.as_ref().map(|b| b.factors[0]));
         let norm_groups = self.options.norm_groups.or(base.as_ref().map(|b| b.norm_groups));
-        let all_told = temporal_factor.is_some() && norm_groups.is_some();
+        let all_known = temporal_factor.is_some() && norm_groups.is_some();
         let temporal_factor = asked.or(temporal_factor, || {
             format!(
                 "--temporal-factor N (strides leave no trace, and its autoencoder is not the released one: {inferred})"
@@ -194,7 +194,7 @@ impl Import<'_> {
         let norm_groups = asked.or(norm_groups, || "--norm-groups N (of the autoencoder; they leave no trace)".into());
         let mut config = base.unwrap_or_else(|| inferred.config(temporal_factor, norm_groups));
         (config.factors[0], config.norm_groups) = (temporal_factor, norm_groups);
-        if !all_told {
+        if !all_known {
             return Ok(config);
         }
         if let Err(error) = config.validate() {

@@ -56,18 +56,18 @@ impl Shapes {
     }
 }
 
-/// What a U-Net's tensors tell.
+/// What the names and shapes of a U-Net's tensors show.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InferredUNet {
-    /// Complete but for `heads` where those are not told; `norm_per_frame` and `recompute` have no trace.
+    /// Complete but for `heads` where these are unknown; `norm_per_frame` and `recompute` leave no trace.
     pub config: UNetConfig,
-    /// Told only by tables of relative positions.
+    /// Known only from tables of relative positions.
     pub heads: Option<i64>,
     /// Channels that enter, a mask among them.
     pub inputs: i64,
     /// Channels that leave.
     pub outputs: i64,
-    /// Latent frames of a clip: told only by tables of relative positions.
+    /// Latent frames of a clip: known only from tables of relative positions.
     pub temporal_length: Option<i64>,
     /// Rows of the class embedding, where there is one.
     pub classes: Option<i64>,
@@ -225,7 +225,7 @@ impl InferredAutoencoder {
         })
     }
 
-    /// The released configuration, if all that can be told agrees with it.
+    /// The released configuration, if all that leaves a trace agrees with it.
     pub fn released(&self) -> Option<AutoencoderConfig> {
         let released = AutoencoderConfig::default();
         let inferred = self.config(released.factors[0], released.norm_groups);
@@ -280,7 +280,7 @@ impl ImageAutoencoderConfig {
 }
 
 impl ClipTextConfig {
-    /// All but heads and nonlinearity, which leave no trace: where they are not told, heads are 64 wide as in every
+    /// All but heads and nonlinearity, which leave no trace: where they are not given, heads are 64 wide as in every
     /// CLIP, and the nonlinearity is that of Stable Diffusion's text encoder of this width: of 2.x, which is OpenCLIP's and
     /// 1024 wide, or of 1.x.
     ///

@@ -29,7 +29,7 @@ const FILES: [&str; 4] =
 /// What PEFT writes beside them.
 const CONFIGURATION: &str = "adapter_config.json";
 
-/// Merges a LoRA, times `scale`, into the weights with which a run samples, and makes a new run of them; tells how many
+/// Merges a LoRA, times `scale`, into the weights with which a run samples, and makes a new run of them; returns how many
 /// maps of the denoiser and of the text encoder were changed.
 ///
 /// # Errors

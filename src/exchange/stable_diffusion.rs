@@ -214,8 +214,8 @@ pub fn import_stable_diffusion(
     Ok(imported)
 }
 
-/// Puts the networks that come from elsewhere in place of the base's. What no configuration file and no shape tells is as in
-/// the base.
+/// Puts the networks that come from elsewhere in place of the base's. What neither a configuration file nor a shape
+/// shows is as in the base.
 fn replace(mut found: Found, options: &StableDiffusionOptions) -> Result<Found> {
     let variant = options.variant.as_deref();
     if let Some(path) = &options.replaced.unet {
@@ -256,7 +256,7 @@ fn replace(mut found: Found, options: &StableDiffusionOptions) -> Result<Found> 
 }
 
 /// The image autoencoder that `--vae` names: its settings, the factor of its latents where its configuration file says it,
-/// and its tensors. What no configuration file and no shape tells is as in `base`.
+/// and its tensors. What neither a configuration file nor a shape shows is as in `base`.
 ///
 /// # Errors
 /// As [`Replacement::read`]; settings that our network has no counterpart for.
@@ -284,7 +284,7 @@ pub(super) fn image_autoencoder(
 /// predict something else.
 ///
 /// # Errors
-/// [`crate::experiment::UserError`]: it must be told what the network predicts, or is told twice.
+/// [`crate::experiment::UserError`]: what the network predicts is not given, or given twice.
 fn objective_of(
     path: &Path,
     new: &Replacement,

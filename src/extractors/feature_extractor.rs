@@ -3,18 +3,19 @@
 use anyhow::{Result, ensure};
 use tch::{Kind, Tensor};
 
-/// A frozen network, or another fixed computation, whose features of videos a metric compares.
+/// A frozen network, or another fixed computation, that turns videos into the features which a metric compares.
 pub trait FeatureExtractor {
-    /// What a protocol calls it.
+    /// Its name in protocols.
     fn name(&self) -> &str;
 
-    /// The SHA-256 of its weight file, empty where it has no weights: figures of other weights cannot be compared.
+    /// The SHA-256 of its weight file; empty if it has no weights. It is part of the protocol, since figures measured with
+    /// different weights cannot be compared.
     fn weights_sha256(&self) -> &str;
 
-    /// Numbers in one row of features.
+    /// The number of features in a row, D.
     fn width(&self) -> i64;
 
-    /// Frames that a video must have at least.
+    /// The smallest number of frames that a video may have.
     fn least_frames(&self) -> i64;
 
     /// How videos are prepared before the network sees them, in a few words: size, filter.

@@ -29,6 +29,18 @@ impl Lpips {
         Ok(Lpips { vgg, heads, sha256 })
     }
 
+    /// How many numbers its weights are: VGG16's, and those of the heads.
+    pub fn parameters(&self) -> i64 {
+        self.vgg.parameters() + self.heads.iter().map(|head| head.numel() as i64).sum::<i64>()
+    }
+
+    /// With weights that have shapes and no memory: its distances mean nothing, and what they keep for a backward pass can
+    /// be counted without the file.
+    pub fn unfilled() -> Lpips {
+        let (vgg, heads) = Vgg16::unfilled();
+        Lpips { vgg, heads, sha256: String::new() }
+    }
+
     /// The hash of the file that was loaded.
     pub fn sha256(&self) -> &str {
         &self.sha256

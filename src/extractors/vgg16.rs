@@ -66,6 +66,27 @@ impl Vgg16 {
         Ok(Loaded { vgg, heads, sha256: file.sha256 })
     }
 
+    /// With weights that have shapes and no memory, and heads for [`Loaded::heads`] alike: so that what it keeps in training
+    /// can be counted without its file.
+    pub(super) fn unfilled() -> (Self, Vec<Tensor>) {
+        let zeros = |shape: &[i64]| Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false);
+        let mut inputs = 3;
+        let mut conv = |outputs: i64| {
+            let weight = zeros(&[outputs, inputs, 3, 3]);
+            inputs = outputs;
+            Conv { weight, bias: zeros(&[outputs]) }
+        };
+        let groups = GROUPS.iter().map(|group| group.iter().map(|&outputs| conv(outputs)).collect()).collect();
+        let heads = GROUPS.iter().map(|group| zeros(&[group[0], 1, 1])).collect();
+        let constant = |values: [f64; 3]| Tensor::from_slice(&values).to_kind(Kind::Float).view([3, 1, 1]);
+        (Vgg16 { groups, shift: constant(SHIFT), scale: constant(SCALE) }, heads)
+    }
+
+    /// How many numbers its weights are.
+    pub fn parameters(&self) -> i64 {
+        self.groups.iter().flatten().map(|conv| (conv.weight.numel() + conv.bias.numel()) as i64).sum()
+    }
+
     fn build(file: &mut Arrays, device: Device, kind: Kind) -> Result<(Self, Vec<Tensor>)> {
         let place = |t: &Tensor| t.to_kind(kind).to_device(device);
         let (mut index, mut width) = (0, 3);

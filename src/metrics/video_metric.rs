@@ -1,4 +1,4 @@
-//! What a metric must offer to become a figure.
+//! The interface of metrics.
 
 use anyhow::Result;
 use tch::Tensor;
@@ -12,20 +12,20 @@ use crate::extractors::{ExtractorKind, FeatureExtractor};
 /// extractor of its own. A metric that compares the videos themselves brings an extractor that computes from each video
 /// what is compared, such as histograms of its motion.
 pub trait VideoMetric: Sync {
-    /// What tables call it: `FVD`.
+    /// Its name in tables: `FVD`.
     fn title(&self) -> &'static str;
 
-    /// Decimals in tables.
+    /// The number of decimals in tables.
     fn digits(&self) -> usize {
         2
     }
 
-    /// Which features it compares.
+    /// The extractor whose features it compares.
     fn compares(&self) -> ComparedFeatures {
         ComparedFeatures::OfProtocol
     }
 
-    /// Whether it compares several rows of features a video, such as one for each frame; else one a video.
+    /// Whether it compares several rows of features for each video, such as one for each frame, instead of one row.
     fn compares_rows(&self) -> bool {
         false
     }

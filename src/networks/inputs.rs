@@ -1,21 +1,23 @@
-//! What a network is given besides z and t.
+//! The conditions that a network is given besides z and t.
 
 use tch::{Kind, Tensor};
 
 use super::Ports;
 
-/// What a forward pass is given besides z and t; each part is there or not, and none excludes another.
+/// The conditions of a forward pass. Each part is present or not, and none excludes another.
 #[derive(Debug, Default)]
 pub struct Inputs {
-    /// `[B, C_i, F, h, w]` each: beside z in channels.
+    /// Further input channels, `[B, C_i, F, h, w]` each.
     pub concat: Vec<Tensor>,
-    /// `[B, 1, F, h, w]` or what expands to it: one where a frame is given. Without it none is.
+    /// `[B, 1, F, h, w]`, or a shape that expands to it: 1 where a frame is given, else 0. Without it, no frame is given.
     pub mask: Option<Tensor>,
-    /// `[B, S, width]`: an encoded text.
+    /// The encoded text, `[B, S, width]` with S tokens.
     pub text: Option<Tensor>,
-    /// `[B]` int64: the class. The number of classes, which is one past the last, means none, as its absence does.
+    /// The class of each clip, `[B]` int64. The number of classes, one past the last class, means "no class", and so does
+    /// its absence.
     pub label: Option<Tensor>,
-    /// `[B]` int64: noise level of given frames. A negative number means none, as its absence does.
+    /// The noise level of the given frames of each clip, `[B]` int64. A negative number means that they are clean, and so
+    /// does its absence.
     pub level: Option<Tensor>,
 }
 
@@ -38,19 +40,20 @@ impl Inputs {
         }
     }
 
-    /// The parts that are there, in the order of the fields.
+    /// The parts that are present, in the order of the fields.
     pub fn tensors(&self) -> Vec<&Tensor> {
         let Inputs { concat, mask, text, label, level } = self;
         concat.iter().chain(mask).chain(text).chain(label).chain(level).collect()
     }
 
-    /// As this, of other tensors in the order of [`Self::tensors`].
+    /// The same parts with other tensors, given in the order of [`Self::tensors`].
     pub fn with_tensors(&self, tensors: &[Tensor]) -> Self {
         let mut tensors = tensors.iter();
         self.map(|_| tensors.next().expect("as many tensors as parts").shallow_clone())
     }
 
-    /// z `[B, C, F, h, w]` with what lies beside it in channels: the mask where the network has one, then `concat`.
+    /// The input of the network, `[B, inputs, F, h, w]`: z `[B, C, F, h, w]`, then the mask if the network has one, then
+    /// `concat`.
     pub fn beside(&self, z: &Tensor, ports: &Ports) -> Tensor {
         let (b, _, f, h, w) = z.size5().expect("latents [B, C, F, h, w]");
         let mask = ports.mask.then(|| match &self.mask {
@@ -65,8 +68,8 @@ impl Inputs {
         Tensor::cat(&parts, 1)
     }
 
-    /// With "nothing" in words where a part that the network has is not there, for clips like z: an empty mask, a negative
-    /// level, the number of no class. The answer is the same, and what is given has the same parts in every call.
+    /// The same conditions with every part that the network has: for clips like z, an absent mask becomes an empty one, an
+    /// absent level a negative one, an absent class "no class". The network's output does not change.
     pub fn completed(&self, z: &Tensor, ports: &Ports) -> Self {
         let (b, _, f, _, _) = z.size5().expect("latents [B, C, F, h, w]");
         let number = |value: i64| Tensor::full([b], value, (Kind::Int64, z.device()));
@@ -83,16 +86,20 @@ impl Inputs {
         all
     }
 
-    /// What a batch is given that holds clips like z twice: first as this says, then as `other`. A part that one side
-    /// lacks is that side's "nothing"; none is dropped.
+    /// The conditions of a batch that holds clips like z twice: first under these conditions, then under `other`. A part
+    /// that only one of them has is completed for the other as in [`Self::completed`].
     ///
     /// # Panics
-    /// Where one side alone has a text or channels beside z, which have no "nothing".
+    /// If only one of them has a text or further channels, for which there is no empty value.
     pub fn stacked(&self, other: &Inputs, z: &Tensor, ports: &Ports) -> Self {
         let (first, second) = (self.completed(z, ports), other.completed(z, ports));
         let (ours, theirs) = (first.tensors(), second.tensors());
         let parts = |given: &Inputs| (given.concat.len(), given.text.is_some());
-        assert_eq!(parts(&first), parts(&second), "of two sides of guidance one alone has a text or channels beside z");
+        assert_eq!(
+            parts(&first),
+            parts(&second),
+            "only one of the two conditions of guidance has a text or further channels"
+        );
         let both: Vec<Tensor> = ours.into_iter().zip(theirs).map(|(a, b)| Tensor::cat(&[a, b], 0)).collect();
         first.with_tensors(&both)
     }
@@ -106,7 +113,7 @@ mod tests {
         tensor.to_kind(Kind::Double).flatten(0, -1).try_into().unwrap()
     }
 
-    /// Each side keeps its parts, and what it lacks is told as nothing.
+    /// Each keeps its parts, and a part that it lacks becomes the empty one.
     #[test]
     fn a_part_that_one_side_lacks_is_its_nothing() {
         let ports = Ports { mask: true, levels: Some(11), classes: Some(7), ..Ports::of([2, 3, 1, 1]) };
@@ -125,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "one alone has a text")]
+    #[should_panic(expected = "only one of the two conditions of guidance has a text")]
     fn a_text_on_one_side_alone_is_refused() {
         let z = Tensor::zeros([1, 2, 3, 1, 1], (Kind::Float, tch::Device::Cpu));
         let text =

@@ -1,4 +1,4 @@
-//! What a network is to those who train it and sample from it.
+//! The interface between a denoising network and everything that trains it or samples from it.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,20 @@ use tch::Tensor;
 use super::{Inputs, Ports};
 use crate::nn::Scope;
 
-/// A network that is trained to tell noise from signal.
+/// A denoising network: from a noisy latent and its diffusion time it predicts what an [objective](crate::diffusion::Predict)
+/// asks for, such as the noise.
 pub trait Network {
-    /// z `[B, C, F, h, w]` at time t → `[B, outputs, F, h, w]`. t is `[B]`, or `[B, F]` for a network that takes a time a
-    /// frame; real or integer. What it was not built for is not read.
+    /// The prediction `[B, outputs, F, h, w]` for noisy latents z `[B, C, F, h, w]`.
+    ///
+    /// The time t is what [`NoisePath::embed`](crate::diffusion::NoisePath::embed) makes of a diffusion time: real or integer,
+    /// `[B]`, or `[B, F]` for a network that takes a time for each frame. Parts of `given` for which the network was not
+    /// built are ignored.
     ///
     /// # Panics
     /// On shapes that do not fit, as `tch` does.
     fn forward(&self, z: &Tensor, t: &Tensor, given: &Inputs) -> Tensor;
 
-    /// What it was built for.
+    /// The shapes and conditions for which it was built.
     fn ports(&self) -> &Ports;
 }
 
@@ -39,29 +43,32 @@ pub struct Takes {
 
 /// The settings of a network: what an experiment says under `network:`.
 pub trait NetworkSettings {
-    /// # Errors
-    /// Names the number that does not fit and the rule.
-    fn validate(&self) -> Result<()>;
-
-    /// What frames, height and width of a latent must be multiples of.
-    fn multiple_of(&self) -> [i64; 3];
-
-    /// Declares the parameters under `scope`.
+    /// Checks the settings, without building anything.
     ///
     /// # Errors
-    /// Ports that such a network does not have: what was asked for, and what it takes.
+    /// Names the number that does not fit, and the rule.
+    fn validate(&self) -> Result<()>;
+
+    /// The numbers of which frames, height and width of a latent must be multiples.
+    fn multiple_of(&self) -> [i64; 3];
+
+    /// Builds the network and declares its parameters under `scope`: the path of a parameter there is its name in
+    /// checkpoints.
+    ///
+    /// # Errors
+    /// Ports for which such a network cannot be built: says what was asked for, and what is possible.
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>>;
 
-    /// What can be given to it.
+    /// Which conditions and clips it can be given.
     fn takes(&self) -> Takes;
 
-    /// Fits the weights of such a network with other ports to these, so that it computes the same as long as what is new is
-    /// not used.
+    /// Changes the weights of a network with the same settings and other ports, so that they fit these ports (`start_from`).
+    /// What is new must start so that the network computes the same as before.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         let _ = (weights, ports);
     }
 
-    /// The name of its table of classes, a row each and last one for "no class".
+    /// The name of the parameter that embeds classes: one row for each class, and a last one for "no class".
     fn class_table(&self) -> Option<&str> {
         None
     }
@@ -79,7 +86,7 @@ pub trait NetworkSettings {
         false
     }
 
-    /// Floating-point operations of one forward pass over one latent `[C, F, h, w]`, two a multiply-add; a network that
-    /// attends to a text is given so many tokens.
+    /// The number of floating-point operations of one forward pass over one latent `[C, F, h, w]`; a multiplication and
+    /// an addition count as two. `tokens` is the length of the text, for networks that attend to one.
     fn flops(&self, ports: &Ports, latent: [i64; 4], tokens: i64) -> i64;
 }

@@ -1,32 +1,33 @@
 //! What enters and leaves a network.
 
-/// What enters and leaves a network, which its own settings do not say: the experiment does.
+/// The shapes and conditions for which a network is built. They follow from the experiment, not from the network's own
+/// settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ports {
-    /// Of z.
+    /// Channels C of a latent z.
     pub channels: i64,
-    /// Channels of the prediction: those of z, and as many more where a variance is learned.
+    /// Channels of the prediction: C, or 2C where the variance of reverse steps is learned, too.
     pub outputs: i64,
-    /// Frames of a clip in training.
+    /// Latent frames of a clip in training.
     pub frames: i64,
     /// Height of a latent in training.
     pub height: i64,
     /// Width of a latent in training.
     pub width: i64,
-    /// Whether a mask of given frames comes as one more channel.
+    /// Whether a mask of given frames is one more input channel.
     pub mask: bool,
-    /// Channels that lie beside z, all together.
+    /// Number of further input channels, [`Inputs::concat`](super::Inputs::concat).
     pub concat: i64,
-    /// Width of the encoded text that is attended to.
+    /// Width of the encoded text that the network attends to; none without text.
     pub text: Option<i64>,
-    /// Noise levels of given frames: rows of a table.
+    /// Number of noise levels of given frames, each a row of a table; none where given frames are clean.
     pub levels: Option<i64>,
-    /// Classes; "no class" is one more.
+    /// Number of classes, without "no class"; none without class labels.
     pub classes: Option<i64>,
 }
 
 impl Ports {
-    /// For latents `[C, F, h, w]` of which as many channels are predicted, and nothing else.
+    /// For latents `[C, F, h, w]`, a prediction with as many channels, and no conditions.
     pub const fn of(latent: [i64; 4]) -> Self {
         let [channels, frames, height, width] = latent;
         Ports {
@@ -43,7 +44,7 @@ impl Ports {
         }
     }
 
-    /// Channels of the first layer: z, the mask, and what lies beside them.
+    /// Channels of the network's input: those of z, the mask, and the further ones.
     pub fn inputs(&self) -> i64 {
         self.channels + i64::from(self.mask) + self.concat
     }

@@ -12,6 +12,7 @@ use super::check;
 unsafe extern "C" {
     fn lvdm_peak_host_memory(data: *mut c_void, call: unsafe extern "C" fn(*mut c_void), peak: *mut i64)
     -> *mut c_char;
+    fn lvdm_host_memory_now() -> i64;
     fn lvdm_device_memory(index: c_int, reset: bool, peak: *mut i64) -> *mut c_char;
 }
 
@@ -40,6 +41,13 @@ pub fn memory_so_far(device: Device) -> Option<i64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+/// The bytes of host tensors that the body of the [`peak_host_memory`] which runs now holds, beyond those before; 0 outside of
+/// one.
+pub fn host_memory_now() -> i64 {
+    // SAFETY: a number out.
+    unsafe { lvdm_host_memory_now() }
 }
 
 /// Runs `body` and says how many bytes of host tensors this thread held at most, beyond those before.

@@ -37,11 +37,11 @@ pub use fixed_weights::{FixedWeights, fixed_cast, fixed_conv};
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use graph::{cuda_graphs, replayed};
 pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic};
-pub use memory::{memory_so_far, peak_host_memory, peak_memory};
+pub use memory::{host_memory_now, memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
-pub use recompute::recompute;
+pub use recompute::{Kept, kept_for_backward, recompute};
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
 pub use transfer::{PinnedMemory, Readback, upload, upload_all};
 

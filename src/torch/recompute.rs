@@ -1,10 +1,13 @@
 //! Activations that are computed again in the backward pass instead of being kept.
 
-use std::ffi::{CString, c_char, c_void};
+use std::{
+    cell::RefCell,
+    ffi::{CString, c_char, c_void},
+};
 
 use tch::Tensor;
 
-use super::{caught::attempt, check, pointers};
+use super::{caught::attempt, check, host_memory_now, peak_host_memory, pointers};
 
 type Body = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 
@@ -52,6 +55,48 @@ unsafe extern "C" fn drop_body(data: *mut c_void) {
     drop(unsafe { Box::from_raw(data.cast::<Body>()) });
 }
 
+/// What a forward pass leaves in memory for its backward pass, in bytes of host tensors.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// All of it, were nothing computed again.
+    pub whole: i64,
+    /// What stays where the bodies of [`recompute`] are computed again.
+    pub stays: i64,
+    /// For each of these bodies, in their order, what it keeps while it runs once more; one at a time.
+    pub recomputed: Vec<i64>,
+}
+
+thread_local! {
+    /// While a forward pass is counted: of each body of [`recompute`] what it keeps, and how large its output is.
+    static COUNTED: RefCell<Option<Vec<[i64; 2]>>> = const { RefCell::new(None) };
+}
+
+/// What the forward pass `body` keeps for a backward pass, which is not run: parameters that are asked for gradients may be
+/// without memory.
+///
+/// # Panics
+/// Where `body` does.
+pub fn kept_for_backward(body: impl FnOnce() -> Tensor) -> Kept {
+    let before = COUNTED.replace(Some(Vec::new()));
+    let ((_output, whole), _) = peak_host_memory(|| {
+        let output = body();
+        (output, host_memory_now())
+    });
+    let counted = COUNTED.replace(before).unwrap_or_default();
+    // what goes in stays, and so does what comes out, which is what goes into the next
+    let inside: i64 = counted.iter().map(|[kept, output]| kept - output).sum();
+    Kept { whole, stays: whole - inside, recomputed: counted.into_iter().map(|[kept, _]| kept).collect() }
+}
+
+/// Runs the body as its second run will, and notes what that keeps.
+fn count(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
+    let before = host_memory_now();
+    let output = body(&inputs.iter().map(|input| input.shallow_clone()).collect::<Vec<_>>());
+    let bytes = [host_memory_now() - before, (output.numel() * output.kind().elt_size_in_bytes()) as i64];
+    COUNTED.with_borrow_mut(|counted| counted.as_mut().expect("counting").push(bytes));
+    output
+}
+
 /// `body(inputs)`, keeping only the inputs: `body` runs once more in the backward pass, where the
 /// gradients of the parameters it uses are accumulated. It must be a pure function of its inputs.
 ///
@@ -75,6 +120,9 @@ unsafe extern "C" fn drop_body(data: *mut c_void) {
 /// # Panics
 /// Where `body` panics or LibTorch refuses an operation, as ordinary `tch` calls do.
 pub fn recompute(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor + Send + 'static) -> Tensor {
+    if COUNTED.with_borrow(Option::is_some) {
+        return count(inputs, body);
+    }
     let body: Body = Box::new(body);
     let data: *mut Body = Box::into_raw(Box::new(body));
     let inputs: Vec<Tensor> = inputs.iter().map(|t| t.shallow_clone()).collect();

@@ -1,4 +1,4 @@
-//! Which classes a training tells apart.
+//! The classes of a training.
 
 use anyhow::{Result, bail, ensure};
 
@@ -23,8 +23,8 @@ pub fn with_classes(experiment: &DiffusionExperiment) -> Result<DiffusionExperim
     };
     let Some(found) = found else {
         bail!(
-            "labels: not every video of {place} has a class; an index of `lvdm data prepare ucf101` tells classes, and so \
-             does a folder with a folder for each class"
+            "labels: not every video of {place} has a class; give an index that `lvdm data prepare ucf101` wrote, or a folder \
+             that holds a folder for each class"
         )
     };
     match &labels.classes {

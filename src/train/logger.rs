@@ -35,7 +35,7 @@ impl RunLogger {
     /// `resume_step` is the last step of the checkpoint that training goes on from, `None` at a start
     /// from nothing. What an earlier start logged beyond it is dropped from `metrics.jsonl` and hidden
     /// by TensorBoard, so that the log reads as that of a run never interrupted. Lines that are no objects with a
-    /// `step`, as a power failure leaves them, are told and left out; the file as it was stays beside.
+    /// `step`, as a power failure leaves them, are left out with a warning; the file as it was stays beside it.
     ///
     /// # Errors
     /// A folder that cannot be made or written.
@@ -92,7 +92,7 @@ impl RunLogger {
         Ok(())
     }
 
-    /// Writes what is left and waits for the disk. What it does not take is told, with how much it is.
+    /// Writes what is left and waits for the disk. A warning names what could not be written, and how much it is.
     pub fn finish(mut self) {
         self.metrics.finish();
         self.events.finish();

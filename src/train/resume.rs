@@ -185,21 +185,21 @@ mod tests {
 
     /// Of 101 classes it is said which came and went.
     #[test]
-    fn long_lists_are_told_by_their_difference() {
+    fn of_long_lists_the_difference_is_shown() {
         let names: Vec<String> = (0..101).map(|number| format!("class {number}")).collect();
         let with = |names: &[String]| json!({"labels": {"classes": names}});
-        let told = |now: &[String]| check(with(&names), &with(now), false, false).unwrap_err().to_string();
+        let message = |now: &[String]| check(with(&names), &with(now), false, false).unwrap_err().to_string();
         let mut other = names.clone();
         other[3] = "Archery".into();
-        let said = told(&other);
+        let said = message(&other);
         assert!(said.contains("labels.classes: 101 → 101 entries, without class 3, with Archery."), "{said}");
-        let said = told(&names[..90]);
+        let said = message(&names[..90]);
         assert!(
             said.contains("101 → 90 entries, without class 90, class 91, class 92, class 93, class 94 and 6 more.")
         );
         let mut other = names.clone();
         other.swap(4, 7);
-        let said = told(&other);
+        let said = message(&other);
         assert!(said.contains("in another order, first class 7 in place of class 4"), "{said}");
     }
 

@@ -16,8 +16,8 @@ use crate::{
 /// Writes checkpoints in the background. Training waits for the one before where that is not yet on the disk, and on the CPU
 /// for the copy; a GPU's tensors come on their own, into pinned memory that is used again.
 ///
-/// A checkpoint that cannot be written is told, and training goes on: the ones before stay, and the next is a new
-/// try. Dropping the saver waits for what is under way.
+/// If a checkpoint cannot be written, a warning says so, and training continues: earlier checkpoints stay, and the next one
+/// is tried again. Dropping the saver waits for what is under way.
 pub struct Saver {
     work: Option<SyncSender<(Checkpoint, Option<Readback>, PathBuf)>>,
     pinned: PinnedMemory,
@@ -142,8 +142,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::Progress;
 
-    /// What fails in the thread that writes is told by the thread that trains, with what was being done; later
-    /// checkpoints are written.
+    /// The thread that trains reports what failed in the thread that writes; later checkpoints are written.
     #[test]
     fn a_panic_of_the_writing_thread_is_an_error_of_training() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,13 +1,14 @@
-//! What the training loop asks of what it trains.
+//! The interface between the training loop and the two trainings, of autoencoders and of denoisers.
 
 use anyhow::Result;
 use tch::Tensor;
 
 use crate::nn::Parameters;
 
-/// What a step is made of.
+/// The samples of one forward and backward pass.
 pub struct Batch {
-    /// `[B, …]`; what it holds is the task's.
+    /// `[B, …]`: clips u8 `[B, 3, F, H, W]` for an autoencoder; for a denoiser what a codec encoded them to, as
+    /// [`Encoded::stacked`](crate::codecs::Encoded::stacked) gives it.
     pub data: Tensor,
     /// Encoded texts `[B, S, width]`, for a network that is given any.
     pub text: Option<Tensor>,
@@ -19,7 +20,7 @@ pub struct Batch {
     pub position: u64,
 }
 
-/// Something to look at.
+/// Clips for the log, to look at.
 pub struct Picture {
     /// For messages.
     pub name: &'static str,
@@ -40,7 +41,7 @@ pub struct TrainedNetwork {
 /// Terms of a loss by name: scalars on the network's device, out of the graph. The first is the loss.
 pub type Terms = Vec<(&'static str, Tensor)>;
 
-/// What differs between training an autoencoder and a denoiser.
+/// What differs between the training of an autoencoder and that of a denoiser.
 pub trait Task {
     /// Name in checkpoints and errors.
     fn name(&self) -> &'static str;
@@ -48,13 +49,14 @@ pub trait Task {
     /// The networks, in the order in which a step updates them. The first one is averaged.
     fn networks(&self) -> Vec<TrainedNetwork>;
 
-    /// The next samples.
+    /// The samples of the next pass.
     ///
     /// # Errors
     /// Where the data cannot be read.
     fn next_batch(&mut self) -> Result<Batch>;
 
-    /// Accumulates `scale` times the gradient of a network's loss, and says its terms, without waiting for the device.
+    /// Adds `scale` times the gradient of a network's loss to its parameters' gradients, and returns the terms of the loss.
+    /// The host does not wait for the device.
     ///
     /// # Errors
     /// Where the batch does not fit the network.
@@ -65,7 +67,7 @@ pub trait Task {
         true
     }
 
-    /// What to show at this step, with the averaged weights in place.
+    /// Clips for the log. The averaged weights are in place while it is called.
     ///
     /// # Errors
     /// As [`Self::gradients`].

@@ -132,7 +132,7 @@ impl WeightsFile {
         }
     }
 
-    /// Leaves tensors and entries beside them out whose names begin so, and tells how many.
+    /// Leaves out tensors and other entries whose names begin with these prefixes; a note says how many.
     ///
     /// # Errors
     /// A beginning that no name has.
@@ -154,7 +154,7 @@ impl WeightsFile {
         Ok(())
     }
 
-    /// All tensors, on the host; tells what was taken off their names.
+    /// All tensors, on the host. A note says what was removed from their names.
     ///
     /// # Errors
     /// A file that is damaged; a tensor of a type that is not read, or beyond its storage.

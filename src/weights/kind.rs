@@ -1,4 +1,4 @@
-//! What a file or a folder of weights is, told by the names and shapes of its tensors, or by the folder's own words.
+//! Recognises what a file or a folder of weights is, by the names and shapes of its tensors or by its configuration.
 
 use std::{collections::BTreeMap, fmt, path::Path};
 

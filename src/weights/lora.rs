@@ -68,7 +68,7 @@ const OTHER_KINDS: [(&str, &str); 9] = [
     ("emb_params", "a textual inversion"),
 ];
 
-/// Whose change a name tells, where it does.
+/// The network that a name says is changed, where it says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
     UNet,
@@ -126,8 +126,8 @@ impl Lora {
         Ok(Lora { changes, alpha: scalings(notes)? })
     }
 
-    /// Adds the changes to weights, and tells how many maps of the denoiser and of the text encoder were changed. Both sets
-    /// have our names. An error changes nothing.
+    /// Adds the changes to weights, and returns how many maps of the denoiser and of the text encoder were changed. Both
+    /// sets have our names. An error changes nothing.
     ///
     /// # Errors
     /// Names a change of a map that is not there, has another shape, or is not whole.
@@ -247,7 +247,7 @@ impl WholeChange {
     }
 }
 
-/// The place and the role that a name tells.
+/// The layer and the role in a name.
 fn parsed(name: &str) -> Option<(String, Role)> {
     // PEFT writes the adapter's name between: `lora_A.default.weight`
     let plain = ["lora_A", "lora_B"].iter().find_map(|half| {

@@ -85,7 +85,7 @@ impl Released {
         Ok(self.read(None)?.path)
     }
 
-    /// Reads the released file, or the user's own one, whose hash is told and not judged.
+    /// Reads the released file, or the user's own one, whose hash is returned and not checked.
     ///
     /// # Errors
     /// As [`Released::locate`]; the user's own file cannot be read.

@@ -42,6 +42,10 @@ impl CodecSettings for Averages {
         LongDecoding::FrameByFrame { at_once: 8 }
     }
 
+    fn flops(&self, _frames: i64, _height: i64, _width: i64) -> [i64; 2] {
+        [0, 0] // neither convolutions nor linear maps
+    }
+
     fn encodes_to(&self) -> EncodedKind {
         EncodedKind::Exact
     }

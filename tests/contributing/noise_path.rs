@@ -38,10 +38,6 @@ impl NoisePath for QuarterCircle {
     fn embed(&self, t: f64) -> f64 {
         1000.0 * t
     }
-
-    fn level_time(&self, level: i64) -> f64 {
-        level as f64 / self.levels() as f64
-    }
 }
 
 // What follows is its test, which stands in the same file.

@@ -111,8 +111,8 @@ pub enum Depth {
 }
 
 /// Finds the set's videos under `root`, looks into each of them on all cores, and says which are shorter than
-/// `least_frames`. `lists` is where the set's lists of splits lie, if not in their usual place. `done` is told after each
-/// video how many there are.
+/// `least_frames`. `lists` is where the set's lists of splits lie, if not in their usual place. `done` is called after each
+/// video with the number of all.
 ///
 /// # Errors
 /// A folder that is not laid out in any of the set's ways; says what was found and what was expected.

@@ -19,7 +19,7 @@ impl KnownSet for SkyTimelapse {
     }
 
     fn about(&self) -> &'static str {
-        "Skies: folders of frames"
+        "Sky Time-lapse: folders of frames"
     }
 
     fn survey(&self, tree: &Tree, _lists: Option<&Path>) -> Result<Survey> {

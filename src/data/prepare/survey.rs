@@ -1,4 +1,4 @@
-//! What a folder holds, and what can be told about a data set from that, without opening a video.
+//! What the names in a folder show about a data set, without opening a video.
 
 use std::{
     fmt::Debug,
@@ -14,7 +14,7 @@ use crate::data::{
     walk::{ensure_folder, has_extension, walk},
 };
 
-/// What can be told about a data set without opening a video.
+/// What names alone show about a data set.
 #[derive(Debug, Default)]
 pub struct Survey {
     /// The videos that the layout names.
@@ -32,9 +32,9 @@ pub struct Survey {
 pub struct Found {
     /// The video file or folder of pictures.
     pub path: PathBuf,
-    /// Where the layout tells it.
+    /// Its class, where the layout shows it.
     pub class: Option<String>,
-    /// Where the layout tells it.
+    /// Its split, where the layout shows it.
     pub split: Option<String>,
 }
 
@@ -51,13 +51,13 @@ pub struct Count {
 
 /// A published data set whose layout is known.
 pub trait KnownSet: Debug + Sync {
-    /// What `lvdm data prepare` calls it.
+    /// Its name on the command line: `lvdm data prepare NAME`.
     fn name(&self) -> &'static str;
 
-    /// What it shows and how it may lie, in a few words.
+    /// What the videos show, and which layouts are accepted, in a few words for help texts.
     fn about(&self) -> &'static str;
 
-    /// Every n-th frame of its videos is usually one of a clip's.
+    /// The distance between the frames of a clip that is usual for this set.
     fn frame_stride(&self) -> i64 {
         1
     }

@@ -22,7 +22,7 @@ impl KnownSet for Taichi {
     }
 
     fn about(&self) -> &'static str {
-        "Tai chi: mp4 files"
+        "Taichi-HD: mp4 files"
     }
 
     fn frame_stride(&self) -> i64 {

@@ -63,7 +63,7 @@ impl KnownSet for Ucf101 {
     }
 
     fn about(&self) -> &'static str {
-        "101 actions: files flat or in folders, or folders of frames"
+        "UCF-101, human actions of 101 classes: video files, in one folder or a folder a class, or folders of frames"
     }
 
     fn list(&self) -> Option<&'static str> {

@@ -1,9 +1,9 @@
 //! Reading frames by their number.
 //!
-//! A reader first lists the presentation times of all packets, which decodes nothing and costs one
-//! pass over the file, unless the list is known from before. The list gives the true number of frames, tells a file that was cut off from
-//! a whole one, and turns a frame's number into its time: after a seek, frames are picked by that
-//! time, whatever order, key frame or frame rate the file has.
+//! A reader first lists the presentation times of all packets, which decodes nothing and costs one pass over the file,
+//! unless the list is known from before. The list gives the true number of frames, shows whether the file was cut off, and
+//! turns a frame's number into its time: after a seek, frames are picked by that time, whatever order, key frame or frame
+//! rate the file has.
 
 use std::{
     fs,

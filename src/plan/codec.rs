@@ -1,0 +1,79 @@
+//! The codec of a denoiser that is planned: by its run's own settings, or by the experiment that would make the run.
+
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::PlanOptions;
+use crate::{
+    checkpoint,
+    codecs::{CodecConfig, Pixels},
+    experiment::{AutoencoderExperiment, DiffusionSpace, read},
+    generate::AUTOENCODER_FILE,
+};
+
+/// A codec, and how it is known.
+#[derive(Debug, Clone)]
+pub(super) struct PlannedCodec {
+    /// Its settings.
+    pub settings: CodecConfig,
+    /// Where they were found, where that is not the run itself.
+    pub note: Option<String>,
+}
+
+/// The codec of a denoiser's space, for an experiment that stands in `file`.
+pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) -> Result<PlannedCodec> {
+    let DiffusionSpace::Latents(run) = space else {
+        return Ok(PlannedCodec { settings: Pixels {}.into(), note: None });
+    };
+    if run.exists() {
+        let inside = run.join(AUTOENCODER_FILE);
+        let (path, found) = checkpoint::open_head(if inside.is_file() { &inside } else { run })?;
+        let found = found.expect("autoencoder", &path)?;
+        let settings = CodecConfig::stored(found.experiment["autoencoder"].clone())
+            .with_context(|| format!("the autoencoder stored in {}", path.display()))?;
+        return Ok(PlannedCodec { settings, note: None });
+    }
+    if let Some(experiment) = experiment_of(file, run).filter(|path| path.is_file()) {
+        let settings = read::<AutoencoderExperiment>(&experiment, &[])?.autoencoder;
+        let note = format!("{} is not there: its codec is the one of {}.", run.display(), experiment.display());
+        return Ok(PlannedCodec { settings, note: Some(note) });
+    }
+    let Some(settings) = options.codec.clone() else {
+        bail!(
+            "autoencoder: there is no {}, and no experiment that would make it; say which codec it will have: \
+             --autoencoder FILE (an experiment of `lvdm train autoencoder`), or its settings, as \
+             --autoencoder '{{kind: image_autoencoder}}' for that of Stable Diffusion",
+            run.display()
+        )
+    };
+    let kind = serde_json::to_value(&settings)?["kind"].as_str().unwrap_or_default().to_string();
+    let note = format!("{} is not there: its codec is the {kind} that --autoencoder says.", run.display());
+    Ok(PlannedCodec { settings, note: Some(note) })
+}
+
+/// `experiments/x/diffusion.yaml` and `runs/x/autoencoder` → `experiments/x/autoencoder.yaml`: where the experiment of a run
+/// stands that has its usual name.
+fn experiment_of(file: &Path, run: &Path) -> Option<PathBuf> {
+    let parts: Vec<Component> = file.components().collect();
+    let root = parts.iter().rposition(|part| part.as_os_str() == "experiments")?;
+    let below = run.strip_prefix("runs").ok()?;
+    let root: PathBuf = parts[..=root].iter().collect();
+    Some(root.join(below).with_extension("yaml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_experiment_of_a_run_stands_where_its_name_says() {
+        let of = |file: &str, run: &str| experiment_of(Path::new(file), Path::new(run));
+        assert_eq!(
+            of("/a/experiments/ucf101/diffusion.yaml", "runs/ucf101/autoencoder"),
+            Some("/a/experiments/ucf101/autoencoder.yaml".into())
+        );
+        assert_eq!(of("mine.yaml", "runs/ucf101/autoencoder"), None);
+        assert_eq!(of("experiments/x.yaml", "/elsewhere/autoencoder"), None);
+    }
+}

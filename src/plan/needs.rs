@@ -1,0 +1,113 @@
+//! What one training needs, and what follows from that for a card.
+
+use std::{cell::RefCell, collections::BTreeMap};
+
+use anyhow::Result;
+
+use super::{Activations, Card};
+use crate::{
+    codecs::CodecConfig,
+    experiment::{Precision, TrainerConfig},
+};
+
+/// Bytes of a number of the weights, of their gradients, and of each of Adam's two moments.
+const FLOAT: i64 = 4;
+
+/// What one training will need.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Which network is trained on what.
+    pub title: String,
+    /// Parameters of the networks that are trained.
+    pub parameters: i64,
+    /// Those of them that training moves.
+    pub trained: i64,
+    /// Those of which a moving average is held.
+    pub averaged: i64,
+    /// Parameters of networks that only compute: the codec of a denoiser, a text encoder, LPIPS.
+    pub frozen: i64,
+    /// Floating-point operations of a forward pass over one clip, two a multiply-add: of the denoiser, or of encoding and
+    /// decoding.
+    pub forward: i64,
+    /// Those of one clip in a training step, with all that is computed for it.
+    pub step: i64,
+    /// What the forward pass keeps for the backward pass: with the experiment's own `network.recompute`, then with the
+    /// other; a network without that setting has one.
+    pub activations: Vec<Variant>,
+    /// Steps, batch, passes a step, precision.
+    pub trainer: TrainerConfig,
+    /// What was assumed or left out, in whole sentences.
+    pub notes: Vec<String>,
+}
+
+/// Activations under one setting of `network.recompute`.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    /// The setting as a file gives it; empty for a network without it.
+    pub recompute: String,
+    /// What is kept.
+    pub kept: Activations,
+}
+
+/// What is said beside an experiment's file.
+#[derive(Debug, Default)]
+pub struct PlanOptions {
+    /// The codec of a denoiser whose autoencoder run is not there, and has no experiment either.
+    pub codec: Option<CodecConfig>,
+    /// What was counted of earlier files, without and with recomputation, by all that it depends on: many experiments train
+    /// the same network.
+    pub counted: RefCell<BTreeMap<String, [Activations; 2]>>,
+}
+
+impl Plan {
+    /// Clips of one step on so many GPUs.
+    pub fn clips(&self, ranks: i64) -> i64 {
+        self.trainer.batch * self.trainer.accumulate * ranks
+    }
+
+    /// Bytes of weights, gradients, Adam's moments, the moving average, and frozen weights: what is there whatever the
+    /// batch.
+    pub fn state(&self) -> [(&'static str, i64); 5] {
+        [
+            ("weights", self.parameters * FLOAT),
+            ("gradients", self.trained * FLOAT),
+            ("optimizer", 2 * self.trained * FLOAT),
+            ("average", self.averaged * FLOAT),
+            ("frozen networks", self.frozen * FLOAT),
+        ]
+    }
+
+    /// Bytes of [`Self::state`] together.
+    pub fn state_bytes(&self) -> i64 {
+        self.state().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The largest batch of a forward pass that fits a card, of whose memory [`Card::USABLE`] is counted on; 0 where none
+    /// does.
+    pub fn fits(&self, card: &Card, activations: &Activations) -> i64 {
+        let left = (card.memory as f64 * Card::USABLE) as i64 - self.state_bytes() - activations.fixed;
+        (left / activations.clip.max(1)).max(0)
+    }
+
+    /// Hours of the whole training on such cards at this share of their peak; each does its own batch at the same time.
+    pub fn hours(&self, card: &Card, utilisation: f64) -> Option<f64> {
+        let peak = card.peak(self.trainer.precision, self.trainer.tf32)? * 1e12;
+        let flops = self.step as f64 * self.clips(1) as f64 * self.trainer.steps as f64;
+        Some(flops / (peak * utilisation) / 3600.0)
+    }
+
+    /// The precision of products and convolutions, for people.
+    pub fn precision(&self) -> &'static str {
+        match (self.trainer.precision, self.trainer.tf32) {
+            (Precision::Bf16, _) => "bf16",
+            (Precision::F32, true) => "f32 as TF32",
+            (Precision::F32, false) => "f32",
+        }
+    }
+}
+
+/// The trainer's settings, checked.
+pub(super) fn checked(trainer: &TrainerConfig) -> Result<TrainerConfig> {
+    trainer.validate()?;
+    Ok(trainer.clone())
+}

@@ -1,0 +1,281 @@
+//! `lvdm plan`: what it says of a training is what the training's networks are, and what a step of them takes.
+
+mod common;
+
+use std::path::Path;
+
+use common::{run_in, source, succeed_in};
+use lvdm::{
+    autoencoder_loss::AutoencoderLoss,
+    codecs::{CodecConfig, ImageAutoencoderConfig},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, read},
+    networks::{Inputs, Ports},
+    nn::Parameters,
+    plan::{Card, Plan, PlanOptions},
+    random::{Purpose, normal},
+    torch::peak_host_memory,
+};
+use tch::{Device, Kind, Tensor};
+
+const CPU: Device = Device::Cpu;
+
+fn plan(file: &str, overrides: &[&str]) -> Plan {
+    let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+    let options = PlanOptions { codec: Some(ImageAutoencoderConfig::default().into()), ..PlanOptions::default() };
+    lvdm::plan::of(&source("experiments").join(file), &overrides, &options)
+        .unwrap_or_else(|error| panic!("{file}: {error:#}"))
+}
+
+fn diffusion(file: &str) -> DiffusionExperiment {
+    read(&source("experiments").join(file), &[]).unwrap()
+}
+
+fn close(found: f64, wanted: f64, by: f64) {
+    assert!((found / wanted - 1.0).abs() < by, "{found:e}, not {wanted:e}");
+}
+
+fn noise(sample: u64, shape: &[i64]) -> Tensor {
+    normal(0, Purpose::Evaluation, sample, 0, shape)
+}
+
+/// Those of networks that are built with all their weights, and the numbers of the released ones.
+#[test]
+fn parameters_are_those_of_the_built_networks() {
+    let built = |declare: &dyn Fn(&Parameters)| {
+        let parameters = Parameters::new(CPU, 0);
+        declare(&parameters);
+        parameters.count()
+    };
+    // the demo's latents are [4, 8, 8, 8]; Latte also predicts a variance
+    for (file, outputs) in [("demo/diffusion.yaml", 4), ("latte/demo.yaml", 8)] {
+        let ports = Ports { outputs, ..Ports::of([4, 8, 8, 8]) };
+        let network = diffusion(file).network;
+        let count = built(&|parameters| drop(network.build(&parameters.root(), &ports).unwrap()));
+        let plan = plan(file, &[]);
+        assert_eq!((plan.parameters, plan.trained, plan.averaged), (count, count, count), "{file}");
+        assert_eq!(plan.forward, network.flops(&ports, [4, 8, 8, 8], 0), "{file}");
+        // latents are encoded before
+        assert_eq!(plan.step, 3 * plan.forward, "{file}");
+    }
+    let demo: AutoencoderExperiment = read(&source("experiments/demo/autoencoder.yaml"), &[]).unwrap();
+    let loss = AutoencoderLoss::new(
+        &lvdm::autoencoder_loss::AutoencoderLossConfig { perceptual_weight: 0.0, ..demo.loss.clone() },
+        CPU,
+        Kind::Float,
+        0,
+    );
+    let discriminator = loss.unwrap().discriminator_parameters().count();
+    for codec in [demo.autoencoder.clone(), small_image_autoencoder()] {
+        let count = built(&|parameters| drop(codec.build(&parameters.root())));
+        let settings = format!("autoencoder={}", serde_json::to_string(&codec).unwrap());
+        let plan = plan("demo/autoencoder.yaml", &[&settings]);
+        assert_eq!(plan.parameters, count + discriminator, "{settings}");
+        assert_eq!(plan.forward, codec.flops(16, 32, 32).iter().sum::<i64>(), "{settings}");
+    }
+}
+
+fn small_image_autoencoder() -> CodecConfig {
+    let config = ImageAutoencoderConfig { widths: vec![32, 64], norm_groups: 8, ..ImageAutoencoderConfig::default() };
+    config.into()
+}
+
+/// The networks of the paper, of Latte's authors and of Stable Diffusion have the numbers that are known of them.
+#[test]
+fn released_networks_have_their_numbers() {
+    let paper = plan("ucf101/diffusion.yaml", &[]);
+    assert_eq!((paper.parameters, paper.trained), (548_904_580, 548_904_580));
+    close(paper.forward as f64, 361.7e9, 1e-3);
+    assert_eq!(paper.clips(8), 32, "batch 2, 2 passes, 8 GPUs");
+    assert!(paper.notes[0].contains("experiments/ucf101/autoencoder.yaml"), "{:?}", paper.notes);
+    let names = |plan: &Plan| plan.activations.iter().map(|v| v.recompute.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&paper), ["false", "true"]);
+    let recomputed = |overrides: &[&str]| plan("demo/diffusion.yaml", overrides);
+    let (usual, again) = (recomputed(&[]), recomputed(&["network.recompute=[1]"]));
+    assert_eq!(names(&again), ["[1]", "false"]);
+    // what is recomputed is one pass more
+    assert_eq!([usual.step, again.step], [3, 4].map(|passes| passes * usual.forward));
+    let latte = plan("latte/ucf101.yaml", &["labels.classes=101"]);
+    assert_eq!(latte.parameters, 673_799_072);
+    // of the image autoencoder
+    assert_eq!(latte.frozen, 83_653_863);
+}
+
+/// Numbers that follow from others by arithmetic alone.
+#[test]
+fn memory_and_hours_by_hand() {
+    let mut plan = plan("demo/diffusion.yaml", &[]);
+    let count = plan.parameters;
+    assert_eq!(plan.state().map(|(_, bytes)| bytes)[..4], [4 * count, 4 * count, 8 * count, 4 * count]);
+    let kept = plan.activations[0].kept;
+    let card = |bytes: i64| Card { name: "x".into(), memory: bytes, peaks: Some([300.0, 100.0, 50.0]) };
+    let room = |batch: i64| ((plan.state_bytes() + kept.bytes(batch)) as f64 / Card::USABLE).ceil() as i64 + 8;
+    assert_eq!([0, 1, 7].map(|batch| plan.fits(&card(room(batch)), &kept)), [0, 1, 7]);
+    (plan.step, plan.trainer.batch, plan.trainer.accumulate, plan.trainer.steps) = (1_000_000_000_000, 2, 3, 3000);
+    // 6 clips a step, 3000 steps of 6 TFLOP, at a half of 50 TFLOP/s: 720 s
+    assert_eq!(plan.hours(&card(1), 0.5), Some(0.2));
+    plan.trainer.tf32 = true;
+    assert_eq!(plan.hours(&card(1), 0.5), Some(0.1));
+    assert_eq!(plan.hours(&Card::of_memory(16.0), 0.5), None);
+}
+
+/// What a backward pass adds to what its forward pass kept: the gradients that are on their way, at most as much again where
+/// a network is small. Less than what was kept cannot be.
+fn check(what: &str, plan: &Plan, batch: i64, measured: i64, most: f64) {
+    let planned = plan.activations[0].kept.bytes(batch);
+    println!("{what}: planned {planned}, measured {measured}, {:.3} times", measured as f64 / planned as f64);
+    assert!(!plan.activations[0].kept.incomplete, "{what}");
+    let ratio = measured as f64 / planned as f64;
+    assert!((0.98..most).contains(&ratio), "{what}: {measured} bytes were measured, {planned} planned: {ratio}");
+}
+
+/// The gradients are there before, so that only what a step keeps besides counts.
+fn with_gradients(parameters: &Parameters) {
+    for (_, parameter) in parameters.trainable() {
+        (parameter.sum(None) * 0.0).backward();
+    }
+    parameters.zero_grad();
+}
+
+#[test]
+fn activations_are_those_of_a_step_of_denoisers() {
+    for (file, overrides) in [
+        ("demo/diffusion.yaml", vec![]),
+        ("demo/diffusion.yaml", vec!["network.recompute=true"]),
+        ("latte/demo.yaml", vec![]),
+        ("latte/demo.yaml", vec!["network.recompute=true"]),
+    ] {
+        let overrides: Vec<String> = overrides.into_iter().map(String::from).collect();
+        let experiment: DiffusionExperiment = read(&source("experiments").join(file), &overrides).unwrap();
+        let outputs = if experiment.objective.learns_variance() { 8 } else { 4 };
+        let ports = Ports { outputs, ..Ports::of([4, 8, 8, 8]) };
+        let parameters = Parameters::new(CPU, 0);
+        let network = experiment.network.build(&parameters.root(), &ports).unwrap();
+        with_gradients(&parameters);
+        let (z_t, t) = (noise(0, &[8, 4, 8, 8, 8]), Tensor::full([8], 500.0, (Kind::Float, CPU)));
+        let step = || network.forward(&z_t, &t, &Inputs::default()).square().mean(None).backward();
+        let ((), measured) = peak_host_memory(step);
+        let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+        check(&format!("{file} {overrides:?}"), &plan(file, &overrides), 8, measured, 1.25);
+    }
+}
+
+#[test]
+fn activations_are_those_of_a_step_of_autoencoders() {
+    for codec in [None, Some(small_image_autoencoder())] {
+        let mut overrides = vec!["loss.adversarial_start=0".to_string()];
+        overrides.extend(codec.map(|codec| format!("autoencoder={}", serde_json::to_string(&codec).unwrap())));
+        let experiment: AutoencoderExperiment = read(&source("experiments/demo/autoencoder.yaml"), &overrides).unwrap();
+        let parameters = Parameters::new(CPU, 0);
+        let codec = experiment.autoencoder.build(&parameters.root());
+        let loss =
+            AutoencoderLoss::new(&experiment.loss, CPU, Kind::Float, 0).unwrap_or_else(|error| panic!("{error:#}"));
+        with_gradients(&parameters);
+        let x = noise(0, &[2, 3, 16, 32, 32]).clamp(-1.0, 1.0);
+        let latent = experiment.autoencoder.latent_shape(16, 32, 32).unwrap();
+        let z = noise(1, &[&[2], &latent[..]].concat());
+        let ((), measured) = peak_host_memory(|| {
+            let encoded = codec.encode(&x);
+            let reconstruction = codec.decode(&encoded.sample(&z));
+            let last = codec.last_kernel().unwrap();
+            loss.generator_backward(&x, &reconstruction, &encoded, last, 0, 1.0);
+        });
+        let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+        check(experiment.autoencoder.name(), &plan("demo/autoencoder.yaml", &overrides), 2, measured, 1.35);
+    }
+}
+
+/// Scores of attention over all places of all frames grow with the square of a clip, and a plan says that it cannot count
+/// them.
+#[test]
+fn what_grows_faster_than_clips_is_said() {
+    let network = "network={channels: 32, multipliers: [1], blocks_per_level: 1, attention_factors: [1], heads: 4, \
+                   attention: joint}";
+    let plan = plan("demo/diffusion.yaml", &[network]);
+    assert!(plan.activations[0].kept.incomplete && plan.notes.iter().any(|note| note.contains("too low")));
+}
+
+/// On the command line: nothing but the file need be there, and what is missing is said.
+#[test]
+fn plan_needs_no_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let write = |name: &str, text: &str| std::fs::write(at.join(name), text).unwrap();
+    let training = "data: {dataset: {kind: folder, root: nowhere}, frames: 16, resolution: 32}\n\
+                    optimizer: {kind: adam, learning_rate: 1.0e-3}\ntrainer: {steps: 100, batch: 2}\n";
+    let unet = "unet: {channels: 32, multipliers: [1, 2], blocks_per_level: 1, attention_factors: [2], heads: 4}\n";
+    write("pixels.yaml", &[training, unet, "autoencoder: pixels\n"].concat());
+    let said = succeed_in(at, &["plan", "pixels.yaml", "trainer.batch=4", "--device-memory", "12", "--ranks", "2"]);
+    println!("{}", said.out);
+    for words in
+        ["of latents [3, 16, 32, 32] of the pixels", "8 clips (batch 4", "RTX 4090", "12 GB", "recompute: true"]
+    {
+        assert!(said.out.contains(words), "{words}: {}", said.out);
+    }
+    write("latents.yaml", &[training, unet, "autoencoder: runs/mine\n"].concat());
+    let missing = run_in(at, &["plan", "latents.yaml"]);
+    assert!(
+        missing.error(1).contains("there is no runs/mine") && missing.err.contains("--autoencoder"),
+        "{}",
+        missing.err
+    );
+    let codec = "{kind: video_autoencoder, channels: 8, factors: [2, 4, 4], norm_groups: 8}";
+    let said = succeed_in(at, &["plan", "latents.yaml", "--autoencoder", codec, "--markdown"]).out;
+    assert_eq!(said.lines().count(), 3, "{said}");
+    for (file, words) in [("data: {}\n", "for `lvdm train`"), ("trainer: {steps: x}\n", "latents.yaml")] {
+        write("latents.yaml", file);
+        let said = run_in(at, &["plan", "latents.yaml"]);
+        assert!(said.error(2).contains(words), "{}", said.err);
+    }
+    let said = run_in(at, &["plan", "pixels.yaml", "--utilisation", "30"]);
+    assert!(said.error(2).contains("share of the peak"), "{}", said.err);
+}
+
+/// The table of docs/gpus.md is what the command above it prints. What is counted in passes on a CPU may differ a little
+/// from one processor to another, whose kernels keep other things; all else is exact.
+#[test]
+fn the_table_of_the_docs_is_what_the_command_prints() {
+    let page = std::fs::read_to_string(source("docs/gpus.md")).unwrap();
+    let block = page.split("```sh\n").find(|block| block.starts_with("lvdm plan --markdown")).expect("the command");
+    let (command, rest) = block.split_once("```").unwrap();
+    let words = words(&command.replace("\\\n", " "));
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let said = succeed_in(Path::new(env!("CARGO_MANIFEST_DIR")), &words[1..]).out;
+    let table = |text: &str| -> Vec<Vec<String>> {
+        let rows = text.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+        rows.map(|row| row.split('|').map(|cell| cell.trim().to_string()).collect()).collect()
+    };
+    // released numbers: the paper's network, Latte without classes, Stable Diffusion's with temporal layers, its adapters
+    for number in ["548,904,580", "673,681,568", "958,924,964", "99,404,000", "6,383,616"] {
+        assert!(said.contains(&format!("| {number} |")), "{number}: {said}");
+    }
+    let (found, shown) = (table(&said), table(rest));
+    assert_eq!(found.len(), shown.len(), "{said}");
+    for (found, shown) in found.iter().zip(&shown) {
+        for (column, (found, shown)) in found.iter().zip(shown).enumerate() {
+            let numbers = |cell: &str| -> Vec<f64> {
+                let parts = cell.replace(',', "").replace("none", "0");
+                parts.split([' ', '(', ')', '/']).filter_map(|word| word.parse().ok()).collect()
+            };
+            let (a, b) = (numbers(found), numbers(shown));
+            // memory, and the batch that follows from it
+            let counted = matches!(column, 5 | 6 | 8);
+            let near = a.len() == b.len()
+                && a.iter()
+                    .zip(&b)
+                    .all(|(a, b)| (a - b).abs() <= 0.05 * a.max(*b) + if column == 8 { 1.0 } else { 0.01 });
+            assert!(found == shown || counted && near, "docs/gpus.md says {shown}, the command {found}: {said}");
+        }
+    }
+}
+
+/// The words of a shell command, of which some are quoted.
+fn words(command: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for (i, part) in command.split('\'').enumerate() {
+        match i % 2 {
+            0 => words.extend(part.split_whitespace().map(String::from)),
+            _ => words.push(part.to_string()),
+        }
+    }
+    words
+}
