@@ -1,6 +1,7 @@
 # make demo         set up, build, fetch weights, run the main job on generated videos
 # make demo-long    after it: prediction and interpolation models, 256 frames two ways, curves
 # make efficiency   after make demo: a U-Net on pixels against the same on latents, for as long
+# make comparison   after make demo: U-Net and Latte with several objectives and noise paths, and with classes
 # make ablation     after make demo: joint against factorized attention; perturbation of given frames, guidance weights
 # make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
 #                   also make sky-timelapse, make taichi; stopped, they go on where they were.
@@ -16,7 +17,7 @@
 # The data sets of the paper.
 PAPER = ucf101 sky_timelapse taichi
 
-.PHONY: setup build weights demo demo-long efficiency ablation $(PAPER) sky-timelapse test lint soak bench-scaling clean-runs
+.PHONY: setup build weights demo demo-long efficiency comparison ablation $(PAPER) sky-timelapse test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -53,6 +54,24 @@ efficiency ablation: weights
 			target/release/lvdm evaluate experiments/$@/demo/evaluate_$$run.yaml || exit; \
 	done
 	target/release/lvdm report efficiency $(COMPARED:%=runs/$@/demo/%)
+
+# The demo's clips once more, with their classes.
+runs/comparison/demo/latents.safetensors: | weights
+	target/release/lvdm encode runs/demo/autoencoder --videos data/demo/index.jsonl --split train --resolution 32 \
+		--clips 2048 --out $@
+
+IN_COMPARISON = unet_noise unet_velocity unet_flow latte latte_flow unet_class
+OF_COMPARISON = $(IN_COMPARISON:%=runs/comparison/demo/%)
+comparison: runs/comparison/demo/latents.safetensors | weights
+	for run in $(IN_COMPARISON); do \
+		target/release/lvdm train diffusion experiments/$@/demo/$$run.yaml || exit; \
+		test runs/$@/demo/$$run/evaluation/figures.json -nt runs/$@/demo/$$run/checkpoints || \
+			target/release/lvdm evaluate experiments/$@/demo/evaluate_$$run.yaml || exit; \
+	done
+	test runs/$@/demo/unet_class/evaluation_guided/figures.json -nt runs/$@/demo/unet_class/checkpoints || \
+		target/release/lvdm evaluate experiments/$@/demo/evaluate_unet_class_guided.yaml
+	target/release/lvdm report efficiency $(OF_COMPARISON)
+	target/release/lvdm report $(OF_COMPARISON) --out runs/$@/demo/report.html
 
 # The demo's own files, at fewer and shorter videos.
 ablation: ablation-long

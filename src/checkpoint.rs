@@ -262,6 +262,16 @@ pub fn open_head(run_or_file: &Path) -> Result<(PathBuf, Checkpoint)> {
     open_by(run_or_file, Checkpoint::read_head)
 }
 
+/// How many parameters the network of a checkpoint has, of which only the header is read.
+///
+/// # Errors
+/// A file that is not a tensor file.
+pub fn parameters(path: &Path) -> Result<i64> {
+    let of_network =
+        |(name, shape): (String, Vec<i64>)| name.starts_with("model.").then(|| shape.iter().product::<i64>());
+    Ok(read_shapes(path)?.into_iter().filter_map(of_network).sum())
+}
+
 fn open_by(run_or_file: &Path, read: fn(&Path) -> Result<Checkpoint>) -> Result<(PathBuf, Checkpoint)> {
     if run_or_file.is_file() {
         return Ok((run_or_file.to_path_buf(), read(run_or_file)?));

@@ -87,6 +87,19 @@ fn latents_and_pixels_side_by_side() {
     }
     assert_eq!((pixels["steps"].as_i64(), pixels["autoencoder_parameters"].as_i64()), (Some(3), Some(0)));
     assert!(latents["autoencoder_parameters"].as_i64().unwrap() > 0);
+    // the page knows what was trained by the checkpoints, and counts the same parameters
+    succeed_in(at, &["report", "runs"]);
+    let page = fs::read_to_string(at.join("report.html")).unwrap();
+    for heading in ["Autoencoder: autoencoder", "Diffusion: latents, pixels"] {
+        assert!(page.contains(&format!("<h3>{heading}</h3>")), "`{heading}` is not in the page");
+    }
+    for (run, row) in [("latents", &latents), ("pixels", &pixels)] {
+        let parameters = lvdm::report::with_commas(row["parameters"].as_i64().unwrap());
+        let cells = format!("<th>{run}</th><td class=\"n\">{parameters}</td><td class=\"n\">3</td>");
+        assert!(page.contains(&cells), "`{cells}` is not in the page");
+    }
+    let parameters = lvdm::report::with_commas(latents["autoencoder_parameters"].as_i64().unwrap());
+    assert!(page.contains(&format!("<th>autoencoder</th><td class=\"n\">{parameters}</td>")), "{parameters}");
     // 128 times as many positions
     assert!(pixels["step_memory"].as_i64() > latents["step_memory"].as_i64());
     let hash = latents["figures"][0]["protocol_hash"].as_str().unwrap();

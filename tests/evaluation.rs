@@ -417,6 +417,15 @@ fn runs_cards_and_reconstructions() {
     ] {
         assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
     }
+    // the page shows the table too
+    succeed_in(at, &["report", "card", "--out", "card.html"]);
+    let page = fs::read_to_string(at.join("card.html")).unwrap();
+    let table = page.split("How the metrics answer to faults: card").nth(1).unwrap().split("</table>").next().unwrap();
+    for fault in ["real", "blurred", "jittered", "shuffled", "reversed", "frozen"] {
+        let row = format!("<th>{fault}</th><td class=\"n\">{:.2}", fvd(fault).unwrap());
+        assert!(table.contains(&row), "`{row}` is not in\n{table}");
+    }
+    assert!(!table.contains("sped_up") && table.contains("played backwards"), "{table}");
     let plain = &card["reports"][0]["figures"]["samples"];
     assert!((plain["fvd"].as_f64().unwrap() / run[0] - 1.0).abs() < 1e-4, "{plain} {run:?}");
 

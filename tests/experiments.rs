@@ -309,6 +309,41 @@ fn attention_is_compared_fairly() {
     }
 }
 
+/// Networks, noise paths and objectives: the same clips, latents, steps and seed; a network is the same in all its runs.
+#[test]
+fn networks_and_noise_paths_are_compared_fairly() {
+    let of = |run: &str| diffusion(&format!("comparison/demo/{run}.yaml"));
+    let same = |experiment: &DiffusionExperiment| {
+        let DiffusionExperiment { seed, data, latents, autoencoder, trainer, .. } = experiment;
+        serde_json::json!([seed, data, latents, autoencoder, trainer])
+    };
+    let unets = ["unet_noise", "unet_velocity", "unet_flow", "unet_class"].map(of);
+    let lattes = ["latte", "latte_flow"].map(of);
+    for runs in [&unets[..], &lattes] {
+        for run in runs {
+            assert_eq!(same(run), same(&unets[0]));
+            assert_eq!((&run.network, &run.optimizer), (&runs[0].network, &runs[0].optimizer));
+        }
+    }
+    let [noise, velocity, flow, class] = &unets;
+    // the paper's network, noise and loss, and the demo's
+    let paper = diffusion("ucf101/diffusion.yaml");
+    assert_eq!((&noise.schedule, &noise.objective), (&paper.schedule, &paper.objective));
+    let demo = diffusion("demo/diffusion.yaml");
+    for run in [noise, velocity, class] {
+        assert_eq!((&run.network, &run.schedule, &run.optimizer), (&demo.network, &demo.schedule, &demo.optimizer));
+    }
+    assert_eq!((&velocity.objective, &class.objective), (&demo.objective, &demo.objective));
+    assert_eq!(unets.each_ref().map(|run| run.labels.is_some()), [false, false, false, true]);
+    let [latte, latte_flow] = &lattes;
+    let small = diffusion("latte/demo.yaml");
+    assert_eq!(
+        (&latte.network, &latte.schedule, &latte.objective, &latte.optimizer, latte.sampler),
+        (&small.network, &small.schedule, &small.objective, &small.optimizer, small.sampler)
+    );
+    assert_eq!((&latte_flow.schedule, &latte_flow.objective), (&flow.schedule, &flow.objective));
+}
+
 /// All key paths of a tree.
 fn paths(value: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
     let Value::Mapping(mapping) = value else { return };

@@ -87,10 +87,19 @@ fn chain_of(set: &str) -> Vec<Call> {
     }
     if of_demo {
         calls.push(call("train diffusion", "latte/demo", &[STEPS, SHALLOW, &size]));
+        let thin = THIN.replace("unet.", "network.");
+        for run in ["unet_noise", "unet_velocity", "unet_flow", "latte", "latte_flow", "unet_class"] {
+            let network = if run.starts_with("unet") { &thin } else { SHALLOW };
+            calls.push(call("train diffusion", format!("comparison/demo/{run}"), &[STEPS, network, &size]));
+            calls.push(call("evaluate", format!("comparison/demo/evaluate_{run}"), &evaluation));
+        }
+        calls.push(call("evaluate", "comparison/demo/evaluate_unet_class_guided", &evaluation));
     }
     if set == "ucf101" {
         let thin = THIN.replace("unet.", "network.");
-        calls.push(call("train diffusion", "ucf101/diffusion_class", &[STEPS, &thin, &size]));
+        for path in ["class", "flow", "edm"] {
+            calls.push(call("train diffusion", format!("ucf101/diffusion_{path}"), &[STEPS, &thin, &size]));
+        }
         calls.push(call("train diffusion", "ablation/ucf101/joint", &small));
         calls.push(call("evaluate", "ablation/ucf101/evaluate_joint", &evaluation));
     }
@@ -162,7 +171,7 @@ fn write_data(at: &Path) {
         entries.push(IndexEntry { path, frames: 64, width: 32, height: 32, fps: Some(8.0), class, split });
     }
     fs::write(at.join("data/webvid/train.csv"), table).unwrap();
-    for set in ["ucf101", "sky_timelapse", "taichi"] {
+    for set in ["demo", "ucf101", "sky_timelapse", "taichi"] {
         write_index(&at.join(format!("data/{set}/index.jsonl")), &entries).unwrap();
     }
 }
@@ -222,14 +231,18 @@ fn every_shipped_experiment_runs() {
                     let Some(chain) = waiting.lock().unwrap().pop_front() else { break };
                     for call in &chain {
                         run(at, call);
-                        // latents of the demo's clips, as `lvdm demo` and `make demo-long` encode them
+                        // latents of the demo's clips, as `lvdm demo`, `make demo-long` and `make comparison` encode them
                         if call.1 == "demo/autoencoder" {
-                            for (frames, name) in [("16", "latents"), ("10", "latents-10"), ("48", "latents-48")] {
-                                let out = format!("runs/demo/{name}.safetensors");
-                                let clips = ["--videos", "data/demo/train", "--frames", frames, "--resolution", "32"];
+                            let encode = |videos: &str, frames: &str, out: &str| {
+                                let clips = ["--videos", videos, "--frames", frames, "--resolution", "32"];
+                                let out = format!("runs/{out}.safetensors");
                                 let encode = ["encode", "runs/demo/autoencoder", "--out", &out];
                                 succeed_in(at, &[&encode[..], &clips].concat());
+                            };
+                            for (frames, name) in [("16", "latents"), ("10", "latents-10"), ("48", "latents-48")] {
+                                encode("data/demo/train", frames, &format!("demo/{name}"));
                             }
+                            encode("data/demo/index.jsonl", "16", "comparison/demo/latents");
                         }
                     }
                 }

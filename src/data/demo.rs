@@ -14,7 +14,11 @@ use rand::{Rng, RngExt, seq::SliceRandom};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::{clip::RgbFrame, video_file::VideoWriter};
+use super::{
+    clip::RgbFrame,
+    index::{IndexEntry, write_index},
+    video_file::VideoWriter,
+};
 use crate::{
     atomic_file::write_atomically,
     random::{Purpose, stream},
@@ -47,9 +51,12 @@ impl Default for DemoConfig {
 }
 
 const MANIFEST: &str = "demo.json";
+/// All videos with their splits and classes.
+const INDEX: &str = "index.jsonl";
 
 /// Writes `root/train/00000.mp4`, … and `root/test/00000.mp4`, …, each a function of the seed, the
-/// split and its number alone. Does nothing where this very set is already there.
+/// split and its number alone, and `root/index.jsonl`, which names the class of each video: the colour of its
+/// background. Does nothing where this very set is already there.
 ///
 /// # Errors
 /// An odd size; a folder that cannot be written; a binary without the feature `video`.
@@ -69,7 +76,8 @@ pub fn write(config: &DemoConfig) -> Result<()> {
     if fs::read_to_string(&manifest).is_ok_and(|found| found == expected)
         && videos.iter().all(|&(split, index)| config.file(split, index).exists())
     {
-        return Ok(());
+        // earlier versions wrote the same videos without an index
+        return if config.root.join(INDEX).exists() { Ok(()) } else { config.write_index(&videos) };
     }
 
     // The true manifest is written last: an interrupted set is never taken for a whole one.
@@ -83,11 +91,12 @@ pub fn write(config: &DemoConfig) -> Result<()> {
     write_atomically(&manifest, |file| Ok(file.write_all(b"not finished\n")?))?;
     videos.par_iter().try_for_each(|&(split, index)| {
         let size = config.size as usize;
-        let scene = Scene::new(&mut stream(config.seed, Purpose::Scene, index, split as u64));
+        let scene = config.scene(split, index);
         let mut writer = VideoWriter::create(&config.file(split, index), size, size, config.fps)?;
         (0..config.frames).try_for_each(|frame| writer.write(&scene.draw(frame as f32, size)))?;
         writer.finish()
     })?;
+    config.write_index(&videos)?;
     write_atomically(&manifest, |file| Ok(file.write_all(expected.as_bytes())?))
 }
 
@@ -115,6 +124,24 @@ impl DemoConfig {
     fn file(&self, split: Split, index: u64) -> PathBuf {
         Path::new(&self.root).join(split.name()).join(format!("{index:05}.mp4"))
     }
+
+    fn scene(&self, split: Split, index: u64) -> Scene {
+        Scene::new(&mut stream(self.seed, Purpose::Scene, index, split as u64))
+    }
+
+    /// As `lvdm data prepare` writes one, so that a data set `{kind: indexed}` reads it.
+    fn write_index(&self, videos: &[(Split, u64)]) -> Result<()> {
+        let entry = |&(split, index): &(Split, u64)| IndexEntry {
+            path: self.file(split, index),
+            frames: self.frames,
+            width: self.size as usize,
+            height: self.size as usize,
+            fps: Some(self.fps),
+            class: Some(self.scene(split, index).background.palette.name.to_string()),
+            split: Some(split.name().to_string()),
+        };
+        write_index(&self.root.join(INDEX), &videos.iter().map(entry).collect::<Vec<_>>())
+    }
 }
 
 type Colour = [f32; 3];
@@ -129,11 +156,18 @@ const SHAPE_COLOURS: [Colour; 6] = [
     [245.0, 245.0, 245.0],
 ];
 
-const BACKGROUND_COLOURS: [[Colour; 2]; 4] = [
-    [[30.0, 40.0, 80.0], [70.0, 100.0, 140.0]],
-    [[50.0, 30.0, 60.0], [120.0, 80.0, 120.0]],
-    [[20.0, 60.0, 60.0], [80.0, 130.0, 110.0]],
-    [[60.0, 50.0, 40.0], [140.0, 115.0, 90.0]],
+/// What a background is made of. Its name is the class of a video.
+struct Palette {
+    name: &'static str,
+    darkest: Colour,
+    lightest: Colour,
+}
+
+const PALETTES: [Palette; 4] = [
+    Palette { name: "blue", darkest: [30.0, 40.0, 80.0], lightest: [70.0, 100.0, 140.0] },
+    Palette { name: "purple", darkest: [50.0, 30.0, 60.0], lightest: [120.0, 80.0, 120.0] },
+    Palette { name: "green", darkest: [20.0, 60.0, 60.0], lightest: [80.0, 130.0, 110.0] },
+    Palette { name: "brown", darkest: [60.0, 50.0, 40.0], lightest: [140.0, 115.0, 90.0] },
 ];
 
 /// Lengths are in frame sides and times in frames, so a scene has no resolution.
@@ -145,7 +179,7 @@ struct Scene {
 
 /// A wave of less than a period across the frame.
 struct Background {
-    colours: [Colour; 2],
+    palette: &'static Palette,
     /// Radians per frame side.
     wave: Point,
     phase: f32,
@@ -177,7 +211,7 @@ impl Scene {
         let length = TAU * generator.random_range(0.4..0.9);
         let drift = generator.random_range(0.05..0.12) * if generator.random_bool(0.5) { 1.0 } else { -1.0 };
         let background = Background {
-            colours: BACKGROUND_COLOURS[generator.random_range(0..BACKGROUND_COLOURS.len())],
+            palette: &PALETTES[generator.random_range(0..PALETTES.len())],
             wave: [length * direction.cos(), length * direction.sin()],
             phase: generator.random_range(0.0..TAU),
             drift,
@@ -212,7 +246,7 @@ impl Scene {
 impl Background {
     fn colour(&self, [x, y]: Point, time: f32) -> Colour {
         let wave = (self.wave[0] * x + self.wave[1] * y + self.phase + self.drift * time).sin();
-        mix(self.colours[0], self.colours[1], 0.5 + 0.5 * wave)
+        mix(self.palette.darkest, self.palette.lightest, 0.5 + 0.5 * wave)
     }
 }
 
@@ -310,7 +344,15 @@ fn mix(a: Colour, b: Colour, t: f32) -> Colour {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::{
+            clip::{ClipSpec, SHORT},
+            index::{Indexed, read_index},
+            video::VideoDataset,
+            video_file::VideoReader,
+        },
+        *,
+    };
 
     #[test]
     fn distances_have_the_right_sign() {
@@ -363,13 +405,62 @@ mod tests {
         let touched =
             |config: &DemoConfig| fs::metadata(config.root.join("train/00001.mp4")).unwrap().modified().unwrap();
         let before = touched(&one);
-        write(&one).unwrap();
-        assert_eq!(touched(&one), before);
+        // as an earlier version left it: the index is added, and nothing is drawn again
+        fs::remove_file(one.root.join(INDEX)).unwrap();
+        for _ in 0..2 {
+            write(&one).unwrap();
+            assert_eq!(touched(&one), before);
+            assert!(bytes(&one, INDEX) == bytes(&two, INDEX));
+        }
         fs::remove_file(one.root.join("test/00000.mp4")).unwrap();
         write(&one).unwrap();
         assert!(bytes(&one, "test/00000.mp4") == bytes(&two, "test/00000.mp4"));
         write(&DemoConfig { train: 1, seed: 1, ..one.clone() }).unwrap();
         assert!(!one.root.join("train/00001.mp4").exists());
         assert!(bytes(&one, "train/00000.mp4") != bytes(&two, "train/00000.mp4"));
+        assert_eq!(read_index(&one.root.join(INDEX)).unwrap().len(), 2);
+    }
+
+    /// Decoded, the class is the palette to whose colours most pixels are nearest, in both splits.
+    #[cfg(feature = "video")]
+    #[test]
+    fn the_class_of_a_video_is_the_colour_of_its_background() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_path_buf();
+        let config = DemoConfig { root: root.clone(), train: 12, test: 6, frames: 2, size: 32, ..Default::default() };
+        write(&config).unwrap();
+        let entries = read_index(&root.join(INDEX)).unwrap();
+        // as an experiment reads it
+        for (split, count) in [("train", 12), ("test", 6)] {
+            let set = Indexed { file: root.join(INDEX), split: Some(split.into()) };
+            let videos = set.videos(&ClipSpec { frames: 2, ..SHORT }).unwrap();
+            assert_eq!((videos.videos.len(), videos.classes().unwrap().len()), (count, PALETTES.len()), "{split}");
+        }
+        for entry in &entries {
+            let frame = VideoReader::open(&entry.path).unwrap().read(0, 1, 1).unwrap().remove(0);
+            let near = |palette: &Palette| {
+                let middle = mix(palette.darkest, palette.lightest, 0.5);
+                let reach = distance(middle, palette.lightest) + 15.0;
+                let pixels = frame.pixels.as_chunks::<3>().0.iter();
+                let distance_to = |pixel: &[u8; 3], other: &Palette| {
+                    let ends = [0.0, 0.25, 0.5, 0.75, 1.0].map(|t| mix(other.darkest, other.lightest, t));
+                    ends.map(|colour| distance(pixel.map(f32::from), colour)).into_iter().fold(f32::INFINITY, f32::min)
+                };
+                let own = pixels.filter(|pixel| {
+                    let nearest = PALETTES.iter().map(|other| distance_to(pixel, other)).fold(f32::INFINITY, f32::min);
+                    distance(pixel.map(f32::from), middle) < reach && distance_to(pixel, palette) == nearest
+                });
+                own.count()
+            };
+            let most = PALETTES.iter().max_by_key(|palette| near(palette)).unwrap();
+            assert_eq!(entry.class.as_deref(), Some(most.name), "{}", entry.path.display());
+        }
+        // which video is of which class never changes, since figures that were measured are of these very videos
+        let classes: String = entries.iter().map(|entry| &entry.class.as_ref().unwrap()[..2]).collect();
+        assert_eq!(classes, "brbrblpubrgrpugrblbrpubrpupublbrbrgr");
+    }
+
+    fn distance(a: Colour, b: Colour) -> f32 {
+        (0..3).map(|c| (a[c] - b[c]).powi(2)).sum::<f32>().sqrt()
     }
 }

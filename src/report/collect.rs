@@ -14,12 +14,14 @@ use serde_json::{Map, Value};
 use super::{
     Series,
     page::{
-        Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
+        Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SensitivityTable, Sheet,
+        Trained, Training, Video,
     },
 };
 use crate::{
     atomic_file::write_atomically,
-    evaluation::{Reconstruction as ReconstructionFigures, SETS},
+    checkpoint::{self, Checkpoint},
+    evaluation::{Reconstruction as ReconstructionFigures, SETS, Sensitivity},
     experiment::UserError,
     metrics::{Distances, Figure, RealVsReal},
     run_files::{
@@ -59,8 +61,7 @@ pub fn collect(runs: &[PathBuf]) -> Result<Page> {
         roots.push(run.canonicalize().with_context(|| format!("cannot read {}", run.display()))?);
     }
     let base = common(&roots);
-    let title: Vec<String> = runs.iter().map(|run| run.display().to_string()).collect();
-    let mut page = Page { title: title.join(", "), ..Page::default() };
+    let mut page = Page { title: title(runs), ..Page::default() };
     let mut seen = BTreeSet::new();
     let mut galleries = Vec::new();
     for (run, root) in runs.iter().zip(&roots) {
@@ -124,6 +125,19 @@ fn common(paths: &[PathBuf]) -> PathBuf {
     base
 }
 
+/// The folders as they were given; of several in one folder that one, and then their names alone.
+fn title(runs: &[PathBuf]) -> String {
+    let list = |of: &dyn Fn(&PathBuf) -> String| runs.iter().map(of).collect::<Vec<_>>().join(", ");
+    let parent = runs.first().and_then(|run| run.parent()).filter(|parent| *parent != Path::new(""));
+    match parent.filter(|parent| runs.len() > 1 && runs.iter().all(|run| run.parent() == Some(parent))) {
+        Some(parent) => {
+            let name = |run: &PathBuf| run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            format!("{}: {}", parent.display(), list(&name))
+        }
+        None => list(&|run| run.display().to_string()),
+    }
+}
+
 /// Why a folder makes no report: what was found in it, and what would.
 fn nothing(run: &Path, root: &Path, searched: usize) -> Result<String> {
     let found: Vec<String> = entries(root)?
@@ -171,6 +185,7 @@ fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(Strin
     if experiment.is_some() || metrics.is_some() {
         page.trainings.push(Training {
             name: name.clone(),
+            trained: trained(folder)?,
             experiment: experiment.map(|path| read_experiment(&path)).transpose()?,
             metrics: metrics.map_or(Ok(Vec::new()), |path| read_metrics(&path))?,
         });
@@ -182,11 +197,12 @@ fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(Strin
         }
     }
     if let Some(path) = card {
-        let CardFile { reports, mut not_measured } = read_json(&path, "lvdm evaluate --card")?;
+        let CardFile { reports, sensitivity, mut not_measured } = read_json(&path, "lvdm evaluate --card")?;
         for report in reports {
             let not_measured = std::mem::take(&mut not_measured);
             page.evaluations.push(Evaluation { not_measured, ..report.into_page(format!("{name}/{CARD_FILE}")) });
         }
+        page.sensitivities.extend(sensitivity.map(|found| sensitivity_table(format!("{name}/{CARD_FILE}"), found)));
     }
     if let Some(path) = reconstruction {
         let figures: ReconstructionFigures = read_json(&path, "lvdm evaluate reconstruction")?;
@@ -229,6 +245,20 @@ fn gallery(name: String, files: &[PathBuf], most: usize) -> Result<Gallery> {
         videos.push(Video { name, prompt, bytes: video });
     }
     Ok(Gallery { name, videos, count: files.len(), cut })
+}
+
+/// What the latest checkpoint of a run says.
+fn trained(run: &Path) -> Result<Option<Trained>> {
+    if checkpoint::list(run)?.is_empty() {
+        return Ok(None);
+    }
+    let (path, Checkpoint { task, progress, .. }) = checkpoint::open_head(run)?;
+    Ok(Some(Trained { task, parameters: checkpoint::parameters(&path)?, seconds: progress.seconds }))
+}
+
+fn sensitivity_table(name: String, Sensitivity { protocol_hash, mut figures, .. }: Sensitivity) -> SensitivityTable {
+    let row = |(fault, meaning): (&str, &str)| Some((fault.to_string(), meaning.to_string(), figures.remove(fault)?));
+    SensitivityTable { name, protocol_hash, rows: Sensitivity::rows().filter_map(row).collect() }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -296,6 +326,8 @@ struct FiguresFile {
 #[derive(Deserialize)]
 struct CardFile {
     reports: Vec<FiguresFile>,
+    #[serde(default)]
+    sensitivity: Option<Sensitivity>,
     not_measured: BTreeMap<String, String>,
 }
 
@@ -416,6 +448,15 @@ mod tests {
         assert_eq!(found.iter().map(|series| series.name.as_str()).collect::<Vec<_>>(), ["loss", "kl", "a", "b"]);
         assert_eq!(found[0].points, [(1.0, 2.0), (3.0, 1.5)]);
         assert!(found[1].points[0].1.is_nan() && found[1].points[1] == (3.0, 4.0) && found[3].points == [(3.0, 1.0)]);
+    }
+
+    #[test]
+    fn a_title_names_a_folder_once() {
+        let of = |runs: &[&str]| title(&runs.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["runs/a", "runs/b"]), "runs: a, b");
+        assert_eq!(of(&["runs/a"]), "runs/a");
+        assert_eq!(of(&["runs/a", "more/b"]), "runs/a, more/b");
+        assert_eq!(of(&["a", "b"]), "a, b");
     }
 
     #[test]

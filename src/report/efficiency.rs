@@ -140,7 +140,7 @@ const COLUMNS: [&str; 9] =
     ["", "network", "autoencoder", "steps", "trained", "s a step", "s a video", "memory, step", "memory, video"];
 
 /// The set in an evaluation's figures that was sampled.
-const SAMPLES: &str = "samples";
+pub(super) const SAMPLES: &str = "samples";
 
 /// Costs in rows, under them a table of the figures, and the protocols that these were measured under.
 pub fn efficiency_table(costs: &[Cost], device: Device) -> String {

@@ -1,6 +1,6 @@
 //! One HTML page of finished runs, which carries all that it shows and fetches nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,13 +8,13 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 use self::{
-    figure_table::figure_table,
+    figure_table::{figure_table, sensitivity_table},
     picture_size::{is_small, mp4_size, png_size},
     training::{averages, differences, metric_names, names},
 };
 use super::{
     Plot, Scale, Series,
-    number::{number, or_dash, seconds},
+    number::{fixed, number, or_dash, seconds, with_commas},
 };
 use crate::metrics::{Distances, Metric};
 
@@ -24,7 +24,8 @@ mod picture_size;
 mod training;
 
 pub use model::{
-    Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, Sheet, Training, Video,
+    Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SensitivityTable, Sheet,
+    Trained, Training, Video,
 };
 
 const STYLE: &str = include_str!("page/style.css");
@@ -156,6 +157,7 @@ impl Page {
             @for Evaluation { name, not_measured, .. } in &self.evaluations {
                 @for (protocol, why) in not_measured { p.note { (name) ": " (protocol) " is not measured: " (why) } }
             }
+            @for table in &self.sensitivities { (sensitivity_table(table)) }
         }
     }
 
@@ -266,13 +268,16 @@ impl Page {
             let objectives: Vec<String> = differences(&runs)
                 .into_iter()
                 .map(|(key, _)| key)
-                .filter(|key| key.starts_with("objective.") || key.starts_with("loss."))
+                .filter(|key| ["objective.", "loss.", "schedule."].iter().any(|part| key.starts_with(part)))
                 .collect();
             parts.push(html! {
                 h3 { (kind) ": " (names(&runs)) }
                 p.note { (averages(&runs)) }
                 @if !objectives.is_empty() {
-                    p { "Their losses cannot be compared: the runs differ in " code { (objectives.join(", ")) } "." }
+                    p {
+                        "Each curve shows how a run learns, and its level says nothing about another run: their losses are not the
+                         same quantity, since the runs differ in " code { (objectives.join(", ")) } "."
+                    }
                 }
                 div.plots { @for figure in figures { (figure) } }
                 @if !flat.is_empty() { p.note { "The same all the time, so without a plot: " (flat.join(", ")) "." } }
@@ -287,12 +292,14 @@ impl Page {
             @if !runs.is_empty() {
                 div.wide { table {
                     thead { tr {
-                        th { "run" } th.n { "steps" } th.n { "clips a second" } th.n { "seconds a step" } th.n { "of them waiting for data" }
-                        th.n { "peak memory, GB" }
+                        th { "run" } th.n { "parameters" } th.n { "steps" } th.n { "minutes of training" } th.n { "clips a second" }
+                        th.n { "seconds a step" } th.n { "of them waiting for data" } th.n { "peak memory, GB" }
                     } }
                     tbody { @for run in &runs { tr {
                         th { (run.name) }
+                        td.n { (run.trained.as_ref().map_or("–".into(), |trained| with_commas(trained.parameters))) }
                         td.n { (run.steps().unwrap_or(0)) }
+                        td.n { (run.trained.as_ref().map_or("–".into(), |trained| fixed(trained.seconds / 60.0, 1))) }
                         td.n { (or_dash(run.median("clips_per_second"))) }
                         td.n { (seconds(run.median("seconds_per_step"))) }
                         td.n { (seconds(run.median("seconds_waiting_for_data"))) }
@@ -300,7 +307,8 @@ impl Page {
                     } } }
                 } }
                 p.note {
-                    "Medians over the lines of each log. Memory is rank 0's: on a GPU what tensors held, on a CPU the whole process."
+                    "Parameters are those of the network that is trained. Speeds are medians over the lines of each log. Memory is
+                     rank 0's: on a GPU what tensors held, on a CPU the whole process."
                 }
             }
             @for (name, stages) in &self.stages {
@@ -338,11 +346,21 @@ impl Page {
         }
     }
 
-    /// The runs by what they train, in the order in which they were found.
-    fn kinds(&self) -> Vec<(&'static str, Vec<&Training>)> {
-        let of = |kind| self.trainings.iter().filter(|run| run.kind() == kind).collect::<Vec<_>>();
-        let kinds = ["Autoencoder", "Diffusion", "Other training"].map(|kind| (kind, of(kind)));
-        kinds.into_iter().filter(|(_, runs)| !runs.is_empty()).collect()
+    /// The runs by what they train, autoencoders before what is trained in their latent spaces, and those without a
+    /// checkpoint that would say it last; runs of a kind in the order in which they were found.
+    fn kinds(&self) -> Vec<(String, Vec<&Training>)> {
+        let mut kinds: BTreeMap<(bool, Option<&str>), Vec<&Training>> = BTreeMap::new();
+        for run in &self.trainings {
+            kinds.entry((run.task().is_none(), run.task())).or_default().push(run);
+        }
+        let title = |task: Option<&str>| match task {
+            Some(task) => {
+                let mut letters = task.chars();
+                letters.next().map(char::to_uppercase).into_iter().flatten().chain(letters).collect()
+            }
+            None => "Trainings without a checkpoint".into(),
+        };
+        kinds.into_iter().map(|((_, task), runs)| (title(task), runs)).collect()
     }
 }
 
@@ -419,14 +437,12 @@ fn source_hash(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::metrics::{Estimate, Extrapolation, Figure};
 
     fn training(name: &str, text: &str) -> Training {
         let value = serde_yaml::from_str(text).unwrap();
-        Training { name: name.into(), experiment: Some((text.into(), value)), metrics: Vec::new() }
+        Training { name: name.into(), trained: None, experiment: Some((text.into(), value)), metrics: Vec::new() }
     }
 
     fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
@@ -456,16 +472,16 @@ mod tests {
 
     #[test]
     fn runs_stand_together_by_what_they_train() {
-        let page = Page {
-            trainings: vec![
-                training("d", "{unet: {}, autoencoder: runs/a}"),
-                training("a", "{autoencoder: {channels: 8}}"),
-                training("e", "{unet: {}, autoencoder: runs/a}"),
-            ],
-            ..Page::default()
+        // keys say nothing: those of an autoencoder's run hold `autoencoder`, and so do those of what is trained on its latents
+        let of = |name: &str, task: Option<&str>| {
+            let trained = task.map(|task| Trained { task: task.into(), parameters: 1, seconds: 0.0 });
+            Training { trained, ..training(name, "{autoencoder: runs/a, network: {}}") }
         };
+        let tasks = [("new", None), ("d", Some("diffusion")), ("a", Some("autoencoder")), ("e", Some("diffusion"))];
+        let page = Page { trainings: tasks.map(|(name, task)| of(name, task)).into(), ..Page::default() };
         let kinds: Vec<_> = page.kinds().into_iter().map(|(kind, runs)| (kind, names(&runs))).collect();
-        assert_eq!(kinds, [("Autoencoder", "a".to_string()), ("Diffusion", "d, e".to_string())]);
+        let wanted = [("Autoencoder", "a"), ("Diffusion", "d, e"), ("Trainings without a checkpoint", "new")];
+        assert_eq!(kinds, wanted.map(|(kind, runs)| (kind.to_string(), runs.to_string())));
     }
 
     /// Two evaluations of one protocol share a table, a third has another.
@@ -479,6 +495,21 @@ mod tests {
         assert!(tables[1].contains("2.00") && tables[1].contains("−0.500"));
         assert!(tables[1].contains("weights of runs/x, UniPC 20 steps, bf16"));
         assert!(html.contains("come from 2 protocols"));
+    }
+
+    /// Baselines that two evaluations have in common stand there once; samples always, and a baseline that differs.
+    #[test]
+    fn what_evaluations_have_in_common_is_shown_once() {
+        let with = |name: &str, fvd: f64, baseline: f64| {
+            let mut evaluation = evaluation(name, "aa", fvd);
+            evaluation.figures.push(("gaussian".into(), String::new(), figure_of(baseline, [16, 16])));
+            evaluation
+        };
+        let evaluations = vec![with("x", 1.0, 77.5), with("y", 1.0, 77.5), with("z", 3.0, 88.5)];
+        let html = Page { evaluations, ..Page::default() }.html().unwrap();
+        assert_eq!((html.matches("<th>samples").count(), html.matches("<th>gaussian").count()), (3, 2), "{html}");
+        assert!(html.matches("77.50").count() == 1 && html.contains("only the first has a row"), "{html}");
+        assert_eq!(html.matches(", on cpu").count(), 1, "{html}");
     }
 
     #[test]

@@ -4,15 +4,25 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 
-use super::model::Evaluation;
+use super::model::{Evaluation, SensitivityTable};
 use crate::{
     metrics::{Distances, Estimate, Extrapolation, Figure, Metric},
-    report::number::fixed,
+    report::{efficiency::SAMPLES, number::fixed},
 };
 
-/// One protocol's figures, evaluation by evaluation.
+/// One protocol's figures, evaluation by evaluation. Evaluations of several runs measure the same baselines, so a set with
+/// the very figures of a row above is not shown again.
 pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
     let several = evaluations.len() > 1;
+    let mut rows: Vec<(&Evaluation, &(String, String, Figure))> = Vec::new();
+    for evaluation in &evaluations {
+        for row in &evaluation.figures {
+            if row.0 == SAMPLES || !rows.iter().any(|(_, known)| *known == row) {
+                rows.push((evaluation, row));
+            }
+        }
+    }
+    let repeated = evaluations.iter().map(|evaluation| evaluation.figures.len()).sum::<usize>() - rows.len();
     let figures = || evaluations.iter().flat_map(|evaluation| &evaluation.figures).map(|(_, _, figure)| figure);
     let with_runs = figures().any(|figure| figure.runs.len() > 1);
     let metrics: BTreeSet<Metric> = figures().flat_map(|figure| figure.estimates.keys().copied()).collect();
@@ -27,6 +37,14 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
         short.map(|(_, extrapolation)| extrapolation.least_clips).max()
     });
     let few: BTreeSet<i64> = few.collect();
+    let mut conditions: Vec<(Vec<&str>, String)> = Vec::new();
+    for evaluation in &evaluations {
+        let text = conditions_of(evaluation);
+        match conditions.iter_mut().find(|(_, known)| *known == text) {
+            Some((names, _)) => names.push(&evaluation.name),
+            None => conditions.push((vec![&evaluation.name], text)),
+        }
+    }
     html! {
         div.wide { table {
             thead { tr {
@@ -38,17 +56,15 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 th { "what the set is" }
             } }
             tbody {
-                @for evaluation in &evaluations {
-                    @for (set, meaning, figure) in &evaluation.figures {
-                        tr {
-                            @if several { td { (evaluation.name) } }
-                            th { (set) }
-                            @for metric in &metrics { td.n { (value(figure, *metric)) } }
-                            @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
-                            @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
-                            td.n { (figure.clips[0]) " / " (figure.clips[1]) }
-                            td.long { (meaning) @if set == "samples" && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
-                        }
+                @for (evaluation, (set, meaning, figure)) in &rows {
+                    tr {
+                        @if several { td { (evaluation.name) } }
+                        th { (set) }
+                        @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                        @if with_runs { td { @for run in &figure.runs { (each_metric(run)) br; } } }
+                        @for metric in &extrapolated_ones { td.n { (extrapolated(figure, *metric)) } }
+                        td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                        td.long { (meaning) @if set == SAMPLES && !evaluation.generated.is_empty() { ": " (evaluation.generated) } }
                     }
                 }
             }
@@ -62,15 +78,47 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
                 @for clips in &few { " Of fewer than " (clips) " clips the line is bent and its end lies above the limit: at most, or nothing where it falls below 0." }
             }
             li { "Clips: of the real / of the generated side." }
-            @for evaluation in &evaluations {
-                li {
-                    (evaluation.name) ", on " (evaluation.device)
-                    @if let Some(floor) = &evaluation.floor { "; " (floor.line()) }
-                    @if let Some(psnr) = evaluation.psnr_db { "; reconstruction of " (evaluation.psnr_of.as_deref().unwrap_or("real clips")) ": " (format!("{psnr:.2}")) " dB PSNR" }
-                    "."
-                }
+            @if repeated > 0 { li { "Where several evaluations have the same figures for a set, only the first has a row for it." } }
+            @for (names, conditions) in &conditions {
+                li { @if several && names.len() == evaluations.len() { "All" } @else { (names.join(", ")) } ", " (conditions) "." }
             }
         }
+    }
+}
+
+/// Where an evaluation was made, and what it found besides its table.
+fn conditions_of(Evaluation { device, floor, psnr_db, psnr_of, .. }: &Evaluation) -> String {
+    let mut text = format!("on {device}");
+    if let Some(floor) = floor {
+        text += &format!("; {}", floor.line());
+    }
+    if let Some(psnr) = psnr_db {
+        text += &format!("; reconstruction of {}: {psnr:.2} dB PSNR", psnr_of.as_deref().unwrap_or("real clips"));
+    }
+    text
+}
+
+/// A card's sensitivity table.
+pub(super) fn sensitivity_table(SensitivityTable { name, protocol_hash, rows }: &SensitivityTable) -> Markup {
+    let metrics: BTreeSet<Metric> = rows.iter().flat_map(|(_, _, figure)| figure.estimates.keys().copied()).collect();
+    html! {
+        h3 { "How the metrics answer to faults: " (name) }
+        p.note {
+            "Real clips with a fault against other real clips, under protocol " code { (protocol_hash) } ". The first row has no
+             fault: a metric that is no higher in another row does not notice the fault of that row."
+        }
+        div.wide { table {
+            thead { tr {
+                th { "fault" } @for metric in &metrics { th.n { (metric.title()) } }
+                th.n { "clips" } th { "what was done to the clips" }
+            } }
+            tbody { @for (fault, meaning, figure) in rows { tr {
+                th { (fault) }
+                @for metric in &metrics { td.n { (value(figure, *metric)) } }
+                td.n { (figure.clips[0]) " / " (figure.clips[1]) }
+                td.long { (meaning) }
+            } } }
+        } }
     }
 }
 

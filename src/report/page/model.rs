@@ -18,6 +18,8 @@ pub struct Page {
     pub trainings: Vec<Training>,
     /// One a protocol and set of samples.
     pub evaluations: Vec<Evaluation>,
+    /// One a card.
+    pub sensitivities: Vec<SensitivityTable>,
     /// Of autoencoders.
     pub reconstructions: Vec<Reconstruction>,
     /// Curves along long videos.
@@ -34,10 +36,22 @@ pub struct Page {
 pub struct Training {
     /// The run's folder, below the title.
     pub name: String,
+    /// What its latest checkpoint says; none where there is no checkpoint yet, or none any more.
+    pub trained: Option<Trained>,
     /// The text of `experiment.yaml` and what it says.
     pub experiment: Option<(String, Value)>,
     /// A series a metric, in the order of the log: steps and what was logged at them, NaN where it was not finite.
     pub metrics: Vec<Series>,
+}
+
+/// What a checkpoint says of its training.
+pub struct Trained {
+    /// `autoencoder` or `diffusion`.
+    pub task: String,
+    /// Of the network that is trained, without a discriminator.
+    pub parameters: i64,
+    /// Time of training, over all starts.
+    pub seconds: f64,
 }
 
 /// What was measured under one protocol.
@@ -60,6 +74,16 @@ pub struct Evaluation {
     pub device: String,
     /// Protocols that it could not be measured under, and why.
     pub not_measured: BTreeMap<String, String>,
+}
+
+/// How the metrics of a card answer to faults of videos.
+pub struct SensitivityTable {
+    /// The card, below the title.
+    pub name: String,
+    /// Under which protocol.
+    pub protocol_hash: String,
+    /// Fault, what it does, and the distance of real clips with it from other real clips.
+    pub rows: Vec<(String, String, Figure)>,
 }
 
 /// A protocol as a file of figures has it.

@@ -6,13 +6,9 @@ use super::model::Training;
 use crate::report::Series;
 
 impl Training {
-    pub(super) fn kind(&self) -> &'static str {
-        let has = |key: &str| self.experiment.as_ref().is_some_and(|(_, value)| value.get(key).is_some());
-        match (has("network") || has("unet"), has("autoencoder")) {
-            (true, _) => "Diffusion",
-            (false, true) => "Autoencoder",
-            (false, false) => "Other training",
-        }
+    /// What is trained, as the run's checkpoint says.
+    pub(super) fn task(&self) -> Option<&str> {
+        self.trained.as_ref().map(|trained| trained.task.as_str())
     }
 
     /// The last step of the log.
@@ -125,7 +121,7 @@ mod tests {
 
     fn training(name: &str, text: &str) -> Training {
         let value = serde_yaml::from_str(text).unwrap();
-        Training { name: name.into(), experiment: Some((text.into(), value)), metrics: Vec::new() }
+        Training { name: name.into(), trained: None, experiment: Some((text.into(), value)), metrics: Vec::new() }
     }
 
     #[test]
