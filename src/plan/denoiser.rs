@@ -9,10 +9,12 @@ use tch::{Device, Kind, Tensor};
 use super::{Activations, Plan, PlanOptions, Variant, codec::codec, needs::checked};
 use crate::{
     checkpoint,
+    codecs::{CodecSettings, Pixels},
     experiment::{DiffusionExperiment, Precision},
-    generate::{TEXT_ENCODER_FILE, ports, seen},
+    models::{ports, seen},
     networks::{Inputs, Network, NetworkConfig, Ports},
     nn::Parameters,
+    run_files::TEXT_ENCODER_FILE,
     text::{ClipText, ClipTextConfig, TextEncoderConfig},
     torch::{Autocast, Kept, kept_for_backward},
 };
@@ -27,7 +29,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
 
     let planned = codec(file, &experiment.autoencoder, options)?;
     notes.extend(planned.note);
-    let codec = planned.settings;
+    let codec: &dyn CodecSettings = planned.settings.as_deref().unwrap_or(&Pixels);
     codec.validate().context("autoencoder")?;
     let latent = codec.latent_shape(data.frames, data.resolution, data.resolution).context("data")?;
     let latent = seen(latent, experiment);
@@ -181,7 +183,7 @@ fn text_encoder(run: &Path, network: &NetworkConfig, notes: &mut Vec<String>) ->
     }
     let usual = ClipTextConfig::default();
     ensure!(
-        network.text_width() == Some(usual.width),
+        network.takes().text == Some(usual.width),
         "text.encoder: there is no {}, and the usual text encoder is {} wide, which is not what the network attends to \
          (context_width)",
         run.display(),
