@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::path::{NoisePath, NoisePathSettings, at_least, normal_quantile};
 
 /// The network sees z/√(σ² + σ_data²) and is told ln(σ)/4 (their table 1). It wants `objective: {predict: edm, loss: l2}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Edm {
     /// Mean of ln σ in training: −1.2, in EDM2 −0.4.
