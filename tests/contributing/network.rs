@@ -5,11 +5,12 @@ use lvdm::{
     networks::{Inputs, Network, NetworkSettings, Ports, Takes},
     nn::{Linear, Scope, linear_flops, timestep_embedding},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// Its settings: `network: {kind: pointwise, width: 64}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PointwiseConfig {
     /// Width of the hidden layer.
@@ -24,11 +25,6 @@ impl NetworkSettings for PointwiseConfig {
 
     fn multiple_of(&self) -> [i64; 3] {
         [1, 1, 1]
-    }
-
-    /// Neither text nor classes nor noise levels of given frames: an experiment that gives one is refused.
-    fn takes(&self) -> Takes {
-        Takes::default()
     }
 
     fn build(&self, scope: &Scope, ports: &Ports) -> Result<Box<dyn Network>> {
