@@ -185,11 +185,11 @@ impl Windows<'_> {
     fn extractors(&self) -> Option<Value> {
         let extractors = || self.groups.iter().map(|group| &group.extractor);
         let is_single = self.groups.len() == 1 && extractors().all(|extractor| extractor.library().is_none());
-        let one = |extractor: &Box<dyn FeatureExtractor>| {
+        let one = |extractor: &dyn FeatureExtractor| {
             let (name, sha256) = (extractor.name(), extractor.weights_sha256());
             json!([name, sha256, extractor.preparation(), extractor.library()])
         };
-        (!is_single).then(|| extractors().map(one).collect())
+        (!is_single).then(|| extractors().map(|extractor| one(&**extractor)).collect())
     }
 
     /// What the tensors of a file of measured windows are called: features by group, and last the differences.
