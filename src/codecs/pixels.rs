@@ -8,7 +8,7 @@ use super::{CodecSettings, Encoded, EncodedKind, LongDecoding, VideoCodec};
 use crate::nn::Scope;
 
 /// Clips as they are, `[3, F, H, W]` in [−1, 1].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Pixels {}
 
