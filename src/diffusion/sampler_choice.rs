@@ -94,16 +94,6 @@ impl From<SamplerConfig> for SamplerChoice {
     }
 }
 
-impl schemars::JsonSchema for SamplerChoice {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "SamplerChoice".into()
-    }
-
-    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        SamplerConfig::json_schema(generator)
-    }
-}
-
 impl Serialize for SamplerChoice {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -34,7 +34,7 @@ pub struct LongVideoConfig {
     /// Weight, form and level of guidance.
     #[serde(default)]
     pub guidance: GuidanceConfig,
-    /// The sampler of every clip; where it is not said, each run's own.
+    /// Of every clip; where it is not said, each run's own.
     #[serde(default)]
     pub sampler: Option<SamplerChoice>,
     /// Clips in one pass of the networks.
