@@ -12,12 +12,12 @@
 //! ```text
 //! pack | stream                                clips into one file; clips for encoding and evaluation
 //! loader                                       batches for training
-//! dataset | inspect | prepare                  the registry of data sets; a look at an index; indexes of published ones
+//! dataset | demo | inspect | prepare           the registry of data sets; procedural videos; a look at an index; indexes of published ones
 //! captioned | frames | index                   data sets made of files and folders
 //! folder                                       a folder of videos
 //! video_path                                   one video, by its path
 //! frame_folder | numpy | packed                formats of videos
-//! demo | video                                 procedural videos; what a video and a data set are
+//! video                                        what a video and a data set are
 //! pictures | reading | video_file              pictures; which reader decoded a file; video files
 //! clip | table | walk                          windows of frames; CSV tables; folders below folders
 //! ```
