@@ -16,6 +16,7 @@
 //! `into()`, and can be asked whatever the trait asks. A `default` is the kind of settings that name none. Settings that
 //! stand for several kinds (`"linear" | "scaled_linear" => …`) hold the kind as a field of their own.
 
+use schemars::{Schema, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error},
@@ -25,14 +26,16 @@ use serde_yaml::{Mapping, Value};
 /// Declares a registry; the module's documentation says how.
 macro_rules! registry {
     (
-        $(#[$about:meta])*
+        $(#[doc = $about:literal])*
+        $(#[derive($($derived:ident),+)])?
         pub enum $Registry:ident: $Trait:path $(, default $default:literal)? {
-            $( $(#[$doc:meta])* $($kind:literal)|+ => $Variant:ident($Settings:ty) ),+ $(,)?
+            $( $(#[doc = $doc:literal])* $($kind:literal)|+ => $Variant:ident($Settings:ty) ),+ $(,)?
         }
     ) => {
-        $(#[$about])*
+        $(#[doc = $about])*
+        $(#[derive($($derived),+)])?
         #[derive(Debug, Clone, PartialEq)]
-        pub enum $Registry { $( $(#[$doc])* $Variant($Settings) ),+ }
+        pub enum $Registry { $( $(#[doc = $doc])* $Variant($Settings) ),+ }
 
         impl $Registry {
             /// The kinds that a file can name.
@@ -54,6 +57,22 @@ macro_rules! registry {
                 }
             }
         )+
+
+        impl schemars::JsonSchema for $Registry {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($Registry).into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                #[allow(unused_mut, unused_assignments)]
+                let mut default: Option<&str> = None;
+                $( default = Some($default); )?
+                let kinds = vec![
+                    $( (&[$($kind),+][..], concat!($($doc, "\n"),*), generator.subschema_for::<$Settings>()) ),+
+                ];
+                $crate::registry::schema(concat!($($about, "\n"),*), default, kinds)
+            }
+        }
 
         impl serde::Serialize for $Registry {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -112,6 +131,21 @@ pub(crate) fn settings<T: DeserializeOwned, E: Error>(kinds: &[&str], mut given:
     serde_yaml::from_value(Value::Mapping(given)).map_err(E::custom)
 }
 
+/// What a registry is called, its default, and for each implementation its kinds, what it is, and its settings: as JSON
+/// Schema.
+pub(crate) fn schema(about: &str, default: Option<&str>, kinds: Vec<(&[&str], &str, Schema)>) -> Schema {
+    let of_kind = |(kinds, about, settings): (&[&str], &str, Schema)| {
+        let required: &[&str] = if default.is_some_and(|default| kinds.contains(&default)) { &[] } else { &[KIND] };
+        json_schema!({
+            "description": about.trim(),
+            "properties": {KIND: {"enum": kinds}},
+            "required": required,
+            "allOf": [settings],
+        })
+    };
+    json_schema!({"description": about.trim(), "oneOf": kinds.into_iter().map(of_kind).collect::<Vec<_>>()})
+}
+
 /// The settings with their kind in front.
 pub(crate) fn write<S: Serializer>(
     kinds: &[&str],
@@ -139,7 +173,7 @@ mod tests {
         fn corners(&self) -> i64;
     }
 
-    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+    #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
     #[serde(default, deny_unknown_fields)]
     pub struct Polygon {
         corners: i64,
@@ -151,14 +185,14 @@ mod tests {
         }
     }
 
-    #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
     #[serde(rename_all = "snake_case")]
     pub enum Round {
         Circle,
         Ellipse,
     }
 
-    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
     pub struct Curve {
         kind: Round,
         size: f64,

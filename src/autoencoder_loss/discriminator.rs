@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The released setting: three strided layers, 64 filters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct DiscriminatorConfig {
     /// Filters of the first layer.

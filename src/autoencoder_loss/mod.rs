@@ -19,7 +19,7 @@ pub use discriminator::{DiscriminatorConfig, Judged, PatchDiscriminator};
 pub use video_discriminator::{VideoDiscriminator, VideoDiscriminatorConfig};
 
 /// How pixels are compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PixelLoss {
     /// |x − x̂| (the released code)
@@ -29,10 +29,10 @@ pub enum PixelLoss {
 }
 
 /// The default is the released setting.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct AutoencoderLossConfig {
-    /// Of pixels.
+    /// How pixels are compared.
     pub pixel: PixelLoss,
     /// Weight of a frame's LPIPS, which is added to each of its pixels.
     pub perceptual_weight: f64,
@@ -50,7 +50,7 @@ pub struct AutoencoderLossConfig {
     /// from gradients that are reduced over them, so that ranks together equal one with the whole batch. As released,
     /// each rank has its own.
     pub sync_batch_norm: bool,
-    /// Of the PatchGAN discriminator of single frames.
+    /// The PatchGAN discriminator of single frames.
     pub discriminator: DiscriminatorConfig,
     /// A second PatchGAN discriminator, of whole clips. None in the released setting; TATS has one.
     pub video_discriminator: Option<VideoDiscriminatorConfig>,

@@ -10,14 +10,14 @@ use crate::{
 };
 
 /// The default is TATS' setting.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct VideoDiscriminatorConfig {
     /// Filters of the first layer.
     pub channels: i64,
     /// Layers that halve frames, height and width; two more follow that keep them.
     pub layers: i64,
-    /// Of its term beside the image discriminator's, in both updates.
+    /// Weight of its term beside the image discriminator's, in the updates of both networks.
     pub weight: f64,
 }
 

@@ -26,7 +26,7 @@ loader: {batch: 8}
 ";
 
 /// What is timed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct BenchExperiment {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
@@ -58,7 +58,7 @@ pub struct BenchExperiment {
 }
 
 /// `unet_forward`, `unet_train_step`, `checkpoint_stall`, `sample`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct UNetBench {
     /// The settings of the denoiser.
     pub network: NetworkConfig,
@@ -76,7 +76,7 @@ pub struct UNetBench {
 }
 
 /// `encoder`, `decoder`, `autoencoder_forward_backward`; samples are decoded with it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AutoencoderBench {
     /// The settings of the codec.
     pub network: CodecConfig,
@@ -90,7 +90,7 @@ pub struct AutoencoderBench {
 }
 
 /// `i3d`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct I3dBench {
     /// Videos at a time.
     pub videos: i64,
@@ -101,7 +101,7 @@ pub struct I3dBench {
 }
 
 /// `loader`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LoaderBench {
     /// Without one, procedural videos are written to a temporary folder first.
     #[serde(default)]

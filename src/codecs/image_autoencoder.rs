@@ -8,7 +8,7 @@ use super::{CodecSettings, Encoded, LongDecoding, Posterior, VideoCodec};
 use crate::nn::{Conv2d, GroupNorm, Init, Linear, Scope, attention, linear_flops};
 
 /// What the image autoencoder looks like. The default is that of Stable Diffusion 1.x.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImageAutoencoderConfig {
     /// Channels of each level; from one level to the next, height and width halve.

@@ -11,7 +11,7 @@ use crate::nn::{
 };
 
 /// What the autoencoder looks like. The default is the paper's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoencoderConfig {
     /// Channels after the first convolution (n); block i has n·2^(i+1).

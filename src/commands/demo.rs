@@ -46,7 +46,7 @@ pub struct Demo {
 }
 
 /// The videos of the demo.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DemoData {
     /// What is drawn.
     pub videos: DemoConfig,

@@ -4,6 +4,7 @@
 //! A file imports from lower floors only; `tests/architecture` reads this list and holds the code to it.
 //!
 //! ```text
+//! config                                               the keys of all files, those of `demo` too
 //! demo                                                 the whole job, out of other verbs
 //! encode                                               takes the clips of `data`
 //! data | evaluate | evaluate_long | sample_long        take options of `sample`
@@ -16,6 +17,7 @@
 mod say;
 
 mod bench;
+mod config;
 mod data;
 mod demo;
 mod doctor;
@@ -34,6 +36,7 @@ mod verify;
 mod weights;
 
 pub use bench::Bench;
+pub use config::Config;
 pub use data::Data;
 pub use demo::{Demo, DemoData};
 pub use doctor::Doctor;

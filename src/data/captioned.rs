@@ -21,7 +21,7 @@ use crate::text_file::{read_text, trim};
 
 /// A table like WebVid's (`videoid,name,page_dir,contentUrl`; other columns are not read) and a folder of videos:
 /// `page_dir/videoid.mp4`, or without the first.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Webvid {
     /// The table; between its cells are commas, semicolons or tabs.
@@ -193,7 +193,7 @@ fn too_many(unfit: &LeftOut, rows: usize, table: &Path) -> String {
 
 /// Every video file under `root`, at any depth, with its caption in a text file of the same name: `x.mp4`, `x.txt`. The
 /// class of a video is the name of the folder below `root` in which it lies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Captioned {
     /// The folder of videos and texts.

@@ -60,7 +60,7 @@ pub(crate) fn window(frames: i64, start: i64, count: i64, stride: i64) -> Result
 }
 
 /// How a frame becomes a square. Training uses the default; the others are what some evaluations do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Fit {
     /// How pixels are resized.
@@ -72,7 +72,7 @@ pub struct Fit {
 }
 
 /// What a resized pixel is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// A triangle as wide as the picture shrinks (bilinear where it grows).

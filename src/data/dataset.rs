@@ -124,7 +124,7 @@ impl DatasetConfig {
 }
 
 /// Where clips come from and what they are like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// Where the videos are.
@@ -141,6 +141,7 @@ pub struct DataConfig {
     pub flip: bool,
     /// Threads that decode ahead of the training step.
     #[serde(default = "decode_workers")]
+    #[schemars(extend("default" = "one for each CPU, at most 16"))]
     pub workers: usize,
 }
 

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How many videos, and of what size.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DemoConfig {
     /// Holds `train/` and `test/` when written.

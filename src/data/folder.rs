@@ -49,7 +49,7 @@ pub(super) fn warn_of_previews(previews: &[PathBuf], root: &Path) {
 
 /// Every video file under `root`, at any depth, sorted by path. Pictures that move count where there is no other video.
 /// The class of a video is the name of the folder below `root` in which it lies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Folder {
     /// Searched at any depth.

@@ -16,7 +16,7 @@ use super::{
 /// Every folder at or under `root` that directly holds pictures is one video, at any depth. Pictures that lie in `root`
 /// itself beside such folders, or beside video files, belong to none. The class of a video is the name of the folder below
 /// `root` in which its folder lies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FrameFolders {
     /// Searched at any depth.

@@ -102,7 +102,7 @@ pub(super) fn splits(entries: &[IndexEntry]) -> Vec<String> {
 }
 
 /// The videos of an index, in its order. Those shorter than a clip are left out without being opened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Indexed {
     /// The index, JSON lines.

@@ -286,7 +286,7 @@ impl FrameSource for NumpyVideo {
 }
 
 /// The videos of such a file, in its order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Numpy {
     /// `.npy` or `.npz`, unsigned bytes `[N, F, H, W, 3]`.

@@ -177,7 +177,7 @@ impl FrameSource for PackedVideo {
 }
 
 /// The clips of a packed file, for training on every `frame_stride`-th frame of the original videos.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Packed {
     /// Unsigned bytes `[N, 3, F, H, W]` as safetensors.

@@ -29,9 +29,8 @@ use crate::{
 };
 
 /// How clips are drawn from a dataset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-#[allow(missing_docs)] // its variants say what their fields are
 pub enum Draw {
     /// From a random place of each video, videos in a random order; after the last begins another order.
     #[default]
@@ -41,7 +40,10 @@ pub enum Draw {
     /// The first frames of each video, once, in the order of the list.
     Beginnings,
     /// Every window of every video, in the order of the list; `step` frames lie between the beginnings of two.
-    Windows { step: i64 },
+    Windows {
+        /// Frames from the beginning of one window to that of the next.
+        step: i64,
+    },
 }
 
 impl Draw {

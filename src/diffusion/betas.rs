@@ -10,7 +10,7 @@ use super::{
 };
 
 /// How β grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
     /// Linear in √β: what the released configurations call "linear".
@@ -20,12 +20,12 @@ pub enum ScheduleKind {
 }
 
 /// β that grow from one value to another; the default is the paper's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct ScheduleConfig {
     /// How β grows.
     pub kind: ScheduleKind,
-    /// T
+    /// T, the number of steps of the noise path; those of sampling are the sampler's.
     pub steps: i64,
     /// β of the first step.
     pub beta_start: f64,
@@ -54,10 +54,10 @@ impl NoisePathSettings for ScheduleConfig {
 }
 
 /// ᾱ falls as a squared cosine (Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CosineSchedule {
-    /// T
+    /// T, the number of steps of the noise path; those of sampling are the sampler's.
     pub steps: i64,
     /// No β is larger; 1 leaves nothing of the data at the last step.
     pub max_beta: f64,

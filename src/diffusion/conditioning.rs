@@ -53,7 +53,7 @@ fn mask(given: &[i64], frames: i64) -> Tensor {
 }
 
 /// How a network with a mask channel is trained. The defaults are the released prediction model's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct FrameConditioning {
     /// Probability that the frames to interpolate between are given.
@@ -128,7 +128,7 @@ impl FrameConditioning {
 }
 
 /// How strongly, and how clean, frames are given when sampling. The defaults are those of the released script.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct GuidanceConfig {
     /// Weight w of the unconditional prediction's difference.

@@ -9,7 +9,7 @@ use super::path::{NoisePath, NoisePathSettings, at_least};
 
 /// ln(α²/σ²) = −2·ln tan(π·t'/2) + shift with α² + σ² = 1, where t' runs over the part of (0, 1) in which it lies between
 /// the two ends. The network is told 1000·t.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CosineLogSnr {
     /// At time 1, without the shift.

@@ -12,7 +12,7 @@ use super::{
 };
 
 /// The variance of DDPM's reverse steps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Variance {
     /// That of q(z_{t−1} | z_t, z_0) (the released code).
@@ -22,7 +22,7 @@ pub enum Variance {
 }
 
 /// Ancestral sampling over all T steps (Ho et al. 2020), z_0 not clipped.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct Ddpm {
@@ -80,7 +80,7 @@ impl SamplerRun for DdpmRun {
 }
 
 /// Song et al. 2021, arXiv 2010.02502. η = 0 is deterministic, η = 1 as noisy as DDPM.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct Ddim {

@@ -64,7 +64,7 @@ impl<D: Denoiser> Denoiser for FrameConditioned<D> {
 }
 
 /// How the conditional and the unconditional prediction ε_c and ε_u are mixed by the weight w.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guidance {
     /// ε_u + w (ε_c − ε_u)

@@ -8,7 +8,7 @@ use super::path::{NoisePath, NoisePathSettings, at_least, normal_quantile};
 
 /// The network sees z/√(σ² + σ_data²) and is told ln(σ)/4 (their table 1). It needs `objective.predict: edm`, with
 /// `loss: l2` as published.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Edm {
     /// Mean of ln σ in training: −1.2, in EDM2 −0.4.

@@ -12,11 +12,11 @@ use super::{
 };
 
 /// Euler's rule: of first order, one call of the network a step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct Euler {
-    /// Of the walk.
+    /// Steps of the walk from noise to data, each one call of the network.
     pub steps: i64,
 }
 
@@ -28,11 +28,11 @@ impl Default for Euler {
 
 /// Heun's rule: of second order, a second call of the network where Euler's step arrives (Karras et al. 2022,
 /// algorithm 1). The last step has one only on paths whose network can be asked at no noise.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct Heun {
-    /// Of the walk: about half of the calls of the network.
+    /// Steps of the walk from noise to data: about half of the calls of the network.
     pub steps: i64,
 }
 

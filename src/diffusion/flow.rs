@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::path::{NoisePath, NoisePathSettings, at_least, normal_quantile};
 
 /// z_t = (1−t)·z_0 + t·ε. The network is told 1000·t.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RectifiedFlow {
     /// Which times are trained on.
@@ -18,7 +18,7 @@ pub struct RectifiedFlow {
 }
 
 /// How training times are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FlowTimes {
     /// All alike.

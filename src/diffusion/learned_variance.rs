@@ -150,7 +150,7 @@ impl Respaced {
 
 /// Ancestral sampling on a chain of fewer steps, with the learned variance of a network that has one; else with that of
 /// q(z_{t−1} | z_t, z_0). z_0 is not clipped.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct RespacedDdpm {
@@ -206,7 +206,7 @@ impl SamplerRun for RespacedDdpmRun {
 }
 
 /// DDIM (Song et al. 2021) on the times of [`RespacedDdpm`], down to ᾱ = 1: a learned variance is not read.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct RespacedDdim {

@@ -23,7 +23,7 @@ pub trait LossWeight {
 }
 
 /// The error of the prediction counts alike at all times.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Constant {}
 
@@ -42,7 +42,7 @@ impl LossWeight for Constant {
 }
 
 /// The error of z_0 counts as much as its signal-to-noise ratio, but no more than γ (Hang et al. 2023, arXiv 2303.09556).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MinSnr {
     /// γ.
@@ -69,7 +69,7 @@ impl LossWeight for MinSnr {
 
 /// The error of z_0 counts (σ² + d²)/(σ·d)² for data of deviation d and noise σ/α (Karras et al. 2022, table 1): for
 /// `predict: edm` that is 1 at all times.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EdmWeight {}
 

@@ -13,7 +13,7 @@ use super::{
 use crate::networks::{Inputs, Network};
 
 /// How a prediction is compared with its target, averaged over all elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
     /// |x̂ − x|, mean over all.
@@ -21,12 +21,12 @@ pub enum Loss {
     /// The mean square.
     L2,
     /// The mean square of the noise and, for a network that learns the variance of reverse steps too, the variational
-    /// bound through that: see [`HybridLoss`].
+    /// bound through that (Nichol & Dhariwal 2021, arXiv 2102.09672, section 3.1).
     LearnedVariance,
 }
 
 /// The released setting is noise and L1.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct Objective {
     /// What the network predicts.

@@ -7,7 +7,7 @@ use tch::Tensor;
 use super::path::{NoisePath, Rates, Times};
 
 /// What the network was trained to predict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Predict {
     /// ε (the released setting)

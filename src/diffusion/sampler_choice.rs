@@ -20,6 +20,17 @@ pub enum SamplerChoice {
 
 const KIND: &str = "kind";
 
+/// The keys are those of a whole sampler.
+impl schemars::JsonSchema for SamplerChoice {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        SamplerConfig::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        SamplerConfig::json_schema(generator)
+    }
+}
+
 impl SamplerChoice {
     /// A sampler by the name of its kind, with these of its settings; hyphens in the name are underscores.
     ///

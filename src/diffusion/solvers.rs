@@ -52,7 +52,7 @@ impl Nodes {
 }
 
 /// DPM-Solver++(2M) (Lu et al. 2022b, arXiv 2211.01095): deterministic, of second order, one call of the network a step.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct DpmSolver {
@@ -99,7 +99,7 @@ impl SamplerRun for DpmSolverRun {
 
 /// UniPC of order 2 with B(h) = e^h − 1 (Zhao et al. 2023, arXiv 2302.04867): as DPM-Solver++, and what the network says
 /// at a node also corrects how the walk came there.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[serde(default)]
 pub struct UniPc {

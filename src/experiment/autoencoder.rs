@@ -10,9 +10,9 @@ use super::{
 use crate::{autoencoder_loss::AutoencoderLossConfig, codecs::CodecConfig, data::DataConfig};
 
 /// Training of an autoencoder: `lvdm train autoencoder FILE`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct AutoencoderExperiment {
-    /// Of initial weights, crops, shuffles and noise.
+    /// Seed of initial weights, crops, shuffles and noise.
     #[serde(default)]
     pub seed: u64,
     /// The clips to train on.
@@ -20,10 +20,10 @@ pub struct AutoencoderExperiment {
     /// The network: the video autoencoder, or what `kind` says.
     #[serde(default)]
     pub autoencoder: CodecConfig,
-    /// The paper's, with LPIPS and a discriminator.
+    /// The losses: pixels, LPIPS, KL divergence and discriminators, as in the paper where nothing is said.
     #[serde(default)]
     pub loss: AutoencoderLossConfig,
-    /// Of both networks.
+    /// The optimizer; the autoencoder and its discriminators each get one of their own.
     pub optimizer: OptimizerConfig,
     /// Steps, batches, checkpoints, log.
     pub trainer: TrainerConfig,

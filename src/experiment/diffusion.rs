@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The text that a network is given.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TextConditioning {
     /// A run that carries a text encoder: `lvdm import stable-diffusion` makes one.
@@ -26,7 +26,7 @@ pub struct TextConditioning {
     /// Probability that a training sample goes without its caption, so that there is guidance.
     #[serde(default = "tenth")]
     pub drop: f64,
-    /// What the pictures in the log show.
+    /// Captions of the pictures in the log, one after the other.
     #[serde(default)]
     pub prompts: Vec<String>,
     /// Weight of guidance where nothing else is said: of those pictures, and of sampling.
@@ -42,7 +42,7 @@ impl TextConditioning {
 }
 
 /// Which of the denoiser's parameters training moves.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Trained {
     /// Every parameter.
@@ -87,7 +87,7 @@ fn guidance() -> f64 {
 }
 
 /// What a denoiser works on. In a file the word `pixels`, or a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(from = "PathBuf", into = "PathBuf")]
 pub enum DiffusionSpace {
     /// Clips as they are, `[3, F, H, W]` in [−1, 1]: what latents are compared with.
@@ -115,9 +115,9 @@ impl From<DiffusionSpace> for PathBuf {
 }
 
 /// Training of a denoiser on latents or pixels: `lvdm train diffusion FILE`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DiffusionExperiment {
-    /// Of initial weights, crops, shuffles and noise.
+    /// Seed of initial weights, crops, shuffles and noise.
     #[serde(default)]
     pub seed: u64,
     /// The clips to train on.
@@ -142,10 +142,10 @@ pub struct DiffusionExperiment {
     /// A diffusion run whose averaged weights are where training starts: a short-video model.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
-    /// Which parameters.
+    /// Which parameters training moves.
     #[serde(default)]
     pub trained: Trained,
-    /// Noise over diffusion time.
+    /// The noise path: how much noise there is at each diffusion time.
     #[serde(default)]
     pub schedule: NoisePathConfig,
     /// The network; `unet:` is the older name of this key.
@@ -154,7 +154,7 @@ pub struct DiffusionExperiment {
     /// What it predicts, and by which loss it learns.
     #[serde(default)]
     pub objective: Objective,
-    /// Of the parameters that are trained.
+    /// The optimizer of the parameters that are trained.
     pub optimizer: OptimizerConfig,
     /// Steps, batches, checkpoints, log.
     pub trainer: TrainerConfig,

@@ -13,9 +13,9 @@ use super::{
 use crate::{data::DataConfig, diffusion::SamplerChoice, metrics::ProtocolConfig};
 
 /// What is measured against what: `lvdm evaluate FILE`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct EvaluationExperiment {
-    /// Draws real clips and noise.
+    /// Seed by which real clips are drawn and videos are sampled.
     #[serde(default)]
     pub seed: u64,
     /// Protocol, or number of clips.
@@ -33,7 +33,7 @@ pub struct EvaluationExperiment {
 }
 
 /// Where generated clips come from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Generated {
     /// Sampled from a diffusion run.

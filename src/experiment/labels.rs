@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// The classes that a network tells apart. A class's number is its place.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "the number of classes, or a list of their names")]
 pub enum ClassList {
     /// So many; what they are called is not known.
@@ -72,7 +72,7 @@ impl ClassList {
 }
 
 /// Class labels: `labels:` of an experiment. The data give each video its class.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LabelConditioning {
     /// The names of the classes, or how many there are. Without it they are those of the data, sorted, and the run keeps

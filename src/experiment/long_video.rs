@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long videos are made: `lvdm sample-long`, and each sampled curve of `lvdm evaluate-long`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongVideoConfig {
     /// A diffusion run trained with `conditioning`: it begins the video and continues it.
@@ -56,14 +56,14 @@ impl LongVideoConfig {
 }
 
 /// Long videos measured window by window, as curves in one figure: `lvdm evaluate-long FILE`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct LongEvaluationExperiment {
-    /// Draws real clips and noise.
+    /// Seed by which real clips are drawn and videos are sampled.
     #[serde(default)]
     pub seed: u64,
-    /// Of each curve.
+    /// Videos of each curve.
     pub videos: u64,
-    /// Of each video.
+    /// Frames of each video.
     pub frames: i64,
     /// Protocol, or number of clips.
     #[serde(default)]
@@ -80,9 +80,9 @@ pub struct LongEvaluationExperiment {
 }
 
 /// One curve.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Curve {
-    /// In the legend.
+    /// Its name in the legend.
     pub name: String,
     /// What the curve is measured on.
     pub source: CurveSource,
@@ -97,7 +97,7 @@ impl Curve {
 }
 
 /// Where a curve's videos come from.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CurveSource {
     /// Sampled from runs.

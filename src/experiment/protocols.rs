@@ -87,7 +87,7 @@ pub(super) fn complete(experiment: &mut Value) -> Result<(), UserError> {
 }
 
 /// How an evaluation measures: by a protocol, or simply so many clips.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct EvaluationConfig {
     /// A name (`lvdm16`, `lvdm1024`, `stylegan-v-16`, `stylegan-v-128`) or a YAML file.

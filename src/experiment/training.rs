@@ -8,7 +8,7 @@ use tch::Device;
 use crate::torch::{Adam, Autocast, Tf32};
 
 /// Which optimizer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OptimizerKind {
     /// Kingma and Ba 2015.
@@ -18,7 +18,7 @@ pub enum OptimizerKind {
 }
 
 /// How the learning rate goes on after its warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
     /// The paper's.
@@ -29,22 +29,22 @@ pub enum Decay {
 }
 
 /// The optimizer of an experiment; each of a task's networks gets its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct OptimizerConfig {
     /// Which optimizer.
     pub kind: OptimizerKind,
-    /// After the warm-up.
+    /// The learning rate after the warm-up.
     pub learning_rate: f64,
-    /// Decay of the two moments.
+    /// Decay of the running means of the gradient and of its square (β1, β2 of Adam).
     #[serde(default = "betas")]
     pub betas: (f64, f64),
-    /// PyTorch's default for AdamW is 0.01.
+    /// Weight decay: decoupled from the gradient with `adamw`, added to it with `adam`. PyTorch's default for AdamW is 0.01.
     #[serde(default)]
     pub weight_decay: f64,
-    /// Added to the root of the second moment.
+    /// ε of Adam, which is added to the root of the mean square before the gradient is divided by it.
     #[serde(default = "eps")]
     pub eps: f64,
-    /// Steps over which the rate grows from zero.
+    /// Steps over which the learning rate grows from zero to `learning_rate`.
     #[serde(default)]
     pub warmup: i64,
     /// What becomes of the learning rate after the warm-up.
@@ -101,7 +101,7 @@ impl OptimizerConfig {
 }
 
 /// Precision of products and convolutions; weights and norms are float32 in both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, clap::ValueEnum, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
     /// float32 throughout.
@@ -151,23 +151,23 @@ impl From<Precision> for Numerics {
 }
 
 /// The loop's own settings.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct TrainerConfig {
-    /// Optimizer steps.
+    /// Optimizer steps of the whole training.
     pub steps: i64,
     /// Training ends after so many minutes too, over all starts. Where it then ends depends on the machine, and a
     /// learning rate that decays does so over `steps`.
     #[serde(default)]
     pub minutes: Option<f64>,
-    /// Clips of one forward pass.
+    /// Clips of one forward pass, on each GPU.
     pub batch: i64,
-    /// Forward passes of one step.
+    /// Forward passes whose gradients are averaged before one optimizer step: a step sees batch × accumulate × ranks clips.
     #[serde(default = "one")]
     pub accumulate: i64,
-    /// Of forward and backward passes.
+    /// Precision of forward and backward passes; weights, gradients and the optimizer stay in float32.
     #[serde(default)]
     pub precision: Precision,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Where to compute: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
     /// On a GPU, products and convolutions in float32 are rounded to TF32 (10 bits of mantissa), which its tensor cores
@@ -177,10 +177,10 @@ pub struct TrainerConfig {
     /// On a GPU, only kernels whose results repeat to the bit, as they always do on the CPU; slower.
     #[serde(default)]
     pub deterministic: bool,
-    /// Decay of the moving average of the weights; none for no average.
+    /// Decay of the moving average of the weights, which samples are drawn with; `null` for no average.
     #[serde(default)]
     pub ema_decay: Option<f64>,
-    /// Largest norm of the gradient.
+    /// Largest norm of the gradient over all parameters; a larger gradient is scaled down to it. `null` for no limit.
     #[serde(default)]
     pub clip_gradient: Option<f64>,
     /// Steps between checkpoints; the last step has one in any case.

@@ -88,6 +88,16 @@ impl fmt::Display for ExtractorKind {
     }
 }
 
+impl schemars::JsonSchema for ExtractorKind {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ExtractorKind".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"enum": EXTRACTORS.iter().map(|entry| entry.kind).collect::<Vec<&str>>()})
+    }
+}
+
 impl Serialize for ExtractorKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.0)
@@ -106,7 +116,7 @@ impl<'de> Deserialize<'de> for ExtractorKind {
 
 /// An extractor as a file names it: `{kind: i3d, file: PATH}`, where `file` takes the place of the kind's own weights.
 /// As one text it is a kind, `KIND=PATH`, or the path of a file of I3D's weights.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, schemars::JsonSchema)]
 pub struct ExtractorConfig {
     /// Which extractor.
     pub kind: ExtractorKind,

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// What a covariance of n samples is divided by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Divisor {
     /// n − 1: the original implementation, and the released LVDM code.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A way to measure, as a file says it: everything but the videos.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ProtocolConfig {
     /// What people call it.
@@ -56,7 +56,7 @@ pub struct ProtocolConfig {
 }
 
 /// Which clips are new in each run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Redraw {
     /// New real clips a run.

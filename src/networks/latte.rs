@@ -20,14 +20,14 @@ use crate::{
 const TIME_WIDTH: i64 = 256;
 
 /// What the transformer looks like. The default is the released Latte-XL/2.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct LatteConfig {
     /// Blocks: every other one attends over frames, so an even number.
     pub depth: i64,
     /// Width of a token.
     pub hidden_size: i64,
-    /// Of each attention.
+    /// Heads of each attention.
     pub heads: i64,
     /// Height and width of the square of latent pixels that is one token.
     pub patch_size: i64,

@@ -6,7 +6,7 @@ use super::{FrameStack, Init, Scope, full_precision, prefers_channels_last};
 use crate::torch::{composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, transposed_conv};
 
 /// What stands beyond the edge of a video.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Padding {
     /// The edge repeated (the paper's): a shifted video gives shifted latents.

@@ -5,11 +5,12 @@ use lvdm::{
     codecs::{CodecSettings, Encoded, EncodedKind, LongDecoding, VideoCodec},
     nn::Scope,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Squares of pixels become their mean: `{kind: averages, side: 4}`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Averages {
     /// Height and width of a square in pixels.

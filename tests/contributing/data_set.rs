@@ -7,10 +7,11 @@ use std::{
 
 use anyhow::{Context, Result};
 use lvdm::data::{ClipSpec, Listing, VideoDataset, VideoEntry, VideoFile};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// One video a line: `dataset: {kind: listed, file: PATH}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Listed {
     /// The text file.

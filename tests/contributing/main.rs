@@ -19,13 +19,14 @@ use std::{
 
 use common::source;
 use lvdm::diffusion::{Denoiser, Prediction};
+use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use tch::Tensor;
 
 const CONTRIBUTING: &str = include_str!("../../CONTRIBUTING.md");
 
 /// The settings of an example as a file gives them; they have what a registry asks of settings.
-fn settings<T: Debug + Clone + PartialEq + Serialize + DeserializeOwned>(yaml: &str) -> T {
+fn settings<T: Debug + Clone + PartialEq + Serialize + DeserializeOwned + JsonSchema>(yaml: &str) -> T {
     let settings: T = serde_yaml::from_str(yaml).unwrap();
     let written = serde_yaml::to_string(&settings).unwrap();
     assert_eq!(serde_yaml::from_str::<T>(&written).unwrap(), settings);

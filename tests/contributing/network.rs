@@ -5,11 +5,12 @@ use lvdm::{
     networks::{Inputs, Network, NetworkSettings, Ports, Takes},
     nn::{Linear, Scope, linear_flops, timestep_embedding},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// Its settings: `network: {kind: pointwise, width: 64}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PointwiseConfig {
     /// Width of the hidden layer.

@@ -3,10 +3,11 @@
 use anyhow::{Result, ensure};
 use lvdm::diffusion::{NoisePath, NoisePathSettings};
 use rand::{Rng, RngExt};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Noise replaces data at an even speed: α = cos(π·t/2), σ = sin(π·t/2); `schedule: {kind: quarter_circle}`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct QuarterCircle {}
 

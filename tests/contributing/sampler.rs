@@ -2,11 +2,12 @@
 
 use anyhow::Result;
 use lvdm::diffusion::{NoisePath, Prediction, Sampler, SamplerRun};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 /// Each step takes the network's z_0 and adds noise to it, as much as the next time has; `{kind: renoise, steps: 50}`.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Renoise {
     /// Calls of the network.

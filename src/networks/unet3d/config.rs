@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::nn::Over;
 
 /// How positions and frames attend to each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AttentionKind {
     /// Over the positions of each frame, then over the frames of each position (the paper's choice).
@@ -19,7 +19,7 @@ pub enum AttentionKind {
 
 /// Which activations are computed again in the backward pass instead of being kept: all, none, or those at some
 /// downsampling factors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(untagged, expecting = "true, false, or downsampling factors such as [1, 2]")]
 pub enum Recompute {
     /// All, or none.
@@ -39,7 +39,7 @@ impl Recompute {
 }
 
 /// What the U-Net looks like. The default is the paper's for 16×256×256 clips.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
 pub struct UNetConfig {
     /// Width of the first level; a multiple of the norm groups.
@@ -50,11 +50,11 @@ pub struct UNetConfig {
     pub blocks_per_level: i64,
     /// Downsampling factors (not sizes) at which there is attention.
     pub attention_factors: Vec<i64>,
-    /// Of each attention.
+    /// Heads of each attention.
     pub heads: i64,
     /// Channels of each head, in place of `heads`: wider levels have more of them (Stable Diffusion 2.x: 64).
     pub head_width: Option<i64>,
-    /// Over what positions attend.
+    /// What attends to what.
     pub attention: AttentionKind,
     /// Learned relative positions of frames.
     pub relative_position: bool,
@@ -68,7 +68,8 @@ pub struct UNetConfig {
     pub context_width: i64,
     /// Attention over frames; without it each frame is an image of its own (only for `attention: text`).
     pub temporal: bool,
-    /// Less memory in training for more time.
+    /// Activations that are computed again in the backward pass instead of being kept: `true` for all, `false` for none, or
+    /// the downsampling factors of the levels, such as `[1, 2]`. Less memory in training for more time.
     pub recompute: Recompute,
 }
 
