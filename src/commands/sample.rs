@@ -143,13 +143,14 @@ impl TextOptions {
 pub struct SamplerOptions {
     #[arg(long, value_name = "NAME", value_parser = SamplerChoice::kind, help = sampler_help())]
     sampler: Option<&'static str>,
-    /// Steps of the sampler; DDPM has none [default: the run's own, and 50 of another --sampler]
+    /// Steps of the sampler; DDPM has none [default: the run's own; with --sampler 50]
     #[arg(long)]
     steps: Option<i64>,
-    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM [default: the run's own, and 1 of another --sampler]
+    /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM [default: the run's own; with --sampler 1]
     #[arg(long, value_parser = finite)]
     eta: Option<f64>,
-    /// Variance of DDPM: posterior, of q(z_{t-1} | z_t, z_0), or beta, beta_t [default: the run's own, and posterior of another --sampler]
+    /// Variance of DDPM: posterior, of q(z_{t-1} | z_t, z_0), or beta, beta_t [default: the run's
+    /// own; with --sampler posterior]
     #[arg(long)]
     variance: Option<String>,
 }
@@ -179,7 +180,7 @@ impl PrecisionOptions {
 
 fn sampler_help() -> String {
     let names = SamplerConfig::KINDS.join(", ");
-    format!("{names}; hyphens are underscores [default: the run's own, `sampler` of its experiment]")
+    format!("{names}, with underscores or hyphens [default: the run's own, `sampler` of its experiment]")
 }
 
 impl SamplerOptions {

@@ -14,7 +14,6 @@ use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
     experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
-    extractors::FeatureExtractor,
     models::{LongVideo, forget},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
@@ -183,13 +182,12 @@ impl Windows<'_> {
 
     /// What features depend on besides the hash of the first extractor's weights, which says all of a single network.
     fn extractors(&self) -> Option<Value> {
-        let extractors = || self.groups.iter().map(|group| &group.extractor);
-        let is_single = self.groups.len() == 1 && extractors().all(|extractor| extractor.library().is_none());
-        let one = |extractor: &dyn FeatureExtractor| {
-            let (name, sha256) = (extractor.name(), extractor.weights_sha256());
-            json!([name, sha256, extractor.preparation(), extractor.library()])
+        let is_single = self.groups.len() == 1 && self.groups[0].extractor.library().is_none();
+        let one = |group: &MetricGroup| {
+            let extractor = &group.extractor;
+            json!([extractor.name(), extractor.weights_sha256(), extractor.preparation(), extractor.library()])
         };
-        (!is_single).then(|| extractors().map(|extractor| one(&**extractor)).collect())
+        (!is_single).then(|| self.groups.iter().map(one).collect())
     }
 
     /// What the tensors of a file of measured windows are called: features by group, and last the differences.

@@ -17,7 +17,8 @@ pub struct Asked {
     pub classes: Vec<i64>,
     /// What videos begin with.
     pub first_frames: Vec<RgbFrame>,
-    /// Weight of guidance by the prompt and the class; without one the model's own, of the prompt where there is one.
+    /// Weight of guidance by the prompt and the class; without one the model's own of each. Where videos follow both, that of
+    /// the prompt is the weight.
     pub guidance: Option<f64>,
 }
 
@@ -26,7 +27,8 @@ pub struct Assignment {
     asked: Asked,
     /// Whether classes come in turn because none was asked for.
     all_classes: bool,
-    guidance: f64,
+    text_guidance: f64,
+    class_guidance: f64,
 }
 
 /// The seeds of numbered videos.
@@ -80,9 +82,13 @@ impl Assignment {
         if let (true, Some(known)) = (all_classes, &accepts.classes) {
             asked.classes = (0..known.list.count()).collect();
         }
-        let by_text = accepts.text.filter(|_| !asked.prompts.is_empty());
-        let usual = by_text.or(accepts.classes.as_ref().map(|known| known.guidance));
-        Assignment { guidance: asked.guidance.or(usual).unwrap_or(1.0), asked, all_classes }
+        let weight = |own: Option<f64>| asked.guidance.or(own).unwrap_or(1.0);
+        Assignment {
+            text_guidance: weight(accepts.text),
+            class_guidance: weight(accepts.classes.as_ref().map(|known| known.guidance)),
+            asked,
+            all_classes,
+        }
     }
 
     /// Hands on what these videos are given.
@@ -99,10 +105,13 @@ impl Assignment {
         } else {
             videos.iter().map(|&video| dealt(first_frames, video)).collect()
         };
-        let guidance = self.guidance;
         hand_on(&Given {
-            text: (!prompts.is_empty()).then_some(TextPrompts { prompts: &prompts, negative, guidance }),
-            classes: (!numbers.is_empty()).then_some(Classes { numbers: &numbers, guidance }),
+            text: (!prompts.is_empty()).then_some(TextPrompts {
+                prompts: &prompts,
+                negative,
+                guidance: self.text_guidance,
+            }),
+            classes: (!numbers.is_empty()).then_some(Classes { numbers: &numbers, guidance: self.class_guidance }),
             first_frames: (!pictures.is_empty()).then_some(&pictures),
         })
     }
@@ -136,11 +145,12 @@ impl Assignment {
     /// What figures tell of it: guidance, and whether classes come in turn. Empty where there is nothing to follow.
     pub fn describe(&self) -> String {
         let Asked { prompts, classes, .. } = &self.asked;
+        let guidance = if prompts.is_empty() { self.class_guidance } else { self.text_guidance };
         match (prompts.is_empty(), classes.is_empty()) {
             (true, true) => String::new(),
-            (false, true) => format!("guidance {}", self.guidance),
-            (_, false) if self.all_classes => format!("each class in turn, guidance {}", self.guidance),
-            (_, false) => format!("of chosen classes, guidance {}", self.guidance),
+            (false, true) => format!("guidance {guidance}"),
+            (_, false) if self.all_classes => format!("each class in turn, guidance {guidance}"),
+            (_, false) => format!("of chosen classes, guidance {guidance}"),
         }
     }
 }
@@ -163,8 +173,7 @@ mod tests {
             let (text, classes) = (given.text.unwrap(), given.classes.unwrap());
             assert_eq!((text.prompts, text.negative), (&["b", "a", "b"].map(String::from)[..], "c"));
             assert_eq!(classes.numbers, [1, 2, 0]);
-            // one weight for both: that of the text
-            assert_eq!((text.guidance, classes.guidance), (7.5, 7.5));
+            assert_eq!((text.guidance, classes.guidance), (7.5, 4.0));
             assert!(given.first_frames.is_none());
         });
         assert_eq!((both.prompt(3), both.describe().as_str()), (Some("b"), "each class in turn, guidance 7.5"));
