@@ -54,7 +54,7 @@ pub enum Generated {
         tf32: bool,
         /// How strongly a run follows the captions of the real videos, or the classes that it is told in turn; the run's
         /// own (`text.guidance`, `labels.guidance`) where it is not said.
-        #[serde(default, alias = "class_guidance", skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         guidance: Option<f64>,
     },
     /// Read from files.
