@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserializer, de::Error};
 use serde_yaml::{Mapping, Value};
 
-use super::{AutoencoderConfig, CodecSettings, ImageAutoencoderConfig, Pixels};
+use super::{AutoencoderConfig, CodecSettings, ImageAutoencoderConfig};
 use crate::registry::registry;
 
 registry! {
@@ -14,8 +14,6 @@ registry! {
         "video_autoencoder" => VideoAutoencoder(AutoencoderConfig),
         /// Stable Diffusion's image autoencoder, frame by frame.
         "image_autoencoder" => ImageAutoencoder(ImageAutoencoderConfig),
-        /// No codec: pixels are the latents.
-        "pixels" => Pixels(Pixels),
     }
 }
 
@@ -72,7 +70,6 @@ mod tests {
             (r#"{"kind": "video_autoencoder", "channels": 8}"#, &video),
             (r#"{"image": {"widths": [32, 64]}}"#, &image),
             (r#"{"kind": "image_autoencoder", "widths": [32, 64]}"#, &image),
-            (r#"{"kind": "pixels"}"#, &Pixels {}.into()),
         ] {
             assert_eq!(read(text).unwrap(), *wanted, "{text}");
             assert_eq!(read(&serde_json::to_string(wanted).unwrap()).unwrap(), *wanted);
@@ -86,7 +83,7 @@ mod tests {
             (r#"{"image": {"widths": [32]}, "channels": 32}"#, "nothing stands beside it"),
             (r#"{"image": 3}"#, "nothing stands beside it"),
             (r#"{"kind": "vq", "channels": 32}"#, "unknown variant `vq`"),
-            (r#"{"kind": "pixels", "channels": 32}"#, "unknown field `channels`"),
+            (r#"{"kind": "pixels"}"#, "unknown variant `pixels`"),
         ] {
             let error = read(text).unwrap_err().to_string();
             assert!(error.contains(words) && error.contains("video_autoencoder, image_autoencoder"), "{text}: {error}");

@@ -78,7 +78,7 @@ impl LatentSpace {
     /// Diffusion on pixels: z_0 is the clip itself, its values in [−1, 1].
     pub fn pixels(device: Device) -> Self {
         let clip = Pixels::AT_ONCE;
-        LatentSpace { codec: Box::new(Pixels {}), normalization: Normalization::NONE, clip, parameters: 0, device }
+        LatentSpace { codec: Box::new(Pixels), normalization: Normalization::NONE, clip, parameters: 0, device }
     }
 
     /// Of what codec, and the arithmetic of its shapes.

@@ -1,16 +1,15 @@
-//! No codec: pixels are the latents. What latent diffusion is compared with.
+//! No codec: pixels are the latents (`autoencoder: pixels`). What latent diffusion is compared with. It has nothing to train,
+//! so that no experiment names it as a codec.
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{CodecSettings, Encoded, EncodedKind, LongDecoding, VideoCodec};
 use crate::nn::Scope;
 
 /// Clips as they are, `[3, F, H, W]` in [−1, 1].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Pixels {}
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pixels;
 
 impl Pixels {
     /// Frames that are handed on at a time, so that memory does not grow with a video's length.

@@ -1,6 +1,6 @@
 //! Training of a video autoencoder.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -33,7 +33,6 @@ impl Experiment for AutoencoderExperiment {
     fn validate(&self) -> Result<()> {
         check_data(&self.data)?;
         self.autoencoder.validate().context("autoencoder")?;
-        ensure!(!self.autoencoder.is_exact(), "autoencoder: {} has nothing to train", self.autoencoder.name());
         self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
         self.loss.validate().context("loss")?;
         self.optimizer.validate().context("optimizer")?;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use super::PlanOptions;
 use crate::{
     checkpoint,
-    codecs::{CodecConfig, Pixels},
+    codecs::CodecConfig,
     experiment::{AutoencoderExperiment, DiffusionSpace, read},
     run_files::AUTOENCODER_FILE,
 };
@@ -15,8 +15,8 @@ use crate::{
 /// A codec, and how it is known.
 #[derive(Debug, Clone)]
 pub(super) struct PlannedCodec {
-    /// Its settings.
-    pub settings: CodecConfig,
+    /// Its settings; none where pixels are denoised.
+    pub settings: Option<CodecConfig>,
     /// Where they were found, where that is not the run itself.
     pub note: Option<String>,
 }
@@ -24,7 +24,7 @@ pub(super) struct PlannedCodec {
 /// The codec of a denoiser's space, for an experiment that stands in `file`.
 pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) -> Result<PlannedCodec> {
     let DiffusionSpace::Latents(run) = space else {
-        return Ok(PlannedCodec { settings: Pixels {}.into(), note: None });
+        return Ok(PlannedCodec { settings: None, note: None });
     };
     if run.exists() {
         let inside = run.join(AUTOENCODER_FILE);
@@ -32,12 +32,12 @@ pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) 
         let found = found.expect("autoencoder", &path)?;
         let settings = CodecConfig::stored(found.experiment["autoencoder"].clone())
             .with_context(|| format!("the autoencoder stored in {}", path.display()))?;
-        return Ok(PlannedCodec { settings, note: None });
+        return Ok(PlannedCodec { settings: Some(settings), note: None });
     }
     if let Some(experiment) = experiment_of(file, run).filter(|path| path.is_file()) {
         let settings = read::<AutoencoderExperiment>(&experiment, &[])?.autoencoder;
         let note = format!("{} is not there: its codec is the one of {}.", run.display(), experiment.display());
-        return Ok(PlannedCodec { settings, note: Some(note) });
+        return Ok(PlannedCodec { settings: Some(settings), note: Some(note) });
     }
     let Some(settings) = options.codec.clone() else {
         bail!(
@@ -49,7 +49,7 @@ pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) 
     };
     let kind = serde_json::to_value(&settings)?["kind"].as_str().unwrap_or_default().to_string();
     let note = format!("{} is not there: its codec is the {kind} that --autoencoder says.", run.display());
-    Ok(PlannedCodec { settings, note: Some(note) })
+    Ok(PlannedCodec { settings: Some(settings), note: Some(note) })
 }
 
 /// `experiments/x/diffusion.yaml` and `runs/x/autoencoder` → `experiments/x/autoencoder.yaml`: where the experiment of a run

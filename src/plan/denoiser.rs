@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Activations, Plan, PlanOptions, Variant, codec::codec, needs::checked};
 use crate::{
     checkpoint,
+    codecs::{CodecSettings, Pixels},
     experiment::{DiffusionExperiment, Precision},
     models::{ports, seen},
     networks::{Inputs, Network, NetworkConfig, Ports},
@@ -28,7 +29,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
 
     let planned = codec(file, &experiment.autoencoder, options)?;
     notes.extend(planned.note);
-    let codec = planned.settings;
+    let codec: &dyn CodecSettings = planned.settings.as_deref().unwrap_or(&Pixels);
     codec.validate().context("autoencoder")?;
     let latent = codec.latent_shape(data.frames, data.resolution, data.resolution).context("data")?;
     let latent = seen(latent, experiment);
