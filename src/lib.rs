@@ -14,8 +14,8 @@
 //!
 //! ```text
 //! commands                                one verb, one file
-//! report | plan | bench | doctor | verify  pages of finished runs; what a training needs; how fast the parts are; what a machine has; reference cases
-//! evaluation                              generated clips against real ones under a protocol; baselines; cards; long videos
+//! report | bench | doctor | verify        pages of finished runs; how fast the parts are; what a machine has; reference cases
+//! evaluation | plan                       generated clips against real ones under a protocol; baselines; cards; long videos; what a training needs
 //! train                                   the one loop, its two tasks, the log of a run
 //! exchange                                released checkpoints ↔ runs
 //! models                                  families of models: a trained run → videos

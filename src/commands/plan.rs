@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use crate::{
     codecs::CodecConfig,
     experiment::{AutoencoderExperiment, UserError, read},
-    plan::{self, Activations, Card, Plan, PlanOptions, Variant},
-    report::with_commas,
+    plan::{self, Card, PlanOptions},
+    report::PlanTable,
 };
 
 /// What a training will need: parameters, operations, memory, hours, and which cards it fits
@@ -39,9 +39,6 @@ pub struct PlanTraining {
     markdown: bool,
 }
 
-/// Cards of the Markdown table: the batch that fits is said for each.
-const COLUMNS: [&str; 3] = ["RTX 4090", "A100 40 GB", "H100"];
-
 impl PlanTraining {
     /// # Errors
     /// [`UserError`] for what the user wrote; sizes that do not fit together.
@@ -63,123 +60,23 @@ impl PlanTraining {
         }
         let codec = self.autoencoder.as_deref().map(codec).transpose()?;
         let options = PlanOptions { codec, ..PlanOptions::default() };
+        let cards: Vec<Card> =
+            Card::known().into_iter().chain(self.device_memory.iter().map(|&gib| Card::of_memory(gib))).collect();
+        let table = PlanTable { ranks: self.ranks, utilisation: self.utilisation, cards };
         if self.markdown {
-            say!("{}", HEAD.join("\n"));
+            say!("{}", PlanTable::HEAD);
         }
         for file in files {
             let plan = plan::of(Path::new(file), &overrides, &options).with_context(|| file.clone())?;
             if self.markdown {
-                say!("{}", self.row(file, &plan));
+                say!("{}", table.row(file, &plan));
             } else {
-                self.print(file, &plan);
+                say!("{}", table.text(file, &plan));
             }
         }
         Ok(())
     }
-
-    fn print(&self, file: &str, plan: &Plan) {
-        let trainer = &plan.trainer;
-        say!("{file}: {}", plan.title);
-        for note in &plan.notes {
-            say!("  {note}");
-        }
-        say!("");
-        let (all, trained) = (with_commas(plan.parameters), with_commas(plan.trained));
-        say!("parameters       {all}, of which training moves {trained}");
-        if plan.frozen > 0 {
-            say!("frozen networks  {}", with_commas(plan.frozen));
-        }
-        say!(
-            "operations       {} forward, {} in a training step, for each clip",
-            flops(plan.forward),
-            flops(plan.step)
-        );
-        let clips = plan.clips(self.ranks);
-        say!(
-            "a step           {clips} clips (batch {} × {} passes × {} GPUs), {} on each GPU",
-            trainer.batch,
-            trainer.accumulate,
-            self.ranks,
-            flops(plan.step * plan.clips(1))
-        );
-        say!("");
-        say!(
-            "memory on each GPU, in GB (2^30 bytes); weights and moments in float32, products in {}",
-            plan.precision()
-        );
-        for (what, bytes) in plan.state() {
-            say!("  {what:24} {:>8}", gigabytes(bytes));
-        }
-        for variant in &plan.activations {
-            let Variant { recompute, kept } = variant;
-            let what = if recompute.is_empty() { "activations".into() } else { format!("  recompute: {recompute}") };
-            if !recompute.is_empty() && std::ptr::eq(variant, &plan.activations[0]) {
-                say!("  activations of {} clips", trainer.batch);
-            }
-            say!("  {what:24} {:>8}   {}", gigabytes(kept.bytes(trainer.batch)), formula(kept));
-        }
-        let own = &plan.activations[0].kept;
-        say!("  {:24} {:>8}", "together", gigabytes(plan.state_bytes() + own.bytes(trainer.batch)));
-        say!("");
-        let others: Vec<&Variant> = plan.activations.iter().collect();
-        let batch_of = |variant: &Variant| match variant.recompute.as_str() {
-            "" => "batch".to_string(),
-            recompute => format!("batch, recompute: {recompute}"),
-        };
-        let heads: Vec<String> = others.iter().map(|variant| format!("{:>24}", batch_of(variant))).collect();
-        say!(
-            "{:12} {:>6} {}   hours for {} steps at {} % of the peak",
-            "card",
-            "GB",
-            heads.join(" "),
-            with_commas(trainer.steps),
-            100.0 * self.utilisation
-        );
-        for card in Card::known().into_iter().chain(self.device_memory.iter().map(|&gib| Card::of_memory(gib))) {
-            let batches = others.iter().map(|variant| format!("{:>24}", fits(plan, &card, &variant.kept)));
-            let hours = plan.hours(&card, self.utilisation).map_or("–".into(), hours_text);
-            let memory = card.memory >> 30;
-            say!("{:12} {memory:>6} {}   {hours}", card.name, batches.collect::<Vec<_>>().join(" "));
-        }
-        say!(
-            "A batch is what fits {} % of the memory; what the codec needs while it encodes is not counted.",
-            100.0 * Card::USABLE
-        );
-        say!("");
-    }
-
-    fn row(&self, file: &str, plan: &Plan) -> String {
-        let name = file.trim_start_matches("experiments/").trim_end_matches(".yaml");
-        let cards = Card::known();
-        let named = |name: &str| cards.iter().find(|card| card.name == name).expect("a card of the list");
-        let own = &plan.activations[0];
-        let other = plan.activations.iter().find(|other| other.recompute != own.recompute);
-        let clip = |variant: &Variant| gigabytes(variant.kept.clip);
-        let activations = match (own.recompute.as_str(), other) {
-            ("false", Some(other)) => format!("{} ({})", clip(own), clip(other)),
-            (_, Some(other)) => format!("{} ({})", clip(other), clip(own)),
-            (_, None) => clip(own),
-        };
-        let batches = COLUMNS.map(|name| fits(plan, named(name), &own.kept));
-        let hours = plan.hours(named("H100"), self.utilisation).map_or("–".into(), hours_text);
-        format!(
-            "| {name} | {} | {} | {} | {} | {activations} | {} | {} | {} |",
-            with_commas(plan.parameters),
-            with_commas(plan.trained),
-            flops(plan.step),
-            gigabytes(plan.state_bytes() + own.kept.fixed),
-            plan.clips(self.ranks),
-            batches.join(" / "),
-            hours,
-        )
-    }
 }
-
-const HEAD: [&str; 2] = [
-    "| experiment | parameters | trained | operations a clip and step | GB without clips | GB a clip (recomputed) | clips a step \
-     on one GPU | batch on 24 / 40 / 80 GB | hours on one H100 |",
-    "|---|---|---|---|---|---|---|---|---|",
-];
 
 /// The codec that `--autoencoder` says.
 fn codec(given: &str) -> Result<CodecConfig> {
@@ -189,36 +86,4 @@ fn codec(given: &str) -> Result<CodecConfig> {
     let wrong =
         |error| UserError(format!("--autoencoder {given}: neither a file nor the settings of a codec: {error}"));
     Ok(serde_yaml::from_str(given).map_err(wrong)?)
-}
-
-/// The batch that fits, for people.
-fn fits(plan: &Plan, card: &Card, activations: &Activations) -> String {
-    match plan.fits(card, activations) {
-        0 => "none".into(),
-        batch => batch.to_string(),
-    }
-}
-
-/// Of few hours the tenths too.
-fn hours_text(hours: f64) -> String {
-    if hours < 10.0 { format!("{hours:.1}") } else { with_commas(hours.round() as i64) }
-}
-
-fn formula(kept: &Activations) -> String {
-    match kept.fixed >> 20 {
-        0 => format!("{} for each clip", gigabytes(kept.clip)),
-        _ => format!("{} for each clip, and {} for weights in bfloat16", gigabytes(kept.clip), gigabytes(kept.fixed)),
-    }
-}
-
-fn gigabytes(bytes: i64) -> String {
-    format!("{:.2}", bytes as f64 / (1i64 << 30) as f64)
-}
-
-fn flops(flops: i64) -> String {
-    let flops = flops as f64;
-    match flops {
-        1e12.. => format!("{:.2} TFLOP", flops / 1e12),
-        _ => format!("{:.1} GFLOP", flops / 1e9),
-    }
 }
