@@ -251,6 +251,17 @@ fn the_frame_distance_sees_frames() {
     let blurred = from_real(&blurred.permute([0, 2, 3, 1]).reshape(real.size()).to_kind(Kind::Uint8));
     println!("backwards {backwards:.1e}, shuffled {shuffled:.1e}, negative {negative:.3}, blurred {blurred:.3}");
     assert!(backwards.abs() < 1e-6 && shuffled.abs() < 1e-6 && negative > 0.01 && blurred > 0.001);
+
+    // of a long clip no more than sixteen, from the first to the last
+    let extractor = ExtractorConfig::from(ExtractorKind::VGG16_FRAMES).open(CPU).unwrap();
+    let long = Tensor::cat(&[moving_set(1, 0), moving_set(1, 5)], 1);
+    let features = extractor.features(&long).unwrap();
+    assert_eq!((long.size()[1], features.size()), (20, vec![1, 16, 512]));
+    let ends = extractor.features(&reordered(&long, &[0, 1, 19])).unwrap();
+    for (row, of_ends) in [(0, 0), (1, 1), (15, 2)] {
+        let error = (features.select(1, row) - ends.select(1, of_ends)).abs().max().double_value(&[]);
+        assert!(error < 1e-4, "{row}: {error:e}");
+    }
 }
 
 /// A checkpoint as it is published: wrapped, with other networks beside it.

@@ -65,7 +65,7 @@ impl VideoModel for Linear {
         let code = |id: &SampleId| normal(id.seed, Purpose::SampleStart, id.sample, 1, &[8]) * self.spread;
         let mut codes = Tensor::stack(&samples.iter().map(code).collect::<Vec<_>>(), 0);
         if let Some(classes) = &given.classes {
-            codes = codes + self.classes.index_select(0, &Tensor::from_slice(classes.numbers));
+            codes += self.classes.index_select(0, &Tensor::from_slice(classes.numbers));
         }
         // row by row, so that a batch rounds as a single video does
         let rows = codes.split(1, 0);

@@ -24,6 +24,16 @@ const SIDE: i64 = 224;
 /// Frames that go through the network at once, which bounds its memory (40 MB a frame).
 const FRAMES_AT_ONCE: i64 = 16;
 
+/// Of a longer clip so many frames are looked at: neighbours show nearly the same picture, and features of every frame of
+/// thousands of long clips would fill the memory.
+const MOST_FRAMES: i64 = 16;
+
+/// Which frames of so many are looked at, evenly from the first to the last; none where all are.
+fn evenly(frames: i64) -> Option<Vec<i64>> {
+    let place = |i: i64| (i * (frames - 1) + (MOST_FRAMES - 1) / 2) / (MOST_FRAMES - 1);
+    (frames > MOST_FRAMES).then(|| (0..MOST_FRAMES).map(place).collect())
+}
+
 /// VGG16 on single frames, frozen, in float32.
 pub struct Vgg16Frames {
     vgg: Vgg16,
@@ -70,16 +80,20 @@ impl FeatureExtractor for Vgg16Frames {
     }
 
     fn preparation(&self) -> &str {
-        "frames to 224x224 bilinear with antialias"
+        "frames to 224x224 bilinear with antialias, of longer clips 16 of them evenly"
     }
 
     fn gives_rows(&self) -> bool {
         true
     }
 
-    /// One row a frame, `[N, F, 512]`.
+    /// One row a frame, `[N, F, 512]`, for at most [`MOST_FRAMES`] of a clip's.
     fn features(&self, videos: &Tensor) -> Result<Tensor> {
         ensure_videos("VGG16", videos, self.least_frames())?;
+        let videos = match evenly(videos.size()[1]) {
+            None => videos.shallow_clone(),
+            Some(places) => videos.index_select(1, &Tensor::from_slice(&places).to_device(videos.device())),
+        };
         let (n, f) = (videos.size()[0], videos.size()[1]);
         let frames = videos.flatten(0, 1);
         let _precision = Autocast::bfloat16(self.device, false);
@@ -89,5 +103,22 @@ impl FeatureExtractor for Vgg16Frames {
         let empty = Tensor::zeros([0, Vgg16::WIDTH], (Kind::Float, self.device));
         let pieces: Vec<Tensor> = std::iter::once(empty).chain(pieces).collect();
         Ok(Tensor::cat(&pieces, 0).view([n, f, Vgg16::WIDTH]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_long_clips_are_chosen_evenly() {
+        assert_eq!((evenly(1), evenly(16)), (None, None));
+        for frames in [17, 128, 1024] {
+            let places = evenly(frames).unwrap();
+            assert_eq!((places.len(), places[0], places[15]), (16, 0, frames - 1));
+            let steps: Vec<i64> = places.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            assert!(steps.iter().max().unwrap() - steps.iter().min().unwrap() <= 1, "{frames}: {steps:?}");
+        }
+        assert_eq!(evenly(31).unwrap()[..4], [0, 2, 4, 6]);
     }
 }

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::extractors::{ExtractorKind, FeatureExtractor};
 
-/// The Fréchet distance of single frames: how far pictures are, whatever their order and motion. Every frame of every clip
-/// is a sample. Not FID, whose features are another network's.
+/// The Fréchet distance of single frames: how far pictures are, whatever their order and motion. Every frame of a clip that
+/// the extractor looks at is a sample. Not FID, whose features are another network's.
 pub struct FrameDistance;
 
 impl VideoMetric for FrameDistance {

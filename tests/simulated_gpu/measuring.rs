@@ -105,5 +105,5 @@ fn everything_can_be_timed() {
         }
     }
     let (said, _) = gpu.succeed(folder.path(), &["doctor"]);
-    assert!(said.out.contains("devices: 1"), "{}", said.out);
+    assert!(said.out.contains("usable GPUs: 1"), "{}", said.out);
 }
