@@ -531,7 +531,10 @@ fn an_interrupted_command_leaves_no_half_written_file() {
     common::write_npy(&at.join("clips.npy"), &common::moving_clips(2, 4, 32));
     for (name, number) in [("INT", 2), ("TERM", 15)] {
         let size = ["--clips", "1000000", "--frames", "4", "--resolution", "32", "--out", "out/packed.safetensors"];
-        let mut pack = common::lvdm_in(at, &[&["data", "pack", "--videos", "clips.npy"][..], &size].concat());
+        // a shell lets what it starts in the background ignore Ctrl-C, and so may whoever runs this test
+        let mut pack = std::process::Command::new("env");
+        pack.current_dir(at).args(["--default-signal=INT", env!("CARGO_BIN_EXE_lvdm")]);
+        pack.args(["data", "pack", "--videos", "clips.npy"]).args(size);
         let mut pack = pack.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
         let files = || fs::read_dir(at.join("out")).map_or(0, |files| files.count());
         let start = std::time::Instant::now();

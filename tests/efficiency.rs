@@ -72,7 +72,7 @@ fn latents_and_pixels_side_by_side() {
         assert!(found.equal(&clips("three.safetensors").get(i as i64)));
     }
     let said = run_in(at, &["export", "runs/pixels", "--out", "released.safetensors"]);
-    assert!(said.error(1).contains("pixels"), "{}", said.err);
+    assert!(said.error(2).contains("pixels"), "{}", said.err);
 
     evaluate(at, "latents", "4", "runs/latents/evaluation");
     // one that says it is of another run is nobody else's

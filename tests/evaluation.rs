@@ -181,13 +181,15 @@ fn the_number_of_real_clips_is_said() {
     for word in ["6 clips against 4 real ones", "4 real clips where 6 are asked for", "real against real at 2 clips"] {
         assert!(said.out.contains(word), "`{word}` is not in\n{}", said.out);
     }
-    assert!(!said.err.contains("some videos give several"), "{}", said.err);
+    assert!(!said.err.contains("real clips are taken from"), "{}", said.err);
     // of 32 px, and so are the protocol's 256 said to be
     for word in ["real videos have 32 px and are scaled up to the 256 px", "generated videos have 32 px"] {
         assert!(said.err.contains(word), "`{word}` is not in\n{}", said.err);
     }
     // another protocol goes to another folder, and the same one to the same
-    succeed_in(at, &[&start[..], &["--resolution", "32"]].concat());
+    let plain = succeed_in(at, &[&start[..], &["--resolution", "32"]].concat());
+    let word = "6 real clips are taken from 4 videos, some of which give several";
+    assert!(plain.err.contains(word), "{}", plain.err);
     succeed_in(at, &[&start[..], &["--resolution", "32", "--clips", "5"]].concat());
     let folders = || fs::read_dir(at.join("runs/evaluation")).unwrap().map(|entry| entry.unwrap().path());
     assert_eq!(folders().filter(|folder| folder.join("figures.json").exists()).count(), 3);

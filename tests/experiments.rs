@@ -573,10 +573,14 @@ fn a_key_is_explained_on_the_command_line() {
         "{said}"
     );
     let said = succeed_in(&at, &["config", "schedule"]).out;
-    assert!(
-        said.contains("schedule.beta_start (number; default: 0.0015)") && said.contains("schedule.times"),
-        "{said}"
-    );
+    assert!(said.contains("schedule.beta_start (number; default: 0.0015") && said.contains("schedule.times"), "{said}");
+    // what differs from kind to kind is said of each, and so are the kinds
+    let said = succeed_in(&at, &["config", "network.heads"]).out;
+    assert!(said.contains("default: 4; of unet3d)") && said.contains("default: 16; of latte)"), "{said}");
+    assert!(succeed_in(&at, &["config", "schedule.kind"]).out.contains("rectified_flow"));
+    // the older name of the network, and an entry of a list
+    assert!(succeed_in(&at, &["config", "unet.channels"]).out.contains("network.channels"));
+    assert!(succeed_in(&at, &["config", "curves.0.name"]).out.contains("curves.name"));
     let said = run_in(&at, &["config", "trainer.stepps"]);
     assert!(said.error(2).contains("`trainer.stepps`"), "{}", said.err);
     assert!(succeed_in(&at, &["config"]).out.contains("lvdm evaluate-long FILE"));

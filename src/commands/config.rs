@@ -67,14 +67,20 @@ impl Config {
             say!("lvdm config KEY says what a key means; lvdm config --markdown lists all.");
             return Ok(());
         };
-        let found = keys.below(&key);
+        // an entry of a list has a number, and the network an older name
+        let parts: Vec<&str> = key.split('.').filter(|part| part.parse::<usize>().is_err()).collect();
+        let mut found = keys.below(&parts.join("."));
+        if let ["unet", rest @ ..] = &parts[..] {
+            found.extend(keys.below(&[&["network"], rest].concat().join(".")));
+        }
         if found.is_empty() {
             return Err(UserError(format!("no file has a key `{key}`; lvdm config --markdown lists all")).into());
         }
         for (title, keys) in found {
             say!("{}", title.replace('`', ""));
             for key in keys {
-                say!("  {} ({}; default: {})", key.path, key.r#type.replace('`', ""), key.default);
+                let kinds = if key.kinds.is_empty() { String::new() } else { format!("; of {}", key.kinds.join(", ")) };
+                say!("  {} ({}; default: {}{kinds})", key.path, key.r#type.replace('`', ""), key.default);
                 say!("      {}", key.meaning);
             }
         }

@@ -22,10 +22,10 @@ pub struct PlanTraining {
     #[arg(required = true)]
     files: Vec<String>,
     /// Memory of another card, in GB (2^30 bytes); may be given several times
-    #[arg(long, value_name = "GB")]
+    #[arg(long, value_name = "GB", conflicts_with = "markdown")]
     device_memory: Vec<f64>,
     /// GPUs that train together
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "markdown")]
     ranks: i64,
     /// Share of a card's peak that the training is assumed to reach
     #[arg(long, default_value_t = 0.3)]

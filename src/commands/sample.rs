@@ -16,7 +16,7 @@ use crate::{
     data::{RgbFrame, frame_folder::read_picture},
     diffusion::{SamplerChoice, SamplerConfig},
     distributed::{self, Launch, Ranks},
-    experiment::{Numerics, Precision, UserError},
+    experiment::{Numerics, Precision, TEXT_GUIDANCE, UserError},
     models::{self, Asked, Assignment, KnownClasses, SamplingJob, Seeds, VideoModel},
     run::weights_of,
     text_file::{read_text, trim},
@@ -158,10 +158,10 @@ pub struct SamplerOptions {
 /// How exactly networks compute, on the command line; what is not said stays as the experiment says, else float32.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct PrecisionOptions {
-    /// Of the networks: bf16 is faster on a GPU, and a little less exact [default: f32]
+    /// Precision of the networks: bf16 is faster on a GPU and slightly less exact [default: f32]
     #[arg(long, value_enum)]
     precision: Option<Precision>,
-    /// On a GPU, what is computed in float32 is rounded to TF32: faster, and a little less exact [default: false]
+    /// On a GPU, round float32 products to TF32: faster and slightly less exact [default: false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     tf32: Option<bool>,
 }
@@ -249,6 +249,8 @@ impl Sample {
         let [_, frames, height, width] = model.clip();
         let Numerics { precision, tf32 } = self.precision.over(Numerics::default());
         let TextOptions { guidance, negative, .. } = &self.text;
+        // folders that say nothing of it hold videos of the usual weight
+        let guidance = guidance.or(model.accepts().text.filter(|own| *own != TEXT_GUIDANCE));
         let mut settings = json!({
             "weights": weights_of(&self.run)?, "frames": frames, "height": height, "width": width,
             "sampler": model.sampling(), "seed": self.seed, "seeds": self.seeds, "first_frames": self.first_frames, "prompts": prompts, "guidance": guidance,

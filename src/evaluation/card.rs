@@ -127,6 +127,8 @@ pub fn card(experiment: &EvaluationExperiment, device: Device) -> Result<Card> {
     let model = open_model(&experiment.generated, device)?;
     let Files { samples, gaussian, text, generated, seconds } =
         to_files(experiment, model.as_deref(), &real_clips, own.clips)?;
+    // its memory is free for the features
+    drop(model);
     let there = samples.videos()?.videos.len() as i64;
     let frames = frames_of(&samples)?;
     let alone = Ranks::alone();

@@ -90,6 +90,11 @@ impl VideoPaths {
             None => {
                 let data = data(generated, 1)?;
                 let found = data.videos()?.videos.len() as i64;
+                if found < 2 {
+                    let text =
+                        format!("{} holds one video; a distance between sets needs 2 at least", generated.display());
+                    return Err(UserError(text).into());
+                }
                 (Generated::Clips { data }, found)
             }
         };

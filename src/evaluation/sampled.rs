@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::real_clips::RealClips;
 use crate::{
     diffusion::SamplerChoice,
+    distributed::rank,
     experiment::{Generated, Numerics, UserError},
     models::{Asked, Assignment, Seeds, VideoModel},
 };
@@ -46,7 +47,7 @@ impl<'a> Sampled<'a> {
         let accepts = model.accepts();
         let prompts = if accepts.text.is_some() { real.captions()? } else { Vec::new() };
         let follows = accepts.text.is_some() || accepts.classes.is_some();
-        if guidance.is_some() && !follows {
+        if guidance.is_some() && !follows && rank().is_none_or(|rank| rank == 0) {
             tracing::warn!(
                 "generated.guidance is not read: {} makes videos neither from texts nor of classes",
                 run.display()

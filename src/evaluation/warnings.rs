@@ -45,7 +45,12 @@ pub fn of_protocol(
 ) -> Result<()> {
     let (videos, wanted) = (real.videos().len() as i64, config.clips);
     if videos < wanted && config.draw.is_endless() {
-        tracing::warn!("{wanted} real clips out of {videos} videos: some videos give several");
+        let of = if videos == 1 {
+            "1 video, which gives".to_string()
+        } else {
+            format!("{videos} videos, some of which give")
+        };
+        tracing::warn!("{wanted} real clips are taken from {of} several");
     }
     small("real videos", shorter_side(real.videos())?, config);
     match (generated, sampled) {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     training::{OptimizerConfig, TrainerConfig},
-    validate::{Experiment, check_data},
+    validate::{Experiment, check_clip, check_data},
 };
 use crate::{autoencoder_loss::AutoencoderLossConfig, codecs::CodecConfig, data::DataConfig};
 
@@ -32,6 +32,17 @@ pub struct AutoencoderExperiment {
 impl Experiment for AutoencoderExperiment {
     fn validate(&self) -> Result<()> {
         check_data(&self.data)?;
+        self.check_settings()
+    }
+}
+
+impl AutoencoderExperiment {
+    /// As [`Experiment::validate`], but for whether the data are there.
+    ///
+    /// # Errors
+    /// Names the key and the rule.
+    pub fn check_settings(&self) -> Result<()> {
+        check_clip(&self.data)?;
         self.autoencoder.validate().context("autoencoder")?;
         self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
         self.loss.validate().context("loss")?;

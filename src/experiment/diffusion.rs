@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     labels::LabelConditioning,
     training::{OptimizerConfig, TrainerConfig},
-    validate::{Experiment, check_data},
+    validate::{Experiment, check_clip, check_data},
 };
 use crate::{
     data::DataConfig,
@@ -181,6 +181,27 @@ impl Experiment for DiffusionExperiment {
                 run.display()
             ),
         }
+        if let Some(text) = &self.text {
+            ensure!(
+                text.encoder.exists(),
+                "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
+                text.encoder.display()
+            );
+        }
+        if let Some(run) = &self.start_from {
+            ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
+        }
+        self.check_settings()
+    }
+}
+
+impl DiffusionExperiment {
+    /// As [`Experiment::validate`], but for whether what it names is there.
+    ///
+    /// # Errors
+    /// Names the key and the rule.
+    pub fn check_settings(&self) -> Result<()> {
+        check_clip(&self.data)?;
         ensure!(self.latent_stride >= 1, "latent_stride must be at least 1, not {}", self.latent_stride);
         ensure!(
             self.latent_stride <= self.data.frames,
@@ -191,9 +212,6 @@ impl Experiment for DiffusionExperiment {
         self.check_inputs()?;
         self.check_text()?;
         self.check_trained()?;
-        if let Some(run) = &self.start_from {
-            ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
-        }
         let path = self.schedule.build().context("schedule")?;
         self.objective.validate(&*path).context("objective")?;
         let walk = self.sampler.start(&*path).context("sampler")?;
@@ -214,9 +232,7 @@ impl Experiment for DiffusionExperiment {
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }
-}
 
-impl DiffusionExperiment {
     /// The settings of a U-Net, for what is about that network alone.
     ///
     /// # Errors
@@ -278,11 +294,6 @@ impl DiffusionExperiment {
         let Some(text) = &self.text else { return Ok(()) };
         ensure!((0.0..=1.0).contains(&text.drop), "text.drop is a probability, not {}", text.drop);
         ensure!(text.guidance.is_finite(), "text.guidance is {}", text.guidance);
-        ensure!(
-            text.encoder.exists(),
-            "text.encoder: there is no {} (lvdm import stable-diffusion makes such a run)",
-            text.encoder.display()
-        );
         ensure!(
             self.latents.is_some() || self.data.dataset.has_captions(),
             "data.dataset: its videos have no captions; kinds that have are webvid, captioned and packed"

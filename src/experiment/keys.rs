@@ -30,6 +30,8 @@ pub struct Key {
     pub default: String,
     /// What the key's documentation says.
     pub meaning: String,
+    /// The kinds of the group that have it so, where kinds differ.
+    pub kinds: Vec<String>,
 }
 
 impl Keys {
@@ -87,15 +89,24 @@ impl Keys {
 
     /// The keys of a mapping and of all in it.
     fn walk(&self, above: &str, schema: &Value, titles: &BTreeMap<String, String>, keys: &mut Vec<Key>) {
-        let parts =
-            kinds(schema).map_or(vec![schema], |kinds| kinds.iter().map(|kind| self.settings_of(kind)).collect());
-        for part in parts {
+        let below = |name: &str| if above.is_empty() { name.to_string() } else { format!("{above}.{name}") };
+        if let Some(kinds) = kinds(schema) {
+            keys.push(tag(below("kind"), kinds));
+        }
+        let parts: Vec<(Vec<&str>, &Value)> = kinds(schema).map_or(vec![(Vec::new(), schema)], |kinds| {
+            kinds.iter().map(|kind| (words_of(kind), self.settings_of(kind))).collect()
+        });
+        for (of_kinds, part) in parts {
             for (name, property) in properties(part) {
                 let mut key = self.key(name, property, part, titles);
-                key.path = if above.is_empty() { key.path } else { format!("{above}.{}", key.path) };
+                key.path = below(name);
                 let path = key.path.clone();
-                if !keys.iter().any(|known| known.path == path) {
-                    keys.push(key);
+                let is_same = |known: &&mut Key| Key { kinds: Vec::new(), ..(**known).clone() } == key;
+                let known = keys.iter_mut().find(is_same);
+                let of_kinds = of_kinds.iter().map(|kind| kind.to_string());
+                match known {
+                    Some(known) => known.kinds.extend(of_kinds),
+                    None => keys.push(Key { kinds: of_kinds.collect(), ..key }),
                 }
                 if let Some(inside) = self.group(property) {
                     self.walk(&path, &self.definitions()[&inside], titles, keys);
@@ -185,7 +196,8 @@ impl Keys {
             true => description(property),
             false => format!("{} {}.", description(property), words.join("; ")),
         };
-        Key { path: name.into(), r#type: self.type_of(property, titles), default, meaning: meaning.trim().into() }
+        let (r#type, meaning) = (self.type_of(property, titles), meaning.trim().into());
+        Key { path: name.into(), r#type, default, meaning, kinds: Vec::new() }
     }
 
     /// The words that a property can be, each with what it means.
@@ -271,6 +283,15 @@ fn words_of(kind: &Value) -> Vec<&str> {
     let tag = &kind["properties"]["kind"];
     let several = tag["enum"].as_array().into_iter().flatten();
     tag.get("const").into_iter().chain(several).filter_map(Value::as_str).collect()
+}
+
+/// The key that says which kind a group is of.
+fn tag(path: String, kinds: &[Value]) -> Key {
+    let words = |kind| words_of(kind).join(" or ");
+    let meaning: Vec<String> =
+        kinds.iter().map(|kind| format!("`{}`: {}", words(kind), description(kind).trim_end_matches('.'))).collect();
+    let r#type = kinds.iter().flat_map(words_of).map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+    Key { path, r#type, default: "see the group".into(), meaning: meaning.join("; "), kinds: Vec::new() }
 }
 
 /// The keys of a mapping, but the `kind` that stands above its table.

@@ -17,8 +17,8 @@ pub struct Asked {
     pub classes: Vec<i64>,
     /// What videos begin with.
     pub first_frames: Vec<RgbFrame>,
-    /// Weight of guidance by the prompt and the class; without one the model's own of each. Where videos follow both, that of
-    /// the prompt is the weight.
+    /// Weight of guidance by the prompt, or by the class of a model that takes no text; without one the model's own. Where
+    /// videos follow both, the weight is the prompt's.
     pub guidance: Option<f64>,
 }
 
@@ -82,10 +82,10 @@ impl Assignment {
         if let (true, Some(known)) = (all_classes, &accepts.classes) {
             asked.classes = (0..known.list.count()).collect();
         }
-        let weight = |own: Option<f64>| asked.guidance.or(own).unwrap_or(1.0);
+        let own = accepts.classes.as_ref().map_or(1.0, |known| known.guidance);
         Assignment {
-            text_guidance: weight(accepts.text),
-            class_guidance: weight(accepts.classes.as_ref().map(|known| known.guidance)),
+            text_guidance: asked.guidance.or(accepts.text).unwrap_or(1.0),
+            class_guidance: if accepts.text.is_some() { own } else { asked.guidance.unwrap_or(own) },
             asked,
             all_classes,
         }
@@ -177,6 +177,10 @@ mod tests {
             assert!(given.first_frames.is_none());
         });
         assert_eq!((both.prompt(3), both.describe().as_str()), (Some("b"), "each class in turn, guidance 7.5"));
+        let louder = Assignment::within(&accepts(Some(7.5), Some((3, 4.0))), Asked { guidance: Some(9.0), ..asked });
+        louder.give(&[1], |given| {
+            assert_eq!((given.text.unwrap().guidance, given.classes.unwrap().guidance), (9.0, 4.0));
+        });
         let asked = Asked { classes: vec![2, 0], guidance: Some(2.0), ..Asked::default() };
         let chosen = Assignment::within(&accepts(None, Some((3, 4.0))), asked);
         assert_eq!(chosen.classes(&[0, 1, 2]), [2, 0, 2]);

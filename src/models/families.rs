@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tch::Device;
 
 use super::{latent_diffusion::LatentDiffusion, model::VideoModel};
-use crate::checkpoint;
+use crate::{checkpoint, experiment::UserError};
 
 type Open = fn(&Path, Device) -> Result<Box<dyn VideoModel>>;
 
@@ -21,11 +21,12 @@ pub fn open(run: &Path, device: Device) -> Result<Box<dyn VideoModel>> {
     let (path, head) = checkpoint::open_head(run)?;
     match FAMILIES.iter().find(|(task, _)| *task == head.task) {
         Some((_, open)) => open(run, device),
-        None => bail!(
+        None => Err(UserError(format!(
             "{} holds a training of the task {}, which makes no videos; those that do are: {}",
             path.display(),
             head.task,
             FAMILIES.map(|(task, _)| task).join(", ")
-        ),
+        ))
+        .into()),
     }
 }

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use super::{FrameStack, Init, Scope, full_precision, prefers_channels_last};
-use crate::torch::{composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, transposed_conv};
+use crate::torch::{composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, takes_gpu_path, transposed_conv};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -25,7 +25,7 @@ impl Padding {
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
             Padding::Replicate if fuses(x) && prefers_channels_last(x.device()) => repeat_edges(x, pads),
-            Padding::Replicate if x.device().is_cuda() => composed_edges(x, pads),
+            Padding::Replicate if takes_gpu_path(x.device()) => composed_edges(x, pads),
             Padding::Replicate => x.replication_pad3d(pads),
         }
     }

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor, no_grad};
 use super::{FrameStack, Init, Scope, prefers_channels_last};
 use crate::{
     distributed::Ranks,
-    torch::{composed_norm, fuses, group_norm},
+    torch::{composed_norm, fuses, group_norm, takes_gpu_path},
 };
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
@@ -83,7 +83,7 @@ impl GroupNorm {
     /// Normalises `[B, C, F, H, W]` over F, H and W and applies SiLU. Videos with channels last in memory keep that order,
     /// and on the CPU our own kernel takes them in one pass.
     pub fn silu_of_video(&self, x: &Tensor) -> Tensor {
-        let is_channels_last = x.device().is_cuda() && x.stride()[1] == 1;
+        let is_channels_last = takes_gpu_path(x.device()) && x.stride()[1] == 1;
         let fused = fuses(&full_precision(x)) && prefers_channels_last(x.device());
         if !(is_channels_last || fused) {
             return self.forward(x).silu();
@@ -104,7 +104,7 @@ impl GroupNorm {
     /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
     /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
     fn normalize_groups(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
-        if x.device().is_cuda() {
+        if takes_gpu_path(x.device()) {
             return composed_norm(x, scale, shift, self.groups, self.eps, silu);
         }
         let x = full_precision(x);

@@ -1,9 +1,10 @@
 //! How much a forward pass keeps for its backward pass, out of forward passes over the smallest clips.
 //!
 //! What a layer keeps of a clip grows linearly with each of frames, height and width, and with the batch: so passes over
-//! clips of one and of two units along each axis say what any clip needs. Scores of attention over the frames of a place
-//! grow with the square of frames, which passes over three units tell. The passes run on the CPU, with the network's own
-//! code and precision, and weights without memory.
+//! clips of one and of two units along each axis say what any clip needs; a unit is large enough that no axis is 1 long,
+//! where LibTorch can do without copies. Scores of attention over the frames of a place
+//! grow with the square of frames, which passes over three units tell. The passes run on the CPU, in the operations and the
+//! precision that the network has on a GPU ([`as_on_gpu`](crate::torch::as_on_gpu)), and with weights without memory.
 
 use anyhow::Result;
 
@@ -73,6 +74,15 @@ impl Activations {
             let missing = of_rows * frames * places.powi(2) + of_frames.min(of_rows) * (frames * places).powi(2);
             Activations { fixed: fixed as i64, clip: (real - fixed).max(0.0) as i64, incomplete: missing > 0.05 * real }
         }))
+    }
+
+    /// What is said where the count is too low.
+    pub(super) fn note(&self) -> Option<String> {
+        self.incomplete.then(|| {
+            "This network keeps tensors that grow faster than its clips, as scores of attention over all places of all \
+             frames do: activations are counted too low."
+                .into()
+        })
     }
 
     /// Both at a time.

@@ -1,9 +1,9 @@
 //! The plan of an autoencoder's training.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::{Activations, Plan, PlanOptions, Variant, needs::checked};
+use super::{Activations, Plan, PlanOptions, Variant};
 use crate::{
     autoencoder_loss::{AutoencoderLossConfig, PatchDiscriminator, VIDEO_DISCRIMINATOR, VideoDiscriminator},
     experiment::{AutoencoderExperiment, Precision},
@@ -19,10 +19,7 @@ const PIXELS: i64 = 32;
 
 pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) -> Result<Plan> {
     let AutoencoderExperiment { data, autoencoder: codec, loss, .. } = experiment;
-    let trainer = checked(&experiment.trainer).context("trainer")?;
-    codec.validate().context("autoencoder")?;
-    ensure!(!codec.is_exact(), "autoencoder: {} has nothing to train", codec.name());
-    loss.validate().context("loss")?;
+    let trainer = experiment.trainer.clone();
     let (frames, side) = (data.frames, data.resolution);
     let latent = codec.latent_shape(frames, side, side).context("data")?;
 
@@ -44,14 +41,17 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
     let coded: i64 = codec.flops(frames, side, side).iter().sum();
     let perceived = if perceives { frames_seen(loss, frames) * flops::vgg16(side, side) } else { 0 };
     let adversary = if loss.adversarial_weight > 0.0 { discriminators.flops(loss, frames, side) } else { 0 };
+    let with_adversary = (trainer.steps - loss.adversarial_start).clamp(0, trainer.steps) as f64 / trainer.steps as f64;
     // clips and reconstructions, and the gradient by these; the discriminators' own update codes once more, and moves them
-    let step = 3 * (coded + perceived) + if adversary > 0 { coded + 8 * adversary } else { 0 };
-    let notes = vec![
+    let judging = if adversary > 0 { coded + 8 * adversary } else { 0 };
+    let step = 3 * (coded + perceived) + (judging as f64 * with_adversary) as i64;
+    let mut notes = vec![
         "A clip in a training step counts as three passes of encoding and decoding, three of LPIPS where it looks (the \
-         clip, its reconstruction, and back), and, once the discriminators have come in, one more of encoding and decoding \
-         and eight of theirs."
+         clip, its reconstruction, and back), and, in the steps in which there are discriminators (loss.adversarial_start), \
+         one more of encoding and decoding and eight of theirs; what is said is the mean of all steps."
             .to_string(),
     ];
+    notes.extend(kept.note());
     Ok(Plan {
         title: format!("a {} of clips {:?} with latents {latent:?}", codec.name(), [3, frames, side, side]),
         parameters: own.count() + judged,

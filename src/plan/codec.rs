@@ -2,13 +2,13 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::PlanOptions;
 use crate::{
     checkpoint,
     codecs::CodecConfig,
-    experiment::{AutoencoderExperiment, DiffusionSpace, read},
+    experiment::{AutoencoderExperiment, DiffusionSpace, UserError, read},
     run_files::AUTOENCODER_FILE,
 };
 
@@ -32,24 +32,28 @@ pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) 
         let found = found.expect("autoencoder", &path)?;
         let settings = CodecConfig::stored(found.experiment["autoencoder"].clone())
             .with_context(|| format!("the autoencoder stored in {}", path.display()))?;
-        return Ok(PlannedCodec { settings: Some(settings), note: None });
+        let note =
+            options.codec.is_some().then(|| format!("The codec is that of {}, not --autoencoder.", run.display()));
+        return Ok(PlannedCodec { settings: Some(settings), note });
     }
     if let Some(experiment) = experiment_of(file, run).filter(|path| path.is_file()) {
         let settings = read::<AutoencoderExperiment>(&experiment, &[])?.autoencoder;
         let note = format!("{} is not there: its codec is the one of {}.", run.display(), experiment.display());
         return Ok(PlannedCodec { settings: Some(settings), note: Some(note) });
     }
-    let Some(settings) = options.codec.clone() else {
-        bail!(
-            "autoencoder: there is no {}, and no experiment that would make it; say which codec it will have: \
-             --autoencoder FILE (an experiment of `lvdm train autoencoder`), or its settings, as \
-             --autoencoder '{{kind: image_autoencoder}}' for that of Stable Diffusion",
-            run.display()
-        )
-    };
-    let kind = serde_json::to_value(&settings)?["kind"].as_str().unwrap_or_default().to_string();
-    let note = format!("{} is not there: its codec is the {kind} that --autoencoder says.", run.display());
-    Ok(PlannedCodec { settings: Some(settings), note: Some(note) })
+    if let Some(settings) = options.codec.clone() {
+        let kind = serde_json::to_value(&settings)?["kind"].as_str().unwrap_or_default().to_string();
+        let note = format!("{} is not there: its codec is the {kind} that --autoencoder says.", run.display());
+        return Ok(PlannedCodec { settings: Some(settings), note: Some(note) });
+    }
+    let text = format!(
+        "{}: autoencoder: there is no {}, and no experiment that would make it; say which codec it will have: \
+         --autoencoder FILE (an experiment of `lvdm train autoencoder`), or its settings, as --autoencoder \
+         '{{kind: image_autoencoder}}' for that of Stable Diffusion",
+        file.display(),
+        run.display()
+    );
+    Err(UserError(text).into())
 }
 
 /// `experiments/x/diffusion.yaml` and `runs/x/autoencoder` → `experiments/x/autoencoder.yaml`: where the experiment of a run
@@ -59,7 +63,9 @@ fn experiment_of(file: &Path, run: &Path) -> Option<PathBuf> {
     let root = parts.iter().rposition(|part| part.as_os_str() == "experiments")?;
     let below = run.strip_prefix("runs").ok()?;
     let root: PathBuf = parts[..=root].iter().collect();
-    Some(root.join(below).with_extension("yaml"))
+    let mut file = root.join(below).into_os_string();
+    file.push(".yaml");
+    Some(file.into())
 }
 
 #[cfg(test)]
@@ -73,6 +79,7 @@ mod tests {
             of("/a/experiments/ucf101/diffusion.yaml", "runs/ucf101/autoencoder"),
             Some("/a/experiments/ucf101/autoencoder.yaml".into())
         );
+        assert_eq!(of("experiments/x.yaml", "runs/sd/vae-1.5"), Some("experiments/sd/vae-1.5.yaml".into()));
         assert_eq!(of("mine.yaml", "runs/ucf101/autoencoder"), None);
         assert_eq!(of("experiments/x.yaml", "/elsewhere/autoencoder"), None);
     }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Activations, Plan, PlanOptions, Variant, codec::codec, needs::checked};
+use super::{Activations, Plan, PlanOptions, Variant, codec::codec};
 use crate::{
     checkpoint,
     codecs::{CodecSettings, Pixels},
@@ -22,9 +22,7 @@ use crate::{
 /// `file` is where the experiment stands.
 pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &PlanOptions) -> Result<Plan> {
     let DiffusionExperiment { data, network, .. } = experiment;
-    let trainer = checked(&experiment.trainer).context("trainer")?;
-    ensure!(experiment.latent_stride >= 1, "latent_stride must be at least 1, not {}", experiment.latent_stride);
-    network.validate().context("network")?;
+    let trainer = experiment.trainer.clone();
     let mut notes = Vec::new();
 
     let planned = codec(file, &experiment.autoencoder, options)?;
@@ -63,9 +61,11 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     let [whole, again] = match known {
         Some(known) => known,
         None => {
-            let units = [1, 2, 3].map(|axis| latent[axis] as f64 / multiple_of[axis - 1] as f64);
+            // the lowest level has two rows and columns
+            let unit = [multiple_of[0], 2 * multiple_of[1], 2 * multiple_of[2]];
+            let units = [1, 2, 3].map(|axis| latent[axis] as f64 / unit[axis - 1] as f64);
             Activations::of(units, &|batch, size| {
-                let [frames, height, width] = [0, 1, 2].map(|axis| size[axis] * multiple_of[axis]);
+                let [frames, height, width] = [0, 1, 2].map(|axis| size[axis] * unit[axis]);
                 forward(experiment, &counted, batch, [latent[0], frames, height, width], tokens)
             })?
         }
@@ -77,24 +77,20 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         Some(own) if recomputes => vec![variant(&own.to_string(), again), variant("false", whole)],
         Some(_) => vec![variant("false", whole), variant("true", again)],
     };
-    if activations.iter().any(|variant| variant.kept.incomplete) {
-        notes.push(
-            "This network keeps tensors that grow faster than its clips, as scores of attention over all places of all \
-             frames do: activations are counted too low."
-                .into(),
-        );
-    }
+    notes.extend(activations.iter().find_map(|variant| variant.kept.note()));
 
     let flops = network.flops(&ports(experiment, latent), latent, tokens);
-    let passes = if recomputes { 4 } else { 3 };
+    // forward, backward to the activations, and to the weights that training moves
+    let passes = if recomputes { 3 } else { 2 };
+    let to_weights = (flops as f64 * trained as f64 / parameters as f64) as i64;
     let encoding = match experiment.latents {
         Some(_) => 0,
         None => codec.flops(data.frames, data.resolution, data.resolution)[0],
     };
     notes.push(format!(
-        "A clip in a training step counts as {} forward passes{}{}.",
+        "A clip in a training step counts as {} forward passes{}, one more for the share of parameters that training moves{}.",
         passes,
-        if recomputes { " (the backward pass as two, and what is recomputed as a whole one)" } else { "" },
+        if recomputes { " (what is recomputed as a whole one)" } else { "" },
         if encoding > 0 { ", and its encoding" } else { "" },
     ));
     Ok(Plan {
@@ -104,7 +100,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         averaged: if trainer.ema_decay.is_some() { trained } else { 0 },
         frozen: frozen_codec.count() + frozen_text.count(),
         forward: flops,
-        step: flops * passes + encoding,
+        step: flops * passes + to_weights + encoding,
         activations,
         trainer,
         notes,

@@ -18,7 +18,10 @@ pub use self::{
     cards::{CARDS, Card},
     needs::{Plan, PlanOptions, Variant},
 };
-use crate::experiment::{AutoencoderExperiment, DiffusionExperiment, UserError, read};
+use crate::{
+    experiment::{AutoencoderExperiment, DiffusionExperiment, UserError, read},
+    torch::as_on_gpu,
+};
 
 /// The plan of an experiment file of `lvdm train`, after replacing what `overrides` (`key.path=value`) say. Videos,
 /// weights and LPIPS need not be there; of an autoencoder run that is, the settings alone are read.
@@ -27,9 +30,18 @@ use crate::experiment::{AutoencoderExperiment, DiffusionExperiment, UserError, r
 /// A file with mistakes, or of another command; sizes that do not fit together; an autoencoder whose settings cannot
 /// be found.
 pub fn of(file: &Path, overrides: &[String], options: &PlanOptions) -> Result<Plan> {
+    let wrong = |error: anyhow::Error| UserError(format!("{}: {error:#}", file.display()));
     match kind(file, overrides)? {
-        Kind::Autoencoder => autoencoder::plan(&read::<AutoencoderExperiment>(file, overrides)?, options),
-        Kind::Diffusion => denoiser::plan(file, &read::<DiffusionExperiment>(file, overrides)?, options),
+        Kind::Autoencoder => {
+            let experiment: AutoencoderExperiment = read(file, overrides)?;
+            experiment.check_settings().map_err(wrong)?;
+            as_on_gpu(|| autoencoder::plan(&experiment, options))
+        }
+        Kind::Diffusion => {
+            let experiment: DiffusionExperiment = read(file, overrides)?;
+            experiment.check_settings().map_err(wrong)?;
+            as_on_gpu(|| denoiser::plan(file, &experiment, options))
+        }
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use anyhow::Result;
-
 use super::{Activations, Card};
 use crate::{
     codecs::CodecConfig,
@@ -89,11 +87,13 @@ impl Plan {
         (left / activations.clip.max(1)).max(0)
     }
 
-    /// Hours of the whole training on such cards at this share of their peak; each does its own batch at the same time.
+    /// Hours of the whole training on such cards at this share of their peak, at most those of `trainer.minutes`; each does
+    /// its own batch at the same time.
     pub fn hours(&self, card: &Card, utilisation: f64) -> Option<f64> {
         let peak = card.peak(self.trainer.precision, self.trainer.tf32)? * 1e12;
         let flops = self.step as f64 * self.clips(1) as f64 * self.trainer.steps as f64;
-        Some(flops / (peak * utilisation) / 3600.0)
+        let most = self.trainer.minutes.map_or(f64::INFINITY, |minutes| minutes / 60.0);
+        Some((flops / (peak * utilisation) / 3600.0).min(most))
     }
 
     /// The precision of products and convolutions, for people.
@@ -104,10 +104,4 @@ impl Plan {
             (Precision::F32, false) => "f32",
         }
     }
-}
-
-/// The trainer's settings, checked.
-pub(super) fn checked(trainer: &TrainerConfig) -> Result<TrainerConfig> {
-    trainer.validate()?;
-    Ok(trainer.clone())
 }

@@ -247,13 +247,18 @@ fn gallery(name: String, files: &[PathBuf], most: usize) -> Result<Gallery> {
     Ok(Gallery { name, videos, count: files.len(), cut })
 }
 
-/// What the latest checkpoint of a run says.
+/// What the latest checkpoint of a run says; none where there is none that can be read, of which it warns.
 fn trained(run: &Path) -> Result<Option<Trained>> {
     if checkpoint::list(run)?.is_empty() {
         return Ok(None);
     }
-    let (path, Checkpoint { task, progress, .. }) = checkpoint::open_head(run)?;
-    Ok(Some(Trained { task, parameters: checkpoint::parameters(&path)?, seconds: progress.seconds }))
+    let read = || {
+        let (path, Checkpoint { task, progress, .. }) = checkpoint::open_head(run)?;
+        Ok(Trained { task, parameters: checkpoint::parameters(&path)?, seconds: progress.seconds })
+    };
+    // a training that runs may delete one meanwhile, and a page of many runs does not fail by one
+    let trained: Result<Trained> = read();
+    Ok(trained.inspect_err(|error| tracing::warn!("{}: {error:#}", run.display())).ok())
 }
 
 fn sensitivity_table(name: String, Sensitivity { protocol_hash, mut figures, .. }: Sensitivity) -> SensitivityTable {

@@ -84,7 +84,11 @@ impl PlanTable {
         lines.join("\n")
     }
 
+    /// Of a training that fits the card as its file says.
     fn hours(&self, plan: &Plan, card: &Card) -> String {
+        if plan.fits(card, &plan.activations[0].kept) < plan.trainer.batch {
+            return "does not fit".into();
+        }
         match plan.hours(card, self.utilisation) {
             None => "–".into(),
             // of few hours the tenths too
@@ -114,7 +118,7 @@ impl PlanTable {
             with_commas(plan.trained),
             flops(plan.step),
             gigabytes(plan.state_bytes() + own.kept.fixed),
-            plan.clips(self.ranks),
+            plan.clips(1),
             batches.join(" / "),
             hours,
         )

@@ -4,7 +4,10 @@ use std::{ffi::c_int, marker::PhantomData, sync::Once};
 
 use tch::{Device, Tensor};
 
-use super::processor::{Bfloat16, processor};
+use super::{
+    gpu_path::is_as_on_gpu,
+    processor::{Bfloat16, processor},
+};
 
 unsafe extern "C" {
     fn lvdm_autocast_set(device_type: c_int, enabled: bool, bfloat16: bool);
@@ -24,7 +27,7 @@ impl Autocast {
     /// instructions for bfloat16 one line says that float32 is faster.
     pub fn bfloat16(device: Device, enabled: bool) -> Self {
         static SAID: Once = Once::new();
-        if enabled && device == Device::Cpu && processor().bfloat16 != Bfloat16::Native {
+        if enabled && device == Device::Cpu && processor().bfloat16 != Bfloat16::Native && !is_as_on_gpu() {
             SAID.call_once(|| {
                 let name = &processor().name;
                 tracing::warn!("{name} has no instructions for bfloat16, which is emulated: float32 is faster here");

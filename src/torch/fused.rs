@@ -4,7 +4,7 @@ use std::ffi::{c_char, c_void};
 
 use tch::{Device, Kind, Tensor};
 
-use super::{check, processor::shortcuts};
+use super::{check, gpu_path::is_as_on_gpu, processor::shortcuts};
 
 unsafe extern "C" {
     fn lvdm_group_norm(
@@ -40,7 +40,7 @@ unsafe extern "C" {
 /// Whether the kernels of this file can take this tensor, and are faster on this processor (see
 /// [`Shortcuts`](super::Shortcuts)).
 pub fn fuses(x: &Tensor) -> bool {
-    x.device() == Device::Cpu && x.kind() == Kind::Float && shortcuts().kernels
+    x.device() == Device::Cpu && x.kind() == Kind::Float && shortcuts().kernels && !is_as_on_gpu()
 }
 
 fn checked(x: &Tensor, shape: &[i64]) -> Tensor {
