@@ -87,7 +87,7 @@ impl FeatureExtractor for Vgg16Frames {
         true
     }
 
-    /// One row a frame, `[N, F, 512]`, for at most [`MOST_FRAMES`] of a clip's.
+    /// One row a frame, `[N, F, 512]`, for at most 16 of a clip's.
     fn features(&self, videos: &Tensor) -> Result<Tensor> {
         ensure_videos("VGG16", videos, self.least_frames())?;
         let videos = match evenly(videos.size()[1]) {
