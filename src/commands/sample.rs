@@ -90,7 +90,7 @@ pub struct Sample {
     launch: Launch,
 }
 
-/// What a text-to-video run is told.
+/// What a text-to-video run is given.
 #[derive(Debug, clap::Args)]
 struct TextOptions {
     /// What to show; give it several times for several videos. Video i shows prompt i, from the first again after the last
@@ -120,7 +120,7 @@ impl TextOptions {
         Ok(prompts)
     }
 
-    /// Whether what is told fits a run that attends to a text, or to none.
+    /// Whether what is given fits a run that attends to a text, or to none.
     fn check(&self, run: &Path, is_text: bool, has_classes: bool, prompts: &[String]) -> Result<()> {
         let given = !prompts.is_empty();
         let wrong = match (is_text, given) {
@@ -226,8 +226,8 @@ impl Sample {
 
     /// The numbers of the classes that are asked for.
     fn class_numbers(&self, known: Option<&KnownClasses>) -> Result<Vec<i64>> {
-        let number = |told: &String| match known {
-            Some(known) => known.list.number(told).map_err(|error| UserError(format!("--class: {error}")).into()),
+        let number = |given: &String| match known {
+            Some(known) => known.list.number(given).map_err(|error| UserError(format!("--class: {error}")).into()),
             None => {
                 let run = self.run.display();
                 let text = format!("--class: {run} was not trained with `labels`: it knows no classes");

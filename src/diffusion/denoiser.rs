@@ -165,10 +165,10 @@ mod tests {
         let (network, z_t) = (ByLabel { field: normal(), ports }, normal());
         let label = Some(Tensor::from_slice(&[1i64]));
         for predict in [Predict::Velocity, Predict::Z0, Predict::Flow] {
-            let told = |given| NetworkDenoiser { network: &network, path: &path, predict, given };
+            let denoiser = |given| NetworkDenoiser { network: &network, path: &path, predict, given };
             let guided = Guided {
-                conditional: told(Inputs { label: label.as_ref().map(Tensor::shallow_clone), ..Inputs::default() }),
-                unconditional: told(Inputs::default()),
+                conditional: denoiser(Inputs { label: label.as_ref().map(Tensor::shallow_clone), ..Inputs::default() }),
+                unconditional: denoiser(Inputs::default()),
                 weight: 4.0,
                 form: Guidance::Interpolate,
                 path: &path,

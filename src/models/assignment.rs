@@ -127,7 +127,7 @@ impl Assignment {
         (!self.asked.prompts.is_empty()).then(|| dealt(&self.asked.prompts, video).as_str())
     }
 
-    /// These videos of a model, u8 `[N, 3, F, H, W]` on the host. `on_step(i, steps)` is told of progress.
+    /// These videos of a model, u8 `[N, 3, F, H, W]` on the host. `on_step(i, steps)` is called at each step.
     ///
     /// # Errors
     /// Those of [`VideoModel::videos`].

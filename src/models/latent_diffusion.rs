@@ -83,7 +83,7 @@ pub struct LatentConditions<'a> {
     pub frames: Option<FramesOfClip<'a>>,
     /// To a network with a text encoder; without a text it sees the empty prompt.
     pub text: Option<TextPrompts<'a>>,
-    /// To a network with classes; without them it is told of none.
+    /// To a network with classes; without them it sees none.
     pub classes: Option<Classes<'a>>,
 }
 
@@ -249,9 +249,9 @@ impl LatentDiffusion {
         self.predict.check(&*self.path, sampler.start(&*self.path)?.times())
     }
 
-    /// The labels of so many clips, where classes are told.
-    fn labels(&self, told: Option<&Classes>, clips: usize) -> Result<Option<GivenLabels>> {
-        let Some(Classes { numbers, guidance }) = told else { return Ok(None) };
+    /// The labels of so many clips, where classes are given.
+    fn labels(&self, given: Option<&Classes>, clips: usize) -> Result<Option<GivenLabels>> {
+        let Some(Classes { numbers, guidance }) = given else { return Ok(None) };
         ensure!(numbers.len() == clips, "{} classes for {clips} clips", numbers.len());
         self.check_classes(&Classes { numbers, guidance: *guidance })?;
         let labels = upload(&Tensor::from_slice(numbers), self.space.device());
@@ -267,20 +267,20 @@ impl LatentDiffusion {
         Ok(())
     }
 
-    /// Encoded texts of so many clips, the empty one where none is told; none for a network that attends to none.
-    fn texts(&self, told: Option<&TextPrompts>, clips: usize) -> Result<Option<GivenTexts>> {
-        let Some(told) = told else {
+    /// Encoded texts of so many clips, the empty one where none is given; none for a network that attends to none.
+    fn texts(&self, given: Option<&TextPrompts>, clips: usize) -> Result<Option<GivenTexts>> {
+        let Some(given) = given else {
             let empty = vec![""; clips];
             let contexts = self.text.as_ref().map(|text| text.encode(&empty)).transpose()?;
             return Ok(contexts.map(|contexts| GivenTexts { contexts, guidance: None }));
         };
         let text = self.text.as_ref().context(NO_TEXT)?;
-        ensure!(told.prompts.len() == clips, "{} prompts for {clips} clips", told.prompts.len());
-        let guidance = match told.guidance {
+        ensure!(given.prompts.len() == clips, "{} prompts for {clips} clips", given.prompts.len());
+        let guidance = match given.guidance {
             1.0 => None,
-            weight => Some((text.encode(&vec![told.negative; clips])?, weight)),
+            weight => Some((text.encode(&vec![given.negative; clips])?, weight)),
         };
-        Ok(Some(GivenTexts { contexts: text.encode(told.prompts)?, guidance }))
+        Ok(Some(GivenTexts { contexts: text.encode(given.prompts)?, guidance }))
     }
 
     /// Normalised latents → u8 `[N, 3, F, H, W]` on the host, one at a time in the decoder.

@@ -56,7 +56,7 @@ pub struct TextPrompts<'a> {
 pub struct Accepts {
     /// Of a model that makes videos from texts, the weight of guidance.
     pub text: Option<f64>,
-    /// Of a model that is told a class.
+    /// Of a model that takes a class.
     pub classes: Option<KnownClasses>,
 }
 
@@ -84,7 +84,7 @@ pub trait VideoModel {
     fn check(&self, given: &Given) -> Result<()>;
 
     /// The numbered videos, u8 `[N, 3, F, H, W]` on the host. Each depends on its numbers and on what it is given, and on
-    /// nothing else. `on_step(i, steps)` is told of progress.
+    /// nothing else. `on_step(i, steps)` is called at each step.
     ///
     /// # Errors
     /// As [`Self::check`]; those of the device.

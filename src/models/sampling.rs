@@ -25,7 +25,7 @@ pub struct SamplingJob<'a> {
 
 impl SamplingJob<'_> {
     /// Makes them. On rank 0 each batch, u8 `[N, 3, F, H, W]`, goes to `take` with the numbers of its videos, in order.
-    /// `on_step(first, i, steps)` is told of progress on the batch whose first video has this number.
+    /// `on_step(first, i, steps)` is called at each step on the batch whose first video has this number.
     ///
     /// # Errors
     /// Those of the model and of `take`; another rank that failed.
@@ -42,8 +42,8 @@ impl SamplingJob<'_> {
             .collect();
         let make = |i: usize| {
             let videos: &Vec<u64> = &batches[i];
-            let mut told = |step, steps| on_step(videos[0], step, steps);
-            Ok(vec![self.assignment.videos(self.model, videos, &self.seeds, &mut told)?])
+            let mut on_batch_step = |step, steps| on_step(videos[0], step, steps);
+            Ok(vec![self.assignment.videos(self.model, videos, &self.seeds, &mut on_batch_step)?])
         };
         ranks.collect(batches.len(), make, |i, made| {
             if !ranks.is_first() {

@@ -34,7 +34,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
     let known = options.counted.borrow().get(&of).map(|[whole, _]| *whole);
     let kept = match known {
         Some(kept) => kept,
-        None => kept(experiment, latent, &discriminators, &lpips)?,
+        None => count_kept(experiment, latent, &discriminators, &lpips)?,
     };
     options.counted.borrow_mut().insert(of, [kept; 2]);
 
@@ -67,7 +67,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
 }
 
 /// What a forward pass through codec and losses keeps.
-fn kept(
+fn count_kept(
     experiment: &AutoencoderExperiment,
     latent: [i64; 4],
     discriminators: &Discriminators,

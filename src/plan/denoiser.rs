@@ -58,7 +58,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     let counted = if own.is_some() && !recomputes { recomputing(network)? } else { network.clone() };
     let of = format!("{:?}", (&counted, ports(experiment, latent), tokens, experiment.trained, trainer.precision));
     let known = options.counted.borrow().get(&of).copied();
-    let [whole, again] = match known {
+    let [whole, recomputed] = match known {
         Some(known) => known,
         None => {
             // the lowest level has two rows and columns
@@ -70,12 +70,12 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
             })?
         }
     };
-    options.counted.borrow_mut().insert(of, [whole, again]);
+    options.counted.borrow_mut().insert(of, [whole, recomputed]);
     let variant = |recompute: &str, kept| Variant { recompute: recompute.into(), kept };
     let activations = match &own {
         None => vec![variant("", whole)],
-        Some(own) if recomputes => vec![variant(&own.to_string(), again), variant("false", whole)],
-        Some(_) => vec![variant("false", whole), variant("true", again)],
+        Some(own) if recomputes => vec![variant(&own.to_string(), recomputed), variant("false", whole)],
+        Some(_) => vec![variant("false", whole), variant("true", recomputed)],
     };
     notes.extend(activations.iter().find_map(|variant| variant.kept.note()));
 
