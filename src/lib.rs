@@ -86,5 +86,5 @@ pub fn init() {
     torch::use_available_cpus();
     // before anything asks LibTorch about CUDA; `doctor` says why it failed
     let _ = torch::load_cuda();
-    torch::allow_tf32(false);
+    torch::compute_exactly();
 }

@@ -351,13 +351,13 @@ def autocast(device, precision):
 def only(network, **known):
     """The network's settings; one that the peer does not have is an error."""
     for key, value in network.items():
-        if key not in known or known[key] not in (None, value):
+        if value is not None and (key not in known or known[key] not in (None, value)):
             raise SystemExit(f"the peers have no {key} = {value}")
     return network
 
 
 def unet_peers(bench, device, precision):
-    n = only(bench["network"], channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
+    n = only(bench["network"], kind="unet3d", channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
              heads=None, attention="factorized", relative_position=True, adaptive_norm=True, norm_groups=32,
              norm_per_frame=False, context_width=None, temporal=True, recompute=False)  # fmt: skip
     (c, f, h, w), batch = bench["latent"], bench.get("batch", 1)
@@ -384,7 +384,7 @@ def unet_peers(bench, device, precision):
 
 
 def autoencoder_peers(bench, device, precision):
-    n = only(bench["network"], channels=None, factors=None, z_channels=None, latent_channels=None, norm_groups=32,
+    n = only(bench["network"], kind="video_autoencoder", channels=None, factors=None, z_channels=None, latent_channels=None, norm_groups=32,
              padding="replicate")  # fmt: skip
     with torch.device(device):
         autoencoder = VideoAutoencoder(n["channels"], n["factors"], n["z_channels"], n["latent_channels"])
@@ -414,7 +414,7 @@ def diffusers_peers(bench, device, precision, compiled):
     from diffusers import UNet2DConditionModel, logging
     from torch.utils.flop_counter import FlopCounterMode
 
-    n = only(bench["network"], channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
+    n = only(bench["network"], kind="unet3d", channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
              heads=None, attention="text", adaptive_norm=False, norm_per_frame=True, context_width=None,
              temporal=False, recompute=False)  # fmt: skip
     logging.set_verbosity_error()

@@ -159,3 +159,33 @@ impl Experiment for BenchExperiment {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::experiment::read;
+
+    /// `peers.py` refuses settings that it does not know, so that it never times other networks than those of the file.
+    #[test]
+    fn the_peers_in_pytorch_know_each_setting() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/bench");
+        let peers = fs::read_to_string(folder.join("peers.py")).unwrap();
+        let known: Vec<&str> =
+            peers.split("only(bench[\"network\"],").skip(1).map(|call| call.split(')').next().unwrap()).collect();
+        let [unet, autoencoder, text] = known[..] else { panic!("{known:?}") };
+        for (file, of_unet) in [("unet_c64", unet), ("ucf101", unet), ("clip64", unet), ("text_c160", text)] {
+            let read: BenchExperiment = read(&folder.join(file).with_extension("yaml"), &[]).unwrap();
+            let networks = [
+                (read.unet.map(|bench| serde_json::to_value(bench.network).unwrap()), of_unet),
+                (read.autoencoder.map(|bench| serde_json::to_value(bench.network).unwrap()), autoencoder),
+            ];
+            for (network, known) in networks.into_iter().filter_map(|(network, known)| Some((network?, known))) {
+                for (key, _) in network.as_object().unwrap().iter().filter(|(_, value)| !value.is_null()) {
+                    assert!(known.contains(&format!(" {key}=")), "{file}: {key} is not among{known}");
+                }
+            }
+        }
+    }
+}

@@ -327,7 +327,11 @@ extern "C" bool lvdm_is_deterministic() { return at::globalContext().determinist
 
 extern "C" bool lvdm_autotunes() { return at::globalContext().benchmarkCuDNN(); }
 
-extern "C" void lvdm_autotune(bool on) { at::globalContext().setBenchmarkCuDNN(on); }
+// cuDNN times its kernels and takes the fastest, or it takes those alone whose results repeat to the bit.
+extern "C" void lvdm_autotune(bool on) {
+  at::globalContext().setBenchmarkCuDNN(on);
+  at::globalContext().setDeterministicCuDNN(!on);
+}
 
 extern "C" bool lvdm_tf32_is_allowed() { return at::globalContext().allowTF32CuDNN(); }
 

@@ -142,20 +142,22 @@ fn forget_graphs() {
     RECORDED.with_borrow_mut(Vec::clear);
 }
 
-/// Whether LVDM_CUDA_GRAPHS=1.
+/// Whether calls are recorded: where the part for CUDA graphs was built and opens, unless LVDM_CUDA_GRAPHS=0. With
+/// LVDM_CUDA_GRAPHS=1 they are asked for, and it is told where there are none.
 ///
 /// # Panics
-/// Where it is neither 1 nor 0.
+/// Where the variable is neither 1 nor 0.
 pub fn cuda_graphs() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
     *ASKED.get_or_init(|| match env::var("LVDM_CUDA_GRAPHS").as_deref() {
         Ok("1") => true,
-        Ok("0" | "") | Err(_) => false,
+        Ok("0") => false,
+        Ok("") | Err(_) => functions().is_ok(),
         Ok(other) => panic!("LVDM_CUDA_GRAPHS is 1 or 0, not {other}"),
     })
 }
 
-/// `body(inputs)`. On a GPU, with LVDM_CUDA_GRAPHS=1 and while weights are fixed ([`FixedWeights`]), the second call with
+/// `body(inputs)`. On a GPU with CUDA graphs ([`cuda_graphs`]) and while weights are fixed ([`FixedWeights`]), the second call with
 /// inputs of the same shapes and types is captured, and from then on launched as a whole. The first call is an ordinary one, so
 /// that whatever is prepared once is there when the graph is captured. Where it cannot be captured, a warning says why, and
 /// all calls are ordinary ones.

@@ -15,6 +15,14 @@ pub fn allow_tf32(allow: bool) {
     unsafe { lvdm_allow_tf32(allow) }
 }
 
+/// What holds until something else is asked for: float32 products are not rounded to TF32, and convolutions take those of
+/// cuDNN's kernels whose results repeat to the bit, so that what is measured twice on one GPU gives one figure.
+pub fn compute_exactly() {
+    allow_tf32(false);
+    // SAFETY: sets two flags of LibTorch's context.
+    unsafe { lvdm_autotune(false) }
+}
+
 /// From now on a GPU uses kernels only whose results repeat to the bit; an operation that has none is an error that
 /// names it. To be called before the GPU is used, and from one thread.
 pub fn be_deterministic() {
@@ -56,8 +64,8 @@ impl Drop for Tf32 {
 }
 
 /// While it lives, cuDNN times its kernels at the first call of each shape and keeps the fastest. Which one that is differs
-/// from start to start, and so do the last bits of what it computes: training does it, and nothing whose results are
-/// measured.
+/// from start to start, and some of them add up in the order in which threads come, so the last bits of what is computed
+/// differ too: training does it, and nothing whose results are measured.
 pub struct Autotune {
     before: bool,
 }

@@ -38,7 +38,7 @@ pub use fixed_weights::{FixedWeights, fixed_cast, fixed_conv};
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use gpu_path::{as_on_gpu, takes_gpu_path};
 pub use graph::{cuda_graphs, replayed};
-pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic};
+pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic, compute_exactly};
 pub use memory::{host_memory_now, memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
