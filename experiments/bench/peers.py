@@ -415,8 +415,8 @@ def diffusers_peers(bench, device, precision, compiled):
     from torch.utils.flop_counter import FlopCounterMode
 
     n = only(bench["network"], kind="unet3d", channels=None, multipliers=None, blocks_per_level=None, attention_factors=None,
-             heads=None, attention="text", adaptive_norm=False, norm_per_frame=True, context_width=None,
-             temporal=False, recompute=False)  # fmt: skip
+             heads=None, attention="text", relative_position=True, adaptive_norm=False, norm_groups=32,
+             norm_per_frame=True, context_width=None, temporal=False, recompute=False)  # fmt: skip
     logging.set_verbosity_error()
     c, f, h, w = bench["latent"]
     cross = ["CrossAttn" if 2**level in n["attention_factors"] else "" for level in range(len(n["multipliers"]))]
