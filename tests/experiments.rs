@@ -577,6 +577,15 @@ fn a_key_is_explained_on_the_command_line() {
     // what differs from kind to kind is said of each, and so are the kinds
     let said = succeed_in(&at, &["config", "network.heads"]).out;
     assert!(said.contains("default: 4; of unet3d)") && said.contains("default: 16; of latte)"), "{said}");
+    let default = |key: &str| {
+        let said = succeed_in(&at, &["config", key]).out;
+        let (_, rest) = said.split_once("default: ").unwrap_or_else(|| panic!("{said}"));
+        rest[..rest.find([')', ';']).unwrap()].to_string()
+    };
+    // of a group that is there by default, of one that need not name its kind, and of one that a file must have
+    let kinds = ["schedule.kind", "sampler.kind", "network.kind", "autoencoder.kind", "data.dataset.kind"];
+    let expected = ["scaled_linear", "ddim", "unet3d", "video_autoencoder", "required"];
+    assert_eq!(kinds.map(default), expected);
     assert!(succeed_in(&at, &["config", "schedule.kind"]).out.contains("rectified_flow"));
     // the older name of the network, and an entry of a list
     assert!(succeed_in(&at, &["config", "unet.channels"]).out.contains("network.channels"));

@@ -13,7 +13,7 @@ use lvdm::{
         Ddim, FrameMask, GuidanceConfig, NoiseSchedule, NoisyBatch, Objective, SamplerConfig, ScheduleConfig, Times,
     },
     experiment::{LongVideoConfig, Precision},
-    models::LongVideo,
+    models::{LongVideo, open_long},
     networks::{Inputs, Network as _, NetworkSettings, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     safetensors::read_safetensors,
@@ -370,6 +370,23 @@ fn long_videos_from_the_command_line() {
     // two ranks find the same
     let two = succeed_in(at, &["evaluate-long", "long.yaml", "out=two-ranks", "--nproc", "2", "--device", "cpu"]);
     assert_eq!(two.out.replace("two-ranks", "curves"), said.out);
+    // a run that continues nothing makes each video in one piece, as `lvdm sample` does
+    let whole = format!(
+        "videos: 3\nframes: 20\nevaluation: {{clips: 4}}\nreal: {data}\nout: whole\ncurves:\n\
+         - {{name: short, source: {{kind: run, run: runs/short, sampler: {{steps: 3}}, batch: 2}}}}\n"
+    );
+    std::fs::write(at.join("whole.yaml"), whole).unwrap();
+    let said = succeed_in(at, &["evaluate-long", "whole.yaml"]);
+    assert!(said.out.contains("short: neighbouring frames differ by") && !said.out.contains("seams"), "{}", said.out);
+    let same =
+        ["sample", "runs/short", "--frames", "20", "--videos", "3", "--batch", "3", "--steps", "3", "--out", "same"];
+    succeed_in(at, &same);
+    for video in ["00000.mp4", "00002.mp4"] {
+        let read = |folder: &str| fs::read(at.join(folder).join(video)).unwrap();
+        assert!(read("whole/short") == read("same"), "{video} is another one");
+    }
+    let said = run_in(at, &["evaluate-long", "whole.yaml", "frames=21"]);
+    assert!(said.error(2).contains("runs/short: ") && said.err.contains("21"), "{}", said.err);
     // of which one says how far it is
     assert_eq!(two.err.matches("real: 3/3 in ").count(), 1, "{}", two.err);
 }
@@ -380,7 +397,7 @@ fn an_interrupted_long_video_goes_on() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
     toy_runs(at);
-    let long = LongVideo::open(&config(at), 40, CPU).unwrap();
+    let long = open_long(&config(at), 40, CPU).unwrap();
     let latents = |long: &LongVideo, samples: &[u64], state: &str| {
         long.latents(samples, 5, &at.join(state), &mut |_| {}).unwrap()
     };
@@ -402,7 +419,7 @@ fn an_interrupted_long_video_goes_on() {
         assert!(contents(&state).into_values().eq(parts.values().cloned()), "stopped at clip {stop}");
     }
     // alone, and with other passes of the networks
-    let other = LongVideo::open(&LongVideoConfig { batch: 1, ..config(at) }, 40, CPU).unwrap();
+    let other = open_long(&LongVideoConfig { batch: 1, ..config(at) }, 40, CPU).unwrap();
     let error = largest_difference(&latents(&other, &[1], "alone").get(0), &whole.get(1));
     assert!(error < 1e-4, "{error:e}");
     // a state of another seed is refused
@@ -436,7 +453,7 @@ fn each_clip_of_a_long_video_is_of_its_class() {
             guidance: GuidanceConfig { level: None, ..GuidanceConfig::default() },
             ..config(at)
         };
-        let long = LongVideo::open(&config, 20, CPU).unwrap();
+        let long = open_long(&config, 20, CPU).unwrap();
         long.latents(&[0, 1], 5, &at.join(format!("{row:?}")), &mut |_| {}).unwrap()
     };
     let whole = latents(None);

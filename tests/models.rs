@@ -6,15 +6,18 @@ mod common;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use common::{moving_clips, source, write_generated, write_packed};
+use common::{FirstClips as _, moving_clips, source, write_generated, write_packed};
 use lvdm::{
     data::DataConfig,
-    diffusion::{Ddim, SamplerChoice, SamplerConfig},
+    diffusion::{Ddim, LongVideoPlan, SamplerChoice, SamplerConfig},
     distributed::Ranks,
     evaluation::{Evaluation, evaluate, evaluate_model},
-    experiment::{ClassList, EvaluationExperiment, Generated, Numerics, parse},
+    experiment::{ClassList, EvaluationExperiment, Generated, LongVideoConfig, Numerics, parse},
     metrics::Metric,
-    models::{self, Accepts, Asked, Assignment, Given, KnownClasses, SampleId, SamplingJob, Seeds, VideoModel},
+    models::{
+        self, Accepts, Asked, Assignment, ClipId, FittedClips, Given, KnownClasses, LongVideo, LongVideoModel,
+        SampleId, SamplingJob, Seeds, VideoModel,
+    },
     random::{Purpose, normal},
 };
 use serde_json::{Value, json};
@@ -186,6 +189,78 @@ fn a_foreign_family_is_evaluated() {
     let error = evaluate_model(&experiment(at, &of_file), &mut model, CPU, &ranks).unwrap_err().to_string();
     assert!(error.contains("generated.kind is run"), "{error}");
     assert_eq!(videos.size(), moving_clips(4, FRAMES, SIDE).size());
+}
+
+/// A model whose frames are whole numbers, each one more than the frame before it, or evenly between the two that are given.
+struct Counting {
+    model: Linear,
+    /// From one frame of its clips to the next.
+    step: i64,
+}
+
+impl LongVideoModel for Counting {
+    fn model(&self) -> &dyn VideoModel {
+        &self.model
+    }
+
+    fn frame(&self) -> ([i64; 3], Kind) {
+        ([1, 2, 2], Kind::Int64)
+    }
+
+    fn fitted(&self, asked: &FittedClips, on_step: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
+        assert_eq!(asked.given.size(), [asked.clips.len() as i64, 1, asked.places.len() as i64, 2, 2]);
+        let clip = |(i, id): (usize, &ClipId)| {
+            // the first given frame stands at its place; a clip that is given none begins with its video's number
+            let (place, from) = match asked.places.first() {
+                Some(place) => (*place, asked.given.get(i as i64).get(0).int64_value(&[0, 0, 0])),
+                None => (0, 1000 * id.sample as i64),
+            };
+            let frames = (Tensor::arange(asked.length, (Kind::Int64, CPU)) - place) * self.step + from;
+            frames.view([1, -1, 1, 1]).expand([1, -1, 2, 2], false)
+        };
+        on_step(1, 1);
+        Ok(Tensor::stack(&asked.clips.iter().enumerate().map(clip).collect::<Vec<_>>(), 0))
+    }
+
+    fn decode_long(&self, z: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let frames = z.get(0).expand([3, -1, 2, 2], false).to_kind(Kind::Uint8);
+        frames.split(4, 1).iter().try_for_each(hand_on)
+    }
+
+    fn seams(&self, _: i64) -> Vec<(i64, i64)> {
+        Vec::new()
+    }
+}
+
+/// Long videos of a family that this crate does not know, of codes: autoregressive, and hierarchical with a second model.
+#[test]
+fn a_foreign_family_makes_long_videos() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let counting = |step| Box::new(Counting { model: Linear::new(), step }) as Box<dyn LongVideoModel>;
+    for gap in [1, 3] {
+        let text = format!("{{prediction: {0}, interpolation: {0}, batch: 5}}", at.display());
+        let config: LongVideoConfig = serde_yaml::from_str(&text).unwrap();
+        let plan = LongVideoPlan::for_frames(18, 4, 2, gap).unwrap();
+        let between = (gap > 1).then(|| counting(1));
+        let long = LongVideo::new(counting(gap), between, plan, 17, &config).unwrap();
+        let state = at.join(format!("state-{gap}"));
+        let made = long.latents(&[0, 3], 7, &state, &mut |_| {}).unwrap();
+        let count = Tensor::arange(18, (Kind::Int64, CPU));
+        let expected =
+            Tensor::stack(&[&count, &(&count + 3000)], 0).view([2, 1, 18, 1, 1]).expand([2, 1, 18, 2, 2], false);
+        assert_eq!(made, expected, "gap {gap}");
+        let mut pieces = Vec::new();
+        long.decode(&made.narrow(0, 0, 1), &mut |piece| {
+            pieces.push(piece.copy());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(Tensor::cat(&pieces, 1).size(), [3, 17, 2, 2]);
+        // what was kept is read back as it was
+        assert_eq!(long.latents(&[0, 3], 7, &state, &mut |_| panic!("made again")).unwrap(), expected);
+        models::forget(&state).unwrap();
+    }
 }
 
 /// A run is opened by its task, with its own sampler; another task is named with those that make videos.

@@ -7,7 +7,7 @@ mod common;
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use common::{relative_error, source, succeed_in};
+use common::{FirstClips as _, relative_error, source, succeed_in};
 use lvdm::{
     diffusion::{Ddim, DpmSolver, GuidanceConfig, SamplerConfig, UniPc},
     models::{FramesOfClip, LatentConditions, LatentDiffusion, TextPrompts},

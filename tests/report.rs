@@ -265,6 +265,20 @@ fn any_folder_makes_a_page() {
     assert_eq!(sections, ["Sample videos", "FVD and KVD along long videos"]);
     let sections: Vec<String> = of(&["job/evaluation/samples"]);
     assert_eq!(sections, ["Sample videos"]);
+    // a picture that several evaluations have is shown once, with their names, and another one beside it
+    let sheet = |folder: &str| at.join("job").join(folder).join("reconstructions.png");
+    for (folder, figures) in [("same", "other"), ("third", "other")] {
+        fs::create_dir(at.join("job").join(folder)).unwrap();
+        fs::copy(at.join("job").join(figures).join("figures.json"), at.join("job").join(folder).join("figures.json"))
+            .unwrap();
+    }
+    fs::copy(sheet("evaluation"), sheet("same")).unwrap();
+    pictures::write_png(&sheet("third"), &pictures::grid(&moving_clips(2, 16, 32), 4).unwrap()).unwrap();
+    let sheets = page(&["job/evaluation", "job/same", "job/third"]);
+    assert_eq!(sheets.matches("data:image/png").count(), 2);
+    let shown = sheets.find("The same picture is in same/reconstructions.png.").expect("whose picture it is");
+    assert!(sheets.find("<h3>evaluation/reconstructions.png</h3>").unwrap() < shown);
+    assert!(sheets.contains("<h3>third/reconstructions.png</h3>"));
     // twice the same is the same once
     let both = page(&["job/first", "job/second"]);
     assert_eq!(both, page(&["job/first", "job/second"]));

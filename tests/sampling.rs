@@ -4,7 +4,7 @@ mod common;
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use common::{largest_difference, plain_loss, relative_error, wake};
+use common::{FirstClips as _, largest_difference, plain_loss, relative_error, wake};
 use lvdm::{
     codecs::{AutoencoderConfig, LatentSpace, Normalization, VideoAutoencoder},
     data::{DatasetConfig, Folder},

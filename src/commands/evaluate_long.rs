@@ -8,7 +8,7 @@ use super::sample::PrecisionOptions;
 use crate::{
     distributed::{self, Launch},
     evaluation::{LongEvaluation, MeasuredCurve, evaluate_long},
-    experiment::{CurveSource, Experiment, LongEvaluationExperiment, UserError},
+    experiment::{CurveSource, Experiment, LongEvaluationExperiment, Numerics, UserError},
     metrics::Metric,
     report::draw_curves,
     torch::DeviceName,
@@ -38,15 +38,15 @@ impl EvaluateLong {
     /// [`UserError`] for what the user wrote; runs, data or weights that are not there; a full disk.
     pub fn run(self) -> Result<()> {
         let mut experiment = LongEvaluationExperiment::load(&self.file, &self.overrides)?;
-        let sampled = experiment.curves.iter().any(|curve| matches!(curve.source, CurveSource::Sampled(_)));
+        let sampled = experiment.curves.iter().any(|curve| !matches!(curve.source, CurveSource::Videos { .. }));
         if self.precision.are_given() && !sampled {
             let text = "--precision and --tf32 are of runs that are sampled; videos from files are measured in float32";
             return Err(UserError(text.into()).into());
         }
         for curve in &mut experiment.curves {
-            if let CurveSource::Sampled(config) = &mut curve.source {
-                let asked = self.precision.over(config.numerics());
-                (config.precision, config.tf32) = (asked.precision, asked.tf32);
+            if let Some((precision, tf32)) = curve.source.numerics_mut() {
+                let asked = self.precision.over(Numerics { precision: *precision, tf32: *tf32 });
+                (*precision, *tf32) = (asked.precision, asked.tf32);
             }
         }
         distributed::run(&self.launch, self.device, |ranks, device| {

@@ -14,7 +14,7 @@ use crate::{
     diffusion::{Guidance, GuidanceConfig, LongVideoPlan, Role},
     distributed::{self, Launch, Ranks},
     experiment::{LongVideoConfig, Numerics, UserError},
-    models::{LongVideo, forget},
+    models::{LongVideo, forget, open_long, outline_long},
     torch::DeviceName,
     train::progress::Progress,
 };
@@ -124,17 +124,17 @@ impl SampleLong {
         };
         if let Some(out) = self.out.as_ref().filter(|_| !self.dry_run) {
             return distributed::run(&self.launch, self.device, |ranks, device| {
-                self.sample(&LongVideo::open(&config, self.frames, device)?, out, ranks)
+                self.sample(&open_long(&config, self.frames, device)?, out, ranks)
             });
         }
-        print_plan(&LongVideo::outline(&config, self.frames)?.plan, self.json)
+        print_plan(&outline_long(&config, self.frames)?.plan, self.json)
     }
 
     /// Batches are dealt out to ranks, each of which writes its own videos.
     fn sample(&self, long: &LongVideo, out: &Path, ranks: &Ranks) -> Result<()> {
         let [height, width] = long.size();
         check_mp4(height, width, self.fps)?;
-        ranks.on_first(|| remember(out, &long.settings(self.seed)?))?;
+        ranks.on_first(|| remember(out, &long.settings(self.seed)))?;
         let file = |sample: u64| out.join(format!("{sample:05}.mp4"));
         let there = (0..self.videos).filter(|&sample| file(sample).exists()).count();
         if there > 0 && ranks.is_first() {

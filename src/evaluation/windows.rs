@@ -13,8 +13,8 @@ use super::{extraction::clips_at_once, metric_group::MetricGroup};
 use crate::{
     data::{ClipSpec, DataConfig, VideoWriter, pictures},
     distributed::Ranks,
-    experiment::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, UserError},
-    models::{LongVideo, forget},
+    experiment::{Curve, CurveSource, LongEvaluationExperiment, UserError},
+    models::{LongVideo, forget, open_long, open_whole},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::progress::Progress,
 };
@@ -141,20 +141,24 @@ impl Windows<'_> {
     /// Runs or videos that are not there; files of other settings; a full disk.
     pub fn measure(&self) -> Result<WindowFeatures> {
         match &self.curve.source {
-            CurveSource::Sampled(config) => self.sampled(config),
+            CurveSource::Sampled(config) => {
+                self.sampled(&open_long(config, self.experiment.frames, self.device)?, config.batch)
+            }
+            CurveSource::Run(config) => {
+                self.sampled(&open_whole(config, self.experiment.frames, self.device)?, config.batch)
+            }
             CurveSource::Videos { data } => self.read(data),
         }
     }
 
     /// Sampled a batch at a time; what is measured of a batch is kept in a file. Batches are shared among ranks.
-    fn sampled(&self, config: &LongVideoConfig) -> Result<WindowFeatures> {
-        let LongEvaluationExperiment { seed, videos, frames, real, .. } = self.experiment;
-        let long = LongVideo::open(config, *frames, self.device)?;
+    fn sampled(&self, long: &LongVideo, batch: i64) -> Result<WindowFeatures> {
+        let LongEvaluationExperiment { seed, videos, real, .. } = self.experiment;
         let _prepared = long.keep_prepared();
-        let settings = long.settings(*seed)?;
+        let settings = long.settings(*seed);
         let batches: Vec<Vec<u64>> = (0..*videos)
-            .step_by(config.batch as usize)
-            .map(|first| (first..(first + config.batch as u64).min(*videos)).collect())
+            .step_by(batch as usize)
+            .map(|first| (first..(first + batch as u64).min(*videos)).collect())
             .collect();
         let mut bar = Progress::new(&self.curve.name, videos * long.plan.steps.len() as u64, 0);
         bar = bar.shown(self.ranks.is_first());
@@ -169,14 +173,14 @@ impl Windows<'_> {
             if let Some(tensors) = measured_before(&file, &names, &made_with)? {
                 return Ok(tensors);
             }
-            let tensors = self.sample(&long, &batches[i], &mut bar)?;
+            let tensors = self.sample(long, &batches[i], &mut bar)?;
             let named: Vec<(&str, &Tensor)> = names.iter().map(String::as_str).zip(&tensors).collect();
             write_safetensors_atomically(&file, &named, &made_with)?;
             forget(&self.state(batches[i][0]))?;
             Ok(tensors)
         })?;
         bar.finish();
-        let seam = seam(&steps, &long.chunks().seams(long.plan.frames))?;
+        let seam = seam(&steps, &long.seams())?;
         Ok(WindowFeatures { features, motion: steps.mean(None).double_value(&[]), seam, settings })
     }
 

@@ -108,7 +108,9 @@ pub fn parse<T: Serialize + DeserializeOwned>(
     })?;
     // what the type wrote back is what it read: a key of the file that is missing there was not read
     let known = serde_yaml::to_value(&typed).map_err(|error| UserError(format!("{name}: {error}")))?;
-    if let Some((path, candidates)) = unread(&value, &known, &mut Vec::new()) {
+    // nothing may be written back as nothing
+    let is_nothing = |path: &[String], key: &str| is_read::<T>(&value, path, key);
+    if let Some((path, candidates)) = unread(&value, &known, &is_nothing, &mut Vec::new()) {
         let key = path.last().cloned().unwrap_or_default();
         let near = nearest(&key, candidates.iter().map(String::as_str));
         let hint = match near {
@@ -214,12 +216,18 @@ fn find_mut<'a>(value: &'a mut Value, path: &[String]) -> Option<&'a mut Value> 
     })
 }
 
-/// The first key of `value` that `known` lacks, and what it could have been.
-fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<String>, Vec<String>)> {
+/// The first key of `value` that `known` lacks, and what it could have been. A key that says `null` may be lacking if
+/// `is_nothing` says so of it and of the keys that lead to it.
+fn unread(
+    value: &Value,
+    known: &Value,
+    is_nothing: &dyn Fn(&[String], &str) -> bool,
+    path: &mut Vec<String>,
+) -> Option<(Vec<String>, Vec<String>)> {
     if let (Value::Sequence(value), Value::Sequence(known)) = (value, known) {
         for (i, (child, other)) in value.iter().zip(known).enumerate() {
             path.push(i.to_string());
-            if let Some(found) = unread(child, other, path) {
+            if let Some(found) = unread(child, other, is_nothing, path) {
                 return Some(found);
             }
             path.pop();
@@ -235,7 +243,9 @@ fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<S
         let renamed = || older.iter().find(|(old, _)| key.as_str() == Some(old)).map(|(_, new)| *new);
         known.get(key).or_else(|| known.get(renamed()?))
     };
-    let unknown: Vec<String> = value.keys().filter(|key| read(key).is_none()).map(shown).collect();
+    let nothing = |key: &Value, child: &Value| child.is_null() && is_nothing(path, key.as_str().unwrap_or_default());
+    let is_unknown = |(key, child): &(&Value, &Value)| read(key).is_none() && !nothing(key, child);
+    let unknown: Vec<String> = value.iter().filter(is_unknown).map(|(key, _)| shown(key)).collect();
     if let Some(first) = unknown.first() {
         let candidates = known.keys().filter_map(Value::as_str).chain(older.iter().map(|(old, _)| *old));
         let candidates: Vec<String> = candidates.map(String::from).collect();
@@ -250,7 +260,7 @@ fn unread(value: &Value, known: &Value, path: &mut Vec<String>) -> Option<(Vec<S
     }
     value.iter().find_map(|(key, child)| {
         path.push(shown(key));
-        let found = unread(child, read(key)?, path);
+        let found = read(key).and_then(|known| unread(child, known, is_nothing, path));
         path.pop();
         found
     })
@@ -338,7 +348,10 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::{super::load::parse, *};
-    use crate::{codecs::AutoencoderConfig, experiment::AutoencoderExperiment};
+    use crate::{
+        codecs::AutoencoderConfig,
+        experiment::{AutoencoderExperiment, DiffusionExperiment},
+    };
 
     const GOOD: &str = "\
 # a comment with resolution: 3
@@ -460,6 +473,18 @@ trainer: {steps: 10, batch: 2}
         let found =
             with(&["trainer.ema_decay=null", "optimizer.kind= adamw # that one", "optimizer.learning_rate=1e-3 "]);
         assert_eq!((found.trainer.ema_decay, found.optimizer.learning_rate), (None, 1e-3));
+        // also where the file does not have it, and what is absent is not written
+        let diffusion = "data: {dataset: {kind: folder, root: clips}, frames: 16, resolution: 64}\nautoencoder: pixels\n\
+                         optimizer: {kind: adam, learning_rate: 1.0e-4}\ntrainer: {steps: 10, batch: 2}\n";
+        let absent = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+            parse::<DiffusionExperiment>("x.yaml", diffusion, &overrides)
+        };
+        assert!(absent(&["labels=null", "conditioning=null", "text=~"]).unwrap().labels.is_none());
+        for (given, words) in [("lables=null", "`lables`"), ("trainer.stepz=null", "`trainer.stepz`")] {
+            let error = absent(&[given]).unwrap_err().0;
+            assert!(error.contains("unknown key") && error.contains(words), "{error}");
+        }
         // each by its own key, in whatever order they stand
         let found = with(&["trainer.steps=5", "data.dataset.root=2024", "trainer.batch=3", "trainer.device=cpu"]);
         assert_eq!(

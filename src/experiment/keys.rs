@@ -79,7 +79,7 @@ impl Keys {
             |key: &Key| key.path == path || key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
         let of_file = |file| {
             let mut keys = Vec::new();
-            self.walk("", self.resolved(file), &titles, &mut keys);
+            self.walk("", &Value::Null, self.resolved(file), &titles, &mut keys);
             keys.retain(is_below);
             keys
         };
@@ -87,11 +87,11 @@ impl Keys {
         found.filter(|(_, keys)| !keys.is_empty()).collect()
     }
 
-    /// The keys of a mapping and of all in it.
-    fn walk(&self, above: &str, schema: &Value, titles: &BTreeMap<String, String>, keys: &mut Vec<Key>) {
+    /// The keys of a mapping and of all in it. `own` is the mapping where a file does not have it.
+    fn walk(&self, above: &str, own: &Value, schema: &Value, titles: &BTreeMap<String, String>, keys: &mut Vec<Key>) {
         let below = |name: &str| if above.is_empty() { name.to_string() } else { format!("{above}.{name}") };
         if let Some(kinds) = kinds(schema) {
-            keys.push(tag(below("kind"), kinds));
+            keys.push(tag(below(KIND), own, kinds));
         }
         let parts: Vec<(Vec<&str>, &Value)> = kinds(schema).map_or(vec![(Vec::new(), schema)], |kinds| {
             kinds.iter().map(|kind| (words_of(kind), self.settings_of(kind))).collect()
@@ -109,7 +109,8 @@ impl Keys {
                     None => keys.push(Key { kinds: of_kinds.collect(), ..key }),
                 }
                 if let Some(inside) = self.group(property) {
-                    self.walk(&path, &self.definitions()[&inside], titles, keys);
+                    let own = property.get("default").unwrap_or(&Value::Null);
+                    self.walk(&path, own, &self.definitions()[&inside], titles, keys);
                 }
             }
         }
@@ -267,6 +268,9 @@ struct Groups {
 
 const REQUIRED: &str = "required";
 
+/// The key by which a group of settings names its implementation.
+const KIND: &str = "kind";
+
 /// The definition that a schema refers to.
 fn reference(schema: &Value) -> Option<&str> {
     schema["$ref"].as_str()?.rsplit('/').next()
@@ -285,13 +289,17 @@ fn words_of(kind: &Value) -> Vec<&str> {
     tag.get("const").into_iter().chain(several).filter_map(Value::as_str).collect()
 }
 
-/// The key that says which kind a group is of.
-fn tag(path: String, kinds: &[Value]) -> Key {
+/// The key that says which kind a group is of: where the group is left out that of its default, else the kind that need not
+/// be named, if there is one.
+fn tag(path: String, own: &Value, kinds: &[Value]) -> Key {
     let words = |kind| words_of(kind).join(" or ");
     let meaning: Vec<String> =
         kinds.iter().map(|kind| format!("`{}`: {}", words(kind), description(kind).trim_end_matches('.'))).collect();
     let r#type = kinds.iter().flat_map(words_of).map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-    Key { path, r#type, default: "see the group".into(), meaning: meaning.join("; "), kinds: Vec::new() }
+    let names_it = |kind: &&Value| kind["required"].as_array().is_some_and(|keys| keys.iter().any(|key| key == KIND));
+    let unnamed = || kinds.iter().find(|kind| !names_it(kind)).and_then(|kind| words_of(kind).first().copied());
+    let default = own[KIND].as_str().or_else(unnamed).unwrap_or(REQUIRED).into();
+    Key { path, r#type, default, meaning: meaning.join("; "), kinds: Vec::new() }
 }
 
 /// The keys of a mapping, but the `kind` that stands above its table.

@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongVideoConfig {
-    /// A diffusion run trained with `conditioning`: it begins the video and continues it.
+    /// A run that was trained with given frames (`conditioning`): it begins the video and continues it.
     pub prediction: PathBuf,
     /// One that fills gaps: hierarchical generation. Without it generation is autoregressive.
     #[serde(default)]
@@ -49,6 +49,33 @@ pub struct LongVideoConfig {
 }
 
 impl LongVideoConfig {
+    /// How exactly the networks compute.
+    pub fn numerics(&self) -> Numerics {
+        Numerics { precision: self.precision, tf32: self.tf32 }
+    }
+}
+
+/// How a curve's videos are made by one run, each in one piece: as `lvdm sample --frames` makes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WholeVideoConfig {
+    /// A run of any kind that makes videos of `frames` frames.
+    pub run: PathBuf,
+    /// The run's own where it is not said; without `kind` some of its settings (`{steps: 20}`).
+    #[serde(default)]
+    pub sampler: Option<SamplerChoice>,
+    /// Videos in one pass of the model.
+    #[serde(default = "batch")]
+    pub batch: i64,
+    /// Of the networks when they sample and decode.
+    #[serde(default)]
+    pub precision: Precision,
+    /// On a GPU, what they compute in float32 is rounded to TF32.
+    #[serde(default)]
+    pub tf32: bool,
+}
+
+impl WholeVideoConfig {
     /// How exactly the networks compute.
     pub fn numerics(&self) -> Numerics {
         Numerics { precision: self.precision, tf32: self.tf32 }
@@ -100,13 +127,37 @@ impl Curve {
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum CurveSource {
-    /// Sampled from runs.
+    /// Sampled clip by clip, from a run that continues videos and perhaps a second one that fills gaps.
     Sampled(LongVideoConfig),
+    /// Sampled from one run, each video in one piece.
+    Run(WholeVideoConfig),
     /// The beginnings of a dataset's first videos; `frames` is not read.
     Videos {
         /// The dataset, with its stride and resolution.
         data: DataConfig,
     },
+}
+
+impl CurveSource {
+    /// The runs that are sampled; none of videos from files.
+    fn runs(&self) -> Vec<&PathBuf> {
+        match self {
+            CurveSource::Sampled(config) => {
+                [Some(&config.prediction), config.interpolation.as_ref()].into_iter().flatten().collect()
+            }
+            CurveSource::Run(config) => vec![&config.run],
+            CurveSource::Videos { .. } => Vec::new(),
+        }
+    }
+
+    /// How exactly the networks compute, where any is sampled.
+    pub fn numerics_mut(&mut self) -> Option<(&mut Precision, &mut bool)> {
+        match self {
+            CurveSource::Sampled(config) => Some((&mut config.precision, &mut config.tf32)),
+            CurveSource::Run(config) => Some((&mut config.precision, &mut config.tf32)),
+            CurveSource::Videos { .. } => None,
+        }
+    }
 }
 
 impl LongEvaluationExperiment {
@@ -151,9 +202,12 @@ impl Experiment for LongEvaluationExperiment {
             ensure!(folders.insert(folder), "curves: `{}` has the folder of another curve", curve.name);
             match &curve.source {
                 CurveSource::Videos { data } => check_data(data).with_context(|| curve.name.clone())?,
-                CurveSource::Sampled(config) => {
-                    for run in [Some(&config.prediction), config.interpolation.as_ref()].into_iter().flatten() {
+                source => {
+                    for run in source.runs() {
                         ensure!(run.exists(), "{}: there is no {} (train it first)", curve.name, run.display());
+                    }
+                    if let CurveSource::Run(WholeVideoConfig { batch, .. }) = source {
+                        ensure!(*batch >= 1, "{}: batch must be at least 1, not {batch}", curve.name);
                     }
                 }
             }

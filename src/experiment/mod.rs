@@ -19,7 +19,7 @@ pub use evaluate::{EvaluationExperiment, Generated};
 pub use keys::{Key, Keys};
 pub use labels::{ClassList, LabelConditioning};
 pub use load::{parse, read};
-pub use long_video::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig};
+pub use long_video::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, WholeVideoConfig};
 pub use protocols::{EvaluationConfig, built_in_protocols, protocol};
 pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
 pub use user_error::UserError;

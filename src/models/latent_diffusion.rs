@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tch::{Device, Tensor, no_grad};
 
-use super::model::{Accepts, Classes, CodecBaselines, Given, KnownClasses, SampleId, TextPrompts, VideoModel};
+use super::model::{Accepts, Classes, ClipId, CodecBaselines, Given, KnownClasses, SampleId, TextPrompts, VideoModel};
 use crate::{
     checkpoint::{self, Checkpoint},
     codecs::LatentSpace,
@@ -64,17 +64,6 @@ pub struct LatentDiffusion {
 }
 
 const NO_TEXT: &str = "this network attends to no text: it cannot be given prompts";
-
-/// One clip to sample: its noise is a function of these numbers alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ClipId {
-    /// Of all noise.
-    pub seed: u64,
-    /// The video's number.
-    pub sample: u64,
-    /// The clip's number in a video of several.
-    pub clip: u64,
-}
 
 /// What the clips of a batch are given; by default nothing.
 #[derive(Default)]
@@ -191,24 +180,8 @@ impl LatentDiffusion {
         Ok((generator, experiment, path, found))
     }
 
-    /// Normalised z_0 of the numbered samples, `[N, C, F, h, w]`. Sample i depends on the seed, on what it is given
-    /// and on i alone.
-    ///
-    /// # Errors
-    /// As [`Self::clips`].
-    pub fn latents(
-        &self,
-        samples: &[u64],
-        given: &LatentConditions,
-        sampler: SamplerConfig,
-        seed: u64,
-        on_step: &mut dyn FnMut(usize, usize),
-    ) -> Result<Tensor> {
-        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { seed, sample, clip: 0 }).collect();
-        self.clips(&clips, self.latent[1], given, sampler, on_step)
-    }
-
-    /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`. A network with a mask channel can be given frames;
+    /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`, which depends on the clip's numbers and on what it is given
+    /// alone. A network with a mask channel can be given frames;
     /// what comes back in their places is the network's, not what was given. A text network that is given none
     /// sees the empty prompt.
     ///

@@ -16,20 +16,25 @@
 //!
 //! [`VideoModel`] is what every family gives; [`open`] finds the family of a run by the task that its checkpoints name. A new
 //! family is a file that implements the trait, and a line in `families.rs`. Whoever samples asks the trait alone: `lvdm sample`
-//! by way of a [`SamplingJob`], `lvdm evaluate`, and a training for the pictures in its log. Long videos are made by two runs
-//! together and in pieces, and stand beside it ([`LongVideo`]).
+//! by way of a [`SamplingJob`], `lvdm evaluate`, and a training for the pictures in its log. A [`LongVideo`] is made clip by clip
+//! after a plan, by one run or by two together: a family whose models can be given frames implements [`LongVideoModel`], and
+//! its line says how its runs are opened and planned ([`open_long`]). Any other makes a long video in one piece
+//! ([`open_whole`]).
 
 mod assignment;
 mod families;
 mod first_frame;
 mod latent_diffusion;
+mod long_diffusion;
 mod long_video;
 mod model;
 mod sampling;
+mod whole_video;
 
 pub use assignment::{Asked, Assignment, Seeds};
-pub use families::open;
-pub use latent_diffusion::{ClipId, FramesOfClip, LatentConditions, LatentDiffusion, ports, seen, starting_weights};
-pub use long_video::{LongVideo, forget};
-pub use model::{Accepts, Classes, CodecBaselines, Given, KnownClasses, SampleId, TextPrompts, VideoModel};
+pub use families::{open, open_long, outline_long};
+pub use latent_diffusion::{FramesOfClip, LatentConditions, LatentDiffusion, ports, seen, starting_weights};
+pub use long_video::{FittedClips, LongVideo, LongVideoModel, forget};
+pub use model::{Accepts, Classes, ClipId, CodecBaselines, Given, KnownClasses, SampleId, TextPrompts, VideoModel};
 pub use sampling::SamplingJob;
+pub use whole_video::open_whole;

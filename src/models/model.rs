@@ -20,6 +20,17 @@ pub struct SampleId {
     pub sample: u64,
 }
 
+/// One clip to sample: its noise is a function of these numbers alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClipId {
+    /// Of all noise.
+    pub seed: u64,
+    /// The video's number.
+    pub sample: u64,
+    /// The clip's number in a video of several.
+    pub clip: u64,
+}
+
 /// What the videos of a batch are to show and to begin with: any of these together; by default nothing.
 #[derive(Default)]
 pub struct Given<'a> {

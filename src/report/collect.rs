@@ -178,7 +178,11 @@ fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(Strin
     if figures.is_some() || reconstruction.is_some() {
         for (sheet, caption) in SHEETS {
             if let Some(path) = file(sheet) {
-                page.sheets.push(Sheet { title: format!("{name}/{sheet}"), caption, bytes: read(&path)? });
+                let (file, bytes) = (format!("{name}/{sheet}"), read(&path)?);
+                match page.sheets.iter_mut().find(|known| known.bytes == bytes && known.caption == caption) {
+                    Some(known) => known.files.push(file),
+                    None => page.sheets.push(Sheet { files: vec![file], caption, bytes }),
+                }
             }
         }
     }
@@ -319,7 +323,8 @@ struct FiguresFile {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
     generated_text: String,
-    floor: Option<RealVsReal>,
+    #[serde(rename = "floor")]
+    real_vs_real: Option<RealVsReal>,
     psnr_db: Option<f64>,
     psnr_of: Option<String>,
     protocol: Value,
@@ -340,7 +345,8 @@ struct CardFile {
 struct LongFile {
     curves: Vec<CurveFigures>,
     experiment: LongExperiment,
-    floor: Option<Distances>,
+    #[serde(rename = "floor")]
+    real_vs_real: Option<Distances>,
     protocol: Value,
     protocol_hash: String,
     device: String,
@@ -383,7 +389,7 @@ impl FiguresFile {
             generated: self.generated_text,
             protocol: protocol(&self.protocol, self.protocol_hash, Some(self.protocol_text)),
             figures,
-            floor: self.floor,
+            real_vs_real: self.real_vs_real,
             psnr_db: self.psnr_db,
             psnr_of: self.psnr_of,
             device: self.device,
@@ -406,7 +412,7 @@ impl LongFile {
             name,
             protocol: protocol(&self.protocol, self.protocol_hash, None),
             curves: self.curves.into_iter().map(curve).collect(),
-            floor: self.floor,
+            real_vs_real: self.real_vs_real,
             device: self.device,
         }
     }

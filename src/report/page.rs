@@ -120,8 +120,15 @@ impl Page {
     fn sheets(&self) -> Markup {
         html! {
             @if !self.sheets.is_empty() {
-                div.sheets { @for Sheet { title, caption, bytes } in &self.sheets {
-                    figure { h3 { (title) } (picture(bytes, "image/png", title)) figcaption { (caption) } }
+                div.sheets { @for Sheet { files, caption, bytes } in &self.sheets {
+                    figure {
+                        h3 { (files[0]) }
+                        (picture(bytes, "image/png", &files[0]))
+                        figcaption {
+                            (caption)
+                            @if files.len() > 1 { " The same picture is in " (files[1..].join(", ")) "." }
+                        }
+                    }
                 } }
             }
             @for Reconstruction { name, measures, text } in &self.reconstructions {
@@ -163,7 +170,7 @@ impl Page {
 
     fn long(&self) -> Result<Markup> {
         let mut parts = Vec::new();
-        for LongEvaluation { name, protocol, curves, floor, device } in &self.long {
+        for LongEvaluation { name, protocol, curves, real_vs_real, device } in &self.long {
             let measured = |metric: &Metric| {
                 curves.iter().flat_map(|curve| &curve.windows).any(|(_, window)| window.get(*metric).is_some())
             };
@@ -177,9 +184,9 @@ impl Page {
                     x_label: "first frame of the window".into(),
                     y_label: String::new(),
                     series: curves.iter().map(|c| Series { name: c.name.clone(), points: points(c) }).collect(),
-                    level: floor
+                    level: real_vs_real
                         .as_ref()
-                        .and_then(|floor| Some(("real clips against real ones".into(), floor.get(metric)?))),
+                        .and_then(|found| Some(("real clips against real ones".into(), found.get(metric)?))),
                 }
             };
             let title = |metric: Metric| format!("{}, lower is better", metric.title());
@@ -218,8 +225,8 @@ impl Page {
                                     @for metric in &metrics { td.n { (or_dash(at(curve, frame, *metric))) } }
                                 } }
                             }
-                            @if let Some(floor) = floor {
-                                tr { th { "real" } @for _ in curves { @for metric in &metrics { td.n { (or_dash(floor.get(*metric))) } } } }
+                            @if let Some(found) = real_vs_real {
+                                tr { th { "real" } @for _ in curves { @for metric in &metrics { td.n { (or_dash(found.get(*metric))) } } } }
                             }
                         }
                     } }
@@ -462,7 +469,7 @@ mod tests {
             protocol,
             figures,
             generated: "weights of runs/x, UniPC 20 steps, bf16".into(),
-            floor: None,
+            real_vs_real: None,
             psnr_db: None,
             psnr_of: None,
             device: "cpu".into(),

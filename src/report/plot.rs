@@ -236,7 +236,7 @@ impl Plot {
             .collect();
         ends.sort_by(|a, b| a.1.1.total_cmp(&b.1.1));
         let wanted: Vec<f64> = ends.iter().map(|(_, (_, y))| *y).collect();
-        let heights = apart(&wanted, line(look.name), (y.to + 0.5 * look.name, y.from - 0.5 * look.name));
+        let heights = spread(&wanted, line(look.name), (y.to + 0.5 * look.name, y.from - 0.5 * look.name));
         for ((i, end), height) in ends.into_iter().zip(heights) {
             let at = x.to + LEADER;
             let leader = Stroke { colour: colour(i), width: 0.7, dash: None };
@@ -248,7 +248,7 @@ impl Plot {
 }
 
 /// The numbers, which ascend, moved as little as keeps them `least` apart and, where they all fit, between two others.
-fn apart(wanted: &[f64], least: f64, (low, high): (f64, f64)) -> Vec<f64> {
+fn spread(wanted: &[f64], least: f64, (low, high): (f64, f64)) -> Vec<f64> {
     let mut found = wanted.to_vec();
     let mut lowest = low;
     for at in &mut found {
@@ -359,7 +359,7 @@ mod tests {
         let name = "x < y & \"z\" > 'w'\u{1}";
         let line = |height: f64| (0..64).map(|i| (16.0 * i as f64, height + i as f64)).collect();
         let mut figure = plot((0..9).map(|i| series(&format!("{name}{i}"), line(100.0 * i as f64))).collect());
-        figure.level = Some(("floor <&>".to_string(), 50.0));
+        figure.level = Some(("real <&>".to_string(), 50.0));
         let (svg, pixels, width) = written(&figure);
         assert_eq!(width, 1200);
         assert_eq!(curves(&svg).len(), 9);
@@ -368,7 +368,7 @@ mod tests {
             // In the legend, at the line and at the markers.
             assert_eq!(svg.matches(&format!(">{escaped}</")).count(), 3);
         }
-        assert!(svg.contains(">floor &lt;&amp;&gt;</text>") && svg.contains(">FVD &lt;over&gt; frames</text>"));
+        assert!(svg.contains(">real &lt;&amp;&gt;</text>") && svg.contains(">FVD &lt;over&gt; frames</text>"));
         assert!(!svg.contains('\u{1}') && svg.contains("sans-serif"));
         assert!(curves(&svg).iter().all(|d| d.matches('L').count() == 63));
         assert!(COLOURS.iter().all(|colour| count(&pixels, *colour) > 500));
@@ -526,8 +526,8 @@ mod tests {
 
     #[test]
     fn names_at_ends_do_not_meet() {
-        let found = apart(&[10.0, 11.0, 12.0, 90.0, 99.0], 12.0, (0.0, 100.0));
+        let found = spread(&[10.0, 11.0, 12.0, 90.0, 99.0], 12.0, (0.0, 100.0));
         assert_eq!(found, [10.0, 22.0, 34.0, 88.0, 100.0]);
-        assert_eq!(apart(&[-5.0, 50.0], 10.0, (0.0, 100.0)), [0.0, 50.0]);
+        assert_eq!(spread(&[-5.0, 50.0], 10.0, (0.0, 100.0)), [0.0, 50.0]);
     }
 }

@@ -15,10 +15,12 @@ use std::{
     process::{Command, Output},
 };
 
+use anyhow::Result;
 use lvdm::{
     checkpoint::{Checkpoint, Progress},
     data::PackedWriter,
-    diffusion::{NoisePath, NoisyBatch, Objective, Times},
+    diffusion::{NoisePath, NoisyBatch, Objective, SamplerConfig, Times},
+    models::{ClipId, LatentConditions, LatentDiffusion},
     networks::{Inputs, Network},
     nn::{Parameters, fnv1a64},
     random::{Purpose, normal, stream},
@@ -27,6 +29,33 @@ use lvdm::{
 use rand::RngExt;
 use serde_json::json;
 use tch::{Tensor, no_grad};
+
+/// The first clips of numbered samples, before they are decoded.
+pub trait FirstClips {
+    /// Normalised z_0, `[N, C, F, h, w]`.
+    fn latents(
+        &self,
+        samples: &[u64],
+        given: &LatentConditions,
+        sampler: SamplerConfig,
+        seed: u64,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor>;
+}
+
+impl FirstClips for LatentDiffusion {
+    fn latents(
+        &self,
+        samples: &[u64],
+        given: &LatentConditions,
+        sampler: SamplerConfig,
+        seed: u64,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor> {
+        let clips: Vec<ClipId> = samples.iter().map(|&sample| ClipId { seed, sample, clip: 0 }).collect();
+        self.clips(&clips, self.latent[1], given, sampler, on_step)
+    }
+}
 
 /// A path inside the source tree.
 pub fn source(path: &str) -> PathBuf {

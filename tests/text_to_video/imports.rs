@@ -17,7 +17,7 @@ use tch::{Kind, Tensor};
 use crate::{
     CPU,
     common::{
-        self,
+        self, FirstClips as _,
         pickle::write_checkpoint,
         relative_error, run_in,
         text_runs::{OPTIONS, import, networks, original, write_diffusers, write_tensors},

@@ -87,10 +87,10 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
 }
 
 /// Where an evaluation was made, and what it found besides its table.
-fn conditions_of(Evaluation { device, floor, psnr_db, psnr_of, .. }: &Evaluation) -> String {
+fn conditions_of(Evaluation { device, real_vs_real, psnr_db, psnr_of, .. }: &Evaluation) -> String {
     let mut text = format!("on {device}");
-    if let Some(floor) = floor {
-        text += &format!("; {}", floor.line());
+    if let Some(real_vs_real) = real_vs_real {
+        text += &format!("; {}", real_vs_real.line());
     }
     if let Some(psnr) = psnr_db {
         text += &format!("; reconstruction of {}: {psnr:.2} dB PSNR", psnr_of.as_deref().unwrap_or("real clips"));

@@ -64,8 +64,8 @@ pub struct Evaluation {
     pub figures: Vec<(String, String, Figure)>,
     /// What was sampled and how.
     pub generated: String,
-    /// What two sets of real clips are apart.
-    pub floor: Option<RealVsReal>,
+    /// The distance between two sets of real clips.
+    pub real_vs_real: Option<RealVsReal>,
     /// Of reconstructed real clips.
     pub psnr_db: Option<f64>,
     /// Which clips were reconstructed; none in files of early versions.
@@ -117,8 +117,8 @@ pub struct LongEvaluation {
     pub protocol: ProtocolText,
     /// One a method.
     pub curves: Vec<LongCurve>,
-    /// What two sets of real clips are apart.
-    pub floor: Option<Distances>,
+    /// The distance between two sets of real clips.
+    pub real_vs_real: Option<Distances>,
     /// Where it was measured.
     pub device: String,
 }
@@ -159,10 +159,10 @@ pub struct Video {
     pub bytes: Vec<u8>,
 }
 
-/// A sheet of frames.
+/// A sheet of frames. Evaluations of several runs with one autoencoder have the same sheets of it, which are shown once.
 pub struct Sheet {
-    /// Of the file.
-    pub title: String,
+    /// The files that are this picture, by their paths below the title; at least one.
+    pub files: Vec<String>,
     /// What is to be seen.
     pub caption: &'static str,
     /// PNG.
