@@ -28,6 +28,7 @@ mod part_weights;
 mod replacement;
 mod scheduler;
 mod stable_diffusion;
+mod tats;
 
 pub use diffusers::export_stable_diffusion;
 pub use export::export;
@@ -37,6 +38,7 @@ pub use latte::{LatteOptions, import_latte};
 pub use lora::{export_lora, import_lora};
 pub use replacement::Replacements;
 pub use stable_diffusion::{ImportedNetwork, StableDiffusionOptions, import_stable_diffusion};
+pub use tats::{TatsOptions, import_tats};
 
 use crate::{
     atomic_file::write_atomically,

@@ -45,6 +45,12 @@ pub enum Purpose {
     Caption = 16,
     /// Whether a training sample goes without its class label.
     Label = 17,
+    /// Which rows of a batch become entries of a codebook; the sample is the step.
+    Codebook = 18,
+    /// The frame of a training clip that is judged alone in the generator's update.
+    JudgedFrame = 19,
+    /// The frame of a training clip that is judged alone in the discriminators' update.
+    JudgedFrameDiscriminator = 20,
 }
 
 /// The generator for one (seed, purpose, sample, step): the four words are ChaCha8's key.

@@ -104,12 +104,21 @@ pub(crate) use registry;
 
 const KIND: &str = "kind";
 
+/// The keys of some settings.
+pub(crate) struct Given {
+    /// With `kind`.
+    keys: Mapping,
+    /// The kind by default, where none is given.
+    default: Option<String>,
+}
+
 /// The kind, and all keys with it.
 pub(crate) fn read<'de, D: Deserializer<'de>>(
     deserializer: D,
     default: Option<&str>,
-) -> Result<(String, Mapping), D::Error> {
+) -> Result<(String, Given), D::Error> {
     let mut given = Mapping::deserialize(deserializer)?;
+    let by_default = if given.contains_key(KIND) { None } else { default.map(String::from) };
     let kind = match (given.get(KIND), default) {
         (Some(Value::String(kind)), _) => kind.clone(),
         (Some(other), _) => {
@@ -120,15 +129,21 @@ pub(crate) fn read<'de, D: Deserializer<'de>>(
         (None, None) => return Err(D::Error::missing_field(KIND)),
     };
     given.insert(KIND.into(), kind.clone().into());
-    Ok((kind, given))
+    Ok((kind, Given { keys: given, default: by_default }))
 }
 
 /// The settings of a kind out of the keys; those of several kinds read `kind` themselves.
-pub(crate) fn settings<T: DeserializeOwned, E: Error>(kinds: &[&str], mut given: Mapping) -> Result<T, E> {
+pub(crate) fn settings<T: DeserializeOwned, E: Error>(kinds: &[&str], given: Given) -> Result<T, E> {
+    let Given { mut keys, default } = given;
     if kinds.len() == 1 {
-        given.remove(KIND);
+        keys.remove(KIND);
     }
-    serde_yaml::from_value(Value::Mapping(given)).map_err(E::custom)
+    serde_yaml::from_value(Value::Mapping(keys)).map_err(|error| match default {
+        Some(default) if error.to_string().starts_with("unknown field") => {
+            E::custom(format!("{error}; without a `kind` these are the settings of {default}"))
+        }
+        _ => E::custom(error),
+    })
 }
 
 /// What a registry is called, its default, and for each implementation its kinds, what it is, and its settings: as JSON

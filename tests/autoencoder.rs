@@ -5,7 +5,9 @@ mod common;
 use common::{moving_clips, noise, relative_error};
 use lvdm::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
-    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
+    autoencoder_loss::{
+        CodecLossSettings, DiscriminatorConfig, PatchDiscriminator, TatsDiscriminator, VideoDiscriminatorConfig,
+    },
     codecs::{AutoencoderConfig, CodecSettings, Encoded, Posterior, VideoAutoencoder},
     data::normalise,
     extractors::Lpips,
@@ -282,7 +284,7 @@ fn a_discriminator_of_clips_and_feature_matching() {
 
     let parameters = Parameters::new(CPU, 0);
     let image = PatchDiscriminator::new(&parameters.root(), 3, &config.discriminator);
-    let video = VideoDiscriminator::new(&parameters.root().sub("video"), 3, &of_clips);
+    let video = TatsDiscriminator::of_clips(&parameters.root().sub("video"), 3, of_clips.channels, of_clips.layers);
     parameters.to_kind(Kind::Double);
     parameters.load(&loss.discriminator_parameters().named().into_iter().collect()).unwrap();
     let frames = |video: &Tensor| video.transpose(1, 2).reshape([8, 3, 32, 32]);

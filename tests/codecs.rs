@@ -5,9 +5,13 @@ mod common;
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Result, ensure};
-use common::{largest_difference, moving_clips, write_packed};
+use common::{largest_difference, moving_clips, relative_error, write_packed};
 use lvdm::{
-    codecs::{CodecSettings, Encoded, EncodedKind, LatentSpace, LongDecoding, Normalization, VideoCodec},
+    autoencoder_loss::{CodecLossSettings, TatsDiscriminator, TatsLossConfig},
+    codecs::{
+        Codebook, CodebookConfig, CodecSettings, Encoded, EncodedKind, LatentSpace, LongDecoding, Normalization,
+        VideoCodec, VqganConfig, VqganNorm,
+    },
     data::normalise,
     diffusion::{Ddim, SamplerConfig},
     distributed::Ranks,
@@ -17,6 +21,7 @@ use lvdm::{
     random::{Purpose, normal_batch},
     safetensors::{read_safetensors, write_safetensors_atomically},
     train::{AutoencoderTask, DiffusionTask, LatentFile, Task, pack_latents},
+    weights::synthesize,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -253,7 +258,7 @@ trainer: {{steps: 1, batch: 2}}
     };
     let experiment = read(&[]).unwrap();
     assert_eq!(experiment.autoencoder.latent_shape(2, 32, 32).unwrap(), [4, 2, 16, 16]);
-    let mut task = AutoencoderTask::new(&experiment, CPU, 0, &Ranks::alone()).unwrap();
+    let mut task = AutoencoderTask::new(&experiment, CPU, 0, true, &Ranks::alone()).unwrap();
     let batch = task.next_batch().unwrap();
     for phase in 0..2 {
         let terms = task.gradients(phase, &batch, 0, 1.0).unwrap();
@@ -271,4 +276,171 @@ trainer: {{steps: 1, batch: 2}}
     // pixels have nothing to train
     let error = read(&["autoencoder={kind: pixels}"]).unwrap_err().to_string();
     assert!(error.contains("`pixels`") && error.contains("`video_autoencoder`"), "{error}");
+}
+
+fn small_vqgan(norm: VqganNorm, codes: i64) -> VqganConfig {
+    let codebook = CodebookConfig { codes, ..CodebookConfig::default() };
+    let channels = if norm == VqganNorm::Group { 16 } else { 4 };
+    VqganConfig { channels, factors: [2, 4, 4], latent_channels: 8, norm, codebook }
+}
+
+/// The released networks have as many parameters.
+#[test]
+fn tats_networks_have_the_published_sizes() {
+    let count = |declare: &dyn Fn(&Parameters)| {
+        let parameters = Parameters::unfilled(CPU);
+        declare(&parameters);
+        parameters.count()
+    };
+    assert_eq!(count(&|parameters| drop(VqganConfig::default().build(&parameters.root()))), 23_652_227);
+    let of_frames = |p: &Parameters| drop(TatsDiscriminator::of_frames(&p.root(), 3, 64, 3));
+    let of_clips = |p: &Parameters| drop(TatsDiscriminator::of_clips(&p.root(), 3, 64, 3));
+    assert_eq!([count(&of_frames), count(&of_clips)], [2_766_529, 11_057_857]);
+    assert_eq!(count(&|p| drop(TatsLossConfig::default().discriminators(&p.root()))), 2_766_529 + 11_057_857);
+}
+
+/// Codes are all that decoding needs; what a clip is encoded to does not depend on the others of a batch, and with running
+/// statistics a long latent is decoded in chunks to the whole.
+#[test]
+fn a_clip_is_its_codes() {
+    for norm in [VqganNorm::Batch, VqganNorm::Group] {
+        let settings = small_vqgan(norm, 24);
+        let parameters = Parameters::new(CPU, 1);
+        drop(settings.build(&parameters.root()));
+        let weights = synthesize(&parameters.named(), "");
+        let mut space = LatentSpace::new(&settings, weights, Normalization { scale: 2.0, shift: 0.5 }, 4, CPU).unwrap();
+        let x = normalise(&moving_clips(2, 24, 16));
+        let Encoded::Codes { indices, z, commitment } = space.encode(&x) else { panic!("codes are wanted") };
+        assert_eq!((indices.size(), commitment.size()), (vec![2, 12, 4, 4], vec![2]));
+        assert_eq!(settings.latent_shape(24, 16, 16).unwrap(), z.size()[1..]);
+        let z_0 = space.of_codes(&indices).unwrap();
+        assert!(space.normalization.normalise(&z).equal(&z_0));
+        assert!(relative_error(&space.decode(&z_0), &space.reconstruct(&x)) < 1e-5);
+        let Encoded::Codes { indices: alone, .. } = space.encode(&x.narrow(0, 1, 1)) else { panic!() };
+        assert!(alone.equal(&indices.narrow(0, 1, 1)), "{norm:?}");
+        // chunks that share more frames than feel their edges
+        space.clip = 36;
+        let long = space.of_codes(&indices.narrow(0, 0, 1).repeat([1, 4, 1, 1])).unwrap(); // [1, C, 48, 4, 4]
+        let mut pieces = Vec::new();
+        let mut keep = |piece: &Tensor| {
+            pieces.push(piece.copy());
+            Ok(())
+        };
+        space.decode_long(&long, &mut keep).unwrap();
+        let difference = relative_error(&Tensor::cat(&pieces, 1).unsqueeze(0), &space.decode(&long));
+        assert!(pieces.len() > 1 && (difference < 1e-5) == (norm == VqganNorm::Batch), "{norm:?}: {difference}");
+    }
+    let pixels = LatentSpace::pixels(CPU);
+    let error = pixels.of_codes(&Tensor::zeros([1, 1, 1, 1], (Kind::Int64, CPU))).unwrap_err().to_string();
+    assert!(error.contains("pixels has no codebook"), "{error}");
+}
+
+/// A codebook's tensors by name.
+fn codebook_of(parameters: &Parameters) -> BTreeMap<String, Tensor> {
+    parameters.named().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
+}
+
+/// The first batch that is learnt from takes the codebook's place; the encoder gets the gradient by the vectors, and the
+/// codebook none. A pass that does not learn moves nothing.
+#[test]
+fn a_codebook_begins_with_its_first_batch() {
+    for (codes, frames) in [(8, 3), (100, 2)] {
+        let parameters = Parameters::new(CPU, 1);
+        let config = CodebookConfig { codes, ..CodebookConfig::default() };
+        let mut codebook = Codebook::new(&parameters.root(), 4, &config);
+        codebook.begin_training(&Ranks::alone(), 3, true);
+        let z = normal_batch(1, Purpose::Evaluation, &[0, 1], 0, &[4, frames, 3, 2]).set_requires_grad(true);
+        let rows = z.detach().permute([0, 2, 3, 4, 1]).reshape([-1, 4]);
+        let at_first = codebook_of(&parameters);
+        codebook.quantize(&z, false);
+        assert!(codebook_of(&parameters)["embeddings"].equal(&at_first["embeddings"]));
+
+        let Encoded::Codes { z: vectors, commitment, indices } = codebook.quantize(&z, true) else { panic!() };
+        let begun = codebook_of(&parameters);
+        assert!(
+            begun["N"].equal(&Tensor::ones([codes], (Kind::Float, CPU))) && begun["z_avg"].equal(&begun["embeddings"])
+        );
+        // each entry is a vector of the batch, where there are too few but for a little noise, and no two are the same
+        let distance = |a: &Tensor, b: &Tensor| {
+            (a.unsqueeze(1) - b.unsqueeze(0)).square().sum_dim_intlist([2i64].as_slice(), false, None).sqrt()
+        };
+        let nearest = distance(&begun["embeddings"], &rows).min_dim(1, false).0;
+        let noise = nearest.max().double_value(&[]);
+        let few = rows.size()[0] < codes;
+        assert!(if few { (1e-4..0.05).contains(&noise) } else { noise < 1e-6 }, "{codes} codes: {noise}");
+        let each_other = distance(&begun["embeddings"], &begun["embeddings"]) + Tensor::eye(codes, (Kind::Float, CPU));
+        assert!(each_other.min().double_value(&[]) > 1e-5);
+
+        let weight = normal_batch(1, Purpose::Evaluation, &[2, 3], 0, &[4, frames, 3, 2]);
+        (&vectors * &weight).sum(None).backward();
+        assert!(z.grad().equal(&weight) && !parameters.named()[0].1.requires_grad());
+        let chosen = codebook.vectors(&indices);
+        assert!(largest_difference(&vectors, &chosen) < 1e-6);
+        let wanted = (&z - &chosen).square().flatten(1, -1).mean_dim([1i64].as_slice(), false, None) * 0.25;
+        assert!(largest_difference(&commitment, &wanted) < 1e-7);
+
+        // twice the same batch is one update of twice as many vectors: n = 2 · counts
+        codebook.quantize(&z, true);
+        codebook.update(0);
+        let moved = codebook_of(&parameters);
+        let n = moved["N"].sum(None).double_value(&[]);
+        assert!((n - (0.99 * codes as f64 + 0.01 * 2.0 * rows.size()[0] as f64)).abs() < 1e-4, "{n}");
+        codebook.update(1);
+        assert!(codebook_of(&parameters)["N"].equal(&moved["N"]), "nothing was gathered");
+    }
+}
+
+/// An entry that fewer than one vector a step chooses becomes one of the batch's, where that is asked for; its averages stay.
+#[test]
+fn unused_entries_restart() {
+    let after = |restart: bool| {
+        let parameters = Parameters::new(CPU, 1);
+        let config = CodebookConfig { codes: 4, restart, ..CodebookConfig::default() };
+        let codebook = Codebook::new(&parameters.root(), 2, &config);
+        let entries = Tensor::from_slice(&[0f32, 0.0, 1.0, 1.0, 50.0, 50.0, 60.0, 60.0]).reshape([4, 2]);
+        let counts = Tensor::from_slice(&[5f32, 5.0, 0.5, 5.0]);
+        let sums = &entries * counts.unsqueeze(1);
+        let values = [("embeddings", entries), ("N", counts), ("z_avg", sums)];
+        parameters.load(&values.map(|(name, t)| (name.to_string(), t)).into()).unwrap();
+        let z = Tensor::from_slice(&[0.1f32, 0.9, 0.0, 1.1, 0.2, 1.0, 0.1, 0.9]).reshape([1, 2, 1, 2, 2]);
+        codebook.quantize(&z, true);
+        codebook.update(0);
+        assert_eq!(codebook.dead().double_value(&[]), 1.0);
+        (codebook_of(&parameters), z.permute([0, 2, 3, 4, 1]).reshape([-1, 2]))
+    };
+    let ((kept, _), (restarted, rows)) = (after(false), after(true));
+    let row = |found: &BTreeMap<String, Tensor>, i: i64| found["embeddings"].get(i);
+    assert!((row(&kept, 2) - 50.0).abs().max().double_value(&[]) < 1e-2);
+    assert!((0..4).any(|i| row(&restarted, 2).equal(&rows.get(i))), "{:?}", row(&restarted, 2));
+    assert!([0, 1, 3].iter().all(|&i| row(&kept, i).equal(&row(&restarted, i))));
+    assert!(kept["N"].equal(&restarted["N"]) && kept["z_avg"].equal(&restarted["z_avg"]));
+}
+
+/// Without a weight nothing would hold an encoder to its codebook, which is said before training.
+#[test]
+fn a_codebook_needs_its_commitment() {
+    let text = "
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 4, resolution: 32}
+autoencoder: {kind: vqgan, channels: 4, factors: [2, 4, 4]}
+optimizer: {kind: adam, learning_rate: 1.0e-4}
+trainer: {steps: 1, batch: 2}
+";
+    let check = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        parse::<AutoencoderExperiment>("here", text, &overrides).unwrap().check_settings()
+    };
+    let error = check(&[]).unwrap_err().to_string();
+    assert!(error.contains("loss: {kind: tats}"), "{error}");
+    check(&["loss.kl_weight=1.0"]).unwrap();
+    check(&["loss.kind=tats"]).unwrap();
+    for (wrong, words) in [
+        ("loss={kind: tats, video_weight: -1}", "video_weight is a weight of 0 or more"),
+        ("loss={kind: tats, video_weight: 0, image_weight: 0}", "matching_weight needs discriminators"),
+        ("autoencoder.codebook.codes=1", "codes must be at least 2"),
+        ("autoencoder.codebook.decay=1", "decay lies in [0, 1)"),
+        ("autoencoder.norm=group", "32 groups"),
+    ] {
+        let error = format!("{:#}", check(&["loss.kind=tats", wrong]).unwrap_err());
+        assert!(error.contains(words), "{wrong}: {error}");
+    }
 }

@@ -10,7 +10,6 @@ use std::{
 
 use common::{run_in, source, succeed_in};
 use lvdm::{
-    autoencoder_loss::PatchDiscriminator,
     bench::BenchExperiment,
     codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoderConfig, LatentSpace},
     commands::DemoData,
@@ -162,7 +161,8 @@ fn every_experiment_loads_and_builds() {
                 experiment.autoencoder.build(&parameters.root());
                 assert!(parameters.count() > 1000);
                 let parameters = Parameters::unfilled(tch::Device::Cpu);
-                PatchDiscriminator::new(&parameters.root(), 3, &experiment.loss.discriminator);
+                experiment.loss.validate().unwrap();
+                drop(experiment.loss.discriminators(&parameters.root()));
                 assert!(parameters.count() > 1000);
             }
             Kind::Diffusion => {

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use common::{run_in, source, succeed_in};
 use lvdm::{
-    autoencoder_loss::AutoencoderLoss,
+    autoencoder_loss::TrainPass,
     codecs::{CodecConfig, ImageAutoencoderConfig},
+    distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, Precision, read},
     networks::{Inputs, Ports},
     nn::Parameters,
@@ -54,13 +55,7 @@ fn parameters_are_those_of_the_built_networks() {
         assert_eq!(plan.step, 3 * plan.forward, "{file}");
     }
     let demo: AutoencoderExperiment = read(&source("experiments/demo/autoencoder.yaml"), &[]).unwrap();
-    let loss = AutoencoderLoss::new(
-        &lvdm::autoencoder_loss::AutoencoderLossConfig { perceptual_weight: 0.0, ..demo.loss.clone() },
-        CPU,
-        Kind::Float,
-        0,
-    );
-    let discriminator = loss.unwrap().discriminator_parameters().count();
+    let discriminator = built(&|parameters| drop(demo.loss.discriminators(&parameters.root())));
     for codec in [demo.autoencoder.clone(), small_image_autoencoder()] {
         let count = built(&|parameters| drop(codec.build(&parameters.root())));
         let settings = format!("autoencoder={}", serde_json::to_string(&codec).unwrap());
@@ -182,17 +177,23 @@ fn activations_are_those_of_a_step_of_autoencoders() {
         let experiment: AutoencoderExperiment = read(&source("experiments/demo/autoencoder.yaml"), &overrides).unwrap();
         let parameters = Parameters::new(CPU, 0);
         let codec = as_on_gpu(|| experiment.autoencoder.build(&parameters.root()));
-        let loss =
-            AutoencoderLoss::new(&experiment.loss, CPU, Kind::Float, 0).unwrap_or_else(|error| panic!("{error:#}"));
+        let loss = experiment.loss.build(CPU, Kind::Float, 0, &Ranks::alone());
+        let loss = loss.unwrap_or_else(|error| panic!("{error:#}"));
         with_gradients(&parameters);
         let x = noise(0, &[2, 3, 16, 32, 32]).clamp(-1.0, 1.0);
         let latent = experiment.autoencoder.latent_shape(16, 32, 32).unwrap();
         let z = noise(1, &[&[2], &latent[..]].concat());
         let step = || {
-            let encoded = codec.encode(&x);
-            let reconstruction = codec.decode(&encoded.sample(&z));
-            let last = codec.last_kernel().unwrap();
-            loss.generator_backward(&x, &reconstruction, &encoded, last, 0, 1.0);
+            let (encoded, reconstruction) = codec.train_pass(&x, &z, true);
+            loss.backward_autoencoder(&TrainPass {
+                x: &x,
+                reconstruction: &reconstruction,
+                encoded: &encoded,
+                last_kernel: codec.last_kernel().unwrap(),
+                samples: &[0, 1],
+                step: 0,
+                scale: 1.0,
+            });
         };
         let ((), measured) = as_on_gpu(|| peak_host_memory(step));
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();

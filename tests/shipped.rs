@@ -115,6 +115,13 @@ fn webvid() -> Vec<Call> {
         .into()
 }
 
+/// TATS: the autoencoder with a codebook.
+fn tats() -> Vec<Call> {
+    let small = "data.resolution=32 autoencoder.channels=4 autoencoder.codebook.codes=16 loss.adversarial_start=1 \
+                 loss.discriminator.channels=4";
+    ["tats/demo/autoencoder", "tats/autoencoder"].map(|file| call("train autoencoder", file, &[STEPS, small])).into()
+}
+
 /// In the latents of Stable Diffusion's image autoencoder.
 fn latte() -> Vec<Call> {
     let small = "data.resolution=16 data.frames=4";
@@ -213,7 +220,7 @@ fn every_shipped_experiment_runs() {
 
     let demo = chain_of("demo");
     let others = ["ucf101", "sky_timelapse", "taichi"].map(chain_of);
-    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain([webvid(), latte(), bench()]).collect();
+    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain([webvid(), latte(), tats(), bench()]).collect();
     let ran: BTreeSet<String> = chains.iter().flatten().map(|(_, file, _)| file.clone()).collect();
     let shipped: BTreeSet<String> = contents(&source("experiments"))
         .into_keys()

@@ -21,6 +21,8 @@ use tch::{Device, Kind, Tensor};
 struct Toy {
     parameters: Parameters,
     weight: Tensor,
+    /// No optimizer moves it: each pass adds one to it, and each step a hundred.
+    seen: Tensor,
     position: u64,
     nan: fn(i64) -> bool,
 }
@@ -47,7 +49,12 @@ impl Task for Toy {
             loss *= f64::NAN;
         }
         (&loss * scale).backward();
+        let _ = self.seen.g_add_scalar_(1);
         Ok(vec![("loss", loss.detach())])
+    }
+
+    fn after_passes(&mut self, _network: usize, _step: i64) {
+        let _ = self.seen.g_add_scalar_(100);
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
@@ -66,8 +73,24 @@ fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[3], Init::ZEROS);
-    let task = Toy { parameters, weight, position, nan };
+    let seen = parameters.root().buffer("seen", &[1], Init::ZEROS);
+    let task = Toy { parameters, weight, seen, position, nan };
     Trainer::new(task, run, &config, &optimizer, &json!({"is": "a toy"}), Device::Cpu, resume)?.train()
+}
+
+/// What moves without an optimizer is where it was after a step that is left out, and goes on from a checkpoint.
+#[test]
+fn a_step_that_is_left_out_moves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = |step: i64| {
+        let found = Checkpoint::read(&checkpoint::path(folder.path(), step)).unwrap();
+        found.tensors["model.seen"].double_value(&[0])
+    };
+    for steps in [5, 8] {
+        let settings = json!({"steps": steps, "accumulate": 2, "checkpoint_every": 5});
+        toy(folder.path(), settings, |step| step == 2 || step == 6).unwrap();
+    }
+    assert_eq!([seen(5), seen(8)], [4.0 * 102.0, 6.0 * 102.0]);
 }
 
 /// Two networks of one number each, updated in turn; at some steps the loss of one is NaN.
@@ -349,6 +372,12 @@ trainer: {steps: 6, batch: 2, device: cpu, log_every: 1, checkpoint_every: 3, pi
 sampler: {kind: ddim, steps: 2, eta: 1.0}
 ";
 
+/// TATS' autoencoder and losses in place of LVDM's.
+const VQGAN: [&str; 2] = [
+    "autoencoder={kind: vqgan, channels: 4, factors: [2, 4, 4], latent_channels: 4, codebook: {codes: 24, restart: true}}",
+    "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 2, discriminator: {channels: 4, layers: 1}}",
+];
+
 /// A run that died after step 3 — its log is longer, its last checkpoint cut short — and was started again equals,
 /// to the bit, one that never stopped: weights, averages, optimizer, log. For both kinds of training, from packed
 /// clips and from packed latents.
@@ -402,6 +431,11 @@ fn an_interrupted_run_equals_a_whole_one() {
         // until the discriminators come in it is the same training
         assert_eq!(value("loss") == alone[step]["loss"].as_f64().unwrap(), !on, "step {step}");
     }
+    // a codebook and running statistics, which no optimizer moves, with everything that is drawn for them
+    interrupted("autoencoder", "runs/vqgan", &VQGAN);
+    let lines = metrics(&at.join("runs/vqgan"));
+    let value = |i: usize, key: &str| lines[i][key].as_f64().unwrap();
+    assert!(value(0, "perplexity") > 1.0 && value(0, "adversarial") == 0.0 && value(2, "feature_matching") > 0.0);
     interrupted("diffusion", "runs/diffusion", &[]);
     // on pixels, without an autoencoder
     interrupted("diffusion", "runs/pixels", &["autoencoder=pixels"]);

@@ -2,11 +2,14 @@
 
 use std::fmt::Debug;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::nn::{Scope, full_precision};
+use crate::{
+    distributed::Ranks,
+    nn::{Scope, full_precision},
+};
 
 /// A codec with its weights: it encodes clips to latents and decodes latents to clips.
 pub trait VideoCodec {
@@ -18,6 +21,35 @@ pub trait VideoCodec {
 
     /// The settings of which it was built.
     fn settings(&self) -> &dyn CodecSettings;
+
+    /// The vectors `[B, C, F', h, w]` of entries of the codebook, by their numbers, integers `[B, F', h, w]`: what
+    /// [`decode`](Self::decode) takes.
+    ///
+    /// # Errors
+    /// A codec without a codebook.
+    fn vectors(&self, _codes: &Tensor) -> Result<Tensor> {
+        bail!("a {} has no codebook, so that there are no codes to decode", self.settings().name())
+    }
+
+    /// Called before training; `ranks` are those that train together, and `anew` says that no weights were loaded.
+    fn begin_training(&mut self, _ranks: &Ranks, _seed: u64, _anew: bool) {}
+
+    /// A forward pass in training: what clips x `[B, 3, F, H, W]` are encoded to, and their reconstruction. What moves
+    /// without a gradient (running statistics, a codebook) follows the batch where it `learns`, and stays in another pass
+    /// over the same batch. Noise `[B, C, F', h, w]` is that of a Gaussian.
+    fn train_pass(&self, x: &Tensor, noise: &Tensor, _learns: bool) -> (Encoded, Tensor) {
+        let encoded = self.encode(x);
+        let reconstruction = self.decode(&encoded.sample(noise));
+        (encoded, reconstruction)
+    }
+
+    /// Called once a step, after all passes that learn: a codebook takes in what they have gathered.
+    fn after_passes(&self, _step: i64) {}
+
+    /// What the log of a training says of a pass beside the losses: scalars on the device.
+    fn training_terms(&self, _encoded: &Encoded) -> Vec<(&'static str, Tensor)> {
+        Vec::new()
+    }
 
     /// The kernel of the decoder's last convolution, at which the adaptive weight of the adversarial loss is measured (Esser
     /// et al. 2021, arXiv 2012.09841, equation 7); none for a codec that is not trained.
@@ -41,6 +73,11 @@ pub trait CodecSettings: Debug + Send + Sync {
 
     /// The number of channels C of a latent.
     fn latent_channels(&self) -> i64;
+
+    /// How many entries its codebook has; none where it has no codebook.
+    fn codebook(&self) -> Option<i64> {
+        None
+    }
 
     /// The shape `[C, F', h, w]` of the latent of a clip.
     ///
@@ -104,9 +141,9 @@ pub enum Encoded {
     Codes {
         /// Their numbers, integers `[B, F', h, w]`.
         indices: Tensor,
-        /// Their vectors `[B, C, F', h, w]`; in training with the gradient of the encoder's output.
+        /// Their vectors `[B, C, F', h, w]`; in training the gradient by them is that by the encoder's output.
         z: Tensor,
-        /// How far the encoder's output lies from them, `[B]`: what training adds to the loss.
+        /// How far the encoder's output lies from them, with its weight, `[B]`: what training adds to the loss.
         commitment: Tensor,
     },
     /// The latent itself, `[B, C, F', h, w]`.

@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use serde::{Deserializer, de::Error};
 use serde_yaml::{Mapping, Value};
 
-use super::{AutoencoderConfig, CodecSettings, ImageAutoencoderConfig};
+use super::{AutoencoderConfig, CodecSettings, ImageAutoencoderConfig, VqganConfig};
 use crate::registry::registry;
 
 registry! {
@@ -14,6 +14,8 @@ registry! {
         "video_autoencoder" => VideoAutoencoder(AutoencoderConfig),
         /// Stable Diffusion's image autoencoder, frame by frame.
         "image_autoencoder" => ImageAutoencoder(ImageAutoencoderConfig),
+        /// TATS' video autoencoder with a codebook.
+        "vqgan" => Vqgan(VqganConfig),
     }
 }
 

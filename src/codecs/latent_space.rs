@@ -104,6 +104,16 @@ impl LatentSpace {
         self.normalization.normalise(&encoded.sample(&upload(noise, self.device)))
     }
 
+    /// Entries of the codec's codebook, by their numbers, integers `[B, F', h, w]` → normalised z_0 `[B, C, F', h, w]`, which can
+    /// be decoded.
+    ///
+    /// # Errors
+    /// A codec without a codebook.
+    pub fn of_codes(&self, codes: &Tensor) -> Result<Tensor> {
+        let vectors = no_grad(|| self.codec.vectors(&upload(codes, self.device)))?;
+        Ok(self.normalization.normalise(&vectors))
+    }
+
     /// Normalised z_0 → clips `[B, 3, F, H, W]`, not clamped; never in half precision.
     pub fn decode(&self, z_0: &Tensor) -> Tensor {
         no_grad(|| full_precision(&self.codec.decode(&self.normalization.restore(&upload(z_0, self.device)))))

@@ -42,18 +42,47 @@ impl Default for AutoencoderConfig {
 }
 
 impl AutoencoderConfig {
-    /// The stride of each block: two on every axis that has a factor of two left.
+    /// The stride of each block.
     pub(crate) fn strides(&self) -> Vec<[i64; 3]> {
-        let blocks = self.factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
-        (0..blocks).map(|i| self.factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
+        strides(self.factors)
     }
 
-    /// From how many frames away the edge of a latent shows in what the decoder makes of it: kernels of 4
-    /// in each block's transposed convolution, four of 3 in its residual blocks, one at the end. Group norms,
-    /// which see everything, are not counted.
+    /// From how many frames away the edge of a latent shows in what the decoder makes of it. Group norms, which see
+    /// everything, are not counted.
     pub fn decoder_reach(&self) -> i64 {
-        self.strides().into_iter().fold(0, |reach, [stride, ..]| reach * stride + 3 + 4) + 1
+        decoder_reach(&self.strides())
     }
+}
+
+/// Downsampling is by powers of two.
+pub(super) fn check_factors(factors: [i64; 3]) -> Result<()> {
+    for factor in factors {
+        ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
+    }
+    ensure!(factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
+    Ok(())
+}
+
+/// The latent frames, height and width of a clip, which the factors divide.
+pub(super) fn divided([ft, fh, fw]: [i64; 3], frames: i64, height: i64, width: i64) -> Result<[i64; 3]> {
+    ensure!(
+        frames % ft == 0 && height % fh == 0 && width % fw == 0,
+        "a clip of {frames} frames of {height}x{width} does not divide by the autoencoder's factors {:?}",
+        [ft, fh, fw]
+    );
+    Ok([frames / ft, height / fh, width / fw])
+}
+
+/// The stride of each block: two on every axis that has a factor of two left.
+pub(super) fn strides(factors: [i64; 3]) -> Vec<[i64; 3]> {
+    let blocks = factors.iter().map(|f| f.ilog2()).max().unwrap_or(0);
+    (0..blocks).map(|i| factors.map(|f| if f.ilog2() > i { 2 } else { 1 })).collect()
+}
+
+/// From how many frames away the edge of a latent shows in what a decoder of such strides makes of it: kernels of 4 in each
+/// block's transposed convolution, four of 3 in its residual blocks, one at the end.
+pub(super) fn decoder_reach(strides: &[[i64; 3]]) -> i64 {
+    strides.iter().fold(0, |reach, [stride, ..]| reach * stride + 3 + 4) + 1
 }
 
 impl CodecSettings for AutoencoderConfig {
@@ -63,10 +92,7 @@ impl CodecSettings for AutoencoderConfig {
 
     fn validate(&self) -> Result<()> {
         ensure!(self.channels > 0 && self.z_channels > 0 && self.latent_channels > 0, "channels must be positive");
-        for factor in self.factors {
-            ensure!(factor > 0 && factor & (factor - 1) == 0, "factors must be powers of two, not {factor}");
-        }
-        ensure!(self.factors.iter().any(|&f| f > 1), "factors: at least one must be 2 or more");
+        check_factors(self.factors)?;
         if self.norm_groups < 0 || (self.norm_groups > 0 && (2 * self.channels) % self.norm_groups != 0) {
             bail!("norm_groups = {} does not divide 2·channels = {}", self.norm_groups, 2 * self.channels);
         }
@@ -79,13 +105,8 @@ impl CodecSettings for AutoencoderConfig {
 
     /// `[C, F/ft, H/fh, W/fw]`, where the factors divide the clip's sizes.
     fn latent_shape(&self, frames: i64, height: i64, width: i64) -> Result<[i64; 4]> {
-        let [ft, fh, fw] = self.factors;
-        ensure!(
-            frames % ft == 0 && height % fh == 0 && width % fw == 0,
-            "a clip of {frames} frames of {height}x{width} does not divide by the autoencoder's factors {:?}",
-            self.factors
-        );
-        Ok([self.latent_channels, frames / ft, height / fh, width / fw])
+        let [f, h, w] = divided(self.factors, frames, height, width)?;
+        Ok([self.latent_channels, f, h, w])
     }
 
     fn clip_shape(&self, [f, h, w]: [i64; 3]) -> [i64; 3] {
@@ -140,7 +161,7 @@ fn activated(norm: &Option<GroupNorm>, x: &Tensor) -> Tensor {
 }
 
 /// In the order of memory that 3D convolutions want.
-fn preferred_layout(x: &Tensor) -> Tensor {
+pub(super) fn preferred_layout(x: &Tensor) -> Tensor {
     if prefers_channels_last(x.device()) { channels_last(x) } else { x.shallow_clone() }
 }
 

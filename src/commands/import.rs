@@ -1,12 +1,12 @@
 //! `lvdm import`: released checkpoints → runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
 use super::parts_table;
 use crate::{
-    exchange::{self, ImportOptions, ImportedNetwork, LatteOptions, StableDiffusionOptions},
+    exchange::{self, ImportOptions, Imported, ImportedNetwork, LatteOptions, StableDiffusionOptions, TatsOptions},
     run_files::NAMES_FILE,
 };
 
@@ -38,6 +38,12 @@ enum From {
     /// the weights (`ema`), this is what samples. A tensor that is missing or unknown is an error, and so are position
     /// embeddings that differ from the formula. The pickle in a PyTorch file is read as data: nothing in it is executed.
     Latte(Latte),
+    /// Import the autoencoder of a released TATS checkpoint, with its codebook and discriminators
+    ///
+    /// FILE is a checkpoint of the autoencoder, or of a transformer over its codes, which contains it. The settings are
+    /// inferred from the names and shapes of the tensors, except for the downsampling factors. A tensor that is missing or
+    /// unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
+    Tats(Tats),
     /// Merge a LoRA of Stable Diffusion into the weights of a run
     ///
     /// The LoRA may have the names of kohya-ss, PEFT or diffusers, and change linear maps and convolutions of the U-Net and
@@ -62,6 +68,24 @@ impl Latte {
         let parts = exchange::import_latte(&self.file, &self.options, &self.out)?;
         super::say::text(parts_table(&parts));
         say!("a run of the diffusion at step 0: {}", self.out.display());
+        Ok(())
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Tats {
+    /// Checkpoint: a PyTorch file of any version, or safetensors with the same names
+    file: PathBuf,
+    /// Run folder to create
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    options: TatsOptions,
+}
+
+impl Tats {
+    fn run(self) -> Result<()> {
+        print_imported(&exchange::import_tats(&self.file, &self.options, &self.out)?, &self.out);
         Ok(())
     }
 }
@@ -137,6 +161,7 @@ impl Import {
             From::Lvdm(lvdm) => lvdm.run(),
             From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
             From::Latte(latte) => latte.run(),
+            From::Tats(tats) => tats.run(),
             From::Lora(lora) => lora.run(),
         }
     }
@@ -145,14 +170,17 @@ impl Import {
 impl Lvdm {
     fn run(self) -> Result<()> {
         let Lvdm { file, out, options } = self;
-        let imported = exchange::import(&file, &options, &out)?;
-        super::say::text(parts_table(&imported.parts));
-        if !imported.ignored.is_empty() {
-            let groups: Vec<String> =
-                imported.ignored.iter().map(|group| format!("{} ({})", group.name, group.count)).collect();
-            say!("known and ignored: {}", groups.join(", "));
-        }
-        say!("a run of the {} at step {}: {}", imported.task, imported.step, out.display());
+        print_imported(&exchange::import(&file, &options, &out)?, &out);
         Ok(())
     }
+}
+
+fn print_imported(imported: &Imported, out: &Path) {
+    super::say::text(parts_table(&imported.parts));
+    if !imported.ignored.is_empty() {
+        let groups: Vec<String> =
+            imported.ignored.iter().map(|group| format!("{} ({})", group.name, group.count)).collect();
+        say!("known and ignored: {}", groups.join(", "));
+    }
+    say!("a run of the {} at step {}: {}", imported.task, imported.step, out.display());
 }

@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Part, warn_of_infinities};
 use crate::{
-    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator},
+    autoencoder_loss::{CodecLossSettings, DiscriminatorConfig, PatchDiscriminator},
     codecs::CodecSettings,
     networks::{Ports, UNet3d, UNetConfig},
     nn::Parameters,
@@ -42,6 +42,12 @@ impl Declared {
         let parameters = Parameters::unfilled(Device::Cpu);
         PatchDiscriminator::new(&parameters.root(), 3, config);
         Declared { part: "discriminator", parameters }
+    }
+
+    pub(super) fn discriminators(loss: &dyn CodecLossSettings) -> Self {
+        let parameters = Parameters::unfilled(Device::Cpu);
+        drop(loss.discriminators(&parameters.root()));
+        Declared { part: "discriminators", parameters }
     }
 
     /// The network's own tensors out of those of a file, in float32.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Carried, Exported, Part, declared::Declared, mistake};
 use crate::{
-    autoencoder_loss::VIDEO_DISCRIMINATOR,
+    autoencoder_loss::{CodecLossConfig, VIDEO_DISCRIMINATOR},
     checkpoint::{self, Checkpoint},
     diffusion::{Objective, Predict},
     exchange::{InferredUNet, Shapes},
@@ -41,7 +41,10 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             // a released checkpoint has no place for a discriminator of whole clips
             discriminator.retain(|name, _| !name.starts_with(&format!("{VIDEO_DISCRIMINATOR}.")));
             if !discriminator.is_empty() {
-                let network = Declared::discriminator(&autoencoder.loss.discriminator);
+                let CodecLossConfig::Lvdm(loss) = &autoencoder.loss else {
+                    bail!("{}: a checkpoint of LVDM has no place for the discriminators of other losses", context());
+                };
+                let network = Declared::discriminator(&loss.discriminator);
                 network.parameters.check(&discriminator).with_context(context)?;
                 export.network(DISCRIMINATOR, &discriminator, &[])?;
                 parts.push(network.report());

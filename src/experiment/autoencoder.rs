@@ -1,13 +1,13 @@
 //! Training of a video autoencoder.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{
     training::{OptimizerConfig, TrainerConfig},
     validate::{Experiment, check_clip, check_data},
 };
-use crate::{autoencoder_loss::AutoencoderLossConfig, codecs::CodecConfig, data::DataConfig};
+use crate::{autoencoder_loss::CodecLossConfig, codecs::CodecConfig, data::DataConfig};
 
 /// Training of an autoencoder: `lvdm train autoencoder FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
@@ -20,9 +20,9 @@ pub struct AutoencoderExperiment {
     /// The network: the video autoencoder, or what `kind` says.
     #[serde(default)]
     pub autoencoder: CodecConfig,
-    /// The losses: pixels, LPIPS, KL divergence and discriminators, as in the paper where nothing is said.
+    /// The losses: LVDM's, as in the paper where nothing is said, or what `kind` says.
     #[serde(default)]
-    pub loss: AutoencoderLossConfig,
+    pub loss: CodecLossConfig,
     /// The optimizer; the autoencoder and its discriminators each get one of their own.
     pub optimizer: OptimizerConfig,
     /// Steps, batches, checkpoints, log.
@@ -46,6 +46,11 @@ impl AutoencoderExperiment {
         self.autoencoder.validate().context("autoencoder")?;
         self.autoencoder.latent_shape(self.data.frames, self.data.resolution, self.data.resolution).context("data")?;
         self.loss.validate().context("loss")?;
+        ensure!(
+            self.autoencoder.codebook().is_none() || self.loss.is_regularized(),
+            "loss: kl_weight is 0, so that nothing would hold the encoder to the codebook; give `loss: {{kind: tats}}`, or \
+             the weight of the commitment as kl_weight"
+        );
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }

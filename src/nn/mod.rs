@@ -20,6 +20,6 @@ pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use frame_stack::FrameStack;
 pub use linear::{Linear, linear_flops};
 pub use memory_layout::{channels_last, prefers_channels_last};
-pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, full_precision};
+pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, Statistics, full_precision};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

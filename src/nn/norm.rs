@@ -144,7 +144,18 @@ impl LayerNorm {
     }
 }
 
-/// Batch normalisation of images or videos; training mode updates the running statistics (momentum 0.1).
+/// The mean and variance by which a batch norm normalises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    /// The batch's own, which the running ones follow: training.
+    Followed,
+    /// The batch's own, and the running ones stay: another pass over a batch in training.
+    Batch,
+    /// The running ones: evaluation.
+    Running,
+}
+
+/// Batch normalisation of images or videos (eps 1e-5; the running statistics follow with momentum 0.1).
 pub struct BatchNorm {
     weight: Tensor,
     bias: Tensor,
@@ -172,19 +183,29 @@ impl BatchNorm {
         self.ranks = ranks.clone();
     }
 
-    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by the batch's own statistics.
+    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by the batch's own statistics, which the running ones follow.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
+        self.by(Statistics::Followed, x)
+    }
+
+    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by these statistics.
+    pub fn by(&self, statistics: Statistics, x: &Tensor) -> Tensor {
         const MOMENTUM: f64 = 0.1;
         const EPS: f64 = 1e-5;
+        let follow = statistics == Statistics::Followed;
+        if follow {
+            let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
+        }
         let x = full_precision(x);
-        if self.ranks.size() == 1 {
+        let is_training = statistics != Statistics::Running;
+        if self.ranks.size() == 1 || !is_training {
+            let running = (follow || !is_training).then_some([&self.running_mean, &self.running_var]);
             return x.batch_norm(
                 Some(&self.weight),
                 Some(&self.bias),
-                Some(&self.running_mean),
-                Some(&self.running_var),
-                true,
+                running.map(|[mean, _]| mean),
+                running.map(|[_, variance]| variance),
+                is_training,
                 MOMENTUM,
                 EPS,
                 true,
@@ -201,12 +222,14 @@ impl BatchNorm {
         let mean = mean_over_all(&x);
         let centred = &x - &mean;
         let variance = mean_over_all(&centred.square());
-        no_grad(|| {
-            let unbiased = &variance * (count / (count - 1.0));
-            for (running, now) in [(&self.running_mean, &mean), (&self.running_var, &unbiased)] {
-                let _ = running.shallow_clone().lerp_(&now.detach().view([c]), MOMENTUM);
-            }
-        });
+        if follow {
+            no_grad(|| {
+                let unbiased = &variance * (count / (count - 1.0));
+                for (running, now) in [(&self.running_mean, &mean), (&self.running_var, &unbiased)] {
+                    let _ = running.shallow_clone().lerp_(&now.detach().view([c]), MOMENTUM);
+                }
+            });
+        }
         let a_channel = mean.size();
         let scale = (variance + EPS).rsqrt() * self.weight.view(a_channel.as_slice());
         centred * scale + self.bias.view(a_channel.as_slice())

@@ -51,6 +51,8 @@ pub struct Entry {
     pub tensor: Tensor,
     /// False for buffers (running statistics).
     pub trainable: bool,
+    /// Whether training moves it without a gradient (running statistics, a codebook).
+    moves: bool,
     /// What its values start as; none for values that are a fixed function of the settings.
     init: Option<Init>,
     /// A kernel `[o, i, f, h, w]` whose channels lie last in memory.
@@ -116,6 +118,11 @@ impl Parameters {
         entries.iter().filter(|e| e.trainable).map(|e| (e.name.clone(), e.tensor.shallow_clone())).collect()
     }
 
+    /// What training moves without a gradient, in order of declaration.
+    pub fn moving(&self) -> Vec<Tensor> {
+        self.entries.borrow().iter().filter(|e| e.moves).map(|e| e.tensor.shallow_clone()).collect()
+    }
+
     /// (alias, name) of tensors that released checkpoints list twice.
     pub fn aliases(&self) -> Vec<(String, String)> {
         let entries = self.entries.borrow();
@@ -131,7 +138,7 @@ impl Parameters {
     pub fn freeze(&self) {
         for entry in self.entries.borrow_mut().iter_mut() {
             let _ = entry.tensor.requires_grad_(false);
-            entry.trainable = false;
+            (entry.trainable, entry.moves) = (false, false);
         }
     }
 
@@ -262,6 +269,7 @@ impl Parameters {
             alias,
             tensor: tensor.shallow_clone(),
             trainable,
+            moves: !trainable,
             init: Some(init),
             channels_last: false,
         });
@@ -359,6 +367,7 @@ impl Scope {
             alias: None,
             tensor: tensor.shallow_clone(),
             trainable: false,
+            moves: true,
             init: Some(Init::ZEROS),
             channels_last: false,
         });
@@ -368,7 +377,15 @@ impl Scope {
     /// Values that are stored with the weights and never trained: a fixed function of the network's settings.
     pub fn fixed(&self, name: impl Display, values: Tensor) -> Tensor {
         let (name, tensor) = (self.full(name), values.shallow_clone());
-        self.parameters.push(Entry { name, alias: None, tensor, trainable: false, init: None, channels_last: false });
+        self.parameters.push(Entry {
+            name,
+            alias: None,
+            tensor,
+            trainable: false,
+            moves: false,
+            init: None,
+            channels_last: false,
+        });
         values
     }
 

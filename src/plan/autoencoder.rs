@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Activations, Plan, PlanOptions, Variant};
 use crate::{
-    autoencoder_loss::{AutoencoderLossConfig, PatchDiscriminator, VIDEO_DISCRIMINATOR, VideoDiscriminator},
+    autoencoder_loss::CodecLossConfig,
     experiment::{AutoencoderExperiment, Precision},
     extractors::Lpips,
     flops,
@@ -28,7 +28,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
     let discriminators = Discriminators::new(loss);
     let judged = discriminators.parameters.count();
     let lpips = Lpips::unfilled();
-    let perceives = loss.perceptual_weight > 0.0;
+    let frames_seen = loss.frames_perceived(frames);
 
     let of = format!("{:?}", (codec, loss, frames, side, trainer.precision));
     let known = options.counted.borrow().get(&of).map(|[whole, _]| *whole);
@@ -39,9 +39,11 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
     options.counted.borrow_mut().insert(of, [kept; 2]);
 
     let coded: i64 = codec.flops(frames, side, side).iter().sum();
-    let perceived = if perceives { frames_seen(loss, frames) * flops::vgg16(side, side) } else { 0 };
-    let adversary = if loss.adversarial_weight > 0.0 { discriminators.flops(loss, frames, side) } else { 0 };
-    let with_adversary = (trainer.steps - loss.adversarial_start).clamp(0, trainer.steps) as f64 / trainer.steps as f64;
+    let perceived = frames_seen * flops::vgg16(side, side);
+    let start = loss.adversarial_start();
+    let adversary = start.map_or(0, |_| loss.discriminator_flops(frames, side));
+    let with_adversary = start.map_or(0, |start| (trainer.steps - start).clamp(0, trainer.steps)) as f64;
+    let with_adversary = with_adversary / trainer.steps as f64;
     // clips and reconstructions, and the gradient by these; the discriminators' own update codes once more, and moves them
     let judging = if adversary > 0 { coded + 8 * adversary } else { 0 };
     let step = 3 * (coded + perceived) + (judging as f64 * with_adversary) as i64;
@@ -57,7 +59,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment, options: &PlanOptions) ->
         parameters: own.count() + judged,
         trained: own.count() + judged,
         averaged: if trainer.ema_decay.is_some() { own.count() } else { 0 },
-        frozen: if perceives { lpips.parameters() } else { 0 },
+        frozen: if frames_seen > 0 { lpips.parameters() } else { 0 },
         forward: coded,
         step,
         activations: vec![Variant { recompute: String::new(), kept }],
@@ -86,7 +88,7 @@ fn count_kept(
         let noise = zeros(&[batch, codec.settings().latent_channels(), latent[0], latent[1], latent[2]]);
         Ok(kept_for_backward(|| {
             let _precision = Autocast::bfloat16(Device::Cpu, half);
-            codec.decode(&codec.encode(&x).sample(&noise)).to_kind(Kind::Float)
+            codec.train_pass(&x, &noise, false).1.to_kind(Kind::Float)
         }))
     })?[0];
     let units = [frames as f64, side as f64 / PIXELS as f64, side as f64 / PIXELS as f64];
@@ -98,16 +100,16 @@ fn count_kept(
     };
     let images = |clips: &Tensor| clips.transpose(1, 2).flatten(0, 1); // [B·F, 3, H, W]
     let mut losses = Activations::default();
-    if loss.perceptual_weight > 0.0 {
+    if loss.frames_perceived(frames) > 0 {
         let seen = of_clips(&|x| kept_for_backward(|| lpips.distance_to(&images(&x.detach()), &images(x)).mean(None)))?;
         // of every n-th frame
-        losses = Activations { clip: seen.clip * frames_seen(loss, frames) / frames, ..seen };
+        losses = Activations { clip: seen.clip * loss.frames_perceived(frames) / frames, ..seen };
     }
-    if loss.adversarial_weight > 0.0 {
+    if loss.adversarial_start().is_some() {
         let seen = of_clips(&|x| {
             kept_for_backward(|| {
                 let _precision = Autocast::bfloat16(Device::Cpu, half);
-                discriminators.judge(x)
+                (discriminators.judge)(x)
             })
         })?;
         losses = losses.or(seen);
@@ -116,45 +118,21 @@ fn count_kept(
     Ok(coding.and(losses))
 }
 
-/// Frames of a clip that LPIPS looks at in one step.
-fn frames_seen(loss: &AutoencoderLossConfig, frames: i64) -> i64 {
-    (frames / loss.perceptual_every.clamp(1, frames)).max(1)
-}
-
 fn zeros(shape: &[i64]) -> Tensor {
     Tensor::zeros(shape, (Kind::Float, Device::Cpu))
 }
 
-/// Those of single frames and, where there is one, of whole clips.
+/// The discriminators of a loss.
 struct Discriminators {
     parameters: Parameters,
-    of_frames: PatchDiscriminator,
-    of_clips: Option<VideoDiscriminator>,
+    judge: Box<dyn Fn(&Tensor) -> Tensor>,
 }
 
 impl Discriminators {
-    fn new(loss: &AutoencoderLossConfig) -> Self {
+    fn new(loss: &CodecLossConfig) -> Self {
         // they are small, and batch norm writes into its statistics
         let parameters = Parameters::new(Device::Cpu, 0);
-        let root = parameters.root();
-        let of_frames = PatchDiscriminator::new(&root, 3, &loss.discriminator);
-        let video = loss.video_discriminator.as_ref();
-        let of_clips = video.map(|config| VideoDiscriminator::new(&root.sub(VIDEO_DISCRIMINATOR), 3, config));
-        Discriminators { parameters, of_frames, of_clips }
-    }
-
-    /// What they make of clips, as one number.
-    fn judge(&self, clips: &Tensor) -> Tensor {
-        let frames = self.of_frames.forward(&clips.transpose(1, 2).flatten(0, 1)).mean(None);
-        match &self.of_clips {
-            Some(video) => frames + video.judge(clips).logits.mean(None),
-            None => frames,
-        }
-    }
-
-    /// Operations over one clip.
-    fn flops(&self, loss: &AutoencoderLossConfig, frames: i64, side: i64) -> i64 {
-        let of_clips = loss.video_discriminator.as_ref().map_or(0, |config| config.flops(frames, side, side));
-        frames * loss.discriminator.flops(side, side) + of_clips
+        let judge = loss.discriminators(&parameters.root());
+        Discriminators { parameters, judge }
     }
 }

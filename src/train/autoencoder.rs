@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::{Batch, Picture, Task, Terms, TrainedNetwork};
 use crate::{
-    autoencoder_loss::AutoencoderLoss,
+    autoencoder_loss::{CodecLoss, TrainPass},
     codecs::{Normalization, VideoCodec},
     data::{Loader, fixed_clips, normalise, to_u8},
     distributed::Ranks,
@@ -25,7 +25,7 @@ const SHOWN: i64 = 4;
 pub struct AutoencoderTask {
     autoencoder: Box<dyn VideoCodec>,
     parameters: Parameters,
-    loss: AutoencoderLoss,
+    loss: Box<dyn CodecLoss>,
     loader: Loader,
     experiment: AutoencoderExperiment,
     latent: [i64; 4],
@@ -35,17 +35,25 @@ pub struct AutoencoderTask {
 }
 
 impl AutoencoderTask {
-    /// `position` is the first sample of the data; each rank has its share of those that follow.
+    /// `position` is the first sample of the data; each rank has its share of those that follow. `anew` says that no weights
+    /// will be loaded.
     ///
     /// # Errors
     /// Data or LPIPS weights that are not there.
-    pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64, ranks: &Ranks) -> Result<Self> {
+    pub fn new(
+        experiment: &AutoencoderExperiment,
+        device: Device,
+        position: u64,
+        anew: bool,
+        ranks: &Ranks,
+    ) -> Result<Self> {
         let data = &experiment.data;
         let loader =
             Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
         let parameters = Parameters::new(device, experiment.seed);
-        let autoencoder = experiment.autoencoder.build(&parameters.root());
-        let loss = AutoencoderLoss::new(&experiment.loss, device, Kind::Float, experiment.seed)?.over(ranks);
+        let mut autoencoder = experiment.autoencoder.build(&parameters.root());
+        autoencoder.begin_training(ranks, experiment.seed, anew);
+        let loss = experiment.loss.build(device, Kind::Float, experiment.seed, ranks)?;
         let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
         Ok(AutoencoderTask {
             autoencoder,
@@ -95,39 +103,39 @@ impl Task for AutoencoderTask {
     }
 
     fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
-        let x = normalise(&batch.data);
-        if network == 0 {
-            let encoded = self.autoencoder.encode(&x);
-            let reconstruction =
-                self.autoencoder.decode(&encoded.sample(&self.noise(Purpose::Posterior, &batch.samples)));
-            let last = self.autoencoder.last_kernel().context("this codec has no decoder to train")?;
-            let terms = self.loss.generator_backward(&x, &reconstruction, &encoded, last, step, scale);
-            let mut logged = vec![
-                ("loss", terms.total),
-                ("reconstruction", terms.reconstruction),
-                ("pixel", terms.pixel),
-                ("lpips", terms.perceptual),
-                ("kl", terms.kl),
-                ("adversarial", terms.adversarial),
-                ("adversarial_factor", terms.adversarial_factor),
-            ];
-            if self.experiment.loss.feature_matching > 0.0 {
-                logged.push(("feature_matching", terms.feature_matching));
-            }
-            return Ok(logged);
-        }
-        if !self.loss.is_adversarial(step) {
+        if network == 1 && !self.loss.is_adversarial(step) {
             return Ok(vec![("discriminator_loss", Tensor::zeros([], (Kind::Float, self.device)))]);
         }
-        let noise = self.noise(Purpose::PosteriorDiscriminator, &batch.samples);
-        let reconstruction = no_grad(|| self.autoencoder.decode(&self.autoencoder.encode(&x).sample(&noise)));
-        let terms = self.loss.discriminator_backward(&x, &reconstruction, scale);
-        let mut logged =
-            vec![("discriminator_loss", terms.loss), ("logits_real", terms.real), ("logits_fake", terms.fake)];
-        if let Some([real, fake]) = terms.video {
-            logged.extend([("video_logits_real", real), ("video_logits_fake", fake)]);
+        let x = normalise(&batch.data);
+        let is_own = network == 0;
+        let purpose = if is_own { Purpose::Posterior } else { Purpose::PosteriorDiscriminator };
+        let noise = self.noise(purpose, &batch.samples);
+        let (encoded, reconstruction) = match is_own {
+            true => self.autoencoder.train_pass(&x, &noise, true),
+            false => no_grad(|| self.autoencoder.train_pass(&x, &noise, false)),
+        };
+        let last_kernel = self.autoencoder.last_kernel().context("this codec has no decoder to train")?;
+        let pass = TrainPass {
+            x: &x,
+            reconstruction: &reconstruction,
+            encoded: &encoded,
+            last_kernel,
+            samples: &batch.samples,
+            step,
+            scale,
+        };
+        if !is_own {
+            return Ok(self.loss.backward_discriminators(&pass));
         }
-        Ok(logged)
+        let mut terms = self.loss.backward_autoencoder(&pass);
+        terms.extend(no_grad(|| self.autoencoder.training_terms(&encoded)));
+        Ok(terms)
+    }
+
+    fn after_passes(&mut self, network: usize, step: i64) {
+        if network == 0 {
+            self.autoencoder.after_passes(step);
+        }
     }
 
     fn takes_part(&self, network: usize, step: i64) -> bool {

@@ -62,6 +62,10 @@ pub trait Task {
     /// Where the batch does not fit the network.
     fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
 
+    /// Called once a step when all passes of a network are done, before its parameters move. What moves without a gradient
+    /// and is the sum of a step's passes does so here.
+    fn after_passes(&mut self, _network: usize, _step: i64) {}
+
     /// Whether a network's gradients are anything but zero at this step: only then are they reduced over ranks.
     fn takes_part(&self, _network: usize, _step: i64) -> bool {
         true

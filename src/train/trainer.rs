@@ -334,6 +334,8 @@ impl<T: Task> Trainer<T> {
         for network in 0..self.networks.len() {
             self.optimizers[network].set_learning_rate(rate);
             self.optimizers[network].zero_grad()?;
+            let moving = self.networks[network].parameters.moving();
+            let before: Vec<Tensor> = moving.iter().map(Tensor::copy).collect();
             let mut terms = Vec::new();
             let buckets = self.buckets[network].as_ref().filter(|_| self.task.takes_part(network, step));
             for (i, batch) in batches.iter().enumerate() {
@@ -349,6 +351,7 @@ impl<T: Task> Trainer<T> {
             if let Some(buckets) = buckets {
                 self.ranks.finish(buckets)?;
             }
+            self.task.after_passes(network, step);
             if network == 0 {
                 self.settle(window)?;
             }
@@ -359,7 +362,11 @@ impl<T: Task> Trainer<T> {
             let norm = clip_global_norm(&gradients, self.config.clip_gradient)?.to_device(self.device);
             names.push(self.networks[network].gradient_norm);
             let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
-            optimizer.step(&gradients, Some(&values.isfinite().all().logical_not().to_kind(Kind::Float)))?;
+            let is_bad = values.isfinite().all().logical_not();
+            optimizer.step(&gradients, Some(&is_bad.to_kind(Kind::Float)))?;
+            for (now, before) in moving.iter().zip(&before) {
+                now.shallow_clone().copy_(&before.where_self(&is_bad, now));
+            }
             self.pending.push(Pending { network, step, names, values: Readback::of(&values)? });
         }
         // what else the ranks must agree on

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, PixelLoss},
-    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, VideoDiscriminator, VideoDiscriminatorConfig},
+    autoencoder_loss::{DiscriminatorConfig, PatchDiscriminator, TatsDiscriminator},
     codecs::{AutoencoderConfig, CodecSettings, Encoded, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
@@ -100,9 +100,8 @@ struct VideoDiscriminatorCase {
 /// TATS' discriminator of whole clips, and feature matching by it.
 pub fn video_discriminator(case: &Case) -> Result<Outputs> {
     let VideoDiscriminatorCase { disc_channels: channels, disc_layers: layers } = case.config()?;
-    let config = VideoDiscriminatorConfig { channels, layers, ..VideoDiscriminatorConfig::default() };
     let parameters = Parameters::new(case.device(), 0);
-    let discriminator = VideoDiscriminator::new(&parameters.root(), 3, &config);
+    let discriminator = TatsDiscriminator::of_clips(&parameters.root(), 3, channels, layers);
     parameters.load(&synthesize(&parameters.named(), "video_discriminator."))?;
     let (real, fake) = (case.input("real")?, case.input("fake")?);
     let _autocast = Autocast::bfloat16(case.device(), case.half);

@@ -9,6 +9,7 @@ mod outputs;
 mod paths;
 mod stable_diffusion;
 mod straight;
+mod tats;
 
 use std::path::Path;
 
@@ -86,6 +87,9 @@ fn components(name: &str) -> Option<Component> {
         "video_discriminator" => network(autoencoder::video_discriminator),
         "autoencoder_loss" => network(autoencoder::loss),
         "autoencoder_trace" => exact(autoencoder::trace, 1e-4),
+        "tats_vqgan" => network(tats::vqgan),
+        "tats_loss" => network(tats::loss),
+        "vector_quantizer_ema" => network(tats::codebook),
         "unet3d" => network(diffusion::unet),
         "diffusion_loss" => network(diffusion::loss),
         "sampler" => Component { run: diffusion::sampler, bound: 1e-4, half_bound: 5e-2 },

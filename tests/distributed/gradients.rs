@@ -9,8 +9,11 @@ use std::{
 
 use anyhow::Result;
 use lvdm::{
-    autoencoder_loss::{AutoencoderLoss, AutoencoderLossConfig, DiscriminatorConfig, VideoDiscriminatorConfig},
-    codecs::{AutoencoderConfig, Encoded, VideoAutoencoder},
+    autoencoder_loss::{
+        AutoencoderLoss, AutoencoderLossConfig, CodecLossSettings, DiscriminatorConfig, TatsLossConfig, TrainPass,
+        VideoDiscriminatorConfig,
+    },
+    codecs::{AutoencoderConfig, Encoded, VideoAutoencoder, VideoCodec, Vqgan, VqganConfig},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
     networks::{Ports, UNet3d, UNetConfig},
@@ -124,6 +127,50 @@ fn autoencoder_gradients(ranks: &Ranks, kind: Kind, of_clips: bool) -> Found {
     found
 }
 
+/// TATS' autoencoder and losses: codes, codebook and running statistics too. The codebook begins with the vectors of all
+/// ranks; unused entries become others of them.
+fn codebook_gradients(ranks: &Ranks) -> Found {
+    let config =
+        json!({"channels": 4, "factors": [2, 4, 4], "latent_channels": 4, "codebook": {"codes": 24, "restart": true}});
+    let config: VqganConfig = serde_json::from_value(config).unwrap();
+    let parameters = Parameters::new(Device::Cpu, 2);
+    let mut autoencoder = Vqgan::new(&parameters.root(), &config);
+    parameters.to_kind(Kind::Double);
+    autoencoder.begin_training(ranks, 5, true);
+    let loss = json!({"perceptual_weight": 0.0, "adversarial_start": 0, "discriminator": {"channels": 4, "layers": 2}});
+    let loss: TatsLossConfig = serde_json::from_value(loss).unwrap();
+    let loss = loss.build(Device::Cpu, Kind::Double, 3, ranks).unwrap();
+    let x = share(ranks, &noise(0, &[4, 3, 4, 32, 32]).clamp(-1.0, 1.0)).to_kind(Kind::Double);
+    let samples: Vec<i64> = share(ranks, &Tensor::from_slice(&[7i64, 8, 9, 10])).try_into().unwrap();
+    let samples: Vec<u64> = samples.into_iter().map(|sample| sample as u64).collect();
+    let mut terms = Vec::new();
+    let mut update = |learns: bool| {
+        let (encoded, reconstruction) = match learns {
+            true => autoencoder.train_pass(&x, &x, true),
+            false => tch::no_grad(|| autoencoder.train_pass(&x, &x, false)),
+        };
+        let last_kernel = autoencoder.last_kernel().unwrap();
+        let (samples, reconstruction, encoded) = (&samples[..], &reconstruction, &encoded);
+        let pass = TrainPass { x: &x, reconstruction, encoded, last_kernel, samples, step: 0, scale: 1.0 };
+        let own = match learns {
+            true => loss.backward_autoencoder(&pass),
+            false => loss.backward_discriminators(&pass),
+        };
+        let total = own[0].1.double_value(&[]);
+        terms.extend(own.into_iter().map(|(name, term)| (format!("loss.term.{name}"), ranks.mean(&term).unwrap())));
+        total
+    };
+    let mut found = reduced(ranks, &parameters, "", || update(true));
+    let discriminators = loss.discriminator_parameters().clone();
+    found.extend(reduced(ranks, &discriminators, "discriminator.", || update(false)));
+    found.extend(terms);
+    autoencoder.after_passes(0);
+    let moved = |(name, _): &(String, Tensor)| name.contains("running") || name.contains("codebook");
+    let named = parameters.named().into_iter().chain(discriminators.named()).filter(moved);
+    found.extend(named.map(|(name, t)| (if name.contains("running") { name } else { format!("loss.{name}") }, t)));
+    found
+}
+
 /// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
@@ -182,6 +229,7 @@ fn job(name: &str, ranks: &Ranks) -> Found {
         "autoencoder.float" => autoencoder_gradients(ranks, Kind::Float, false),
         "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double, false),
         "discriminators.double" => autoencoder_gradients(ranks, Kind::Double, true),
+        "codebook.double" => codebook_gradients(ranks),
         other => panic!("{other}"),
     }
 }
@@ -265,7 +313,7 @@ pub fn workers(job: &str, out: &Path) -> [Child; 2] {
     })
 }
 
-/// The reduced gradients, losses, adaptive weight and running statistics of two ranks are those of one rank with the
+/// The reduced gradients, losses, adaptive weight, running statistics and codebook of two ranks are those of one rank with the
 /// whole batch; also with activations recomputed. Ranks whose weights differ are told so, and a step that is bad on one is
 /// left out on both.
 #[test]
@@ -278,6 +326,7 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
         "autoencoder.float",
         "autoencoder.double",
         "discriminators.double",
+        "codebook.double",
     ];
     for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);

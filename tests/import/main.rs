@@ -7,6 +7,7 @@ mod inference;
 mod refusals;
 mod round_trip;
 mod runs;
+mod tats;
 
 use std::{collections::BTreeMap, path::Path};
 

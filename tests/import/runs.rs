@@ -3,7 +3,7 @@
 use std::fs;
 
 use lvdm::{
-    autoencoder_loss::DiscriminatorConfig,
+    autoencoder_loss::{CodecLossConfig, DiscriminatorConfig},
     checkpoint::Checkpoint,
     codecs::{ImageAutoencoder, ImageAutoencoderConfig},
     diffusion::{FrameConditioning, ScheduleConfig},
@@ -194,7 +194,8 @@ fn an_autoencoder_checkpoint_becomes_a_run() {
         assert_eq!(found.part("ema").len(), if with_average { found.part("model").len() } else { 0 });
         let experiment: AutoencoderExperiment = serde_json::from_value(found.experiment.clone()).unwrap();
         assert_eq!(experiment.autoencoder, small_autoencoder().into());
-        assert_eq!(experiment.loss.discriminator, DiscriminatorConfig { channels: 8, layers: 2 });
+        let CodecLossConfig::Lvdm(loss) = &experiment.loss else { panic!("{:?}", experiment.loss) };
+        assert_eq!(loss.discriminator, DiscriminatorConfig { channels: 8, layers: 2 });
 
         let out = format!("{with_average}.safetensors");
         succeed_in(at, &["export", &run, "--out", &out]);
