@@ -51,6 +51,8 @@ pub enum Purpose {
     JudgedFrame = 19,
     /// The frame of a training clip that is judged alone in the discriminators' update.
     JudgedFrameDiscriminator = 20,
+    /// The number by which activations of a training sample are dropped.
+    Dropout = 24,
 }
 
 /// The generator for one (seed, purpose, sample, step): the four words are ChaCha8's key.

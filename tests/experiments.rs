@@ -136,7 +136,7 @@ fn latent_of(experiment: &DiffusionExperiment) -> [i64; 4] {
             autoencoder.latent_shape(data.frames, data.resolution, data.resolution)
         }
     };
-    models::seen(clip.unwrap(), experiment)
+    models::seen(clip.unwrap(), experiment).unwrap()
 }
 
 /// Each loads, says what it is for and how it is run, and its networks fit together.
@@ -206,7 +206,10 @@ fn every_experiment_loads_and_builds() {
                     let path =
                         experiment_of(run).unwrap_or_else(|| panic!("{}: who makes {}?", file.name, run.display()));
                     let text = fs::read_to_string(path).unwrap();
-                    let trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
+                    let mut trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
+                    // videos of blocks have a length of their own
+                    let video_frames = trained.blocks.as_ref().and_then(|blocks| blocks.video_frames);
+                    trained.data.frames = video_frames.unwrap_or(trained.data.frames);
                     let shape = |data: &lvdm::data::DataConfig| (data.frames, data.frame_stride, data.resolution);
                     assert_eq!(shape(&trained.data), shape(&experiment.real), "{}: clips of another shape", file.name);
                 }

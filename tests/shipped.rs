@@ -85,7 +85,16 @@ fn chain_of(set: &str) -> Vec<Call> {
             calls.push(call("evaluate", format!("efficiency/{set}/evaluate_{name}"), &evaluate));
         }
     }
+    if of_demo || set == "ucf101" {
+        let name = if of_demo { "mcvd/demo" } else { "mcvd/ucf101" };
+        calls.push(call(
+            "train diffusion",
+            name,
+            &[STEPS, "network.channels=8 network.head_width=8 sampler.steps=2", &size],
+        ));
+    }
     if of_demo {
+        calls.push(call("evaluate", "mcvd/demo/evaluate", &[FEW, &real, "generated.batch=2"]));
         calls.push(call("train diffusion", "latte/demo", &[STEPS, SHALLOW, &size]));
         let thin = THIN.replace("unet.", "network.");
         for run in ["unet_noise", "unet_velocity", "unet_flow", "latte", "latte_flow", "unet_class"] {

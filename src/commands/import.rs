@@ -6,7 +6,9 @@ use anyhow::Result;
 
 use super::parts_table;
 use crate::{
-    exchange::{self, ImportOptions, Imported, ImportedNetwork, LatteOptions, StableDiffusionOptions, TatsOptions},
+    exchange::{
+        self, ImportOptions, Imported, ImportedNetwork, LatteOptions, McvdOptions, StableDiffusionOptions, TatsOptions,
+    },
     run_files::NAMES_FILE,
 };
 
@@ -44,6 +46,12 @@ enum From {
     /// inferred from the names and shapes of the tensors, except for the downsampling factors. A tensor that is missing or
     /// unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
     Tats(Tats),
+    /// Import a released MCVD checkpoint, which works on pixels
+    ///
+    /// The network's settings and its schedule are inferred from the names, shapes and buffers. The file is a list of the
+    /// weights, the optimizer and the moving average, which is what samples; the optimizer is left out. A tensor that is missing
+    /// or unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
+    Mcvd(Mcvd),
     /// Merge a LoRA of Stable Diffusion into the weights of a run
     ///
     /// The LoRA may have the names of kohya-ss, PEFT or diffusers, and change linear maps and convolutions of the U-Net and
@@ -86,6 +94,26 @@ struct Tats {
 impl Tats {
     fn run(self) -> Result<()> {
         print_imported(&exchange::import_tats(&self.file, &self.options, &self.out)?, &self.out);
+        Ok(())
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct Mcvd {
+    /// Checkpoint: the PyTorch file of a training, one state dict, or safetensors with the same names
+    file: PathBuf,
+    /// Run folder to create
+    #[arg(long)]
+    out: PathBuf,
+    #[command(flatten)]
+    options: McvdOptions,
+}
+
+impl Mcvd {
+    fn run(self) -> Result<()> {
+        let parts = exchange::import_mcvd(&self.file, &self.options, &self.out)?;
+        super::say::text(parts_table(&parts));
+        say!("a run of the diffusion at step 0: {}", self.out.display());
         Ok(())
     }
 }
@@ -162,6 +190,7 @@ impl Import {
             From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
             From::Latte(latte) => latte.run(),
             From::Tats(tats) => tats.run(),
+            From::Mcvd(mcvd) => mcvd.run(),
             From::Lora(lora) => lora.run(),
         }
     }

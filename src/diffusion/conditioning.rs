@@ -200,6 +200,9 @@ pub struct GivenLabels {
 pub struct GivenToClips<'a> {
     /// Frames, to a network with a mask channel.
     pub frames: Option<GivenLatents<'a>>,
+    /// The clean frames before and after the clips, `[B, C, past + future, h, w]`, to a network that takes such; zeros are
+    /// frames that are not given.
+    pub around: Option<Tensor>,
     /// Texts, to a network that attends to them.
     pub texts: Option<GivenTexts>,
     /// Classes, to a network that has a table of them.
@@ -223,9 +226,15 @@ pub fn conditioned<'a>(
 ) -> Result<Box<dyn Denoiser + 'a>> {
     let (b, _, f, _, _) = like.size5()?;
     let ports = network.ports();
-    let GivenToClips { frames, texts, labels } = given;
+    let GivenToClips { frames, around, texts, labels } = given;
     ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
     ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
+    ensure!(
+        around.as_ref().is_none_or(|around| around.size().get(2) == Some(&(ports.past + ports.future))),
+        "the network takes {} frames before a clip and {} after it, and is given another number",
+        ports.past,
+        ports.future
+    );
     let denoiser_given = |given: Inputs| NetworkDenoiser { network, path, predict, given };
     let guided = |conditional, unconditional, weight, form| Guided {
         conditional: denoiser_given(conditional),
@@ -236,8 +245,8 @@ pub fn conditioned<'a>(
     };
 
     // all that is given, and the same without what guidance leads away from
-    let mut conditional = Inputs::default();
-    let mut unconditional = Inputs::default();
+    let mut conditional = Inputs { around, ..Inputs::default() };
+    let mut unconditional = conditional.clone();
     let mut weight = None;
     if let Some(GivenTexts { contexts, guidance }) = texts {
         weight = guidance.as_ref().map(|(_, weight)| *weight);

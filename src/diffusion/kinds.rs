@@ -10,8 +10,10 @@ use super::{
     learned_variance::{RespacedDdim, RespacedDdpm},
     loss_weight::{Constant, EdmWeight, LossWeight, MinSnr},
     path::NoisePathSettings,
+    reversed::ReversedLinear,
     sampler::Sampler,
     solvers::{DpmSolver, UniPc},
+    strided::Strided,
 };
 use crate::registry::registry;
 
@@ -22,6 +24,8 @@ registry! {
         "scaled_linear" | "linear" => Betas(ScheduleConfig),
         /// Steps, by a cosine of ᾱ.
         "cosine" => Cosine(CosineSchedule),
+        /// Steps, by β, which the network counts from the noise.
+        "reversed_linear" => ReversedLinear(ReversedLinear),
         /// A cosine in continuous time.
         "cosine_log_snr" => CosineLogSnr(CosineLogSnr),
         /// A straight line.
@@ -57,6 +61,8 @@ registry! {
         "respaced_ddpm" => RespacedDdpm(RespacedDdpm),
         /// DDIM on evenly kept steps from T − 1 to 0.
         "respaced_ddim" => RespacedDdim(RespacedDdim),
+        /// Every n-th step from T − 1 on, with or without noise.
+        "strided" => Strided(Strided),
     }
 }
 

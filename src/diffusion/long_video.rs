@@ -95,6 +95,28 @@ impl LongVideoPlan {
         }
         Ok(LongVideoPlan { frames: total, extent: (sparse - 1) * gap + 1, steps })
     }
+
+    /// For `total` latent frames from a network that makes blocks of `made` frames in clips of `length`, given the `past`
+    /// frames before each, of which the first block has none.
+    ///
+    /// # Errors
+    /// Names the number that does not fit.
+    pub fn of_blocks(total: i64, past: i64, made: i64, length: i64) -> Result<Self> {
+        ensure!(total >= 1, "a video of {total} latent frames");
+        ensure!(
+            past >= 1 && made >= 1 && past + made <= length,
+            "blocks of {made} and a past of {past} in clips of {length} latent frames"
+        );
+        let steps = (0..total).step_by(made as usize).map(|start| PlanStep {
+            model: Role::Prediction,
+            given: ((start - past).max(0)..start).collect(),
+            written: (start..(start + made).min(total)).collect(),
+            first: start - past,
+            spacing: 1,
+            length,
+        });
+        Ok(LongVideoPlan { frames: total, extent: total, steps: steps.collect() })
+    }
 }
 
 #[cfg(test)]
@@ -149,6 +171,23 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every frame is made once, right behind the past; the first blocks may have less of it.
+    #[test]
+    fn blocks_follow_from_each_other() {
+        for (total, past, made) in [(11, 2, 3), (10, 4, 1), (3, 1, 5), (16, 4, 4)] {
+            let plan = LongVideoPlan::of_blocks(total, past, made, past + made + 1).unwrap();
+            let written: Vec<i64> = plan.steps.iter().flat_map(|step| step.written.clone()).collect();
+            assert_eq!(written, (0..total).collect::<Vec<_>>());
+            for step in &plan.steps {
+                let start = step.written[0];
+                assert_eq!(step.given, ((start - past).max(0)..start).collect::<Vec<_>>());
+                assert_eq!(step.places(&step.written)[0], past);
+                assert!(step.places(&step.given).iter().all(|place| (0..past).contains(place)));
+            }
+        }
+        assert!(LongVideoPlan::of_blocks(8, 4, 4, 7).is_err() && LongVideoPlan::of_blocks(0, 1, 1, 2).is_err());
     }
 
     /// 1,024 frames at the paper's setting: 65 sparse latent frames, 0 … 256, and 64 gaps.

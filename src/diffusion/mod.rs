@@ -2,6 +2,7 @@
 //! Pixels never enter here.
 
 mod betas;
+mod blocks;
 mod conditioning;
 mod cosine_log_snr;
 mod ddim;
@@ -16,12 +17,15 @@ mod loss_weight;
 mod objective;
 mod path;
 mod prediction;
+mod reversed;
 mod sampler;
 mod sampler_choice;
 mod schedule;
 mod solvers;
+mod strided;
 
 pub use betas::{CosineSchedule, ScheduleConfig, ScheduleKind};
+pub use blocks::BlockConditioning;
 pub use conditioning::{
     FrameConditioning, FrameMask, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, conditioned,
 };
@@ -35,10 +39,12 @@ pub use kinds::{LossWeightConfig, NoisePathConfig, SamplerConfig};
 pub use learned_variance::{HybridLoss, RespacedDdim, RespacedDdpm};
 pub use long_video::{LongVideoPlan, PlanStep, Role};
 pub use loss_weight::{Constant, EdmWeight, LossWeight, MinSnr};
-pub use objective::{Loss, NoisyBatch, Objective};
+pub use objective::{Loss, NoisyBatch, Objective, Reduction};
 pub use path::{NoisePath, NoisePathSettings, Rates, Times};
 pub use prediction::{Predict, Prediction};
+pub use reversed::ReversedLinear;
 pub use sampler::{Sampler, SamplerRun, sample};
 pub use sampler_choice::SamplerChoice;
 pub use schedule::NoiseSchedule;
 pub use solvers::{DpmSolver, UniPc};
+pub use strided::{Method, Strided};

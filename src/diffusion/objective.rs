@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Reduction, Tensor};
+use tch::{Kind, Tensor};
 
 use super::{
     kinds::LossWeightConfig,
@@ -25,6 +25,18 @@ pub enum Loss {
     LearnedVariance,
 }
 
+/// What the errors of all elements are made into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// Their sum over a clip, a square counted half, and of these the mean over clips: the released loss of MCVD. Its gradient
+    /// is so large that `trainer.clip_gradient` always acts.
+    Sum,
+}
+
 /// The released setting is noise and L1.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default)]
@@ -33,13 +45,25 @@ pub struct Objective {
     pub predict: Predict,
     /// Between the prediction and what it should be.
     pub loss: Loss,
+    /// Mean or sum over the elements of a clip.
+    #[serde(skip_serializing_if = "is_mean")]
+    pub reduction: Reduction,
     /// How much the error at each time counts; other than constant only with `loss: l2`.
     pub weight: LossWeightConfig,
 }
 
+fn is_mean(reduction: &Reduction) -> bool {
+    *reduction == Reduction::Mean
+}
+
 impl Default for Objective {
     fn default() -> Self {
-        Objective { predict: Predict::Noise, loss: Loss::L1, weight: LossWeightConfig::default() }
+        Objective {
+            predict: Predict::Noise,
+            loss: Loss::L1,
+            reduction: Reduction::Mean,
+            weight: LossWeightConfig::default(),
+        }
     }
 }
 
@@ -70,6 +94,10 @@ impl Objective {
             self.weight.is_constant() || self.loss == Loss::L2,
             "weight: it is of the squared error, and loss is {}: write loss: l2",
             if self.loss == Loss::L1 { "l1" } else { "learned_variance" }
+        );
+        ensure!(
+            self.reduction == Reduction::Mean || !self.learns_variance(),
+            "reduction: loss: learned_variance is a mean: leave reduction out"
         );
         ensure!(
             !self.learns_variance() || self.predict == Predict::Noise,
@@ -131,19 +159,30 @@ impl Objective {
             Loss::L1 => prediction.l1_loss(&target, reduction),
             Loss::L2 | Loss::LearnedVariance => prediction.mse_loss(&target, reduction),
         };
+        // from the mean over all elements to the mean over clips of a clip's sum
+        let elements = (target.numel() as i64 / b) as f64;
+        let scale = match (self.reduction, self.loss) {
+            (Reduction::Mean, _) => None,
+            (Reduction::Sum, Loss::L1) => Some(elements),
+            (Reduction::Sum, Loss::L2 | Loss::LearnedVariance) => Some(0.5 * elements),
+        };
         let weight = (!self.weight.is_constant()).then(|| times.each(|rates| self.weight.at(self.predict, rates), z_0));
         let of_each = || match &weight {
-            Some(weight) => compare(Reduction::None) * weight,
-            None => compare(Reduction::None),
+            Some(weight) => compare(tch::Reduction::None) * weight,
+            None => compare(tch::Reduction::None),
         };
-        match mask {
+        let mean = match mask {
             Some(mask) if made_only => {
                 let made: Tensor = 1.0 - mask;
                 let made = made.expand_as(&target);
                 (of_each() * &made).sum(None) / made.sum(None)
             }
             _ if weight.is_some() => of_each().mean(None),
-            _ => compare(Reduction::Mean),
+            _ => compare(tch::Reduction::Mean),
+        };
+        match scale {
+            Some(scale) => mean * scale,
+            None => mean,
         }
     }
 }

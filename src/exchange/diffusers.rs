@@ -69,7 +69,7 @@ fn write_folder(run: &Path, out: &Path) -> Result<Vec<Part>> {
     let tokenizer = known.tokenizer.as_ref().context("the run's text encoder came without a tokenizer")?;
 
     let data = &experiment.data;
-    let latent = seen(image.latent_shape(data.frames, data.resolution, data.resolution)?, &experiment);
+    let latent = seen(image.latent_shape(data.frames, data.resolution, data.resolution)?, &experiment)?;
     let mut parts = Vec::new();
     let mut write = |(network, name): (Network, &'static str), file: &str, parameters: &Parameters, config: &Value| {
         let tensors = network.in_diffusers(parameters);

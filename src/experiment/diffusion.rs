@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     data::DataConfig,
-    diffusion::{FrameConditioning, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{BlockConditioning, FrameConditioning, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
     networks::{NetworkConfig, NetworkSettings, UNetConfig},
     nn::Adapter,
 };
@@ -139,6 +139,10 @@ pub struct DiffusionExperiment {
     /// For a prediction or interpolation model: which frames it is given.
     #[serde(default)]
     pub conditioning: Option<FrameConditioning>,
+    /// For a network that takes the frames before and after a clip (`kind: mcvd`): how many of them there are, and how often they
+    /// are given in training. Videos are then made block after block, each given the frames before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<BlockConditioning>,
     /// A diffusion run whose averaged weights are where training starts: a short-video model.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
@@ -282,6 +286,14 @@ impl DiffusionExperiment {
             }
             _ => {}
         }
+        ensure!(
+            self.blocks.is_none() || takes.around,
+            "blocks: this network takes no frames before and after a clip; one that does is kind: mcvd"
+        );
+        ensure!(
+            self.conditioning.is_none() || !takes.around,
+            "conditioning: this network is given the frames around a clip, none within it: write blocks in its place"
+        );
         ensure!(self.labels.is_none() || takes.labels, "labels: this network takes no class labels");
         ensure!(
             takes.levels || self.conditioning.as_ref().is_none_or(|given| given.levels().is_none()),

@@ -20,18 +20,18 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongVideoConfig {
-    /// A run that was trained with given frames (`conditioning`): it begins the video and continues it.
+    /// A diffusion run trained with `conditioning` or with `blocks`: it begins the video and continues it.
     pub prediction: PathBuf,
     /// One that fills gaps: hierarchical generation. Without it generation is autoregressive.
     #[serde(default)]
     pub interpolation: Option<PathBuf>,
-    /// Latent frames that a clip is given of the one before.
+    /// Latent frames that a clip is given of the one before; not read for a run with `blocks`, whose past it is.
     #[serde(default = "one")]
     pub overlap: i64,
     /// Latent frames from one sparse frame to the next; the prediction run's `latent_stride` where it is not said.
     #[serde(default)]
     pub gap: Option<i64>,
-    /// Weight, form and level of guidance.
+    /// Weight, form and level of guidance; not read for a run with `blocks`.
     #[serde(default)]
     pub guidance: GuidanceConfig,
     /// Of every clip; where it is not said, each run's own.

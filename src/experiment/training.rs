@@ -47,6 +47,10 @@ pub struct OptimizerConfig {
     /// Steps over which the learning rate grows from zero to `learning_rate`.
     #[serde(default)]
     pub warmup: i64,
+    /// The first step of the warm-up has a learning rate of zero and so changes nothing (as released by MCVD), where it
+    /// else has one part of `warmup`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub warmup_from_zero: bool,
     /// What becomes of the learning rate after the warm-up.
     #[serde(default)]
     pub decay: Decay,
@@ -58,6 +62,18 @@ fn betas() -> (f64, f64) {
 
 fn eps() -> f64 {
     1e-8
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl OptimizerConfig {
@@ -88,7 +104,8 @@ impl OptimizerConfig {
 
     /// The learning rate of a step, counted from 0, of `steps`.
     pub fn learning_rate_at(&self, step: i64, steps: i64) -> f64 {
-        let warm = if step < self.warmup { (step + 1) as f64 / self.warmup as f64 } else { 1.0 };
+        let done = step + i64::from(!self.warmup_from_zero);
+        let warm = if step < self.warmup { done as f64 / self.warmup as f64 } else { 1.0 };
         let decay = match self.decay {
             Decay::Constant => 1.0,
             Decay::Cosine => {
@@ -180,6 +197,9 @@ pub struct TrainerConfig {
     /// Decay of the moving average of the weights, which samples are drawn with; `null` for no average.
     #[serde(default)]
     pub ema_decay: Option<f64>,
+    /// The average follows the weights more closely at first: at its n-th update its decay is at most (1 + n)/(10 + n).
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub ema_warmup: bool,
     /// Largest norm of the gradient over all parameters; a larger gradient is scaled down to it. `null` for no limit.
     #[serde(default)]
     pub clip_gradient: Option<f64>,

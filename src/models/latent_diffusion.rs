@@ -15,8 +15,8 @@ use crate::{
     codecs::LatentSpace,
     data::{DataConfig, normalise, to_u8},
     diffusion::{
-        FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, NoisePath, Predict,
-        Sampler, SamplerChoice, SamplerConfig, conditioned, sample,
+        BlockConditioning, FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig,
+        NoisePath, Predict, Sampler, SamplerChoice, SamplerConfig, conditioned, sample,
     },
     distributed::rank,
     experiment::{DiffusionExperiment, LabelConditioning, Numerics, TEXT_GUIDANCE, Trained},
@@ -43,8 +43,12 @@ pub struct LatentDiffusion {
     pub latent_stride: i64,
     /// Of a network with a mask channel.
     pub conditioning: Option<FrameConditioning>,
+    /// Of a network that makes blocks of a video from the frames before and after them.
+    pub blocks: Option<BlockConditioning>,
     /// Of a network that attends to a text.
     pub text: Option<TextEncoder>,
+    /// Latent frames of a video: more than the network's, where it makes a video block after block.
+    pub(super) video_frames: i64,
     /// What the latents' frames, height and width must be multiples of.
     multiple_of: [i64; 3],
     /// Of a network that is given class labels.
@@ -98,7 +102,12 @@ impl LatentDiffusion {
         parameters: &Parameters,
     ) -> Result<Self> {
         let data = &experiment.data;
-        let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, experiment);
+        let clip = space.latent_shape(data.frames, data.resolution, data.resolution)?;
+        let latent = seen(clip, experiment)?;
+        let video_frames = match &experiment.blocks {
+            None => latent[1],
+            Some(blocks) => blocks.video_frames.unwrap_or(latent[1] + blocks.around()),
+        };
         experiment.network.validate()?;
         experiment.check_inputs()?;
         let multiple_of = experiment.network.multiple_of();
@@ -124,6 +133,8 @@ impl LatentDiffusion {
             latent,
             latent_stride: experiment.latent_stride,
             conditioning: experiment.conditioning.clone(),
+            blocks: experiment.blocks.clone(),
+            video_frames,
             text,
             multiple_of,
             labels: experiment.labels.clone(),
@@ -181,9 +192,9 @@ impl LatentDiffusion {
     }
 
     /// Normalised z_0 of one clip each, `[N, C, frames, h, w]`, which depends on the clip's numbers and on what it is given
-    /// alone. A network with a mask channel can be given frames;
-    /// what comes back in their places is the network's, not what was given. A text network that is given none
-    /// sees the empty prompt.
+    /// alone. A network with a mask channel can be given frames; what comes back in their places is the network's, not what was
+    /// given. One that makes blocks can be given the frames of the past and of the future of its clips (past, block and
+    /// future), which come back as they are. A text network that is given none sees the empty prompt.
     ///
     /// # Errors
     /// A sampler that does not fit the noise path; what the network cannot be given.
@@ -192,6 +203,22 @@ impl LatentDiffusion {
         clips: &[ClipId],
         frames: i64,
         given: &LatentConditions,
+        sampler: SamplerConfig,
+        on_step: &mut dyn FnMut(usize, usize),
+    ) -> Result<Tensor> {
+        match &self.blocks {
+            None => self.made(clips, frames, given, None, sampler, on_step),
+            Some(blocks) => self.clips_of_blocks(blocks, clips, frames, given, sampler, on_step),
+        }
+    }
+
+    /// What the network makes of each clip, given the frames around it as they are, too.
+    pub(super) fn made(
+        &self,
+        clips: &[ClipId],
+        frames: i64,
+        given: &LatentConditions,
+        around: Option<Tensor>,
         sampler: SamplerConfig,
         on_step: &mut dyn FnMut(usize, usize),
     ) -> Result<Tensor> {
@@ -209,7 +236,7 @@ impl LatentDiffusion {
             GivenLatents { indices, frames, noise, guidance }
         });
         let labels = self.labels(given.classes.as_ref(), clips.len())?;
-        let to_clips = GivenToClips { frames: frames_given, texts, labels };
+        let to_clips = GivenToClips { frames: frames_given, around, texts, labels };
         self.check_sampler(&*sampler)?;
         let denoiser = conditioned(&*self.network, &*self.path, self.predict, &start, to_clips)?;
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
@@ -271,8 +298,8 @@ impl LatentDiffusion {
 
 impl VideoModel for LatentDiffusion {
     fn clip(&self) -> [i64; 4] {
-        let [_, f, h, w] = self.latent;
-        let [frames, height, width] = self.space.settings().clip_shape([f, h, w]);
+        let [_, _, h, w] = self.latent;
+        let [frames, height, width] = self.space.settings().clip_shape([self.video_frames, h, w]);
         [3, frames, height, width]
     }
 
@@ -289,7 +316,11 @@ impl VideoModel for LatentDiffusion {
         if let Some(classes) = classes {
             self.check_classes(classes)?;
         }
-        first_frames.map_or(Ok(()), |_| self.first_frame_guidance().map(drop))
+        match (first_frames, &self.blocks) {
+            (None, _) => Ok(()),
+            (Some(_), Some(blocks)) => blocks.check_first_frame(),
+            (Some(_), None) => self.first_frame_guidance().map(drop),
+        }
     }
 
     fn videos(&self, samples: &[SampleId], given: &Given, on_step: &mut dyn FnMut(usize, usize)) -> Result<Tensor> {
@@ -297,6 +328,9 @@ impl VideoModel for LatentDiffusion {
         let clips: Vec<ClipId> =
             samples.iter().map(|&SampleId { seed, sample }| ClipId { seed, sample, clip: 0 }).collect();
         let Given { text, classes, first_frames } = *given;
+        if let Some(blocks) = &self.blocks {
+            return self.videos_of_blocks(blocks, samples, first_frames, on_step);
+        }
         let first = match first_frames {
             Some(pictures) => Some((self.first_latents(pictures)?, self.first_frame_guidance()?)),
             None => None,
@@ -349,6 +383,14 @@ impl VideoModel for LatentDiffusion {
         ensure!(frames >= 1 && height >= 1 && width >= 1, "a clip of {frames} frames of {width}x{height}");
         let [c, f, h, w] = self.space.latent_shape(frames, height, width)?;
         let seen = (f - 1) / self.latent_stride + 1;
+        if self.blocks.is_some() {
+            ensure!(
+                self.latent[2..] == [h, w],
+                "{width}x{height}: this network makes videos of {resolution}x{resolution} alone, of any length"
+            );
+            self.video_frames = seen;
+            return Ok(());
+        }
         let [of_frames, of_height, of_width] = self.multiple_of;
         for (side, pixels, multiple) in [(h, height, of_height), (w, width, of_width)] {
             let factor = pixels / side * multiple;
@@ -362,6 +404,7 @@ impl VideoModel for LatentDiffusion {
         );
         ensure!(seen % of_frames == 0, "{frames} frames are {seen} of latents, which is not a multiple of {of_frames}");
         self.latent = [c, seen, h, w];
+        self.video_frames = seen;
         Ok(())
     }
 
@@ -372,7 +415,8 @@ impl VideoModel for LatentDiffusion {
 
 impl CodecBaselines for LatentDiffusion {
     fn gaussian_videos(&self, samples: &[u64], seed: u64) -> Result<Tensor> {
-        let z_0 = normal_batch(seed, Purpose::GaussianLatents, samples, 0, &self.latent);
+        let [c, _, h, w] = self.latent;
+        let z_0 = normal_batch(seed, Purpose::GaussianLatents, samples, 0, &[c, self.video_frames, h, w]);
         self.decode(&upload(&z_0, self.space.device()))
     }
 
@@ -385,10 +429,17 @@ impl CodecBaselines for LatentDiffusion {
     }
 }
 
-/// What an experiment's network sees of a clip's latent: every n-th frame, `[C, F, h, w]`.
-pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> [i64; 4] {
+/// What an experiment's network makes of a clip's latent: every n-th frame, and of these the block where there are `blocks`,
+/// `[C, F, h, w]`.
+///
+/// # Errors
+/// Blocks that leave nothing to make.
+pub fn seen(clip: [i64; 4], experiment: &DiffusionExperiment) -> Result<[i64; 4]> {
     let [c, f, h, w] = clip;
-    [c, (f - 1) / experiment.latent_stride + 1, h, w]
+    let frames = (f - 1) / experiment.latent_stride + 1;
+    let Some(blocks) = &experiment.blocks else { return Ok([c, frames, h, w]) };
+    blocks.validate(frames).context("blocks")?;
+    Ok([c, frames - blocks.around(), h, w])
 }
 
 /// What enters and leaves an experiment's network, for clips of the shape that it sees.
@@ -397,6 +448,8 @@ pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
     Ports {
         outputs: latent[0] * if experiment.objective.learns_variance() { 2 } else { 1 },
         mask: conditioning.is_some(),
+        past: experiment.blocks.as_ref().map_or(0, |blocks| blocks.past),
+        future: experiment.blocks.as_ref().map_or(0, |blocks| blocks.future),
         levels: conditioning.and_then(FrameConditioning::levels),
         text: experiment.network.takes().text,
         classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),

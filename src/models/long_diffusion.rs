@@ -23,10 +23,10 @@ use crate::{
 const MOST: i64 = 10_000_000;
 
 fn conditional(run: &Path, generator: LatentDiffusion) -> Result<LatentDiffusion> {
-    if generator.conditioning.is_none() {
+    if generator.conditioning.is_none() && generator.blocks.is_none() {
         let run = run.display();
         return Err(UserError(format!(
-            "{run} was trained without given frames; a long video needs a run whose experiment has `conditioning`"
+            "{run} was trained without given frames; a long video needs a run whose experiment has `conditioning` or `blocks`"
         ))
         .into());
     }
@@ -53,6 +53,19 @@ pub(super) fn open(config: &LongVideoConfig, frames: i64, device: Option<Device>
         Ok::<_, anyhow::Error>(generator)
     };
     let prediction = open(&config.prediction)?;
+    if let Some(blocks) = &prediction.blocks {
+        if config.interpolation.is_some() || config.gap.is_some() {
+            return wrong(format!(
+                "{} makes blocks that follow from each other: there is no gap, and nothing to interpolate",
+                config.prediction.display()
+            ));
+        }
+        let total = prediction.space.chunks().latent_frames_for(frames);
+        let made = prediction.latent[1];
+        let plan = LongVideoPlan::of_blocks(total, blocks.past, made, made + blocks.around())
+            .map_err(|error| UserError(format!("{error:#}")))?;
+        return LongVideo::new(Box::new(prediction), None, plan, frames, config);
+    }
     let interpolation = config.interpolation.as_ref().map(open).transpose()?;
     let stride = prediction.latent_stride;
     let gap = match (&interpolation, config.gap) {

@@ -22,6 +22,7 @@
 //! ([`open_whole`]).
 
 mod assignment;
+mod blocks;
 mod families;
 mod first_frame;
 mod latent_diffusion;

@@ -11,6 +11,9 @@ pub struct Inputs {
     pub concat: Vec<Tensor>,
     /// `[B, 1, F, h, w]`, or a shape that expands to it: 1 where a frame is given, else 0. Without it, no frame is given.
     pub mask: Option<Tensor>,
+    /// The clean frames right before a clip and right after it, `[B, C, past + future, h, w]`; zeros are frames that are not
+    /// given, and so are all without it.
+    pub around: Option<Tensor>,
     /// The encoded text, `[B, S, width]` with S tokens.
     pub text: Option<Tensor>,
     /// The class of each clip, `[B]` int64. The number of classes, one past the last class, means "no class", and so does
@@ -19,6 +22,8 @@ pub struct Inputs {
     /// The noise level of the given frames of each clip, `[B]` int64. A negative number means that they are clean, and so
     /// does its absence.
     pub level: Option<Tensor>,
+    /// In training, the number of each clip by which activations are dropped, `[B]` int64 below 2³¹; without it none are.
+    pub dropout: Option<Tensor>,
 }
 
 impl Clone for Inputs {
@@ -34,16 +39,18 @@ impl Inputs {
         Inputs {
             concat: self.concat.iter().map(&mut of).collect(),
             mask: self.mask.as_ref().map(&mut of),
+            around: self.around.as_ref().map(&mut of),
             text: self.text.as_ref().map(&mut of),
             label: self.label.as_ref().map(&mut of),
             level: self.level.as_ref().map(&mut of),
+            dropout: self.dropout.as_ref().map(&mut of),
         }
     }
 
     /// The parts that are present, in the order of the fields.
     pub fn tensors(&self) -> Vec<&Tensor> {
-        let Inputs { concat, mask, text, label, level } = self;
-        concat.iter().chain(mask).chain(text).chain(label).chain(level).collect()
+        let Inputs { concat, mask, around, text, label, level, dropout } = self;
+        concat.iter().chain(mask).chain(around).chain(text).chain(label).chain(level).chain(dropout).collect()
     }
 
     /// The same parts with other tensors, given in the order of [`Self::tensors`].
@@ -68,14 +75,27 @@ impl Inputs {
         Tensor::cat(&parts, 1)
     }
 
+    /// The frames around a clip z `[B, C, F, h, w]`, `[B, C, past + future, h, w]` of its kind.
+    pub fn frames_around(&self, z: &Tensor, ports: &Ports) -> Tensor {
+        let (b, c, _, h, w) = z.size5().expect("latents [B, C, F, h, w]");
+        match &self.around {
+            Some(around) => around.to_kind(z.kind()),
+            None => Tensor::zeros([b, c, ports.past + ports.future, h, w], (z.kind(), z.device())),
+        }
+    }
+
     /// The same conditions with every part that the network has: for clips like z, an absent mask becomes an empty one, an
-    /// absent level a negative one, an absent class "no class". The network's output does not change.
+    /// absent level a negative one, an absent class "no class", absent frames around the clip zeros. The network's output
+    /// does not change.
     pub fn completed(&self, z: &Tensor, ports: &Ports) -> Self {
         let (b, _, f, _, _) = z.size5().expect("latents [B, C, F, h, w]");
         let number = |value: i64| Tensor::full([b], value, (Kind::Int64, z.device()));
         let mut all = self.clone();
         if ports.mask && all.mask.is_none() {
             all.mask = Some(Tensor::zeros([b, 1, f, 1, 1], (Kind::Float, z.device())));
+        }
+        if ports.past + ports.future > 0 && all.around.is_none() {
+            all.around = Some(self.frames_around(z, ports));
         }
         if ports.levels.is_some() && all.level.is_none() {
             all.level = Some(number(-1));

@@ -4,17 +4,21 @@
 
 mod inputs;
 mod latte;
+mod mcvd;
 mod network;
 mod ports;
+mod recompute;
 mod unet3d;
 
 use crate::registry::registry;
 
 pub use inputs::Inputs;
 pub use latte::{Latte, LatteConfig};
+pub use mcvd::{Mcvd, McvdConfig};
 pub use network::{Network, NetworkSettings, Takes};
 pub use ports::Ports;
-pub use unet3d::{AttentionKind, JointAttention, Recompute, SelfAttention, UNet3d, UNetConfig};
+pub use recompute::Recompute;
+pub use unet3d::{AttentionKind, JointAttention, SelfAttention, UNet3d, UNetConfig};
 
 registry! {
     /// A network's settings by `kind`; without one it is the U-Net.
@@ -23,6 +27,8 @@ registry! {
         "unet3d" => UNet3d(UNetConfig),
         /// A transformer whose blocks attend over places and over frames by turns.
         "latte" => Latte(LatteConfig),
+        /// An image U-Net over the stacked frames of a clip and of those around it.
+        "mcvd" => Mcvd(McvdConfig),
     }
 }
 

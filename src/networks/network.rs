@@ -35,6 +35,10 @@ pub struct Takes {
     pub labels: bool,
     /// The noise level of given frames; else they are given clean.
     pub levels: bool,
+    /// The frames before and after a clip.
+    pub around: bool,
+    /// A number for each clip by which activations are dropped in training.
+    pub dropout: bool,
     /// A time for each frame of a clip, `[B, F]`.
     pub frame_times: bool,
     /// Clips of other lengths and sizes than those of its ports.

@@ -16,6 +16,10 @@ pub struct Ports {
     pub width: i64,
     /// Whether a mask of given frames is one more input channel.
     pub mask: bool,
+    /// Latent frames right before a clip that the network is given, [`Inputs::around`](super::Inputs::around).
+    pub past: i64,
+    /// Latent frames right after it.
+    pub future: i64,
     /// Number of further input channels, [`Inputs::concat`](super::Inputs::concat).
     pub concat: i64,
     /// Width of the encoded text that the network attends to; none without text.
@@ -37,6 +41,8 @@ impl Ports {
             height,
             width,
             mask: false,
+            past: 0,
+            future: 0,
             concat: 0,
             text: None,
             levels: None,

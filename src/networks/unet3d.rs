@@ -23,7 +23,7 @@ mod flops;
 use attention::{FactorizedAttention, Transformer};
 pub use attention::{JointAttention, SelfAttention};
 use config::over;
-pub use config::{AttentionKind, Recompute, UNetConfig};
+pub use config::{AttentionKind, UNetConfig};
 
 impl NetworkSettings for UNetConfig {
     fn validate(&self) -> Result<()> {
@@ -40,7 +40,7 @@ impl NetworkSettings for UNetConfig {
     }
 
     fn takes(&self) -> Takes {
-        Takes { text: self.text_width(), labels: true, levels: true, frame_times: false, other_clips: true }
+        Takes { text: self.text_width(), labels: true, levels: true, other_clips: true, ..Takes::default() }
     }
 
     /// Input channels and embeddings of levels and classes start at zero; relative positions are matched by distance, and

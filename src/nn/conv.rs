@@ -98,7 +98,8 @@ impl TransposedConv3d {
     }
 }
 
-/// A space-only convolution of videos, 1×k×k in a checkpoint, run as a 2D convolution of all frames.
+/// A space-only convolution of videos, 1×k×k in a checkpoint (of an image network k×k), run as a 2D convolution of all
+/// frames.
 pub struct SpatialConv {
     weight: Tensor,
     bias: Tensor,
@@ -122,6 +123,13 @@ impl SpatialConv {
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], init), stride }
     }
 
+    /// Of an image network: its kernel, `[outputs, inputs, k, k]` in a checkpoint, starts as `init` says, the bias at zero.
+    pub fn of_images(scope: &Scope, inputs: i64, outputs: i64, kernel: i64, init: Init) -> Self {
+        let weight = scope.parameter("weight", &[outputs, inputs, kernel, kernel], init);
+        scope.store_channels_last("weight");
+        SpatialConv { weight, bias: scope.parameter("bias", &[outputs], Init::ZEROS), stride: 1 }
+    }
+
     /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what is added up over blocks is
     /// not rounded at each.
     pub fn forward(&self, x: &FrameStack) -> FrameStack {
@@ -131,7 +139,7 @@ impl SpatialConv {
 
     /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.
     pub fn rounded(&self, x: &FrameStack) -> FrameStack {
-        let weight = self.weight.squeeze_dim(2);
+        let weight = if self.weight.dim() == 5 { self.weight.squeeze_dim(2) } else { self.weight.shallow_clone() };
         let padding = weight.size()[2] / 2;
         let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {
             x.x.conv2d(&fixed_cast(&weight), Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1)

@@ -4,9 +4,9 @@ use tch::{Device, Tensor};
 
 use crate::torch::{Autocast, shortcuts, takes_gpu_path};
 
-/// The same video `[B, C, F, H, W]` with its channels last in memory: in the order B, F, H, W, C.
+/// The same video `[B, C, F, H, W]` (or images `[B, C, H, W]`) with its channels last in memory: in the order B, F, H, W, C.
 pub fn channels_last(video: &Tensor) -> Tensor {
-    video.permute([0, 2, 3, 4, 1]).contiguous().permute([0, 4, 1, 2, 3])
+    video.movedim_int(1, -1).contiguous().movedim_int(-1, 1)
 }
 
 /// Whether 3D convolutions on this device are faster with channels last in memory. On the CPU this was measured for each kind

@@ -100,26 +100,43 @@ impl GroupNorm {
         self.normalize_groups(&tokens.unsqueeze(2), &weight, &bias, false).squeeze_dim(2)
     }
 
-    /// Normalises `[O, S, I, C]` over S and each group's channels, multiplies by `scale` and adds `shift` (`[O, C]` or
-    /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
-    /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
     fn normalize_groups(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
-        if takes_gpu_path(x.device()) {
-            return composed_norm(x, scale, shift, self.groups, self.eps, silu);
-        }
-        let x = full_precision(x);
-        if fuses(&x) {
-            return group_norm(&x, scale, shift, self.groups, self.eps, silu);
-        }
-        let (o, s, i, c) = x.size4().expect("[O, S, I, C]");
-        let grouped = |t: &Tensor| t.reshape([t.size()[0], 1, 1, self.groups, c / self.groups]);
-        let x = x.reshape([o, s, i, self.groups, c / self.groups]);
-        let (variance, mean) = x.var_mean_correction([1, 4].as_slice(), 0, true);
-        let gain = (variance + self.eps).rsqrt() * grouped(scale);
-        let offset = grouped(shift) - mean * &gain;
-        let y = offset.addcmul(&x, &gain).reshape([o, s, i, c]);
-        if silu { y.silu() } else { y }
+        normalize_groups(x, scale, shift, self.groups, self.eps, silu)
     }
+}
+
+/// Group normalisation of frames, of each alone, whose factors come from outside: x̂·scale + shift (`[B·F, C]` or `[1, C]`
+/// each). With `silu`, SiLU follows.
+pub fn normalize_frames(
+    x: &FrameStack,
+    scale: &Tensor,
+    shift: &Tensor,
+    groups: i64,
+    eps: f64,
+    silu: bool,
+) -> FrameStack {
+    x.from_positions(&normalize_groups(&x.positions().unsqueeze(2), scale, shift, groups, eps, silu).squeeze_dim(2))
+}
+
+/// Normalises `[O, S, I, C]` over S and each group's channels, multiplies by `scale` and adds `shift` (`[O, C]` or
+/// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
+/// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
+fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: f64, silu: bool) -> Tensor {
+    if takes_gpu_path(x.device()) {
+        return composed_norm(x, scale, shift, groups, eps, silu);
+    }
+    let x = full_precision(x);
+    if fuses(&x) {
+        return group_norm(&x, scale, shift, groups, eps, silu);
+    }
+    let (o, s, i, c) = x.size4().expect("[O, S, I, C]");
+    let grouped = |t: &Tensor| t.reshape([t.size()[0], 1, 1, groups, c / groups]);
+    let x = x.reshape([o, s, i, groups, c / groups]);
+    let (variance, mean) = x.var_mean_correction([1, 4].as_slice(), 0, true);
+    let gain = (variance + eps).rsqrt() * grouped(scale);
+    let offset = grouped(shift) - mean * &gain;
+    let y = offset.addcmul(&x, &gain).reshape([o, s, i, c]);
+    if silu { y.silu() } else { y }
 }
 
 /// Layer normalisation over the last axis (eps 1e-5).

@@ -55,7 +55,7 @@ pub struct Entry {
     moves: bool,
     /// What its values start as; none for values that are a fixed function of the settings.
     init: Option<Init>,
-    /// A kernel `[o, i, f, h, w]` whose channels lie last in memory.
+    /// A kernel `[o, i, f, h, w]` or `[o, i, h, w]` whose channels lie last in memory.
     channels_last: bool,
 }
 

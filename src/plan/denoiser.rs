@@ -30,7 +30,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     let codec: &dyn CodecSettings = planned.settings.as_deref().unwrap_or(&Pixels);
     codec.validate().context("autoencoder")?;
     let latent = codec.latent_shape(data.frames, data.resolution, data.resolution).context("data")?;
-    let latent = seen(latent, experiment);
+    let latent = seen(latent, experiment)?;
     let multiple_of = network.multiple_of();
     ensure!(
         latent[1..].iter().zip(multiple_of).all(|(size, of)| size % of == 0),
@@ -156,9 +156,13 @@ fn forward(
     let given = Inputs {
         concat: if ports.concat > 0 { vec![float(&[batch, ports.concat, frames, height, width])] } else { Vec::new() },
         mask: ports.mask.then(|| float(&[batch, 1, frames, height, width])),
+        around: (ports.past + ports.future > 0)
+            .then(|| float(&[batch, channels, ports.past + ports.future, height, width])),
         text: ports.text.map(|width| float(&[batch, tokens, width])),
         label: ports.classes.map(|_| number()),
         level: ports.levels.map(|_| number()),
+        // of a network that drops none it is not read
+        dropout: Some(number()),
     };
     let z_t = float(&[batch, channels, frames, height, width]);
     let t = float(&[batch]);

@@ -8,7 +8,7 @@ use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Lab
 use crate::{
     codecs::{Encoded, EncodedKind, LatentSpace},
     data::{Loader, normalise},
-    diffusion::{NoisyBatch, Times},
+    diffusion::{BlockConditioning, NoisyBatch, Times},
     distributed::Ranks,
     experiment::DiffusionExperiment,
     models::{Asked, Assignment, LatentDiffusion, Seeds, VideoModel, starting_weights},
@@ -158,22 +158,35 @@ impl Task for DiffusionTask {
 
     fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
         let seed = self.experiment.seed;
-        let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, .. } = &self.generator;
-        let draw = |purpose| upload(&normal_batch(seed, purpose, &batch.samples, 0, latent), self.device);
+        let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, blocks, .. } = &self.generator;
+        let draw = |purpose, shape: &[i64]| upload(&normal_batch(seed, purpose, &batch.samples, 0, shape), self.device);
         let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
-        let z_0 = space.sample(&seen, &draw(Purpose::Posterior));
+        let [c, f, h, w] = *latent;
+        let clip = [c, f + blocks.as_ref().map_or(0, BlockConditioning::around), h, w];
+        let mut z_0 = space.sample(&seen, &draw(Purpose::Posterior, &clip));
         let t: Vec<f64> = batch
             .samples
             .iter()
             .map(|&sample| path.draw(&mut stream(seed, Purpose::DiffusionTime, sample, 0)))
             .collect();
         let times = Times::of_clips(&**path, &t, self.device);
-        let noise = draw(Purpose::DiffusionNoise);
+        let noise = draw(Purpose::DiffusionNoise, latent);
         let mut given = Inputs {
             text: batch.text.as_ref().map(Tensor::shallow_clone),
             label: batch.labels.as_ref().map(Tensor::shallow_clone),
             ..Inputs::default()
         };
+        if let Some(blocks) = blocks {
+            let is_given = |&sample: &u64| blocks.draw(&mut stream(seed, Purpose::FrameMask, sample, 0));
+            let mask = blocks.mask(&batch.samples.iter().map(is_given).collect::<Vec<_>>());
+            given.around = Some(blocks.frames_around(&z_0, &upload(&mask, self.device)));
+            z_0 = blocks.block(&z_0);
+        }
+        if self.experiment.network.takes().dropout {
+            let key = |&sample: &u64| stream(seed, Purpose::Dropout, sample, 0).random_range(0..1 << 31);
+            let keys: Vec<i64> = batch.samples.iter().map(key).collect();
+            given.dropout = Some(upload(&Tensor::from_slice(&keys), self.device));
+        }
         let mut given_times = None;
         if let Some(conditioning) = conditioning {
             let mask =

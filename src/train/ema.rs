@@ -4,13 +4,15 @@ use anyhow::{Context, Result, ensure};
 use tch::{Tensor, no_grad};
 
 use crate::{
+    experiment::TrainerConfig,
     nn::Parameters,
     torch::{lerp_all, upload_all},
 };
 
-/// A moving average of the weights, with the warm-up min(decay, (1 + n)/(10 + n)) at the n-th update.
+/// A moving average of the weights, with or without the warm-up min(decay, (1 + n)/(10 + n)) at the n-th update.
 pub struct Ema {
     decay: f64,
+    warmup: bool,
     updates: i64,
     average: Vec<(String, Tensor)>,
 }
@@ -19,7 +21,12 @@ impl Ema {
     /// Starts at the present weights.
     pub fn new(decay: f64, parameters: &Parameters) -> Self {
         let average = parameters.trainable().into_iter().map(|(n, t)| (n, no_grad(|| t.detach().copy()))).collect();
-        Ema { decay, updates: 0, average }
+        Ema { decay, warmup: true, updates: 0, average }
+    }
+
+    /// The average that a training keeps, if it does.
+    pub fn of(config: &TrainerConfig, parameters: &Parameters) -> Option<Self> {
+        config.ema_decay.map(|decay| Ema { warmup: config.ema_warmup, ..Ema::new(decay, parameters) })
     }
 
     /// Takes in the present weights.
@@ -29,7 +36,7 @@ impl Ema {
     pub fn update(&mut self, parameters: &Parameters) -> Result<()> {
         self.updates += 1;
         let n = self.updates as f64;
-        let decay = self.decay.min((1.0 + n) / (10.0 + n));
+        let decay = if self.warmup { self.decay.min((1.0 + n) / (10.0 + n)) } else { self.decay };
         let now: Vec<Tensor> = parameters.trainable().into_iter().map(|(_, t)| t.detach()).collect();
         let average: Vec<Tensor> = self.average.iter().map(|(_, t)| t.shallow_clone()).collect();
         lerp_all(&average, &now, 1.0 - decay)

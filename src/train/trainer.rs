@@ -78,7 +78,7 @@ impl<T: Task> Trainer<T> {
         let networks = task.networks();
         let mut optimizers: Vec<Optimizer> =
             networks.iter().map(|network| Optimizer::new(optimizer_config.adam(), &network.parameters)).collect();
-        let mut ema = config.ema_decay.map(|decay| Ema::new(decay, &networks[0].parameters));
+        let mut ema = Ema::of(config, &networks[0].parameters);
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         let mut window = Window::default();
         if let Some(found) = resume {
@@ -107,7 +107,7 @@ impl<T: Task> Trainer<T> {
             }
             let average = found.part("ema");
             if average.is_empty() {
-                ema = config.ema_decay.map(|decay| Ema::new(decay, &networks[0].parameters));
+                ema = Ema::of(config, &networks[0].parameters);
             } else if let Some(ema) = &mut ema {
                 ema.load_state(found.progress.ema_updates, &average)?;
             }

@@ -5,6 +5,7 @@ mod case;
 mod diffusion;
 mod extractors;
 mod latte;
+mod mcvd;
 mod outputs;
 mod paths;
 mod stable_diffusion;
@@ -115,6 +116,10 @@ fn components(name: &str) -> Option<Component> {
         "latte" => Component { run: latte::network, bound: 2e-5, half_bound: 2e-2 },
         "learned_sigma_loss" => network(latte::loss),
         "learned_sigma_sampling" => Component { run: latte::sampling, bound: 1e-4, half_bound: 5e-2 },
+        "mcvd_unet" => network(mcvd::network),
+        "mcvd_loss" => network(mcvd::loss),
+        "mcvd_schedule" => exact(mcvd::schedule, 1e-6),
+        "mcvd_sampling" => Component { run: mcvd::sampling, bound: 1e-4, half_bound: 5e-2 },
         "diffusion_trace" => exact(diffusion::trace, 1e-4),
         _ => return None,
     })

@@ -104,6 +104,17 @@ fn state_of(root: &Value, preferred: Option<&str>) -> Result<(Option<String>, En
         root.get("string_to_param").is_none(),
         "this is a textual inversion (`string_to_param`): vectors of new words, without a network"
     );
+    // some trainings save a list, whose entries have the names of their places
+    if let (Some(listed), Some(place)) = (root.as_sequence(), preferred.and_then(|place| place.parse::<usize>().ok())) {
+        let entries = listed.get(place).and_then(Value::entries);
+        let entries = entries.with_context(|| format!("it is a list, and its entry {place} is no dictionary"))?;
+        let odd = entries.iter().find(|(key, _)| key.as_str().is_none());
+        ensure!(odd.is_none(), "a key of the state at {place} of the list is no text");
+        let state = entries.iter().filter_map(|(key, value)| Some((key.as_str()?.to_string(), value.clone())));
+        let others = listed.iter().enumerate().filter(|(i, _)| *i != place);
+        let beside = others.map(|(i, value)| (i.to_string(), value.clone())).collect();
+        return Ok((Some(place.to_string()), state.collect(), beside));
+    }
     let is_state = |key: &&str| {
         let found = root.get(key);
         *key == "state_dict" && found.is_some() || found.is_some_and(|found| found.entries().is_some())

@@ -98,6 +98,37 @@ pub fn write_checkpoint_under(
     archive.finish().unwrap();
 }
 
+/// Writes the list that MCVD saves: weights, an optimizer's state, the epoch, the step, and, where there is one, an average.
+pub fn write_listed_checkpoint(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    step: i64,
+    average: Option<&BTreeMap<String, Tensor>>,
+) {
+    let mut pickle = Pickle(b"\x80\x02](".to_vec());
+    let mut storages = Vec::new();
+    let mut dictionary = |pickle: &mut Pickle, tensors: &BTreeMap<String, Tensor>| {
+        pickle.raw(b"ccollections\nOrderedDict\n)R(");
+        for (name, tensor) in tensors {
+            pickle.text(name);
+            pickle.tensor(tensor, &storages.len().to_string());
+            storages.push(bytes(tensor));
+        }
+        pickle.raw(b"u");
+    };
+    dictionary(&mut pickle, tensors);
+    pickle.raw(b"}");
+    pickle.int(7);
+    pickle.int(step);
+    if let Some(average) = average {
+        dictionary(&mut pickle, average);
+    }
+    pickle.raw(b"e.");
+    let names: Vec<String> = (0..storages.len()).map(|i| format!("archive/data/{i}")).collect();
+    let data = names.iter().zip(&storages).map(|(name, bytes)| (name.as_str(), bytes.as_slice()));
+    write_zip(path, &[("archive/data.pkl", pickle.0.as_slice())].into_iter().chain(data).collect::<Vec<_>>());
+}
+
 /// Writes a checkpoint as PyTorch before 1.6 did: pickles one after the other, then the storages.
 pub fn write_legacy_checkpoint(path: &Path, tensors: &BTreeMap<String, Tensor>) {
     let mut object = Pickle(b"\x80\x02}(".to_vec());

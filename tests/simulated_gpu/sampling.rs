@@ -10,7 +10,7 @@ use crate::{
         text_runs::{import, write_diffusers},
     },
     device::Gpu,
-    same_clips, workplace, write_latte,
+    same_clips, workplace, write_latte, write_mcvd,
 };
 
 /// The videos of `sample` on both devices; on the GPU, twice as many cost no waiting beyond one stall a batch, for its videos.
@@ -60,6 +60,20 @@ fn latte_samples_as_on_the_cpu() {
     for (name, sampler) in [("latte-ddpm", "respaced-ddpm"), ("latte-ddim", "respaced-ddim")] {
         samples_as_on_the_cpu(gpu, at, name, &["sample", "runs/latte", "--sampler", sampler, "--steps", "3"]);
     }
+}
+
+/// Several blocks, each given the one before, on the device.
+#[test]
+fn mcvd_samples_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(8);
+    let at = folder.path();
+    write_mcvd(at);
+    let train = ["train", "diffusion", "mcvd.yaml", "trainer.steps=4"];
+    succeed_in(at, &[&train[..], &["autoencoder=pixels", "data.resolution=16", "--run", "runs/mcvd"]].concat());
+    samples_as_on_the_cpu(gpu, at, "mcvd", &["sample", "runs/mcvd", "--frames", "8"]);
+    succeed_in(at, &[&train[..], &["network.spatin=8", "--run", "runs/spatin"]].concat());
+    samples_as_on_the_cpu(gpu, at, "mcvd-spatin", &["sample", "runs/spatin"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
         text_runs::{BESIDE, experiment, import, write_diffusers, write_videos},
     },
     device::Gpu,
-    distance, workplace, write_latte,
+    distance, workplace, write_latte, write_mcvd,
 };
 
 /// The last line of a run's log, without what depends on the clock and the machine.
@@ -154,6 +154,22 @@ fn latte_trains_as_on_the_cpu() {
     trains_as_on_the_cpu(gpu, at, "latte", &train, 1e-4);
     trains_as_on_the_cpu(gpu, at, "latte-bf16", &with(&[BF16]), BF16_BOUND);
     trains_as_on_the_cpu(gpu, at, "latte-recompute", &with(&["network.recompute=true"]), 1e-4);
+}
+
+/// The frames around a clip, dropout, and the loss that is a sum, in pixels; SPATIN in latents, where activations are computed
+/// again.
+#[test]
+fn mcvd_trains_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(8);
+    let at = folder.path();
+    write_mcvd(at);
+    let train = ["train", "diffusion", "mcvd.yaml"];
+    let with = |more: &[&'static str]| [&train, more].concat();
+    let pixels = ["autoencoder=pixels", "data.resolution=16"];
+    trains_as_on_the_cpu(gpu, at, "mcvd", &with(&pixels), 1e-4);
+    trains_as_on_the_cpu(gpu, at, "mcvd-bf16", &with(&[pixels[0], pixels[1], BF16]), BF16_BOUND);
+    trains_as_on_the_cpu(gpu, at, "mcvd-spatin", &with(&["network.spatin=8", "network.recompute=true"]), 1e-4);
 }
 
 /// Captions, a text encoder, adapters; and the same out of a file of latents.

@@ -3,6 +3,7 @@
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::super::recompute::Recompute;
 use crate::nn::Over;
 
 /// How positions and frames attend to each other.
@@ -15,27 +16,6 @@ pub enum AttentionKind {
     Joint,
     /// Transformer blocks with attention to a text, as in Stable Diffusion, inflated by temporal layers.
     Text,
-}
-
-/// Which activations are computed again in the backward pass instead of being kept: all, none, or those at some
-/// downsampling factors.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(untagged, expecting = "true, false, or downsampling factors such as [1, 2]")]
-pub enum Recompute {
-    /// All, or none.
-    Everywhere(bool),
-    /// Those of the levels at these downsampling factors; the first hold most.
-    At(Vec<i64>),
-}
-
-impl Recompute {
-    /// Whether at this factor.
-    pub(super) fn at(&self, factor: i64) -> bool {
-        match self {
-            Recompute::Everywhere(all) => *all,
-            Recompute::At(factors) => factors.contains(&factor),
-        }
-    }
 }
 
 /// What the U-Net looks like. The default is the paper's for 16×256×256 clips.
