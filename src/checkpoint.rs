@@ -35,7 +35,7 @@ pub struct Progress {
 
 /// The contents of a checkpoint file.
 pub struct Checkpoint {
-    /// `autoencoder` or `diffusion`.
+    /// `autoencoder`, `diffusion` or `transformer`.
     pub task: String,
     /// How far the training is.
     pub progress: Progress,

@@ -22,8 +22,8 @@
 //! run                                     what a run carries: averaged weights, latent space, text encoder
 //! experiment | checkpoint                 what a YAML says: typed, strict; what a run keeps
 //! metrics | diffusion | autoencoder_loss  FVD, KVD and their like; noise paths, denoiser, sampler; LPIPS and GAN losses
-//! flops                                   operations of a forward pass
-//! networks | codecs | extractors | text   denoisers; clips ↔ latents; frozen judges; captions → tokens → states
+//! flops | autoregression                  operations of a forward pass; codes one after the other
+//! networks | codecs | extractors | text   denoisers and the transformer over codes; clips ↔ latents; frozen judges; captions → tokens → states
 //! data                                    files → clips
 //! weights                                 foreign weights → our names
 //! nn                                      layers and their parameters
@@ -43,6 +43,7 @@
 
 pub mod atomic_file;
 pub mod autoencoder_loss;
+pub mod autoregression;
 pub mod bench;
 pub mod checkpoint;
 pub mod codecs;

@@ -217,7 +217,7 @@ fn latents_are_stored_as_what_they_are() {
     assert_eq!((tensors["latents"].size(), &told["encoded"]), (vec![2, 3, 3, 8, 8], &serde_json::json!("exact")));
     let open = |name: &str| LatentFile::open(&at(name), &space, None, 2, 1, 0, &ranks);
     let mut file = open("exact.safetensors").unwrap();
-    assert_eq!((file.shape(), file.kind()), (vec![3, 3, 8, 8], EncodedKind::Exact));
+    assert_eq!((file.shape(), file.kind()), (&[3, 3, 8, 8][..], EncodedKind::Exact));
     let drawn = file.next_batch().unwrap().data;
     assert!(drawn.equal(&tensors["latents"]) || drawn.flip([0]).equal(&tensors["latents"]));
     // what a step of training makes of them depends on no noise
@@ -229,7 +229,7 @@ fn latents_are_stored_as_what_they_are() {
     let moments = Tensor::cat(&[&tensors["latents"], &tensors["latents"]], 1);
     write_safetensors_atomically(&at("former.safetensors"), &[("moments", moments)], &told).unwrap();
     let former = open("former.safetensors").unwrap();
-    assert_eq!((former.shape(), former.kind()), (vec![3, 3, 8, 8], EncodedKind::Gaussian));
+    assert_eq!((former.shape(), former.kind()), (&[3, 3, 8, 8][..], EncodedKind::Gaussian));
     fs::remove_file(at("exact.safetensors")).unwrap();
     write_safetensors_atomically(&at("exact.safetensors"), &[("latents", tensors["latents"].copy())], &told).unwrap();
     assert!(open("exact.safetensors").err().unwrap().to_string().contains("does not hold latents"));

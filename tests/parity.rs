@@ -106,6 +106,9 @@ fn an_altered_expectation_fails() {
         ("mcvd_loss", "out.loss_per_sample"),
         ("mcvd_sampling", "out.video"),
         ("mcvd_schedule", "out.sub_betas"),
+        ("gpt_sos", "out.logits"),
+        ("top_k_top_p", "out.probabilities"),
+        ("tats_sampling_hierarchical", "out.logits_interpolation"),
         ("sd_unet_inflated", "out.eps"),
         ("sd_vae", "out.logvar"),
         ("clip_text", "out.last_hidden_state"),
@@ -117,6 +120,16 @@ fn an_altered_expectation_fails() {
         assert!(said.out.lines().any(|line| line.starts_with(name) && line.ends_with("FAIL")), "{}", said.out);
         assert!(said.out.lines().any(|line| line.starts_with("schedule") && line.ends_with("ok")), "{}", said.out);
     }
+}
+
+/// Codes are integers: one that is another by one is wrong, however small the difference is beside all others.
+#[test]
+fn codes_must_be_equal() {
+    let folder = tempfile::tempdir().unwrap();
+    let one_off = |i: usize, value: f32| if i == 5 { (value - 1.0).abs() } else { value };
+    let said = verify(&[altered(folder.path(), "tats_sampling", "out.codes", one_off)]);
+    assert!(said.error(1).contains("1 of 1 cases failed"), "{}", said.err);
+    assert!(said.out.contains("inf") && said.out.contains("FAIL"), "{}", said.out);
 }
 
 /// NaN never passes: not in what is expected (whichever tensor of several holds it), not in what comes out.

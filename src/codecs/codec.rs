@@ -210,6 +210,14 @@ impl Encoded {
         }
     }
 
+    /// The numbers of entries of the codebook, integers `[B, F', h, w]`, of what a codec with a codebook made.
+    pub fn codes(&self) -> Option<&Tensor> {
+        match self {
+            Encoded::Codes { indices, .. } => Some(indices),
+            Encoded::Gaussian(_) | Encoded::Exact(_) => None,
+        }
+    }
+
     /// A latent, `[B, C, F', h, w]`; noise of its shape is used by a Gaussian alone.
     pub fn sample(&self, noise: &Tensor) -> Tensor {
         match self {

@@ -150,6 +150,14 @@ impl LatentSpace {
         no_grad(|| self.codec.decode(self.codec.encode(&upload(x, self.device)).mode()))
     }
 
+    /// The raw latents `[B, C, F', h, w]` of codes, integers `[B, F', h, w]`.
+    ///
+    /// # Errors
+    /// A codec without a codebook.
+    pub fn vectors(&self, codes: &Tensor) -> Result<Tensor> {
+        no_grad(|| self.codec.vectors(&upload(codes, self.device)))
+    }
+
     /// Where it computes.
     pub fn device(&self) -> Device {
         self.device

@@ -6,7 +6,8 @@ use super::DemoData;
 use crate::{
     bench::BenchExperiment,
     experiment::{
-        AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Keys, LongEvaluationExperiment, UserError,
+        AutoencoderExperiment, DiffusionExperiment, EvaluationExperiment, Keys, LongEvaluationExperiment,
+        TransformerExperiment, UserError,
     },
     metrics::ProtocolConfig,
 };
@@ -46,6 +47,7 @@ fn keys() -> Keys {
     Keys::default()
         .of::<AutoencoderExperiment>("`lvdm train autoencoder FILE`")
         .of::<DiffusionExperiment>("`lvdm train diffusion FILE`")
+        .of::<TransformerExperiment>("`lvdm train transformer FILE`")
         .of::<EvaluationExperiment>("`lvdm evaluate FILE`")
         .of::<LongEvaluationExperiment>("`lvdm evaluate-long FILE`")
         .of::<ProtocolConfig>("A protocol: `evaluation.protocol`")

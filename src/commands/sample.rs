@@ -149,6 +149,15 @@ pub struct SamplerOptions {
     /// Noise of DDIM: 0 is deterministic, 1 as noisy as DDPM [default: the run's own; with --sampler 1]
     #[arg(long, value_parser = finite)]
     eta: Option<f64>,
+    /// Of a transformer over codes: only the likeliest so many are drawn [default: the run's own]
+    #[arg(long)]
+    top_k: Option<i64>,
+    /// Of a transformer over codes: of those only the likeliest that have so much probability together [default: the run's own]
+    #[arg(long, value_parser = finite)]
+    top_p: Option<f64>,
+    /// Of a transformer over codes: latent frames that it sees when it makes the next [default: the run's own]
+    #[arg(long)]
+    window: Option<i64>,
     /// Variance of DDPM: posterior, of q(z_{t-1} | z_t, z_0), or beta, beta_t [default: the run's
     /// own; with --sampler posterior]
     #[arg(long)]
@@ -189,11 +198,14 @@ impl SamplerOptions {
     /// # Errors
     /// [`UserError`]: a setting that the named sampler does not have.
     pub fn choice(&self) -> Result<Option<SamplerChoice>> {
-        let SamplerOptions { sampler, steps, eta, variance } = self;
+        let SamplerOptions { sampler, steps, eta, variance, top_k, top_p, window } = self;
         let given = [
             ("steps", steps.map(Value::from)),
             ("eta", eta.map(Value::from)),
             ("variance", variance.clone().map(Value::from)),
+            ("top_k", top_k.map(Value::from)),
+            ("top_p", top_p.map(Value::from)),
+            ("window", window.map(Value::from)),
         ];
         let settings: Map<String, Value> =
             given.into_iter().filter_map(|(name, value)| Some((name.to_string(), value?))).collect();

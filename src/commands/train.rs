@@ -11,11 +11,11 @@ use tch::Device;
 use crate::{
     checkpoint::Progress,
     distributed::{self, Backend, Launch, OnSignal, Ranks, Stopped, catch_signals},
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig},
-    train::{train_autoencoder, train_diffusion},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Experiment, TrainerConfig, TransformerExperiment},
+    train::{train_autoencoder, train_diffusion, train_transformer},
 };
 
-/// Train an autoencoder or a diffusion model; with the folder of an earlier run, continue it
+/// Train an autoencoder, a diffusion model or a transformer over codes; with the folder of an earlier run, continue it
 ///
 /// Ctrl-C (SIGINT), SIGTERM, SIGHUP and SIGUSR1 save a checkpoint and end the program. If the training has not reached
 /// its last step, the exit status is 75, so that a script does not go on to what needs the finished run. The same command
@@ -32,6 +32,8 @@ enum What {
     Autoencoder(Options),
     /// Train the denoising network, on the latents of an autoencoder or on pixels
     Diffusion(Options),
+    /// Train the transformer over the codes of an autoencoder that has a codebook
+    Transformer(Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -70,6 +72,11 @@ impl Train {
                 let experiment: DiffusionExperiment = Experiment::load(&options.file, &options.overrides)?;
                 let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
                 options.train(&trainer, |run, ranks, device| train_diffusion(&experiment, run, change, ranks, device))
+            }
+            What::Transformer(options) => {
+                let experiment: TransformerExperiment = Experiment::load(&options.file, &options.overrides)?;
+                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
+                options.train(&trainer, |run, ranks, device| train_transformer(&experiment, run, change, ranks, device))
             }
         }
     }

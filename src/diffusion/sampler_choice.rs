@@ -7,9 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use serde_json::{Map, Value, json};
 
 use super::kinds::SamplerConfig;
+use crate::autoregression::CodeSampling;
 
 /// Which sampler, where a run has its own. In a file a mapping: with `kind` a whole sampler, without it settings that take the
-/// place of the run's.
+/// place of the run's, be it a sampler of diffusion or how a transformer draws codes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum SamplerChoice {
     /// `{kind: ddim, steps: 50, eta: 1.0}`; what is not said is the sampler's default.
@@ -78,14 +79,15 @@ impl SamplerChoice {
     }
 }
 
-/// The names of the settings that there are, of all kinds.
+/// The names of the settings that there are, of all kinds, and of transformers over codes.
 fn settings_of_all() -> BTreeSet<String> {
     let of_kind = |kind: &&str| {
         let whole = serde_json::from_value::<SamplerConfig>(json!({KIND: kind})).ok()?;
         serde_json::from_value::<Map<String, Value>>(serde_json::to_value(whole).ok()?).ok()
     };
     let all = SamplerConfig::KINDS.iter().filter_map(of_kind).flat_map(|settings| settings.into_iter());
-    all.map(|(name, _)| name).filter(|name| name != KIND).collect()
+    let of_codes = serde_json::to_value(CodeSampling::default()).and_then(serde_json::from_value::<Map<String, Value>>);
+    all.chain(of_codes.unwrap_or_default()).map(|(name, _)| name).filter(|name| name != KIND).collect()
 }
 
 impl From<SamplerConfig> for SamplerChoice {
@@ -143,8 +145,8 @@ mod tests {
         let error = read("{kind: ddmi}").unwrap_err().to_string();
         assert!(error.contains("`ddmi`") && error.contains("`ddim`"), "{error}");
         let error = read("{stesp: 7}").unwrap_err().to_string();
-        assert!(error.contains("`stesp`") && error.contains("`eta`, `steps`, `variance`"), "{error}");
-        for text in ["{steps: 7}", "{kind: ddim, steps: 7, eta: 0.5}"] {
+        assert!(error.contains("`stesp`") && error.contains("`eta`") && error.contains("`steps`"), "{error}");
+        for text in ["{steps: 7}", "{top_k: 100, top_p: 0.8}", "{kind: ddim, steps: 7, eta: 0.5}"] {
             let choice = read(text).unwrap();
             assert_eq!(
                 serde_json::from_value::<SamplerChoice>(serde_json::to_value(&choice).unwrap()).unwrap(),

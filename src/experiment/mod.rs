@@ -10,6 +10,7 @@ mod load;
 mod long_video;
 mod protocols;
 mod training;
+mod transformer;
 mod user_error;
 mod validate;
 
@@ -22,5 +23,6 @@ pub use load::{parse, read};
 pub use long_video::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, WholeVideoConfig};
 pub use protocols::{EvaluationConfig, built_in_protocols, protocol};
 pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
+pub use transformer::{SequenceLabels, TransformerExperiment};
 pub use user_error::UserError;
 pub use validate::Experiment;

@@ -5,7 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use tch::Device;
 
-use super::{latent_diffusion::LatentDiffusion, long_diffusion, long_video::LongVideo, model::VideoModel};
+use super::{
+    code_transformer::CodeTransformer, latent_diffusion::LatentDiffusion, long_diffusion, long_video::LongVideo,
+    model::VideoModel,
+};
 use crate::{
     checkpoint,
     experiment::{LongVideoConfig, UserError},
@@ -23,11 +26,14 @@ struct Family {
 }
 
 /// One line a family.
-const FAMILIES: [Family; 1] = [Family {
-    task: "diffusion",
-    open: |run, device| Ok(Box::new(LatentDiffusion::open(run, device)?.0)),
-    long: Some(long_diffusion::open),
-}];
+const FAMILIES: [Family; 2] = [
+    Family {
+        task: "diffusion",
+        open: |run, device| Ok(Box::new(LatentDiffusion::open(run, device)?.0)),
+        long: Some(long_diffusion::open),
+    },
+    Family { task: "transformer", open: |run, device| Ok(Box::new(CodeTransformer::open(run, device)?)), long: None },
+];
 
 /// The family of a run folder, or of one of its checkpoints.
 fn family(run: &Path, wanted: fn(&Family) -> bool, missing: &str) -> Result<&'static Family> {

@@ -23,6 +23,7 @@
 
 mod assignment;
 mod blocks;
+mod code_transformer;
 mod families;
 mod first_frame;
 mod latent_diffusion;
@@ -33,6 +34,7 @@ mod sampling;
 mod whole_video;
 
 pub use assignment::{Asked, Assignment, Seeds};
+pub use code_transformer::CodeTransformer;
 pub use families::{open, open_long, outline_long};
 pub use latent_diffusion::{FramesOfClip, LatentConditions, LatentDiffusion, ports, seen, starting_weights};
 pub use long_video::{FittedClips, LongVideo, LongVideoModel, forget};

@@ -1,7 +1,8 @@
 //! Denoising networks, one a file. Each reads bottom-up: configuration, blocks, network.
 //!
-//! A new one implements [`Network`] and [`NetworkSettings`] and gets its line in [`NetworkConfig`].
+//! [`Gpt`], which sees codes instead of noise, stands beside them. A new denoiser implements [`Network`] and [`NetworkSettings`] and gets its line in [`NetworkConfig`].
 
+mod gpt;
 mod inputs;
 mod latte;
 mod mcvd;
@@ -12,6 +13,7 @@ mod unet3d;
 
 use crate::registry::registry;
 
+pub use gpt::{Cache, Gpt, GptConfig, Sees, Sequences};
 pub use inputs::Inputs;
 pub use latte::{Latte, LatteConfig};
 pub use mcvd::{Mcvd, McvdConfig};

@@ -19,6 +19,12 @@ pub fn causal_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tenso
     join_heads(&attend(&q, &k, &v, true, at_once(&q)))
 }
 
+/// As [`attention`], where the token of a row sees that of a column only where `mask` is true: `[T, S]` bool.
+pub fn masked_attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64, mask: &Tensor) -> Tensor {
+    let (q, k, v) = (split_heads(q, heads), split_heads(k, heads), split_heads(v, heads));
+    join_heads(&Tensor::scaled_dot_product_attention(&q, &k, &v, Some(mask), 0.0, false, None, false))
+}
+
 /// How many sequences go through LibTorch's attention in one call: on a GPU they lie on an axis of the kernel's grid that has
 /// 65,535 places (pytorch/pytorch#142228), and attention over frames has a sequence for each place of each clip.
 fn at_once(q: &Tensor) -> i64 {

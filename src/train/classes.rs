@@ -1,9 +1,14 @@
 //! The classes of a training.
 
+use std::path::Path;
+
 use anyhow::{Result, bail, ensure};
 
 use super::latents::classes_in;
-use crate::experiment::{ClassList, DiffusionExperiment};
+use crate::{
+    data::DataConfig,
+    experiment::{ClassList, DiffusionExperiment},
+};
 
 /// The experiment with the names of its classes, which its run keeps: those that it says itself, else those of its data,
 /// sorted.
@@ -12,14 +17,24 @@ use crate::experiment::{ClassList, DiffusionExperiment};
 /// Data without classes; other classes than the experiment says.
 pub fn with_classes(experiment: &DiffusionExperiment) -> Result<DiffusionExperiment> {
     let mut experiment = experiment.clone();
-    let Some(labels) = &mut experiment.labels else { return Ok(experiment) };
-    let found = match &experiment.latents {
+    if let Some(labels) = &mut experiment.labels {
+        complete(&mut labels.classes, experiment.latents.as_deref(), &experiment.data)?;
+    }
+    Ok(experiment)
+}
+
+/// As [`with_classes`], for what an experiment says of its classes, of its file of latents or of its data.
+///
+/// # Errors
+/// As [`with_classes`].
+pub(super) fn complete(classes: &mut Option<ClassList>, latents: Option<&Path>, data: &DataConfig) -> Result<()> {
+    let found = match latents {
         Some(file) => classes_in(file)?,
-        None => experiment.data.videos()?.classes(),
+        None => data.videos()?.classes(),
     };
-    let place = match &experiment.latents {
+    let place = match latents {
         Some(file) => file.display().to_string(),
-        None => experiment.data.dataset.line(),
+        None => data.dataset.line(),
     };
     let Some(found) = found else {
         bail!(
@@ -27,7 +42,7 @@ pub fn with_classes(experiment: &DiffusionExperiment) -> Result<DiffusionExperim
              that holds a folder for each class"
         )
     };
-    match &labels.classes {
+    match classes {
         Some(ClassList::Names(names)) => {
             let foreign = found.iter().find(|class| !names.contains(class));
             ensure!(foreign.is_none(), "labels.classes does not name `{}` of {place}", foreign.map_or("", |name| name));
@@ -35,7 +50,7 @@ pub fn with_classes(experiment: &DiffusionExperiment) -> Result<DiffusionExperim
         Some(ClassList::Count(count)) if *count != found.len() as i64 => {
             bail!("labels.classes is {count}, and {place} has {} classes", found.len())
         }
-        _ => labels.classes = Some(ClassList::Names(found)),
+        _ => *classes = Some(ClassList::Names(found)),
     }
-    Ok(experiment)
+    Ok(())
 }

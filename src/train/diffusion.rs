@@ -61,7 +61,7 @@ impl DiffusionTask {
             Some(file) => {
                 let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position, ranks)?;
                 ensure!(
-                    latents.shape() == latent,
+                    latents.shape() == &latent[..],
                     "{} holds latents {:?}, the experiment's data gives {latent:?}",
                     file.display(),
                     latents.shape()
@@ -118,7 +118,10 @@ impl Task for DiffusionTask {
                     }
                     _ => None,
                 };
-                batch.data = upload(&batch.data, self.device);
+                batch.data = match file.holds_codes() {
+                    true => self.generator.space.vectors(&batch.data)?,
+                    false => upload(&batch.data, self.device),
+                };
                 Ok(batch)
             }
             Source::Clips(loader) => {

@@ -32,7 +32,7 @@ struct Origin {
     /// How their videos were read.
     #[serde(default)]
     reading: u32,
-    /// What the latents are; files that do not say hold Gaussians.
+    /// What the latents are; files that do not say hold Gaussians. Codes are numbers of vectors, which are exact.
     #[serde(default)]
     encoded: EncodedKind,
     /// The names of their classes, of which each latent has the number; none where the data have no classes.
@@ -40,17 +40,18 @@ struct Origin {
     classes: Option<Vec<String>>,
 }
 
-/// The name of the tensor of latents of a kind.
-fn tensor_of(kind: EncodedKind) -> &'static str {
-    match kind {
-        EncodedKind::Gaussian => "moments",
-        EncodedKind::Exact => "latents",
+/// The name of the tensor of latents of a kind, of a codec with or without a codebook.
+fn tensor_of(kind: EncodedKind, has_codebook: bool) -> &'static str {
+    match (has_codebook, kind) {
+        (true, _) => "codes",
+        (false, EncodedKind::Gaussian) => "moments",
+        (false, EncodedKind::Exact) => "latents",
     }
 }
 
 /// Encodes the first `count` samples of the data's order and writes them: of a codec that encodes to Gaussians `moments`
-/// `[N, 2C, F', h, w]`, means and then logarithms of variances; of another `latents` `[N, C, F', h, w]`; with a
-/// text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt; of data with classes also `label`
+/// `[N, 2C, F', h, w]`, means and then logarithms of variances; of another `latents` `[N, C, F', h, w]`, or, where it has a
+/// codebook, `codes` `[N, F', h, w]` int64; with a text encoder also `context` `[N, S, width]`, and `context_empty` of the empty prompt; of data with classes also `label`
 /// `[N]` int64, numbers of the names in its notes. With more samples than
 /// videos, a video gives several clips. Ranks share the clips; rank 0 writes. Encoding is paid for once and every later
 /// training builds on it, so that float32 is worth its time here, whatever precision those trainings have.
@@ -79,7 +80,8 @@ pub fn pack_latents(
     let encode = |i: usize| {
         let next = loader.next()?;
         let clips = next.clips.narrow(0, 0, batch.min(count - i as u64 * batch) as i64);
-        let latents = space.encode(&normalise(&upload(&clips, space.device()))).stacked();
+        let made = space.encode(&normalise(&upload(&clips, space.device())));
+        let latents = made.codes().map_or_else(|| made.stacked(), Tensor::shallow_clone);
         let mut encoded = vec![Readback::of(&latents)?.wait()?];
         if let Some(names) = &classes {
             let classes = next.classes.iter().take(clips.size()[0] as usize).map(Option::as_deref);
@@ -110,7 +112,8 @@ pub fn pack_latents(
     let Normalization { scale, shift } = space.normalization;
     let (reading, encoded) = (data.dataset.reading()?.unwrap_or(READING), space.settings().encodes_to());
     let data = DataConfig { workers: 1, ..data.clone() };
-    let mut tensors = vec![(tensor_of(encoded), Tensor::cat(&latents, 0))];
+    let has_codebook = space.settings().codebook().is_some();
+    let mut tensors = vec![(tensor_of(encoded, has_codebook), Tensor::cat(&latents, 0))];
     if classes.is_some() {
         tensors.push(("label", Tensor::cat(&labels, 0)));
     }
@@ -126,6 +129,10 @@ pub fn pack_latents(
 pub struct LatentFile {
     latents: TensorRows,
     kind: EncodedKind,
+    /// `[C, F', h, w]`
+    shape: Vec<i64>,
+    /// Whether it holds the codes of latents in their place.
+    holds_codes: bool,
     context: Option<TensorRows>,
     /// The number of each latent's class, and the names of classes.
     labels: Option<(TensorRows, Vec<String>)>,
@@ -155,9 +162,15 @@ impl LatentFile {
         let not = || format!("{} does not hold latents of `lvdm encode`", path.display());
         let origin = origin_of(path)?;
         let kind = origin.encoded;
-        let latents = TensorRows::open(path, tensor_of(kind))?.with_context(not)?;
+        let holds_codes = space.settings().codebook().is_some();
+        let name = tensor_of(kind, holds_codes);
+        let latents = TensorRows::open(path, name)?.with_context(not)?;
         let size = latents.size();
-        ensure!(size.len() == 5 && size[0] > 0, "{}: `{}` of shape {size:?}", not(), tensor_of(kind));
+        ensure!(size.len() == if holds_codes { 4 } else { 5 } && size[0] > 0, "{}: `{name}` of shape {size:?}", not());
+        let shape = match holds_codes {
+            true => [&[space.settings().latent_channels()], &size[1..]].concat(),
+            false => [&[size[1] / kind.tensors()], &size[2..]].concat(),
+        };
         let Normalization { scale, shift } = space.normalization;
         if (origin.scale, origin.shift) != (scale, shift) {
             return Err(UserError(format!(
@@ -178,6 +191,8 @@ impl LatentFile {
         Ok(LatentFile {
             latents,
             kind,
+            shape,
+            holds_codes,
             context,
             labels,
             seed,
@@ -190,9 +205,13 @@ impl LatentFile {
     }
 
     /// `[C, F, h, w]` of a latent.
-    pub fn shape(&self) -> Vec<i64> {
-        let size = self.latents.size();
-        vec![size[1] / self.kind.tensors(), size[2], size[3], size[4]]
+    pub fn shape(&self) -> &[i64] {
+        &self.shape
+    }
+
+    /// Whether what it gives are codes, int64 `[B, F', h, w]`, in place of latents.
+    pub fn holds_codes(&self) -> bool {
+        self.holds_codes
     }
 
     /// What its latents are.

@@ -1,4 +1,4 @@
-//! Training: one loop, two tasks, and the recipes that go from an experiment to a finished run.
+//! Training: one loop, three tasks, and the recipes that go from an experiment to a finished run.
 
 mod autoencoder;
 mod classes;
@@ -15,6 +15,7 @@ mod resume;
 mod saver;
 mod task;
 mod trainer;
+mod transformer;
 
 pub use autoencoder::AutoencoderTask;
 pub use classes::with_classes;
@@ -22,9 +23,10 @@ pub use diffusion::DiffusionTask;
 pub use ema::Ema;
 pub use latents::{LatentFile, pack_latents};
 pub use optimizer::Optimizer;
-pub use recipe::{train_autoencoder, train_diffusion};
+pub use recipe::{train_autoencoder, train_diffusion, train_transformer};
 pub use record::SECONDS_PER_STEP;
 pub use resume::{SettingsChanges, resume_point};
 pub use saver::Saver;
 pub use task::{Batch, Picture, Task, Terms, TrainedNetwork};
 pub use trainer::Trainer;
+pub use transformer::TransformerTask;

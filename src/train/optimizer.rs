@@ -16,6 +16,8 @@ pub struct Optimizer {
     first_moments: Vec<Tensor>,
     second_moments: Vec<Tensor>,
     steps: Vec<Tensor>,
+    /// Which parameters the weight decay acts on; none where it acts on all.
+    decays: Option<Vec<bool>>,
 }
 
 impl Optimizer {
@@ -24,7 +26,14 @@ impl Optimizer {
         let (names, parameters): (Vec<_>, Vec<_>) = parameters.trainable().into_iter().unzip();
         let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
         let steps = parameters.iter().map(|p| Tensor::zeros([], (Kind::Float, p.device()))).collect();
-        Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters }
+        Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters, decays: None }
+    }
+
+    /// With a weight decay that acts on the parameters of these names alone.
+    pub fn decaying(mut self, chosen: impl Fn(&str) -> bool) -> Self {
+        let chosen: Vec<bool> = self.names.iter().map(|name| chosen(name)).collect();
+        self.decays = chosen.contains(&false).then_some(chosen);
+        self
     }
 
     /// Forgets the gradients, which count as zero until the next backward pass.
@@ -65,7 +74,19 @@ impl Optimizer {
     /// LibTorch's own.
     pub fn step(&mut self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
         let moments = [self.first_moments.as_slice(), &self.second_moments];
-        self.adam.step(&self.parameters, gradients, moments, &self.steps, left_out)
+        let Some(decays) = &self.decays else {
+            return self.adam.step(&self.parameters, gradients, moments, &self.steps, left_out);
+        };
+        for with_decay in [true, false] {
+            let part = |all: &[Tensor]| -> Vec<Tensor> {
+                let chosen = all.iter().zip(decays).filter(|(_, decays)| **decays == with_decay);
+                chosen.map(|(tensor, _)| tensor.shallow_clone()).collect()
+            };
+            let adam = Adam { weight_decay: if with_decay { self.adam.weight_decay } else { 0.0 }, ..self.adam };
+            let [first, second] = moments.map(part);
+            adam.step(&part(&self.parameters), &part(gradients), [&first, &second], &part(&self.steps), left_out)?;
+        }
+        Ok(())
     }
 
     /// What a checkpoint stores: `exp_avg.…`, `exp_avg_sq.…` of each parameter, and `step`.
@@ -119,6 +140,27 @@ mod tests {
         random::{Purpose, normal},
         torch::clip_global_norm,
     };
+
+    /// Without a gradient a parameter moves by its decay alone, and only where it is chosen.
+    #[test]
+    fn the_decay_acts_on_what_is_chosen() {
+        let parameters = Parameters::new(Device::Cpu, 0);
+        let [map, norm] = ["map", "norm"].map(|name| parameters.root().parameter(name, &[3], Init::ONES));
+        let adam = Adam { learning_rate: 0.1, betas: (0.9, 0.95), weight_decay: 0.5, eps: 1e-8, decoupled: true };
+        let mut optimizer = Optimizer::new(adam, &parameters).decaying(|name| name == "map");
+        optimizer.zero_grad().unwrap();
+        (&map * 0.0 + &norm * 0.0).sum(None).backward();
+        let gradients = optimizer.gradients();
+        optimizer.step(&gradients, None).unwrap();
+        assert_eq!(Vec::<f32>::try_from(map.detach()).unwrap(), [0.95; 3]);
+        assert_eq!(Vec::<f32>::try_from(norm.detach()).unwrap(), [1.0; 3]);
+        // both count their steps and keep their moments
+        (&map + &norm).sum(None).backward();
+        optimizer.step(&optimizer.gradients(), None).unwrap();
+        let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
+        assert_eq!(state["step"].double_value(&[]), 2.0);
+        assert!(["map", "norm"].iter().all(|name| state[&format!("exp_avg.{name}")].double_value(&[0]) > 0.0));
+    }
 
     /// A gradient may lie in memory in another order than its parameter, as one that came from other ranks does. It is
     /// clipped and stepped like any other: what is clipped is what is stepped.

@@ -5,12 +5,17 @@ use std::path::Path;
 use anyhow::Result;
 use tch::Device;
 
-use super::{AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, resume_point, with_classes};
+use super::{
+    AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, TransformerTask, classes, resume_point, with_classes,
+};
 use crate::{
     checkpoint::{Progress, RunLock},
     distributed::Ranks,
-    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig},
-    run::{carry_autoencoder, carry_text_encoder, open_text_encoder, space_of, warn_of_another_autoencoder},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig, TransformerExperiment},
+    run::{
+        carry_autoencoder, carry_text_encoder, open_latent_space, open_text_encoder, space_of,
+        warn_of_another_autoencoder,
+    },
     run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
     torch::{allow_tf32, be_deterministic},
 };
@@ -80,6 +85,40 @@ pub fn train_diffusion(
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = space_of(experiment, run, device)?;
     let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
+    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
+    trainer.over(ranks)?.train()
+}
+
+/// Trains a transformer over codes, or goes on with it. A new run first gets a copy of the autoencoder whose codes they are.
+///
+/// # Errors
+/// As [`train_autoencoder`].
+pub fn train_transformer(
+    experiment: &TransformerExperiment,
+    run: &Path,
+    change_settings: bool,
+    ranks: &Ranks,
+    device: Device,
+) -> Result<Progress> {
+    let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
+    compute_as(&experiment.trainer);
+    let mut experiment = experiment.clone();
+    if let Some(labels) = &mut experiment.labels {
+        classes::complete(&mut labels.classes, experiment.latents.as_deref(), &experiment.data)?;
+    }
+    let experiment = &experiment;
+    let resume = resume_point(run, "transformer", ranks)?;
+    let position = resume.as_ref().map_or(0, |found| found.progress.position);
+    SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
+    let own = run.join(AUTOENCODER_FILE);
+    ranks.on_first(|| match own.exists() {
+        true => {
+            warn_of_another_autoencoder(&experiment.autoencoder, run);
+            Ok(())
+        }
+        false => carry_autoencoder(&experiment.autoencoder, run),
+    })?;
+    let task = TransformerTask::new(experiment, open_latent_space(&own, device)?, device, position, ranks)?;
     let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
     trainer.over(ranks)?.train()
 }

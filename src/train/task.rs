@@ -1,4 +1,4 @@
-//! The interface between the training loop and the two trainings, of autoencoders and of denoisers.
+//! The interface between the training loop and the trainings: of autoencoders, of denoisers and of transformers over codes.
 
 use anyhow::Result;
 use tch::Tensor;
@@ -8,7 +8,7 @@ use crate::nn::Parameters;
 /// The samples of one forward and backward pass.
 pub struct Batch {
     /// `[B, …]`: clips u8 `[B, 3, F, H, W]` for an autoencoder; for a denoiser what a codec encoded them to, as
-    /// [`Encoded::stacked`](crate::codecs::Encoded::stacked) gives it.
+    /// [`Encoded::stacked`](crate::codecs::Encoded::stacked) gives it; for a transformer codes, int64 `[B, F', h, w]`.
     pub data: Tensor,
     /// Encoded texts `[B, S, width]`, for a network that is given any.
     pub text: Option<Tensor>,
@@ -41,7 +41,7 @@ pub struct TrainedNetwork {
 /// Terms of a loss by name: scalars on the network's device, out of the graph. The first is the loss.
 pub type Terms = Vec<(&'static str, Tensor)>;
 
-/// What differs between the training of an autoencoder and that of a denoiser.
+/// What differs from one kind of training to another.
 pub trait Task {
     /// Name in checkpoints and errors.
     fn name(&self) -> &'static str;
@@ -68,6 +68,11 @@ pub trait Task {
 
     /// Whether a network's gradients are anything but zero at this step: only then are they reduced over ranks.
     fn takes_part(&self, _network: usize, _step: i64) -> bool {
+        true
+    }
+
+    /// Whether weight decay acts on a network's parameter of this name.
+    fn decays(&self, _network: usize, _parameter: &str) -> bool {
         true
     }
 

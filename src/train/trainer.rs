@@ -76,8 +76,10 @@ impl<T: Task> Trainer<T> {
         resume: Option<Checkpoint>,
     ) -> Result<Self> {
         let networks = task.networks();
-        let mut optimizers: Vec<Optimizer> =
-            networks.iter().map(|network| Optimizer::new(optimizer_config.adam(), &network.parameters)).collect();
+        let optimizer = |(i, network): (usize, &TrainedNetwork)| {
+            Optimizer::new(optimizer_config.adam(), &network.parameters).decaying(|name| task.decays(i, name))
+        };
+        let mut optimizers: Vec<Optimizer> = networks.iter().enumerate().map(optimizer).collect();
         let mut ema = Ema::of(config, &networks[0].parameters);
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         let mut window = Window::default();

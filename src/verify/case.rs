@@ -133,13 +133,15 @@ impl Case {
 pub struct Distance {
     /// The largest difference of any value.
     pub absolute: f64,
-    /// ‖result − reference‖ / ‖reference‖; where the reference is zero, ‖result‖.
+    /// ‖result − reference‖ / ‖reference‖; where the reference is zero, ‖result‖. Of integers that are not all equal it is
+    /// infinite.
     pub relative: f64,
 }
 
 /// # Errors
 /// Where the shapes differ.
 pub fn distance(result: &Tensor, reference: &Tensor) -> Result<Distance> {
+    let is_exact = result.kind() == Kind::Int64;
     let result = result.detach().to_device(Device::Cpu).to_kind(Kind::Double);
     let reference = reference.to_kind(Kind::Double);
     if result.size() != reference.size() {
@@ -152,5 +154,6 @@ pub fn distance(result: &Tensor, reference: &Tensor) -> Result<Distance> {
     let norm = |x: &Tensor| x.square().sum(None).sqrt().double_value(&[]);
     let scale = norm(&reference);
     let relative = if scale == 0.0 { norm(&result) } else { norm(&difference) / scale };
-    Ok(Distance { absolute: difference.abs().max().double_value(&[]), relative })
+    let absolute = difference.abs().max().double_value(&[]);
+    Ok(Distance { absolute, relative: if is_exact && absolute > 0.0 { f64::INFINITY } else { relative } })
 }

@@ -13,10 +13,11 @@ use lvdm::{
         AutoencoderLoss, AutoencoderLossConfig, CodecLossSettings, DiscriminatorConfig, TatsLossConfig, TrainPass,
         VideoDiscriminatorConfig,
     },
+    autoregression,
     codecs::{AutoencoderConfig, Encoded, VideoAutoencoder, VideoCodec, Vqgan, VqganConfig},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, Launch, Ranks},
-    networks::{Ports, UNet3d, UNetConfig},
+    networks::{Gpt, GptConfig, Ports, Sequences, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
     torch::DeviceName,
@@ -171,6 +172,21 @@ fn codebook_gradients(ranks: &Ranks) -> Found {
     found
 }
 
+/// Of the transformer that fills gaps, which has a mask.
+fn transformer_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
+    let parameters = Parameters::new(Device::Cpu, 1);
+    let config = GptConfig { layers: 3, heads: 2, width: 16, recompute };
+    let network = Gpt::new(&parameters.root(), &config, Sequences { vocabulary: 9, length: 12, unmasked: 4 });
+    parameters.to_kind(kind);
+    let tokens = share(ranks, &Tensor::arange(48, (Kind::Int64, Device::Cpu)).remainder(7).reshape([4, 12]));
+    let start = tokens.select(1, 3);
+    reduced(ranks, &parameters, "", || {
+        let (_, loss) = autoregression::loss(&network, &start, &tokens);
+        loss.backward();
+        loss.double_value(&[])
+    })
+}
+
 /// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
@@ -230,6 +246,8 @@ fn job(name: &str, ranks: &Ranks) -> Found {
         "autoencoder.double" => autoencoder_gradients(ranks, Kind::Double, false),
         "discriminators.double" => autoencoder_gradients(ranks, Kind::Double, true),
         "codebook.double" => codebook_gradients(ranks),
+        "transformer.float" => transformer_gradients(ranks, Kind::Float, false),
+        "transformer.recompute" => transformer_gradients(ranks, Kind::Double, true),
         other => panic!("{other}"),
     }
 }
@@ -327,6 +345,8 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
         "autoencoder.double",
         "discriminators.double",
         "codebook.double",
+        "transformer.float",
+        "transformer.recompute",
     ];
     for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);

@@ -63,6 +63,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
         let GivenLatents { indices, frames, noise, guidance: of_frames } = &given;
         let to_clips = GivenToClips {
             frames: Some(GivenLatents { indices, frames, noise, guidance: *of_frames }),
+            around: None,
             texts: Some(GivenTexts { contexts: prompt.shallow_clone(), guidance }),
             labels: None,
         };
