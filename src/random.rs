@@ -51,6 +51,8 @@ pub enum Purpose {
     JudgedFrame = 19,
     /// The frame of a training clip that is judged alone in the discriminators' update.
     JudgedFrameDiscriminator = 20,
+    /// Noise of given frames that replace sampled ones; the step is the number of the network's call.
+    Replacement = 21,
     /// The number by which activations of a training sample are dropped.
     Dropout = 24,
 }

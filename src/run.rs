@@ -3,6 +3,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -10,12 +12,13 @@ use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
 use crate::{
+    atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     codecs::{CodecConfig, LatentSpace, LongDecoding, Normalization},
     distributed::rank,
     experiment::{DiffusionExperiment, DiffusionSpace, Trained, TrainerConfig},
     nn::Adapter,
-    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
+    run_files::{AUTOENCODER_FILE, BASE_FOLDER, TEXT_ENCODER_FILE},
     text::{TextEncoder, TextEncoderConfig},
 };
 
@@ -164,6 +167,48 @@ pub fn carry_autoencoder(autoencoder: &Path, run: &Path) -> Result<()> {
     let carried = carried(autoencoder)?;
     warn_if_unfinished("autoencoder", autoencoder, &carried);
     carried.write(&run.join(AUTOENCODER_FILE))
+}
+
+/// Copies into a folder what a run samples with: its averaged weights, and what it carries itself. The weights come last, so
+/// that a folder that has them is whole.
+///
+/// # Errors
+/// A folder that is no run; a full disk.
+pub fn carry_run(from: &Path, to: &Path) -> Result<()> {
+    let (path, found) = checkpoint::open_averaged(from)?;
+    warn_if_unfinished("superresolution.base", from, &found);
+    let folder = if from.is_dir() { from.to_path_buf() } else { run_of(&path) };
+    for name in [AUTOENCODER_FILE, TEXT_ENCODER_FILE] {
+        let carried = folder.join(name);
+        if carried.is_file() {
+            let bytes = fs::read(&carried).with_context(|| format!("cannot read {}", carried.display()))?;
+            write_atomically(&to.join(name), |file| Ok(file.write_all(&bytes)?))?;
+        }
+    }
+    if folder.join(BASE_FOLDER).is_dir() {
+        carry_run(&folder.join(BASE_FOLDER), &to.join(BASE_FOLDER))?;
+    }
+    found.write(&checkpoint::path(to, found.progress.step))
+}
+
+/// Warns where the run that a cascade carries a copy of has been trained on since, or is another: the copy stays.
+pub fn warn_of_another_base(from: &Path, carried: &Path) {
+    let progress = |run: &Path| checkpoint::open_head(run).map(|(_, head)| head.progress);
+    match (progress(carried), progress(from)) {
+        (Ok(own), Ok(now)) if own != now => tracing::warn!(
+            "{} now stands at step {}, and {} keeps the copy of it (step {}) with which it began; for a cascade of the new one \
+             give another --run, or delete {}",
+            from.display(),
+            now.step,
+            carried.parent().unwrap_or(carried).display(),
+            own.step,
+            carried.display()
+        ),
+        (Ok(_), Ok(_)) => {}
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!("cannot compare {} with {}: {error:#}", carried.display(), from.display());
+        }
+    }
 }
 
 /// Warns where a run carries another autoencoder than the one that now lies where it came from: the run keeps its own.

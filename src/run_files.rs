@@ -10,6 +10,8 @@ pub const CHECKPOINTS_FOLDER: &str = "checkpoints";
 pub const AUTOENCODER_FILE: &str = "autoencoder.safetensors";
 /// The text encoder, with its tokenizer, that a text-to-video run carries.
 pub const TEXT_ENCODER_FILE: &str = "text_encoder.safetensors";
+/// The run, within that of the second stage of a cascade, that makes videos of a lower resolution.
+pub const BASE_FOLDER: &str = "base";
 /// All names of an import: ours that were loaded, each with the file's; ours that are new; the file's that are unused.
 pub const NAMES_FILE: &str = "imported.json";
 /// The log: a JSON object a line.

@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, path::Path};
 
-use common::{contents, largest_difference, noise, run_in, succeed_in, wake, write_packed};
+use common::{contents, largest_difference, noise, relative_error, run_in, source, succeed_in, wake, write_packed};
 use lvdm::{
     checkpoint,
     codecs::{AutoencoderConfig, Chunks, CodecSettings, LatentSpace, Normalization, VideoAutoencoder},
@@ -57,7 +57,7 @@ fn in_chunks(chunks: &Chunks, autoencoder: &VideoAutoencoder, z: &Tensor) -> Ten
         pieces.push(piece.copy());
         Ok(())
     };
-    no_grad(|| chunks.decode(z, &|z| autoencoder.decode(z), keep)).unwrap();
+    no_grad(|| chunks.decode(z, &mut |z| Ok(autoencoder.decode(z)), keep)).unwrap();
     Tensor::cat(&pieces, 1).unsqueeze(0)
 }
 
@@ -501,4 +501,31 @@ fn a_masked_loss_leaves_given_frames_out() {
     assert!((loss(false) - whole).abs() < 1e-5, "{} {whole}", loss(false));
     assert!((loss(true) - made).abs() < 1e-5, "{} {made}", loss(true));
     assert!((whole - made).abs() > 1e-3);
+}
+
+/// A run that was never given a frame continues a video by reconstruction guidance, with plain replacement as its weight 0;
+/// without it, it is refused with what to write. The noise of given frames is that of the video alone.
+#[test]
+fn any_run_continues_a_video_by_reconstruction_guidance() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |reconstruction: Option<f64>| LongVideoConfig {
+        prediction: source("tests/released_runs/runs/unconditional"),
+        interpolation: None,
+        guidance: GuidanceConfig { reconstruction, ..GuidanceConfig::default() },
+        ..config(folder.path())
+    };
+    let error = open_long(&with(None), 12, CPU).err().unwrap().to_string();
+    assert!(error.contains("released_runs/runs/unconditional") && error.contains("`reconstruction`"), "{error}");
+    let latents = |weight: f64, samples: &[u64]| {
+        let long = open_long(&with(Some(weight)), 12, CPU).unwrap();
+        assert!(long.plan.steps.len() > 1, "{:?}", long.plan);
+        let state = folder.path().join(format!("{weight}-{samples:?}"));
+        long.latents(samples, 5, &state, &mut |_| {}).unwrap()
+    };
+    let (replaced, guided) = (latents(0.0, &[0, 1]), latents(2.0, &[0, 1]));
+    // the first clip is given nothing
+    let first = open_long(&with(Some(0.0)), 12, CPU).unwrap().plan.steps[0].written.len() as i64;
+    assert!(replaced.narrow(2, 0, first).equal(&guided.narrow(2, 0, first)));
+    assert!(relative_error(&replaced, &guided) > 1e-3);
+    assert!(relative_error(&latents(2.0, &[1]), &guided.narrow(0, 1, 1)) < 1e-4);
 }

@@ -171,10 +171,11 @@ fn activations_are_those_of_a_step_of_denoisers() {
 
 #[test]
 fn activations_are_those_of_a_step_of_autoencoders() {
-    for codec in [None, Some(small_image_autoencoder())] {
+    const DEMO: &str = "demo/autoencoder.yaml";
+    for (file, codec) in [(DEMO, None), (DEMO, Some(small_image_autoencoder())), ("tats/demo/autoencoder.yaml", None)] {
         let mut overrides = vec!["loss.adversarial_start=0".to_string()];
         overrides.extend(codec.map(|codec| format!("autoencoder={}", serde_json::to_string(&codec).unwrap())));
-        let experiment: AutoencoderExperiment = read(&source("experiments/demo/autoencoder.yaml"), &overrides).unwrap();
+        let experiment: AutoencoderExperiment = read(&source(&format!("experiments/{file}")), &overrides).unwrap();
         let parameters = Parameters::new(CPU, 0);
         let codec = as_on_gpu(|| experiment.autoencoder.build(&parameters.root()));
         let loss = experiment.loss.build(CPU, Kind::Float, 0, &Ranks::alone());
@@ -197,7 +198,7 @@ fn activations_are_those_of_a_step_of_autoencoders() {
         };
         let ((), measured) = as_on_gpu(|| peak_host_memory(step));
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
-        check(experiment.autoencoder.name(), &plan("demo/autoencoder.yaml", &overrides), 2, measured, 1.35);
+        check(experiment.autoencoder.name(), &plan(file, &overrides), 2, measured, 1.35);
     }
 }
 

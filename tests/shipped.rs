@@ -73,6 +73,8 @@ fn chain_of(set: &str) -> Vec<Call> {
     let small = [STEPS, THIN, &size];
     let evaluation = [FEW, &real, "generated.sampler.steps=2 generated.batch=2"];
     if of_demo {
+        let two = curves(&["replacement", "reconstruction guidance"]);
+        calls.push(call("evaluate-long", "vdm/demo/long", &[FEW, &real, short, &two]));
         for name in ["factorized", "joint"] {
             calls.push(call("train diffusion", format!("ablation/demo/{name}"), &small));
             calls.push(call("evaluate", format!("ablation/demo/evaluate_{name}"), &evaluation));
@@ -137,6 +139,28 @@ fn latte() -> Vec<Call> {
     ["ucf101", "sky_timelapse", "taichi"]
         .map(|name| call("train diffusion", format!("latte/{name}"), &[STEPS, SHALLOW, small]))
         .into()
+}
+
+/// Both stages of each cascade, with the base that is trained here, and the two as one.
+fn cascades() -> Vec<Call> {
+    let of = |at: &str, sides: [i64; 2]| -> Vec<Call> {
+        let network =
+            "network.channels=8 network.norm_groups=4 network.head_width=null network.heads=2 sampler.steps=2";
+        let [low, high] = sides.map(|side| format!("data.resolution={side}"));
+        let resolution = format!("superresolution.resolution={}", sides[0]);
+        let real = format!("real.frames=16 real.resolution={}", sides[1]);
+        let images = "images=2";
+        vec![
+            call("train diffusion", format!("{at}/base"), &[STEPS, network, &low, images]),
+            call("train diffusion", format!("{at}/superresolution"), &[STEPS, network, &high, &resolution]),
+            call(
+                "evaluate",
+                format!("{at}/evaluate"),
+                &[FEW, &real, "generated.sampler.steps=2 generated.batch=2 evaluation.metrics=[frame_distance]"],
+            ),
+        ]
+    };
+    [of("vdm/demo", [8, 16]), of("vdm", [8, 16])].concat()
 }
 
 fn bench() -> Vec<Call> {
@@ -229,7 +253,8 @@ fn every_shipped_experiment_runs() {
 
     let demo = chain_of("demo");
     let others = ["ucf101", "sky_timelapse", "taichi"].map(chain_of);
-    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain([webvid(), latte(), tats(), bench()]).collect();
+    let more = [webvid(), latte(), tats(), cascades(), bench()];
+    let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain(more).collect();
     let ran: BTreeSet<String> = chains.iter().flatten().map(|(_, file, _)| file.clone()).collect();
     let shipped: BTreeSet<String> = contents(&source("experiments"))
         .into_keys()

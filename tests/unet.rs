@@ -5,7 +5,8 @@ mod common;
 use common::{largest_difference, noise, plain_loss, relative_error, wake};
 use lvdm::{
     diffusion::{
-        Denoiser, Loss, NetworkDenoiser, NoiseSchedule, NoisyBatch, Objective, Predict, ScheduleConfig, Times,
+        CosineLogSnr, Denoiser, Loss, NetworkDenoiser, NoiseSchedule, NoisyBatch, Objective, Observed, Predict,
+        Reconstruction, ScheduleConfig, Times,
     },
     networks::{
         AttentionKind, Inputs, JointAttention, Network as _, NetworkSettings, Ports, Recompute, SelfAttention, UNet3d,
@@ -176,6 +177,36 @@ fn fixed_weights_change_no_result() {
         assert!(relative_error(&fixed(), &after) < bound, "a kernel of before");
         assert!(relative_error(&before, &after) > 0.1);
     }
+}
+
+/// Reconstruction guidance, whose gradient runs through the network: the same where activations are computed again, and
+/// while weights are fixed; in mixed precision close to it.
+#[test]
+fn guidance_runs_through_the_network() {
+    let path = CosineLogSnr::default();
+    let (z, frames) = (noise(4, &[1, 4, 4, 16, 16]), noise(5, &[1, 4, 4, 16, 16]));
+    let mask = Tensor::from_slice(&[1f32, 0.0, 0.0, 0.0]).reshape([1, 1, 4, 1, 1]);
+    let guided = |recompute: bool, half: bool, fixed: bool, weight: f64| {
+        let (unet, parameters) = network(&UNetConfig { recompute: Recompute::Everywhere(recompute), ..config() });
+        parameters.freeze();
+        let _fixed = fixed.then(FixedWeights::new);
+        let _autocast = Autocast::bfloat16(Device::Cpu, half);
+        let inner =
+            NetworkDenoiser { network: &unet, path: &path, predict: Predict::Velocity, given: Inputs::default() };
+        let observed = Observed::Frames {
+            frames: frames.shallow_clone(),
+            mask: mask.shallow_clone(),
+            noise: Box::new(|call| noise(6 + call, &[1, 4, 4, 16, 16])),
+        };
+        let denoiser = Reconstruction::new(inner, &path, observed, weight);
+        no_grad(|| denoiser.predict(&z, 0.5).z_0)
+    };
+    let (plain, whole) = (guided(false, false, false, 0.0), guided(false, false, false, 2.0));
+    // what guidance adds, against which precision is measured
+    let far = |found: &Tensor| ((found - &whole).norm() / (&whole - &plain).norm()).double_value(&[]);
+    assert!(relative_error(&whole, &plain) > 1e-2);
+    assert!(far(&guided(true, false, false, 2.0)) < 1e-4 && far(&guided(false, false, true, 2.0)) < 1e-4);
+    assert!(far(&guided(true, true, true, 2.0)) < 0.2, "{}", far(&guided(true, true, true, 2.0)));
 }
 
 /// A sample's result does not depend on its neighbours.
@@ -374,4 +405,44 @@ fn all_that_is_given_is_seen_together() {
     let _ = no_grad(|| table.narrow(0, 3, 1).zero_());
     assert_eq!(table.size(), [4, 128]);
     assert!(relative_error(&answer(&completed), &answer(&text)) < 1e-6);
+}
+
+/// A network that is given further channels with noise starts as the network that it comes from, whatever these hold, and
+/// learns to see both.
+#[test]
+fn a_network_adopts_channels_with_noise() {
+    let plain = Ports::of([4, 4, 8, 8]);
+    let ports = Ports { concat: 2, concat_time: true, ..plain.clone() };
+    let (known, parameters) = {
+        let parameters = Parameters::new(CPU, 4);
+        let unet = UNet3d::new(&parameters.root(), &config(), &plain);
+        wake(&parameters);
+        (unet, parameters)
+    };
+    let mut weights = parameters.named().into_iter().collect();
+    config().adopt(&mut weights, &ports);
+    let parameters = Parameters::new(CPU, 5);
+    let network = config().build(&parameters.root(), &ports).unwrap();
+    parameters.load(&weights).unwrap();
+    let (z, t) = (noise(1, &[2, 4, 4, 8, 8]), times(&[10, 700]));
+    let given = |time: f64, channels: u64| Inputs {
+        concat: vec![noise(channels, &[2, 2, 4, 8, 8])],
+        concat_time: Some(Tensor::from_slice(&[time, -time])),
+        ..Inputs::default()
+    };
+    let before = known.forward(&z, &t, &Inputs::default());
+    let answer = network.forward(&z, &t, &given(3.0, 2));
+    assert!(relative_error(&answer, &before) < 1e-6);
+    answer.square().sum(Kind::Float).backward();
+    let moved = |name: &str| {
+        let (_, weight) = parameters.named().into_iter().find(|(known, _)| known == name).unwrap();
+        weight.grad().abs().max().double_value(&[]) > 0.0
+    };
+    assert!(moved("concat_time_embed.2.weight") && moved("input_blocks.0.0.weight"));
+    for (_, mut weight) in parameters.named() {
+        let _ = no_grad(|| weight.g_add_(&(weight.randn_like() * 0.05)));
+    }
+    let with = network.forward(&z, &t, &given(3.0, 2));
+    assert!(relative_error(&network.forward(&z, &t, &given(5.0, 2)), &with) > 1e-4);
+    assert!(relative_error(&network.forward(&z, &t, &given(3.0, 3)), &with) > 1e-4);
 }

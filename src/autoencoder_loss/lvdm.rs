@@ -13,7 +13,7 @@ use crate::{
     distributed::Ranks,
     extractors::Lpips,
     nn::{Parameters, Scope},
-    torch::{Autocast, backward},
+    torch::{backward, gradient},
 };
 
 /// How pixels are compared.
@@ -233,12 +233,6 @@ struct Adversary {
 /// `[B, C, F, H, W]` → `[B·F, C, H, W]`
 fn frames(video: &Tensor) -> Tensor {
     video.transpose(1, 2).flatten(0, 1)
-}
-
-/// Gradient of a scalar by one tensor.
-fn gradient(of: &Tensor, by: &Tensor, keep_graph: bool) -> Tensor {
-    let _precision = Autocast::bfloat16(of.device(), false); // as `backward` does
-    Tensor::run_backward(&[of], &[by], keep_graph, false).remove(0)
 }
 
 /// C·H·W of clips `[B, C, F, H, W]`.

@@ -69,11 +69,11 @@ impl Chunks {
     /// pieces `[3, f, H, W]` in order; together they are the video.
     ///
     /// # Errors
-    /// Those of `hand_on`.
+    /// Those of `decode` and of `hand_on`.
     pub fn decode(
         &self,
         z: &Tensor,
-        decode: &dyn Fn(&Tensor) -> Tensor,
+        decode: &mut dyn FnMut(&Tensor) -> Result<Tensor>,
         hand_on: &mut dyn FnMut(&Tensor) -> Result<()>,
     ) -> Result<()> {
         let frames = z.size()[2];
@@ -81,7 +81,7 @@ impl Chunks {
         let mut overlap: Option<Tensor> = None; // what the chunk before made of the current one's first frames
         for (i, &start) in starts.iter().enumerate() {
             let length = self.length.min(frames);
-            let video = decode(&z.narrow(2, start, length)).squeeze_dim(0); // [3, f, H, W]
+            let video = decode(&z.narrow(2, start, length))?.squeeze_dim(0); // [3, f, H, W]
             let made = video.size()[1];
             let wanted = self.frames_of(length);
             ensure!(made == wanted, "{length} latent frames gave {made} frames, not {wanted}");
@@ -139,7 +139,7 @@ mod tests {
             let z = Tensor::randn([1, 3, frames, 2, 2], (Kind::Float, Device::Cpu));
             let mut pieces = Vec::new();
             Chunks { length: 4, overlap: 2, factor: 2, reach: 5, missing: 0 }
-                .decode(&z, &decode, &mut |piece| {
+                .decode(&z, &mut |z| Ok(decode(z)), &mut |piece| {
                     pieces.push(piece.copy());
                     Ok(())
                 })

@@ -139,7 +139,7 @@ impl LatentSpace {
     /// # Errors
     /// Those of `hand_on`.
     pub fn decode_long(&self, z_0: &Tensor, hand_on: &mut dyn FnMut(&Tensor) -> Result<()>) -> Result<()> {
-        no_grad(|| self.chunks().decode(z_0, &|z| self.decode(z), hand_on))
+        no_grad(|| self.chunks().decode(z_0, &mut |z| Ok(self.decode(z)), hand_on))
     }
 
     /// Clips `[B, 3, F, H, W]` in [−1, 1] → their reconstruction through the likeliest latent, the same shape. Always in

@@ -22,7 +22,8 @@ use crate::{
 /// Sample long videos: autoregressive, or hierarchical with --interpolation; interrupted, it goes on
 #[derive(Debug, clap::Args)]
 pub struct SampleLong {
-    /// Run of a prediction model (`lvdm train diffusion` with `conditioning`), or one of its checkpoints
+    /// Run of a prediction model (`lvdm train diffusion` with `conditioning`; with --reconstruction any), or one of its
+    /// checkpoints
     prediction: PathBuf,
     /// Run of an interpolation model, which fills the gaps between sparse frames
     #[arg(long)]
@@ -48,6 +49,10 @@ pub struct SampleLong {
     /// Given frames carry no noise
     #[arg(long, conflicts_with = "level")]
     clean: bool,
+    /// Weight of reconstruction guidance, with which any run continues a video, whatever it was trained to be given; 0 is
+    /// plain replacement. It takes the memory of a training step
+    #[arg(long, value_parser = finite, conflicts_with_all = ["guidance", "guidance_form", "level", "clean"])]
+    reconstruction: Option<f64>,
     /// How many videos
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]
     videos: u64,
@@ -116,7 +121,7 @@ impl SampleLong {
             interpolation: self.interpolation.clone(),
             overlap: self.overlap,
             gap: self.gap,
-            guidance: GuidanceConfig { weight: self.guidance, form, level },
+            guidance: GuidanceConfig { weight: self.guidance, form, level, reconstruction: self.reconstruction },
             sampler: self.sampler.choice()?,
             batch: self.batch,
             precision,

@@ -137,19 +137,35 @@ pub struct GuidanceConfig {
     pub form: Guidance,
     /// Noise level s of the given frames, for networks that were trained with perturbation; `null` for clean frames.
     pub level: Option<i64>,
+    /// Weight w_r of reconstruction guidance. The network is then not given the frames, and need not have been trained to be
+    /// given any: at every step they are replaced by noisy ones, and the others are moved against the gradient of what the
+    /// network misses of them, which takes the memory of a training step; 0 is plain replacement. `null`: the network is
+    /// given the frames.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<f64>,
 }
 
 impl Default for GuidanceConfig {
     fn default() -> Self {
-        GuidanceConfig { weight: 0.1, form: Guidance::CfgOriginal, level: Some(100) }
+        GuidanceConfig { weight: 0.1, form: Guidance::CfgOriginal, level: Some(100), reconstruction: None }
     }
 }
 
 impl GuidanceConfig {
+    /// Whether a network can be given frames so; `conditioning` is how it was trained to be given any.
+    ///
     /// # Errors
-    /// A level that the network does not know.
-    pub fn validate(&self, conditioning: &FrameConditioning) -> Result<()> {
+    /// A level that the network does not know; a weight that is no number.
+    pub fn validate(&self, conditioning: Option<&FrameConditioning>) -> Result<()> {
         ensure!(self.weight.is_finite(), "the guidance weight is {}", self.weight);
+        if let Some(weight) = self.reconstruction {
+            ensure!(weight >= 0.0 && weight.is_finite(), "reconstruction: the weight is {weight}; it is at least 0");
+            return Ok(());
+        }
+        let conditioning = conditioning.context(
+            "the run was trained without given frames (`conditioning`): give them by `reconstruction`, a weight of \
+             reconstruction guidance",
+        )?;
         match (self.level, conditioning.perturbation) {
             (Some(s), Some(most)) => ensure!((0..most).contains(&s), "level {s}: the network was trained below {most}"),
             (Some(s), None) => anyhow::bail!("level {s}: the network was trained on clean given frames"),
@@ -207,6 +223,9 @@ pub struct GivenToClips<'a> {
     pub texts: Option<GivenTexts>,
     /// Classes, to a network that has a table of them.
     pub labels: Option<GivenLabels>,
+    /// Further channels `[B, C_i, F, h, w]` with noise, and its time `[B]` as the network is told it, to a network that was
+    /// built for them.
+    pub concat: Option<(Tensor, Tensor)>,
 }
 
 /// The denoiser of a network for clips `[B, C, F, h, w]` of the shape of `like`, and what they are given. A network with a
@@ -226,7 +245,11 @@ pub fn conditioned<'a>(
 ) -> Result<Box<dyn Denoiser + 'a>> {
     let (b, _, f, _, _) = like.size5()?;
     let ports = network.ports();
-    let GivenToClips { frames, around, texts, labels } = given;
+    let GivenToClips { frames, around, texts, labels, concat } = given;
+    ensure!(
+        frames.as_ref().is_none_or(|frames| frames.guidance.reconstruction.is_none()),
+        "reconstruction: these frames are not given to the network; put a `Reconstruction` around its denoiser"
+    );
     ensure!(frames.is_none() || ports.mask, "this network has no mask channel: it cannot be given frames");
     ensure!(labels.is_none() || ports.classes.is_some(), "this network knows no classes: it cannot be given one");
     ensure!(
@@ -259,6 +282,12 @@ pub fn conditioned<'a>(
         }
         weight = weight.or(guidance);
         conditional.label = Some(labels);
+    }
+    if let Some((channels, time)) = concat {
+        for inputs in [&mut conditional, &mut unconditional] {
+            inputs.concat = vec![channels.shallow_clone()];
+            inputs.concat_time = Some(time.shallow_clone());
+        }
     }
     let Some(given) = frames else {
         return Ok(match weight {
@@ -351,7 +380,10 @@ mod tests {
             assert!(error.contains(word), "{error}");
         }
         let level = |level| GuidanceConfig { level, ..GuidanceConfig::default() };
-        assert!(level(Some(250)).validate(&good).is_err() && level(Some(249)).validate(&good).is_ok());
-        assert!(level(Some(0)).validate(&FrameConditioning { perturbation: None, ..good }).is_err());
+        assert!(level(Some(250)).validate(Some(&good)).is_err() && level(Some(249)).validate(Some(&good)).is_ok());
+        assert!(level(Some(0)).validate(Some(&FrameConditioning { perturbation: None, ..good })).is_err());
+        let reconstruction = |weight| GuidanceConfig { reconstruction: weight, ..GuidanceConfig::default() };
+        assert!(reconstruction(None).validate(None).unwrap_err().to_string().contains("reconstruction guidance"));
+        assert!(reconstruction(Some(9.0)).validate(None).is_ok() && reconstruction(Some(-1.0)).validate(None).is_err());
     }
 }

@@ -18,6 +18,12 @@ pub trait Denoiser {
     fn predict(&self, z_t: &Tensor, t: f64) -> Prediction;
 }
 
+impl Denoiser for Box<dyn Denoiser + '_> {
+    fn predict(&self, z_t: &Tensor, t: f64) -> Prediction {
+        (**self).predict(z_t, t)
+    }
+}
+
 /// A network with its conditions, and what it was trained to predict.
 pub struct NetworkDenoiser<'a> {
     /// The network.

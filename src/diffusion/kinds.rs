@@ -1,6 +1,7 @@
 //! What an experiment can name by `kind`: noise paths, samplers, loss weights. One line each.
 
 use super::{
+    ancestral::Ancestral,
     betas::{CosineSchedule, ScheduleConfig},
     cosine_log_snr::CosineLogSnr,
     ddim::{Ddim, Ddpm},
@@ -63,6 +64,8 @@ registry! {
         "respaced_ddim" => RespacedDdim(RespacedDdim),
         /// Every n-th step from T − 1 on, with or without noise.
         "strided" => Strided(Strided),
+        /// Between any two times, each step with noise of a variance between two bounds, and a corrector.
+        "ancestral" => Ancestral(Ancestral),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Diffusion in latent space: noise paths, denoisers, samplers, training objective.
 //! Pixels never enter here.
 
+mod ancestral;
 mod betas;
 mod blocks;
 mod conditioning;
@@ -17,6 +18,7 @@ mod loss_weight;
 mod objective;
 mod path;
 mod prediction;
+mod reconstruction;
 mod reversed;
 mod sampler;
 mod sampler_choice;
@@ -24,12 +26,13 @@ mod schedule;
 mod solvers;
 mod strided;
 
+pub use ancestral::Ancestral;
 pub use betas::{CosineSchedule, ScheduleConfig, ScheduleKind};
 pub use blocks::BlockConditioning;
 pub use conditioning::{
     FrameConditioning, FrameMask, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig, conditioned,
 };
-pub use cosine_log_snr::CosineLogSnr;
+pub use cosine_log_snr::{CosineLogSnr, ToldTime};
 pub use ddim::{Ddim, Ddpm, Variance};
 pub use denoiser::{Denoiser, FrameConditioned, Guidance, Guided, NetworkDenoiser};
 pub use edm::Edm;
@@ -42,6 +45,7 @@ pub use loss_weight::{Constant, EdmWeight, LossWeight, MinSnr};
 pub use objective::{Loss, NoisyBatch, Objective, Reduction};
 pub use path::{NoisePath, NoisePathSettings, Rates, Times};
 pub use prediction::{Predict, Prediction};
+pub use reconstruction::{Observed, Reconstruction, resized};
 pub use reversed::ReversedLinear;
 pub use sampler::{Sampler, SamplerRun, sample};
 pub use sampler_choice::SamplerChoice;

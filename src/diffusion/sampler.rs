@@ -62,7 +62,7 @@ pub fn sample(
 mod tests {
     use super::*;
     use crate::diffusion::{
-        CosineLogSnr, Ddim, Ddpm, DpmSolver, Edm, Euler, Heun, NoiseSchedule, RectifiedFlow, RespacedDdim,
+        Ancestral, CosineLogSnr, Ddim, Ddpm, DpmSolver, Edm, Euler, Heun, NoiseSchedule, RectifiedFlow, RespacedDdim,
         RespacedDdpm, ScheduleConfig, UniPc, Variance,
     };
 
@@ -170,7 +170,7 @@ mod tests {
         let to_noise = NoiseSchedule::new(&config).unwrap();
         let (flow, edm, cosine) = (RectifiedFlow::default(), Edm::default(), CosineLogSnr::default());
         let shape = [1, 1, 1, 100, 200];
-        let runs: [(&str, &dyn NoisePath, Box<dyn Sampler>); 20] = [
+        let runs: [(&str, &dyn NoisePath, Box<dyn Sampler>); 24] = [
             ("respaced ddpm", &steps, Box::new(RespacedDdpm { steps: 1000 })),
             ("respaced ddim 0", &steps, Box::new(RespacedDdim { steps: 250, eta: 0.0 })),
             ("respaced ddim 1", &steps, Box::new(RespacedDdim { steps: 250, eta: 1.0 })),
@@ -191,6 +191,10 @@ mod tests {
             ("edm, ddim 1", &edm, Box::new(Ddim { steps: 250, eta: 1.0 })),
             ("cosine, dpm-solver", &cosine, Box::new(DpmSolver { steps: 40 })),
             ("cosine, ddim 1", &cosine, Box::new(Ddim { steps: 250, eta: 1.0 })),
+            ("cosine, ancestral", &cosine, Box::new(Ancestral::default())),
+            ("cosine, corrected", &cosine, Box::new(Ancestral { corrector: 0.1, ..Ancestral::default() })),
+            ("ancestral", &steps, Box::new(Ancestral { gamma: 0.0, ..Ancestral::default() })),
+            ("flow, ancestral", &flow, Box::new(Ancestral { gamma: 0.0, ..Ancestral::default() })),
         ];
         for (name, path, sampler) in runs {
             let z = sample(

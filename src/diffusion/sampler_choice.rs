@@ -145,7 +145,10 @@ mod tests {
         let error = read("{kind: ddmi}").unwrap_err().to_string();
         assert!(error.contains("`ddmi`") && error.contains("`ddim`"), "{error}");
         let error = read("{stesp: 7}").unwrap_err().to_string();
-        assert!(error.contains("`stesp`") && error.contains("`eta`") && error.contains("`steps`"), "{error}");
+        assert!(
+            error.contains("`stesp`") && error.contains("`eta`, `gamma`, ") && error.contains("`steps`, `variance`"),
+            "{error}"
+        );
         for text in ["{steps: 7}", "{top_k: 100, top_p: 0.8}", "{kind: ddim, steps: 7, eta: 0.5}"] {
             let choice = read(text).unwrap();
             assert_eq!(

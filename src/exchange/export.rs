@@ -8,6 +8,7 @@ use super::{Carried, Exported, Part, declared::Declared, mistake};
 use crate::{
     autoencoder_loss::{CodecLossConfig, VIDEO_DISCRIMINATOR},
     checkpoint::{self, Checkpoint},
+    codecs::CodecConfig,
     diffusion::{Objective, Predict},
     exchange::{InferredUNet, Shapes},
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, Trained},
@@ -34,6 +35,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
         "autoencoder" => {
             let autoencoder: AutoencoderExperiment =
                 serde_json::from_value(found.experiment.clone()).with_context(experiment)?;
+            check_codec(run, &autoencoder.autoencoder)?;
             let network = Declared::codec(&*autoencoder.autoencoder);
             let average = autoencoder.trainer.ema_decay;
             parts.extend(export_network(&mut export, &network, "", "", &found, average).with_context(context)?);
@@ -42,7 +44,10 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             discriminator.retain(|name, _| !name.starts_with(&format!("{VIDEO_DISCRIMINATOR}.")));
             if !discriminator.is_empty() {
                 let CodecLossConfig::Lvdm(loss) = &autoencoder.loss else {
-                    bail!("{}: a checkpoint of LVDM has no place for the discriminators of other losses", context());
+                    return mistake(format!(
+                        "{}: a checkpoint of LVDM has no place for the discriminators of other losses",
+                        context()
+                    ));
                 };
                 let network = Declared::discriminator(&loss.discriminator);
                 network.parameters.check(&discriminator).with_context(context)?;
@@ -68,6 +73,7 @@ pub fn export(run: &Path, out: &Path) -> Result<Vec<Part>> {
             let mut first_stage = first_stage.expect("autoencoder", &first_path)?;
             let known: Carried =
                 serde_json::from_value(first_stage.experiment.clone()).context("the carried autoencoder")?;
+            check_codec(run, &known.autoencoder)?;
             let inferred = InferredUNet::from_shapes(&Shapes::from(&found.part("model"))).with_context(context)?;
             let data = &diffusion.data;
             let latent = known.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
@@ -208,4 +214,13 @@ mod tests {
             assert!(error.is::<UserError>() && error.to_string().contains(words), "{more}: {error}");
         }
     }
+}
+
+/// # Errors
+/// [`crate::experiment::UserError`]: a codec that LVDM does not have.
+fn check_codec(run: &Path, codec: &CodecConfig) -> Result<()> {
+    if codec.codebook().is_some() {
+        return mistake(format!("{}: a checkpoint of LVDM has no place for an {}", run.display(), codec.name()));
+    }
+    Ok(())
 }

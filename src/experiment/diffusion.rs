@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     labels::LabelConditioning,
+    superresolution::SuperResolution,
     training::{OptimizerConfig, TrainerConfig},
     validate::{Experiment, check_clip, check_data},
 };
@@ -114,6 +115,9 @@ impl From<DiffusionSpace> for PathBuf {
     }
 }
 
+/// The task of the second stage of a cascade.
+pub const SUPERRESOLUTION: &str = "superresolution";
+
 /// Training of a denoiser on latents or pixels: `lvdm train diffusion FILE`.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct DiffusionExperiment {
@@ -143,6 +147,13 @@ pub struct DiffusionExperiment {
     /// are given in training. Videos are then made block after block, each given the frames before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<BlockConditioning>,
+    /// Single frames of random videos that stand beside every clip in training and count as much as its frames: layers over
+    /// frames are the identity for them (Ho et al. 2022, arXiv 2204.03458, section 4, "joint training").
+    #[serde(default)]
+    pub images: i64,
+    /// For the second stage of a cascade, which makes another run's videos larger.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub superresolution: Option<SuperResolution>,
     /// A diffusion run whose averaged weights are where training starts: a short-video model.
     #[serde(default)]
     pub start_from: Option<PathBuf>,
@@ -192,6 +203,9 @@ impl Experiment for DiffusionExperiment {
                 text.encoder.display()
             );
         }
+        if let Some(SuperResolution { base, .. }) = &self.superresolution {
+            ensure!(base.exists(), "superresolution.base: there is no {} (train it first)", base.display());
+        }
         if let Some(run) = &self.start_from {
             ensure!(run.exists(), "start_from: there is no {} (train it first)", run.display());
         }
@@ -214,6 +228,7 @@ impl DiffusionExperiment {
             self.data.frames
         );
         self.check_inputs()?;
+        self.check_images()?;
         self.check_text()?;
         self.check_trained()?;
         let path = self.schedule.build().context("schedule")?;
@@ -225,6 +240,9 @@ impl DiffusionExperiment {
             "conditioning: this schedule scales what the network sees by the noise of the clip, and given frames have \
              less: take another kind"
         );
+        if let Some(settings) = &self.superresolution {
+            self.check_superresolution(settings, path.levels()).context("superresolution")?;
+        }
         self.network.validate().context("network")?;
         ensure!(
             !self.objective.learns_variance() || self.conditioning.is_none(),
@@ -300,6 +318,34 @@ impl DiffusionExperiment {
             "conditioning: this network is not told the noise level of given frames: give them clean (perturbation: null)"
         );
         Ok(())
+    }
+
+    /// The task that its checkpoints name.
+    pub fn task(&self) -> &'static str {
+        if self.superresolution.is_some() { SUPERRESOLUTION } else { "diffusion" }
+    }
+
+    fn check_images(&self) -> Result<()> {
+        ensure!(self.images >= 0, "images must be at least 0, not {}", self.images);
+        ensure!(self.images == 0 || self.network.takes().stills, "images: this network takes no single pictures");
+        ensure!(
+            self.images == 0 || (self.latents.is_none() && self.text.is_none()),
+            "images: single frames come from `data` and have no captions: leave out `latents` and `text`"
+        );
+        Ok(())
+    }
+
+    fn check_superresolution(&self, settings: &SuperResolution, levels: i64) -> Result<()> {
+        ensure!(self.autoencoder == DiffusionSpace::Pixels, "the network works on pixels: write autoencoder: {PIXELS}");
+        ensure!(
+            self.network.takes().concat_time,
+            "this network is not told the noise of what it is given beside the clip; one that is: kind: unet3d"
+        );
+        ensure!(
+            self.images == 0 && self.conditioning.is_none() && self.text.is_none() && self.latent_stride == 1,
+            "beside it there are no `images`, `conditioning`, `text` or `latent_stride`"
+        );
+        settings.validate(self.data.frames, self.data.resolution, levels)
     }
 
     fn check_text(&self) -> Result<()> {

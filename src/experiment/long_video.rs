@@ -20,7 +20,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongVideoConfig {
-    /// A diffusion run trained with `conditioning` or with `blocks`: it begins the video and continues it.
+    /// A diffusion run, which begins the video and continues it: trained with `conditioning` or with `blocks` or, with
+    /// `guidance.reconstruction`, any.
     pub prediction: PathBuf,
     /// One that fills gaps: hierarchical generation. Without it generation is autoregressive.
     #[serde(default)]

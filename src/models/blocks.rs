@@ -41,7 +41,7 @@ impl LatentDiffusion {
             let places = upload(&Tensor::from_slice(given.indices), clip.device());
             clip = clip.f_index_copy(2, &places, given.frames)?;
         }
-        let block_alone = LatentConditions { frames: None, text: None, classes: given.classes };
+        let block_alone = LatentConditions { classes: given.classes, ..LatentConditions::default() };
         let [past, future] = self.split(blocks, &clip);
         let around = Tensor::cat(&[&past, &future], 2);
         let block = self.made(clips, made, &block_alone, Some(around), sampler, on_step)?;

@@ -6,12 +6,12 @@ use anyhow::Result;
 use tch::Device;
 
 use super::{
-    code_transformer::CodeTransformer, latent_diffusion::LatentDiffusion, long_diffusion, long_video::LongVideo,
-    model::VideoModel,
+    cascade::Cascade, code_transformer::CodeTransformer, latent_diffusion::LatentDiffusion, long_diffusion,
+    long_video::LongVideo, model::VideoModel,
 };
 use crate::{
     checkpoint,
-    experiment::{LongVideoConfig, UserError},
+    experiment::{LongVideoConfig, SUPERRESOLUTION, UserError},
 };
 
 /// A family of models.
@@ -26,12 +26,13 @@ struct Family {
 }
 
 /// One line a family.
-const FAMILIES: [Family; 2] = [
+const FAMILIES: [Family; 3] = [
     Family {
         task: "diffusion",
         open: |run, device| Ok(Box::new(LatentDiffusion::open(run, device)?.0)),
         long: Some(long_diffusion::open),
     },
+    Family { task: SUPERRESOLUTION, open: |run, device| Ok(Box::new(Cascade::open(run, device, open)?)), long: None },
     Family { task: "transformer", open: |run, device| Ok(Box::new(CodeTransformer::open(run, device)?)), long: None },
 ];
 

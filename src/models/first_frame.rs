@@ -53,9 +53,9 @@ impl LatentDiffusion {
             known.is_some(),
             "it was not trained to be given a first frame: train it with `conditioning: {{prediction: 0.5, prefixes: [1]}}`"
         );
-        let GuidanceConfig { weight, form, level } = GuidanceConfig::default();
+        let GuidanceConfig { weight, form, level, .. } = GuidanceConfig::default();
         let most = known.and_then(|known| known.perturbation);
         let level = most.and_then(|most| level.map(|level| level.min(most - 1)));
-        Ok(GuidanceConfig { weight: if self.text.is_some() { 0.0 } else { weight }, form, level })
+        Ok(GuidanceConfig { weight: if self.text.is_some() { 0.0 } else { weight }, form, level, reconstruction: None })
     }
 }

@@ -16,10 +16,11 @@ use crate::{
     data::{DataConfig, normalise, to_u8},
     diffusion::{
         BlockConditioning, FrameConditioning, GivenLabels, GivenLatents, GivenTexts, GivenToClips, GuidanceConfig,
-        NoisePath, Predict, Sampler, SamplerChoice, SamplerConfig, conditioned, sample,
+        NoisePath, Observed, Predict, Reconstruction, Sampler, SamplerChoice, SamplerConfig, Times, conditioned,
+        resized, sample,
     },
     distributed::rank,
-    experiment::{DiffusionExperiment, LabelConditioning, Numerics, TEXT_GUIDANCE, Trained},
+    experiment::{DiffusionExperiment, LabelConditioning, Numerics, SuperResolution, TEXT_GUIDANCE, Trained},
     networks::{Network, Ports},
     nn::Parameters,
     random::{Purpose, normal, normal_batch},
@@ -53,6 +54,8 @@ pub struct LatentDiffusion {
     multiple_of: [i64; 3],
     /// Of a network that is given class labels.
     labels: Option<LabelConditioning>,
+    /// Of a network that makes videos larger.
+    superresolution: Option<SuperResolution>,
     pub(super) takes_other_clips: bool,
     predict: Predict,
     /// The run's own.
@@ -78,6 +81,9 @@ pub struct LatentConditions<'a> {
     pub text: Option<TextPrompts<'a>>,
     /// To a network with classes; without them it sees none.
     pub classes: Option<Classes<'a>>,
+    /// To a network that makes videos larger, and never missing there: the clips at their lower resolution,
+    /// `[N, 3, F, h', w']` in [−1, 1].
+    pub low: Option<&'a Tensor>,
 }
 
 /// Frames that clips are made to fit.
@@ -138,6 +144,7 @@ impl LatentDiffusion {
             text,
             multiple_of,
             labels: experiment.labels.clone(),
+            superresolution: experiment.superresolution.clone(),
             takes_other_clips: experiment.network.takes().other_clips,
             predict: experiment.objective.predict,
             sampler: experiment.sampler,
@@ -153,8 +160,14 @@ impl LatentDiffusion {
     /// # Errors
     /// A folder that is not such a run; damaged or foreign weights.
     pub fn open(run: &Path, device: Device) -> Result<(Self, DiffusionExperiment)> {
+        Self::open_task(run, "diffusion", device)
+    }
+
+    /// As [`Self::open`], of a run whose checkpoints name this task.
+    pub(super) fn open_task(run: &Path, task: &str, device: Device) -> Result<(Self, DiffusionExperiment)> {
         let parameters = Parameters::unfilled(device);
-        let (mut generator, experiment, path, mut found) = Self::declared(run, checkpoint::open_averaged, &parameters)?;
+        let (mut generator, experiment, path, mut found) =
+            Self::declared(run, task, checkpoint::open_averaged, &parameters)?;
         generator.step = found.progress.step;
         parameters.fill(weights(&mut found)?).with_context(|| path.display().to_string())?;
         parameters.freeze();
@@ -166,17 +179,18 @@ impl LatentDiffusion {
     /// # Errors
     /// A folder that is not such a run.
     pub fn outline(run: &Path) -> Result<Self> {
-        Ok(Self::declared(run, checkpoint::open_head, &Parameters::unfilled(Device::Cpu))?.0)
+        Ok(Self::declared(run, "diffusion", checkpoint::open_head, &Parameters::unfilled(Device::Cpu))?.0)
     }
 
     fn declared(
         run: &Path,
+        task: &str,
         open: fn(&Path) -> Result<(PathBuf, Checkpoint)>,
         parameters: &Parameters,
     ) -> Result<(Self, DiffusionExperiment, PathBuf, Checkpoint)> {
         let device = parameters.device();
         let (path, found) = open(run)?;
-        let found = found.expect("diffusion", &path)?;
+        let found = found.expect(task, &path)?;
         let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
             .with_context(|| format!("the experiment stored in {}", path.display()))?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(&path) };
@@ -230,15 +244,35 @@ impl LatentDiffusion {
         };
         let start = draw(Purpose::SampleStart, frames, 0);
         let texts = self.texts(given.text.as_ref(), clips.len())?;
-        let noise = given.frames.as_ref().map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
-        let frames_given = given.frames.as_ref().zip(noise.as_ref()).map(|(given, noise)| {
+        let to_network = given.frames.as_ref().filter(|given| given.guidance.reconstruction.is_none());
+        let noise = to_network.map(|given| draw(Purpose::Perturbation, given.indices.len() as i64, 0));
+        let frames_given = to_network.zip(noise.as_ref()).map(|(given, noise)| {
             let FramesOfClip { indices, frames, guidance } = *given;
             GivenLatents { indices, frames, noise, guidance }
         });
         let labels = self.labels(given.classes.as_ref(), clips.len())?;
-        let to_clips = GivenToClips { frames: frames_given, around, texts, labels };
+        ensure!(
+            self.superresolution.is_some() == given.low.is_some(),
+            "a network that makes videos larger is given one, and no other is"
+        );
+        let noisy = |(low, settings): (&Tensor, &SuperResolution)| {
+            let times = Times::of_levels(&*self.path, &vec![settings.level; clips.len()], self.space.device());
+            let enlarged = times.add_noise(&resized(low, [h, w]), &draw(Purpose::Perturbation, frames, 0));
+            (enlarged, times.embedded().shallow_clone())
+        };
+        let of_low = given.low.zip(self.superresolution.as_ref());
+        let to_clips = GivenToClips { frames: frames_given, around, texts, labels, concat: of_low.map(noisy) };
         self.check_sampler(&*sampler)?;
-        let denoiser = conditioned(&*self.network, &*self.path, self.predict, &start, to_clips)?;
+        let mut denoiser = conditioned(&*self.network, &*self.path, self.predict, &start, to_clips)?;
+        if let Some((given, weight)) = given.frames.as_ref().and_then(|g| Some((g, g.guidance.reconstruction?))) {
+            let noise = Box::new(|call| draw(Purpose::Replacement, frames, call));
+            let observed = observed_frames(&start, given, noise)?;
+            denoiser = Box::new(Reconstruction::new(denoiser, &*self.path, observed, weight));
+        }
+        if let Some((low, settings)) = of_low.filter(|(_, settings)| settings.reconstruction > 0.0) {
+            let observed = Observed::LowResolution(low.shallow_clone());
+            denoiser = Box::new(Reconstruction::new(denoiser, &*self.path, observed, settings.reconstruction));
+        }
         let noise = |i: usize| draw(Purpose::SampleStep, frames, i as u64);
         sample(&*denoiser, &*sampler, &*self.path, &start, &noise, on_step)
     }
@@ -337,7 +371,7 @@ impl VideoModel for LatentDiffusion {
         };
         let frames =
             first.as_ref().map(|(frames, guidance)| FramesOfClip { indices: &[0], frames, guidance: *guidance });
-        let given = LatentConditions { frames, text, classes };
+        let given = LatentConditions { frames, text, classes, low: None };
         let z_0 = self.clips(&clips, self.latent[1], &given, self.sampler, on_step)?;
         if let Some((frames, _)) = &first {
             z_0.narrow(2, 0, 1).copy_(frames);
@@ -429,6 +463,19 @@ impl CodecBaselines for LatentDiffusion {
     }
 }
 
+/// Given frames in clips of the shape of `like`, `[B, C, F, h, w]`.
+fn observed_frames<'a>(
+    like: &Tensor,
+    given: &FramesOfClip,
+    noise: Box<dyn Fn(u64) -> Tensor + 'a>,
+) -> Result<Observed<'a>> {
+    let places = upload(&Tensor::from_slice(given.indices), like.device());
+    let frames =
+        like.zeros_like().f_index_copy(2, &places, given.frames).context("given frames do not fit into the clip")?;
+    let mask = Tensor::zeros([1, 1, like.size()[2], 1, 1], (like.kind(), like.device())).index_fill(2, &places, 1.0);
+    Ok(Observed::Frames { frames, mask, noise })
+}
+
 /// What an experiment's network makes of a clip's latent: every n-th frame, and of these the block where there are `blocks`,
 /// `[C, F, h, w]`.
 ///
@@ -450,6 +497,8 @@ pub fn ports(experiment: &DiffusionExperiment, latent: [i64; 4]) -> Ports {
         mask: conditioning.is_some(),
         past: experiment.blocks.as_ref().map_or(0, |blocks| blocks.past),
         future: experiment.blocks.as_ref().map_or(0, |blocks| blocks.future),
+        concat: if experiment.superresolution.is_some() { latent[0] } else { 0 },
+        concat_time: experiment.superresolution.is_some(),
         levels: conditioning.and_then(FrameConditioning::levels),
         text: experiment.network.takes().text,
         classes: experiment.labels.as_ref().and_then(|labels| Some(labels.classes.as_ref()?.count())),
@@ -468,7 +517,9 @@ pub fn starting_weights(
     latent: [i64; 4],
 ) -> Result<BTreeMap<String, Tensor>> {
     let (path, found) = checkpoint::open_averaged(run)?;
-    let mut found = found.expect("diffusion", &path)?;
+    // a second stage can start from its own kind, or from a network that is given no video
+    let task = if found.task == experiment.task() { experiment.task() } else { "diffusion" };
+    let mut found = found.expect(task, &path)?;
     warn_if_unfinished("start_from", run, &found);
     let mut weights = weights(&mut found)?;
     let before: Option<LabelConditioning> =

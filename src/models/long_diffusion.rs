@@ -22,17 +22,6 @@ use crate::{
 /// Frames of a video at most: its plan is made in memory.
 const MOST: i64 = 10_000_000;
 
-fn conditional(run: &Path, generator: LatentDiffusion) -> Result<LatentDiffusion> {
-    if generator.conditioning.is_none() && generator.blocks.is_none() {
-        let run = run.display();
-        return Err(UserError(format!(
-            "{run} was trained without given frames; a long video needs a run whose experiment has `conditioning` or `blocks`"
-        ))
-        .into());
-    }
-    Ok(generator)
-}
-
 /// Opens the runs, on a device with their weights, else as an outline by which nothing can be made, and plans a video of
 /// `frames` frames.
 ///
@@ -45,7 +34,11 @@ pub(super) fn open(config: &LongVideoConfig, frames: i64, device: Option<Device>
     };
     let wrong = |text: String| Err(UserError(text).into());
     let open = |run: &PathBuf| {
-        let mut generator = conditional(run, read(run)?)?;
+        let mut generator = read(run)?;
+        if generator.blocks.is_none() {
+            let checked = config.guidance.validate(generator.conditioning.as_ref());
+            checked.map_err(|error| UserError(format!("{}: guidance: {error:#}", run.display())))?;
+        }
         generator.set_numerics(config.numerics());
         if let Some(sampler) = &config.sampler {
             generator.set_sampling(sampler).map_err(|error| UserError(format!("sampler: {error:#}")))?;
@@ -109,12 +102,8 @@ pub(super) fn open(config: &LongVideoConfig, frames: i64, device: Option<Device>
             );
         }
     }
-    for generator in [Some(&prediction), interpolation.as_ref()].into_iter().flatten() {
-        let conditioning = generator.conditioning.as_ref().expect("checked when opened");
-        config.guidance.validate(conditioning).map_err(|error| UserError(format!("guidance: {error:#}")))?;
-    }
-    let prefixes = &prediction.conditioning.as_ref().expect("checked when opened").prefixes;
-    if !prefixes.contains(&config.overlap) {
+    let trained = prediction.conditioning.as_ref().filter(|_| config.guidance.reconstruction.is_none());
+    if let Some(prefixes) = trained.map(|trained| &trained.prefixes).filter(|known| !known.contains(&config.overlap)) {
         tracing::warn!("an overlap of {}; the prediction run was trained on {prefixes:?} given frames", config.overlap);
     }
     for (name, value) in [("frames", frames), ("batch", config.batch), ("gap", gap), ("overlap", config.overlap)] {

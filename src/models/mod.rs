@@ -23,6 +23,7 @@
 
 mod assignment;
 mod blocks;
+mod cascade;
 mod code_transformer;
 mod families;
 mod first_frame;
@@ -34,6 +35,7 @@ mod sampling;
 mod whole_video;
 
 pub use assignment::{Asked, Assignment, Seeds};
+pub use cascade::{Cascade, check_base};
 pub use code_transformer::CodeTransformer;
 pub use families::{open, open_long, outline_long};
 pub use latent_diffusion::{FramesOfClip, LatentConditions, LatentDiffusion, ports, seen, starting_weights};

@@ -24,6 +24,12 @@ pub struct Inputs {
     pub level: Option<Tensor>,
     /// In training, the number of each clip by which activations are dropped, `[B]` int64 below 2³¹; without it none are.
     pub dropout: Option<Tensor>,
+    /// The time of the noise that `concat` carries, `[B]` real, as [`NoisePath::embed`](crate::diffusion::NoisePath::embed)
+    /// makes it; to a network that is told it, always given.
+    pub concat_time: Option<Tensor>,
+    /// Each frame is a picture that has nothing to do with the others: layers over frames are the identity. Clips then have
+    /// one frame each.
+    pub stills: bool,
 }
 
 impl Clone for Inputs {
@@ -44,13 +50,24 @@ impl Inputs {
             label: self.label.as_ref().map(&mut of),
             level: self.level.as_ref().map(&mut of),
             dropout: self.dropout.as_ref().map(&mut of),
+            concat_time: self.concat_time.as_ref().map(&mut of),
+            stills: self.stills,
         }
     }
 
     /// The parts that are present, in the order of the fields.
     pub fn tensors(&self) -> Vec<&Tensor> {
-        let Inputs { concat, mask, around, text, label, level, dropout } = self;
-        concat.iter().chain(mask).chain(around).chain(text).chain(label).chain(level).chain(dropout).collect()
+        let Inputs { concat, mask, around, text, label, level, dropout, concat_time, stills: _ } = self;
+        concat
+            .iter()
+            .chain(mask)
+            .chain(around)
+            .chain(text)
+            .chain(label)
+            .chain(level)
+            .chain(dropout)
+            .chain(concat_time)
+            .collect()
     }
 
     /// The same parts with other tensors, given in the order of [`Self::tensors`].

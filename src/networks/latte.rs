@@ -77,7 +77,7 @@ impl NetworkSettings for LatteConfig {
     }
 
     fn takes(&self) -> Takes {
-        Takes { labels: true, frame_times: true, ..Takes::default() }
+        Takes { labels: true, frame_times: true, stills: true, ..Takes::default() }
     }
 
     /// Channels beside z and the table of classes start at zero. Positions, which are not learned, are those of clips of the
@@ -313,7 +313,7 @@ impl Network for Latte {
         let p = self.patch;
         let (rows, columns) = (h / p, w / p);
         assert!(
-            self.pos_embed.size()[1] == rows * columns && self.temp_embed.size()[1] == f,
+            self.pos_embed.size()[1] == rows * columns && (given.stills || self.temp_embed.size()[1] == f),
             "a clip of {f} frames of {h}x{w}: this Latte was made for {} frames of {} patches",
             self.temp_embed.size()[1],
             self.pos_embed.size()[1]
@@ -323,7 +323,8 @@ impl Network for Latte {
         let windows = z_t.reshape([b, c, f, rows, p, columns, p]).permute([0, 2, 3, 5, 1, 4, 6]);
         let windows = windows.reshape([b, f, rows * columns, c * p * p]);
         let mut x = self.x_embedder.forward(&windows) + self.pos_embed.unsqueeze(1); // [B, F, N, D]
-        for (i, block) in self.blocks.iter().enumerate() {
+        let over_frames = |i: usize| i % 2 == 1;
+        for (i, block) in self.blocks.iter().enumerate().filter(|(i, _)| !(given.stills && over_frames(*i))) {
             if i == 1 {
                 x = &x + self.temp_embed.unsqueeze(2); // [1, F, 1, D]
             }

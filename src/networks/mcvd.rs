@@ -301,7 +301,7 @@ impl Step {
         let parts = [condition.around.is_some(), condition.dropout.is_some()];
         let inputs: Vec<&Tensor> = [&x.x].into_iter().chain(condition.tensors()).collect();
         x.with(recompute(&inputs, move |inputs| {
-            let x = FrameStack { x: inputs[0].shallow_clone(), frames: 1 };
+            let x = FrameStack { x: inputs[0].shallow_clone(), frames: 1, stills: false };
             of(&layer, &x, &Condition::like(parts, &inputs[1..])).x
         }))
     }

@@ -39,8 +39,12 @@ pub struct Takes {
     pub around: bool,
     /// A number for each clip by which activations are dropped in training.
     pub dropout: bool,
+    /// The time of the noise that further channels carry.
+    pub concat_time: bool,
     /// A time for each frame of a clip, `[B, F]`.
     pub frame_times: bool,
+    /// Single pictures, for which layers over frames are the identity.
+    pub stills: bool,
     /// Clips of other lengths and sizes than those of its ports.
     pub other_clips: bool,
 }

@@ -22,6 +22,8 @@ pub struct Ports {
     pub future: i64,
     /// Number of further input channels, [`Inputs::concat`](super::Inputs::concat).
     pub concat: i64,
+    /// Whether these carry noise, and the network is told its time.
+    pub concat_time: bool,
     /// Width of the encoded text that the network attends to; none without text.
     pub text: Option<i64>,
     /// Number of noise levels of given frames, each a row of a table; none where given frames are clean.
@@ -44,6 +46,7 @@ impl Ports {
             past: 0,
             future: 0,
             concat: 0,
+            concat_time: false,
             text: None,
             levels: None,
             classes: None,

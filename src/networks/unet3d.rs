@@ -40,10 +40,18 @@ impl NetworkSettings for UNetConfig {
     }
 
     fn takes(&self) -> Takes {
-        Takes { text: self.text_width(), labels: true, levels: true, other_clips: true, ..Takes::default() }
+        Takes {
+            text: self.text_width(),
+            labels: true,
+            levels: true,
+            concat_time: true,
+            stills: true,
+            other_clips: true,
+            ..Takes::default()
+        }
     }
 
-    /// Input channels and embeddings of levels and classes start at zero; relative positions are matched by distance, and
+    /// Input channels and embeddings of levels, classes and the time of further channels start at zero; relative positions are matched by distance, and
     /// those beyond the old table start as its farthest.
     fn adopt(&self, weights: &mut BTreeMap<String, Tensor>, ports: &Ports) {
         for (name, weight) in weights.iter_mut() {
@@ -62,6 +70,13 @@ impl NetworkSettings for UNetConfig {
             if let Some(rows) = rows {
                 let zeros = || Tensor::zeros([rows, 4 * self.channels], (Kind::Float, tch::Device::Cpu));
                 weights.entry(name.to_string()).or_insert_with(zeros);
+            }
+        }
+        if ports.concat_time {
+            for ending in ["0.weight", "0.bias", "2.weight", "2.bias"] {
+                let Some(of_time) = weights.get(&format!("{TIME}.{ending}")) else { continue };
+                let start = if ending.starts_with('0') { of_time.copy() } else { of_time.zeros_like() };
+                weights.entry(format!("{CONCAT_TIME}.{ending}")).or_insert(start);
             }
         }
     }
@@ -88,6 +103,10 @@ const FIRST_KERNEL: &str = "input_blocks.0.0.weight";
 
 /// The released name of the table of noise levels.
 const LEVELS: &str = "label_emb.weight";
+
+/// The embedding of time, and that of the noise of further channels.
+const TIME: &str = "time_embed";
+const CONCAT_TIME: &str = "concat_time_embed";
 
 /// The table of classes; its last row is "no class".
 const CLASSES: &str = "class_emb.weight";
@@ -206,10 +225,10 @@ impl Block {
             if !self.recompute {
                 return of(layer, &x, embedding, context);
             }
-            let (layer, frames) = (Arc::clone(layer), x.frames);
+            let (layer, frames, stills) = (Arc::clone(layer), x.frames, x.stills);
             let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
             let output = recompute(&inputs, move |inputs| {
-                let x = FrameStack { x: inputs[0].shallow_clone(), frames };
+                let x = FrameStack { x: inputs[0].shallow_clone(), frames, stills };
                 of(&layer, &x, &inputs[1], inputs.get(2)).x
             });
             x.with(output)
@@ -217,9 +236,28 @@ impl Block {
     }
 }
 
+/// Sines and cosines of a time → linear → SiLU → linear.
+struct TimeEmbedding([Linear; 2]);
+
+impl TimeEmbedding {
+    fn new(scope: &Scope, channels: i64) -> Self {
+        TimeEmbedding([
+            Linear::new(&scope.sub(0), channels, 4 * channels),
+            Linear::new(&scope.sub(2), 4 * channels, 4 * channels),
+        ])
+    }
+
+    /// t `[B]` → `[B, 4·channels]`
+    fn forward(&self, t: &Tensor, channels: i64, kind: Kind) -> Tensor {
+        let TimeEmbedding([first, second]) = self;
+        second.forward_full(&first.forward_full(&timestep_embedding(t, channels, kind)).silu())
+    }
+}
+
 /// The denoising U-Net.
 pub struct UNet3d {
-    time_embed: [Linear; 2],
+    time_embed: TimeEmbedding,
+    concat_time_embed: Option<TimeEmbedding>,
     label_emb: Option<Tensor>,
     class_emb: Option<Tensor>,
     input_blocks: Vec<Block>,
@@ -236,8 +274,8 @@ impl UNet3d {
     /// Declares the parameters under `scope`, with the released names.
     pub fn new(scope: &Scope, config: &UNetConfig, ports: &Ports) -> Self {
         let width = 4 * config.channels;
-        let time = scope.sub("time_embed");
-        let time_embed = [Linear::new(&time.sub(0), config.channels, width), Linear::new(&time.sub(2), width, width)];
+        let time_embed = TimeEmbedding::new(&scope.sub(TIME), config.channels);
+        let concat_time_embed = ports.concat_time.then(|| TimeEmbedding::new(&scope.sub(CONCAT_TIME), config.channels));
         let table = |name: &str, rows: i64, init| scope.parameter(name, &[rows, width], init);
         let label_emb = ports.levels.map(|rows| table(LEVELS, rows, Init::Normal(0.0, 1.0)));
         // zero: at first no class differs from "no class"
@@ -302,6 +340,7 @@ impl UNet3d {
         let out = scope.sub("out");
         UNet3d {
             time_embed,
+            concat_time_embed,
             label_emb,
             class_emb,
             input_blocks,
@@ -323,9 +362,12 @@ impl Network for UNet3d {
 
     fn forward(&self, z_t: &Tensor, t: &Tensor, given: &Inputs) -> Tensor {
         let kind = if z_t.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-        let [first, second] = &self.time_embed;
-        let mut embedding =
-            second.forward_full(&first.forward_full(&timestep_embedding(t, self.channels, kind)).silu());
+        let mut embedding = self.time_embed.forward(t, self.channels, kind);
+        if let Some(embed) = &self.concat_time_embed {
+            let time =
+                given.concat_time.as_ref().expect("a network that is told the noise of its channels is given it");
+            embedding += embed.forward(time, self.channels, kind);
+        }
         if let (Some(table), Some(level)) = (&self.label_emb, &given.level) {
             let has_level = level.ge(0).to_kind(kind).unsqueeze(-1);
             embedding += table.index_select(0, &level.clamp_min(0)) * has_level;
@@ -333,7 +375,7 @@ impl Network for UNet3d {
         if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
             embedding += table.index_select(0, label);
         }
-        let x = FrameStack::fold(&given.beside(z_t, &self.ports));
+        let x = FrameStack { stills: given.stills, ..FrameStack::fold(&given.beside(z_t, &self.ports)) };
         let context = given.text.as_ref();
 
         let mut skips: Vec<FrameStack> = Vec::new();

@@ -6,6 +6,8 @@ pub struct FrameStack {
     pub x: Tensor,
     /// F
     pub frames: i64,
+    /// Whether frames have nothing to do with each other: layers over frames are the identity.
+    pub stills: bool,
 }
 
 impl FrameStack {
@@ -14,7 +16,7 @@ impl FrameStack {
         let (b, c, f, h, w) = video.size5().expect("a video [B, C, F, H, W]");
         // memory order B, F, H, W, C
         let x = video.permute([0, 2, 3, 4, 1]).contiguous().reshape([b * f, h, w, c]).permute([0, 3, 1, 2]);
-        FrameStack { x, frames: f }
+        FrameStack { x, frames: f, stills: false }
     }
 
     /// To `[B, C, F, H, W]`: a view, channels last in memory.
@@ -25,7 +27,7 @@ impl FrameStack {
 
     /// The same number of frames with other contents.
     pub fn with(&self, x: Tensor) -> Self {
-        FrameStack { x, frames: self.frames }
+        FrameStack { x, frames: self.frames, stills: self.stills }
     }
 
     /// The positions of each frame: `[B·F, H·W, C]`, a view.

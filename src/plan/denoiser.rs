@@ -36,6 +36,12 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         latent[1..].iter().zip(multiple_of).all(|(size, of)| size % of == 0),
         "frames, rows and columns of latents {latent:?} must be multiples of {multiple_of:?} for this network"
     );
+    // single frames beside a clip count as frames of it
+    let [c, f, h, w] = latent;
+    let with_images = [c, f + experiment.images, h, w];
+    if experiment.images > 0 {
+        notes.push(format!("The {} single frames beside each clip (images) count as frames of it.", experiment.images));
+    }
     if experiment.labels.as_ref().is_some_and(|labels| labels.classes.is_none()) {
         notes.push(
             "How many classes there are is known when the data are read: the table of classes is counted with none. Add \
@@ -56,14 +62,14 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     let recomputes = !matches!(own, None | Some(Value::Bool(false)));
     // one that computes again says what both ways keep
     let counted = if own.is_some() && !recomputes { recomputing(network)? } else { network.clone() };
-    let of = format!("{:?}", (&counted, ports(experiment, latent), tokens, experiment.trained, trainer.precision));
+    let of = format!("{:?}", (&counted, ports(experiment, with_images), tokens, experiment.trained, trainer.precision));
     let known = options.counted.borrow().get(&of).copied();
     let [whole, recomputed] = match known {
         Some(known) => known,
         None => {
             // the lowest level has two rows and columns
             let unit = [multiple_of[0], 2 * multiple_of[1], 2 * multiple_of[2]];
-            let units = [1, 2, 3].map(|axis| latent[axis] as f64 / unit[axis - 1] as f64);
+            let units = [1, 2, 3].map(|axis| with_images[axis] as f64 / unit[axis - 1] as f64);
             Activations::of(units, &|batch, size| {
                 let [frames, height, width] = [0, 1, 2].map(|axis| size[axis] * unit[axis]);
                 forward(experiment, &counted, batch, [latent[0], frames, height, width], tokens)
@@ -80,9 +86,10 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     notes.extend(activations.iter().find_map(|variant| variant.kept.note()));
 
     let flops = network.flops(&ports(experiment, latent), latent, tokens);
+    let of_step = network.flops(&ports(experiment, latent), with_images, tokens);
     // forward, backward to the activations, and to the weights that training moves
     let passes = if recomputes { 3 } else { 2 };
-    let to_weights = (flops as f64 * trained as f64 / parameters as f64) as i64;
+    let to_weights = (of_step as f64 * trained as f64 / parameters as f64) as i64;
     let encoding = match experiment.latents {
         Some(_) => 0,
         None => codec.flops(data.frames, data.resolution, data.resolution)[0],
@@ -100,7 +107,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         averaged: if trainer.ema_decay.is_some() { trained } else { 0 },
         frozen: frozen_codec.count() + frozen_text.count(),
         forward: flops,
-        step: flops * passes + to_weights + encoding,
+        step: of_step * passes + to_weights + encoding,
         activations,
         trainer,
         notes,
@@ -163,6 +170,8 @@ fn forward(
         level: ports.levels.map(|_| number()),
         // of a network that drops none it is not read
         dropout: Some(number()),
+        concat_time: ports.concat_time.then(|| float(&[batch])),
+        stills: false,
     };
     let z_t = float(&[batch, channels, frames, height, width]);
     let t = float(&[batch]);

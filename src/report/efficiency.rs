@@ -17,11 +17,11 @@ use crate::{
     diffusion::SamplerConfig,
     distributed::Ranks,
     evaluation::Evaluation,
-    experiment::{DiffusionExperiment, Generated, Precision},
-    models::{Given, LatentDiffusion, SampleId, VideoModel, ports},
+    experiment::{DiffusionExperiment, Generated, Precision, SUPERRESOLUTION},
+    models::{self, Given, SampleId, ports, seen},
     nn::Parameters,
     run::{open_text_encoder, space_of},
-    run_files::{FIGURES_FILE, METRICS_FILE, TEXT_ENCODER_FILE},
+    run_files::{BASE_FOLDER, FIGURES_FILE, METRICS_FILE, TEXT_ENCODER_FILE},
     text_file::read_text,
     torch::{Autocast, peak_memory, processor_or_gpu},
     train::{DiffusionTask, SECONDS_PER_STEP, Task},
@@ -48,6 +48,8 @@ pub struct Cost {
     step_memory: Option<i64>,
     /// The same while one video is sampled and decoded.
     video_memory: Option<i64>,
+    /// Of a cascade, parameters and time are those of all stages, and steps, their seconds and their memory of the last.
+    second_stage: bool,
     /// Each with its folder.
     #[serde(skip)]
     evaluations: Vec<(PathBuf, Evaluation)>,
@@ -60,14 +62,19 @@ impl Cost {
     /// # Errors
     /// A folder that is not a diffusion run; a log or a checkpoint that cannot be read.
     pub fn of(run: &Path, videos: u64, device: Device) -> Result<Self> {
-        let (_, found) = checkpoint::open_head(run)?;
-        let (generator, experiment) = LatentDiffusion::open(run, device)?;
+        let (path, found) = checkpoint::open_head(run)?;
+        let task = if found.task == SUPERRESOLUTION { SUPERRESOLUTION } else { "diffusion" };
+        let found = found.expect(task, &path)?;
+        let experiment: DiffusionExperiment = serde_json::from_value(found.experiment.clone())
+            .with_context(|| format!("the experiment stored in {}", path.display()))?;
+        let (space, data) = (space_of(&experiment, run, device)?, &experiment.data);
+        let latent = seen(space.latent_shape(data.frames, data.resolution, data.resolution)?, &experiment)?;
         let network = Parameters::unfilled(Device::Cpu);
-        experiment.network.build(&network.root(), &ports(&experiment, generator.latent))?;
+        experiment.network.build(&network.root(), &ports(&experiment, latent))?;
         let mut cost = Cost {
             run: run.to_path_buf(),
             parameters: network.count(),
-            autoencoder_parameters: generator.space.parameters,
+            autoencoder_parameters: space.parameters,
             steps: found.progress.step,
             training_seconds: found.progress.seconds,
             seconds_per_step: seconds_per_step(run)?,
@@ -75,12 +82,21 @@ impl Cost {
             seconds_per_video: None,
             step_memory: None,
             video_memory: None,
+            second_stage: experiment.superresolution.is_some(),
             evaluations: evaluations(run)?,
         };
+        if cost.second_stage {
+            let base = Cost::of(&run.join(BASE_FOLDER), 0, device).context("the first stage of a cascade")?;
+            cost.parameters += base.parameters;
+            cost.autoencoder_parameters += base.autoencoder_parameters;
+            cost.training_seconds += base.training_seconds;
+        }
+        drop(space);
         if videos > 0 {
+            let model = models::open(run, device)?;
             let sample = |count: u64| {
                 let samples: Vec<SampleId> = (0..count).map(|sample| SampleId { seed: 0, sample }).collect();
-                generator.videos(&samples, &Given::default(), &mut |_, _| {})
+                model.videos(&samples, &Given::default(), &mut |_, _| {})
             };
             // videos end on the host, so the clock need not wait for the device
             let (first, bytes) = peak_memory(device, || sample(1).map(drop));
@@ -89,7 +105,7 @@ impl Cost {
             let _ = sample(videos)?;
             cost.seconds_per_video = Some(start.elapsed().as_secs_f64() / videos as f64);
             cost.video_memory = Some(bytes);
-            drop(generator);
+            drop(model);
             match step_memory(run, &experiment, device) {
                 Ok(bytes) => cost.step_memory = Some(bytes),
                 Err(error) => tracing::warn!("{}: no training step can be measured: {error:#}", run.display()),
@@ -158,6 +174,12 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
     text += &format!("s a step: the run's own log; s a video and memory: here, on {device}\n");
     for cost in costs.iter().filter(|cost| cost.seconds_per_video.is_some()) {
         text += &format!("{} was timed with {}\n", cost.run.display(), cost.sampler.describe());
+    }
+    for cost in costs.iter().filter(|cost| cost.second_stage) {
+        text += &format!(
+            "{} is a cascade: parameters and training time are of all stages; steps, their seconds and memory of the last\n",
+            cost.run.display()
+        );
     }
     text.push('\n');
     let mut figures = FigureTable::new();

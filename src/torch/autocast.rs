@@ -65,3 +65,10 @@ pub fn backward(loss: &Tensor) {
     let _precision = Autocast::bfloat16(loss.device(), false);
     loss.backward();
 }
+
+/// The gradient of a scalar by one tensor, in the precision of [`backward`]; parameters gain none. Without `keep_graph` there
+/// is no second one through the same operations.
+pub fn gradient(of: &Tensor, by: &Tensor, keep_graph: bool) -> Tensor {
+    let _precision = Autocast::bfloat16(of.device(), false);
+    Tensor::run_backward(&[of], &[by], keep_graph, false).remove(0)
+}

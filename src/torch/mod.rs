@@ -28,7 +28,7 @@ mod recompute;
 mod threads;
 mod transfer;
 
-pub use autocast::{Autocast, backward};
+pub use autocast::{Autocast, backward, gradient};
 pub use backend::{AttentionKernels, Gpu, GpuPart, attention_kernels, gpus, libtorch_version, load_cuda};
 pub use caught::{caught, locate_panics};
 pub use checksum::checksums;

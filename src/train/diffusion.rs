@@ -1,17 +1,19 @@
 //! Training of the denoiser in the latent space of a frozen autoencoder.
 
+use std::{collections::BTreeSet, iter::repeat_n};
+
 use anyhow::{Context, Result, ensure};
 use rand::RngExt;
-use tch::{Device, Tensor};
+use tch::{Device, Tensor, no_grad};
 
 use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Labels};
 use crate::{
     codecs::{Encoded, EncodedKind, LatentSpace},
-    data::{Loader, normalise},
-    diffusion::{BlockConditioning, NoisyBatch, Times},
+    data::{DataConfig, Loader, normalise},
+    diffusion::{BlockConditioning, NoisyBatch, Times, resized},
     distributed::Ranks,
     experiment::DiffusionExperiment,
-    models::{Asked, Assignment, LatentDiffusion, Seeds, VideoModel, starting_weights},
+    models::{Asked, Assignment, ClipId, LatentConditions, LatentDiffusion, Seeds, VideoModel, starting_weights},
     networks::Inputs,
     nn::{Adapter, Parameters},
     random::{Purpose, normal_batch, stream},
@@ -22,7 +24,11 @@ use crate::{
 const SHOWN: u64 = 4;
 
 enum Source {
-    Clips(Loader),
+    Clips {
+        clips: Loader,
+        /// Single frames, so many for each clip.
+        stills: Option<Loader>,
+    },
     Latents(LatentFile),
 }
 
@@ -57,7 +63,19 @@ impl DiffusionTask {
         let latent = space.latent_shape(data.frames, data.resolution, data.resolution)?;
         let mut encoded = space.settings().encodes_to();
         let source = match &experiment.latents {
-            None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
+            None => {
+                let load = |data: &DataConfig, each: i64| {
+                    let first = position * each as u64;
+                    Loader::of_rank(data, batch * each, seed, first, ranks.rank(), ranks.size())
+                };
+                let of_stills = DataConfig { frames: 1, ..data.clone() };
+                let stills = (experiment.images > 0).then(|| load(&of_stills, experiment.images)).transpose()?;
+                if stills.is_some() {
+                    let [_, frames, ..] = space.latent_shape(1, data.resolution, data.resolution).context("images")?;
+                    ensure!(frames == 1, "images: the codec makes {frames} latent frames of a single one");
+                }
+                Source::Clips { clips: load(data, 1)?, stills }
+            }
             Some(file) => {
                 let latents = LatentFile::open(file, &space, text.as_ref(), batch, seed, position, ranks)?;
                 ensure!(
@@ -89,9 +107,47 @@ impl DiffusionTask {
     }
 }
 
+impl DiffusionTask {
+    /// The loss of the single frames that stand beside the clips of a batch, at the clips' times.
+    fn loss_of_stills(&self, batch: &Batch, t: &[f64]) -> Tensor {
+        let LatentDiffusion { network, path, space, latent: [c, _, h, w], .. } = &self.generator;
+        let images = self.experiment.images;
+        let draw = |purpose| {
+            let noise = normal_batch(self.experiment.seed, purpose, &batch.samples, 1, &[images, *c, 1, *h, *w]);
+            upload(&noise.flatten(0, 1), self.device) // [B·N, C, 1, h, w]
+        };
+        let stills = batch.data.narrow(2, batch.data.size()[2] - images, images);
+        let stills = stills.transpose(1, 2).flatten(0, 1).unsqueeze(2);
+        let z_0 = space.sample(&Encoded::of_stacked(self.encoded, &stills), &draw(Purpose::Posterior));
+        let t: Vec<f64> = t.iter().flat_map(|&t| repeat_n(t, images as usize)).collect();
+        let given = Inputs { stills: true, ..Inputs::default() }.completed(&z_0, network.ports());
+        let noisy = NoisyBatch {
+            z_0: &z_0,
+            noise: &draw(Purpose::DiffusionNoise),
+            times: &Times::of_clips(&**path, &t, self.device),
+            given: &given,
+            given_times: None,
+            made_only: false,
+        };
+        self.experiment.objective.loss(&**network, &**path, &noisy)
+    }
+
+    /// Clips of the data, made smaller and larger again.
+    fn enlarged(&self, resolution: i64) -> Result<Tensor> {
+        let seed = self.experiment.seed;
+        let clips = Loader::new(&self.experiment.data, SHOWN as i64, seed, 0)?.next()?.clips;
+        let low = no_grad(|| resized(&normalise(&upload(&clips, self.device)), [resolution; 2]));
+        let ids: Vec<ClipId> = (0..SHOWN).map(|sample| ClipId { seed, sample, clip: 0 }).collect();
+        let given = LatentConditions { low: Some(&low), ..LatentConditions::default() };
+        let frames = self.generator.latent[1];
+        let z_0 = self.generator.clips(&ids, frames, &given, self.experiment.sampler, &mut |_, _| {})?;
+        self.generator.decode(&z_0)
+    }
+}
+
 impl Task for DiffusionTask {
     fn name(&self) -> &'static str {
-        "diffusion"
+        self.experiment.task()
     }
 
     fn networks(&self) -> Vec<TrainedNetwork> {
@@ -124,10 +180,16 @@ impl Task for DiffusionTask {
                 };
                 Ok(batch)
             }
-            Source::Clips(loader) => {
-                let batch = loader.next()?;
-                let clips = normalise(&upload(&batch.clips, self.device));
-                let latents = self.generator.space.encode(&clips).stacked();
+            Source::Clips { clips, stills } => {
+                let batch = clips.next()?;
+                let encode =
+                    |clips: &Tensor| self.generator.space.encode(&normalise(&upload(clips, self.device))).stacked();
+                let mut latents = encode(&batch.clips);
+                if let Some(stills) = stills {
+                    let stills = encode(&stills.next()?.clips); // [B·N, C, 1, h, w]
+                    let of_clips = stills.squeeze_dim(2).unflatten(0, [latents.size()[0], self.experiment.images]);
+                    latents = Tensor::cat(&[latents, of_clips.transpose(1, 2)], 2);
+                }
                 let text = match &self.generator.text {
                     None => None,
                     Some(encoder) => {
@@ -147,14 +209,18 @@ impl Task for DiffusionTask {
 
     fn missing_videos(&self) -> usize {
         match &self.source {
-            Source::Clips(loader) => loader.left_out(),
+            Source::Clips { clips, .. } => clips.left_out(),
             Source::Latents(_) => 0,
         }
     }
 
     fn skipped_videos(&self) -> Vec<i64> {
         match &self.source {
-            Source::Clips(loader) => loader.skipped().keys().map(|&video| video.into()).collect(),
+            Source::Clips { clips, stills } => {
+                let loaders = [Some(clips), stills.as_ref()].into_iter().flatten();
+                let skipped: BTreeSet<u32> = loaders.flat_map(|loader| loader.skipped().keys().copied()).collect();
+                skipped.into_iter().map(i64::from).collect()
+            }
             Source::Latents(_) => Vec::new(),
         }
     }
@@ -163,7 +229,8 @@ impl Task for DiffusionTask {
         let seed = self.experiment.seed;
         let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, blocks, .. } = &self.generator;
         let draw = |purpose, shape: &[i64]| upload(&normal_batch(seed, purpose, &batch.samples, 0, shape), self.device);
-        let seen = Encoded::of_stacked(self.encoded, &batch.data.slice(2, None, None, *latent_stride));
+        let clips = batch.data.narrow(2, 0, batch.data.size()[2] - self.experiment.images);
+        let seen = Encoded::of_stacked(self.encoded, &clips.slice(2, None, None, *latent_stride));
         let [c, f, h, w] = *latent;
         let clip = [c, f + blocks.as_ref().map_or(0, BlockConditioning::around), h, w];
         let mut z_0 = space.sample(&seen, &draw(Purpose::Posterior, &clip));
@@ -203,6 +270,16 @@ impl Task for DiffusionTask {
                 given_times = Some(Times::of_levels(&**path, &levels, self.device));
             }
         }
+        if let Some(settings) = &self.experiment.superresolution {
+            let level = |&sample: &u64| stream(seed, Purpose::Perturbation, sample, 0).random_range(0..settings.noise);
+            let levels: Vec<i64> = batch.samples.iter().map(level).collect();
+            let times = Times::of_levels(&**path, &levels, self.device);
+            let [_, _, h, w] = *latent;
+            let low = resized(&resized(&z_0, [settings.resolution; 2]), [h, w]);
+            let noise = upload(&normal_batch(seed, Purpose::Perturbation, &batch.samples, 1, latent), self.device);
+            given.concat = vec![times.add_noise(&low, &noise)];
+            given.concat_time = Some(times.embedded().shallow_clone());
+        }
         let noisy = NoisyBatch {
             z_0: &z_0,
             noise: &noise,
@@ -211,12 +288,21 @@ impl Task for DiffusionTask {
             given_times: given_times.as_ref(),
             made_only: conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss),
         };
-        let loss = self.experiment.objective.loss(&**network, &**path, &noisy);
+        let mut loss = self.experiment.objective.loss(&**network, &**path, &noisy);
+        let images = self.experiment.images;
+        if images > 0 {
+            // as if they were frames of the clips
+            let frames = latent[1];
+            loss = (loss * frames + self.loss_of_stills(batch, &t) * images) / (frames + images);
+        }
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {
+        if let Some(settings) = &self.experiment.superresolution {
+            return Ok(vec![Picture { name: "samples", clips: self.enlarged(settings.resolution)? }]);
+        }
         let asked = Asked {
             prompts: self.experiment.text.as_ref().map_or_else(Vec::new, |text| text.prompts.clone()),
             ..Asked::default()

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::Device;
 
 use super::{
@@ -12,11 +12,12 @@ use crate::{
     checkpoint::{Progress, RunLock},
     distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig, TransformerExperiment},
+    models::{self, check_base},
     run::{
-        carry_autoencoder, carry_text_encoder, open_latent_space, open_text_encoder, space_of,
-        warn_of_another_autoencoder,
+        carry_autoencoder, carry_run, carry_text_encoder, open_latent_space, open_text_encoder, space_of,
+        warn_of_another_autoencoder, warn_of_another_base,
     },
-    run_files::{AUTOENCODER_FILE, TEXT_ENCODER_FILE},
+    run_files::{AUTOENCODER_FILE, BASE_FOLDER, CHECKPOINTS_FOLDER, TEXT_ENCODER_FILE},
     torch::{allow_tf32, be_deterministic},
 };
 
@@ -65,7 +66,7 @@ pub fn train_diffusion(
     let _lock = if ranks.is_first() { Some(RunLock::take(run)?) } else { None };
     compute_as(&experiment.trainer);
     let experiment = &with_classes(experiment)?;
-    let resume = resume_point(run, "diffusion", ranks)?;
+    let resume = resume_point(run, experiment.task(), ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
     let text_file = run.join(TEXT_ENCODER_FILE);
@@ -76,6 +77,15 @@ pub fn train_diffusion(
             }
             DiffusionSpace::Latents(autoencoder) => carry_autoencoder(autoencoder, run)?,
             DiffusionSpace::Pixels => {}
+        }
+        if let Some(settings) = &experiment.superresolution {
+            let base = run.join(BASE_FOLDER);
+            if base.join(CHECKPOINTS_FOLDER).is_dir() {
+                warn_of_another_base(&settings.base, &base);
+            } else {
+                check_base(&*models::open(&settings.base, Device::Cpu).context("superresolution.base")?, settings)?;
+                carry_run(&settings.base, &base)?;
+            }
         }
         match &experiment.text {
             Some(text) if !text_file.exists() => carry_text_encoder(&text.encoder, run),

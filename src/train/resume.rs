@@ -33,7 +33,7 @@ pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Chec
 }
 
 /// Settings that may change while a network is trained: how it learns, and what is shown of it.
-const FREE: [&str; 8] = [
+const FREE: [&str; 12] = [
     "optimizer",
     "trainer",
     "sampler",
@@ -42,6 +42,10 @@ const FREE: [&str; 8] = [
     "text.guidance",
     "labels.guidance",
     "start_from",
+    "superresolution.base",
+    "superresolution.level",
+    "superresolution.reconstruction",
+    "superresolution.overlap",
 ];
 
 /// What else may differ from an imported checkpoint: of how it was trained it says nothing.

@@ -188,9 +188,10 @@ pub fn sampler(case: &Case) -> Result<Outputs> {
                 Some("cfg_original") => Guidance::CfgOriginal,
                 Some(other) => bail!("unknown guidance form `{other}`"),
             };
+            let level = config.cond_noise_level;
             let guidance = match config.guidance {
-                Some(weight) => GuidanceConfig { weight, form, level: config.cond_noise_level },
-                None => GuidanceConfig { weight: 1.0, form: Guidance::Interpolate, level: config.cond_noise_level },
+                Some(weight) => GuidanceConfig { weight, form, level, ..GuidanceConfig::default() },
+                None => GuidanceConfig { weight: 1.0, form: Guidance::Interpolate, level, ..GuidanceConfig::default() },
             };
             let frames = case.input("cond_frames")?;
             let noise = if guidance.level.is_some() { case.input("cond_noise")? } else { frames.zeros_like() };

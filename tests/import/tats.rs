@@ -97,6 +97,9 @@ fn a_released_tats_becomes_a_run() {
         let (mean, deviation) = (normalised.mean(None).double_value(&[]), normalised.std(false).double_value(&[]));
         assert!(mean.abs() < 1e-2 && (deviation - 1.0).abs() < 1e-2, "{mean} {deviation}");
     }
+    let error = run_in(at, &["export", "vqgan", "--out", "out.safetensors"]).error(2).to_string();
+    assert!(error.contains("no place for an autoencoder with a codebook"), "{error}");
+
     let clips = moving_clips(2, 4, 16);
     std::fs::create_dir(at.join("videos")).unwrap();
     for i in 0..2 {

@@ -97,6 +97,30 @@ fn write_mcvd(at: &Path) {
     fs::write(at.join("mcvd.yaml"), lines.join("\n")).unwrap();
 }
 
+/// `base.yaml` and `superresolution.yaml`: both stages of a cascade, 16 pixels to 32.
+fn write_stages(at: &Path) {
+    write_packed(&at.join("low.safetensors"), 4, 6, 16);
+    let base: Vec<String> = DIFFUSION
+        .lines()
+        .map(|line| match line.split(':').next() {
+            Some("data") => line.replace("clips.safetensors", "low.safetensors").replace("32", "16"),
+            Some("autoencoder") => "autoencoder: pixels\nimages: 2".into(),
+            Some("schedule") => "schedule: {kind: cosine_log_snr, told: log_snr}".into(),
+            Some("unet") => line.replace("[1, 2], heads", "[2], heads"),
+            Some("objective") => "objective: {predict: velocity, loss: l2}".into(),
+            Some("sampler") => "sampler: {kind: ancestral, steps: 2, corrector: 0.1, clip: 1.0}".into(),
+            _ => line.to_string(),
+        })
+        .collect();
+    let base = base.join("\n");
+    let large = base.replace("images: 2", "superresolution: {base: runs/base, resolution: 16, overlap: 2}");
+    let large = large
+        .replace("low.safetensors", "clips.safetensors")
+        .replace("frames: 4, resolution: 16", "frames: 4, resolution: 32");
+    fs::write(at.join("base.yaml"), base).unwrap();
+    fs::write(at.join("superresolution.yaml"), large).unwrap();
+}
+
 /// All tensors of a checkpoint under a prefix, one after the other, in float64.
 fn flat(checkpoint: &Checkpoint, prefix: &str) -> Tensor {
     let under = checkpoint.tensors.iter().filter(|(name, t)| name.starts_with(prefix) && t.is_floating_point());

@@ -10,7 +10,7 @@ use crate::{
         text_runs::{BESIDE, experiment, import, write_diffusers, write_videos},
     },
     device::Gpu,
-    distance, workplace, write_latte, write_mcvd,
+    distance, workplace, write_latte, write_mcvd, write_stages,
 };
 
 /// The last line of a run's log, without what depends on the clock and the machine.
@@ -140,6 +140,18 @@ fn other_noise_paths_train_as_on_the_cpu() {
     trains_as_on_the_cpu(gpu, at, "flow", &with(&[flow, "objective.predict=flow"]), 1e-4);
     let weight = "objective={predict: edm, loss: l2, weight: {kind: min_snr, gamma: 5.0}}";
     trains_as_on_the_cpu(gpu, at, "edm", &with(&["schedule={kind: edm}", weight]), 1e-4);
+}
+
+/// Both stages of a cascade in pixels: single frames beside the clips; a given video with noise of a level.
+#[test]
+fn a_cascade_trains_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    write_stages(at);
+    trains_as_on_the_cpu(gpu, at, "base", &["train", "diffusion", "base.yaml"], 1e-4);
+    succeed_in(at, &["train", "diffusion", "base.yaml", "--run", "runs/base", "trainer.steps=1"]);
+    trains_as_on_the_cpu(gpu, at, "superresolution", &["train", "diffusion", "superresolution.yaml"], 1e-4);
 }
 
 /// A transformer with a learned variance and class labels.

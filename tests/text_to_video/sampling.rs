@@ -65,7 +65,7 @@ fn a_video_begins_with_a_picture_and_shows_a_text() {
             frames: Some(GivenLatents { indices, frames, noise, guidance: *of_frames }),
             around: None,
             texts: Some(GivenTexts { contexts: prompt.shallow_clone(), guidance }),
-            labels: None,
+            ..GivenToClips::default()
         };
         let LatentDiffusion { network, path, .. } = &generator;
         conditioned(&**network, &**path, Predict::Noise, &z_t, to_clips).unwrap()

@@ -66,6 +66,9 @@ impl FactorizedAttention {
 
     pub(super) fn forward(&self, x: &FrameStack) -> FrameStack {
         let x = x.from_positions(&self.spatial.forward(&x.positions()));
+        if x.stills {
+            return x;
+        }
         if let Some(x) = self.temporal_in_place(&x) {
             return x;
         }
@@ -240,7 +243,8 @@ impl TransformerBlock {
             x.from_positions(&(&positions + layer(&norm.forward(&positions))))
         };
         let temporal = |x: FrameStack, layer: usize| {
-            let Some((norm, attention)) = self.temporal.as_ref().map(|layers| &layers[layer]) else { return x };
+            let layers = self.temporal.as_ref().filter(|_| !x.stills);
+            let Some((norm, attention)) = layers.map(|layers| &layers[layer]) else { return x };
             if fuses(&x.x) {
                 let positions = x.positions();
                 let normed = norm.forward(&positions);

@@ -36,6 +36,7 @@ pub(super) fn forward(config: &UNetConfig, ports: &Ports, latent: [i64; 4], cont
     let attends = |level: usize| config.attention_factors.contains(&(1 << level));
 
     let mut total = product(1, config.channels, embedding) + product(1, embedding, embedding);
+    total *= if ports.concat_time { 2 } else { 1 };
     total += conv(0, ports.inputs(), config.channels);
     let mut channels = config.channels;
     let mut skips = vec![channels];
