@@ -78,7 +78,7 @@ fn the_network_sees_the_frames_around_a_clip() {
         let built = |recompute: &str| {
             let parameters = Parameters::new(CPU, 3);
             let network = config(recompute).build(&parameters.root(), &ports).unwrap();
-            let _woken = no_grad(|| {
+            no_grad(|| {
                 // layers that start at zero answer nothing
                 parameters.trainable().iter().for_each(|(name, tensor)| {
                     let i = name.len() as u64;
@@ -125,9 +125,9 @@ fn the_network_sees_the_frames_around_a_clip() {
     }
 }
 
-/// Half the square of the error, summed over a clip, and of these the mean, as the released loss is.
+/// Files that do not ask for a sum do not name it, and a learned variance has none. What the sum is, the case `mcvd_loss` says.
 #[test]
-fn a_loss_can_be_a_sum() {
+fn a_sum_is_asked_for() {
     let mean: Objective = serde_yaml::from_str("{loss: l2}").unwrap();
     assert!(!serde_yaml::to_string(&mean).unwrap().contains("reduction"), "old files stay as they are");
     let learned: Objective = serde_yaml::from_str("{loss: learned_variance, reduction: sum}").unwrap();
@@ -399,8 +399,8 @@ fn a_released_checkpoint_becomes_a_run() {
     let curved = betas(0.02, 1e-4).square();
     let error = refused(&|tensors| drop(tensors.insert("module.unet.betas".into(), curved.shallow_clone())));
     assert!(error.contains("betas do not fall evenly"), "{error}");
-    let error = refused(&|tensors| drop(tensors.remove("module.unet.all_modules.4.NIN_1.b")));
-    assert!(error.contains("all_modules.4.NIN_1.b") || error.contains("is missing"), "{error}");
+    let error = refused(&|tensors| drop(tensors.remove("module.unet.all_modules.7.NIN_1.b")));
+    assert!(error.contains("`all_modules.7.NIN_1.b` is missing"), "{error}");
     let error = refused(&|tensors| drop(tensors.insert("module.unet.other".into(), betas(0.0, 1.0))));
     assert!(error.contains("`other` is no tensor of MCVD"), "{error}");
 }

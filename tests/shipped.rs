@@ -126,11 +126,23 @@ fn webvid() -> Vec<Call> {
         .into()
 }
 
-/// TATS: the autoencoder with a codebook.
+/// TATS: the autoencoder with a codebook, and the transformers over its codes.
 fn tats() -> Vec<Call> {
     let small = "data.resolution=32 autoencoder.channels=4 autoencoder.codebook.codes=16 loss.adversarial_start=1 \
                  loss.discriminator.channels=4";
-    ["tats/demo/autoencoder", "tats/autoencoder"].map(|file| call("train autoencoder", file, &[STEPS, small])).into()
+    // factors of 8 leave few codes
+    let thin = "data.resolution=32 network.layers=1 network.heads=2 network.width=8";
+    let autoencoder = |file: &str| call("train autoencoder", file, &[STEPS, small]);
+    let transformer = |file: &str| call("train transformer", file, &[STEPS, thin]);
+    let measured = [FEW, "real.frames=16 real.resolution=32"];
+    let mut calls = vec![autoencoder("tats/demo/autoencoder"), autoencoder("tats/autoencoder")];
+    for set in ["tats/demo", "tats"] {
+        calls.extend(["transformer", "sparse", "interpolation"].map(|name| transformer(&format!("{set}/{name}"))));
+    }
+    calls.push(call("evaluate", "tats/demo/evaluate", &[&measured[..], &["generated.batch=2"]].concat()));
+    let batches = "videos=2 frames=16 curves.0.source.batch=2 curves.1.source.batch=2";
+    calls.push(call("evaluate-long", "tats/demo/long", &[&measured[..], &[batches]].concat()));
+    calls
 }
 
 /// In the latents of Stable Diffusion's image autoencoder.

@@ -5,7 +5,7 @@ mod common;
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Result, ensure};
-use common::{largest_difference, moving_clips, noise, same_checkpoint, write_packed};
+use common::{largest_difference, moving_clips, noise, run_in, same_checkpoint, succeed_in, write_packed};
 use lvdm::{
     checkpoint::{self, Checkpoint},
     codecs::{CodecSettings, Encoded, EncodedKind, LatentSpace, LongDecoding, Normalization, VideoCodec},
@@ -369,4 +369,109 @@ fn baselines_are_the_codecs() {
     let gaussian = baselines.gaussian_videos(&[0, 1, 2], 4).unwrap();
     assert_eq!((gaussian.size(), gaussian.kind()), (vec![3, 3, 10, 8, 8], Kind::Uint8));
     assert!(gaussian.narrow(0, 1, 2).equal(&baselines.gaussian_videos(&[1, 2], 4).unwrap()));
+}
+
+/// A workplace with an autoencoder that has a codebook, and the runs of three transformers over its codes: of neighbouring
+/// latent frames, of every second one, and of the one between.
+fn whole_runs(at: &Path) {
+    write_packed(&at.join("clips.safetensors"), 4, 20, 16);
+    let data = "data: {dataset: {kind: packed, file: clips.safetensors}, frames: 8, resolution: 16, workers: 1}";
+    let trainer = "trainer: {steps: 2, batch: 2, device: cpu, log_every: 1, checkpoint_every: 1, picture_every: 9}";
+    let autoencoder = format!(
+        "{data}
+autoencoder: {{kind: vqgan, channels: 4, factors: [2, 8, 8], latent_channels: 4, codebook: {{codes: 24}}}}
+loss: {{kind: tats, perceptual_weight: 0.0, adversarial_start: 9, discriminator: {{channels: 4, layers: 1}}}}
+optimizer: {{kind: adam, learning_rate: 1.0e-4}}
+{trainer}
+"
+    );
+    let transformer = format!(
+        "{data}
+autoencoder: runs/autoencoder
+network: {{layers: 2, heads: 2, width: 32}}
+optimizer: {{kind: adamw, learning_rate: 1.0e-2, weight_decay: 0.01}}
+{trainer}
+"
+    );
+    std::fs::write(at.join("autoencoder.yaml"), autoencoder).unwrap();
+    std::fs::write(at.join("transformer.yaml"), transformer).unwrap();
+    succeed_in(at, &["train", "autoencoder", "autoencoder.yaml", "--run", "runs/autoencoder"]);
+    let train = |run: &str, more: &[&str]| {
+        succeed_in(at, &[&["train", "transformer", "transformer.yaml", "--run", run], more].concat());
+    };
+    train("runs/plain", &["trainer.steps=4"]);
+    train("runs/sparse", &["data.frames=16", "latent_stride=2"]);
+    train("runs/between", &["data.frames=6", "interpolation=true"]);
+    // a run that was left goes on to the bit, and two ranks train as one with twice the batch
+    train("runs/parts", &[]);
+    train("runs/parts", &["trainer.steps=4"]);
+    let last = |run: &str| checkpoint::path(&at.join(run), 4);
+    same_checkpoint(&last("runs/parts"), &last("runs/plain"));
+    train("runs/two", &["trainer.steps=4", "--nproc", "2", "trainer.batch=1"]);
+    let part = |run: &str| Checkpoint::read(&last(run)).unwrap().part("model");
+    let (one, two) = (part("runs/plain"), part("runs/two"));
+    for (name, tensor) in &one {
+        assert!(largest_difference(tensor, &two[name]) < 1e-4, "{name}");
+    }
+}
+
+/// Runs are trained, gone on with and shared among ranks as any other. With the likeliest code each time, a long video that is
+/// made clip by clip is the one that is made at once; one that was left goes on, and a hierarchical one keeps its sparse frames.
+#[test]
+fn runs_make_long_videos() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    whole_runs(at);
+    let bytes = |path: &str| std::fs::read(at.join(path)).unwrap();
+    let greedy = ["--top-k", "1", "--device", "cpu", "--videos", "2"];
+    let long = |run: &[&str], out: &str| -> Vec<String> {
+        let arguments = [&["sample-long"], run, &greedy, &["--frames", "20", "--batch", "2", "--out", out]].concat();
+        arguments.iter().map(ToString::to_string).collect()
+    };
+    let run = |arguments: &[String]| succeed_in(at, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    succeed_in(at, &[&["sample", "runs/plain", "--frames", "20", "--out", "whole"], &greedy[..]].concat());
+    run(&long(&["runs/plain"], "clips"));
+    assert_eq!(bytes("whole/00000.mp4"), bytes("clips/00000.mp4"));
+    assert_eq!(bytes("whole/00001.mp4"), bytes("clips/00001.mp4"));
+    succeed_in(at, &["sample", "runs/plain", "--videos", "3", "--batch", "2", "--device", "cpu", "--out", "one.npz"]);
+    let two = [
+        "sample",
+        "runs/plain",
+        "--videos",
+        "3",
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+        "--nproc",
+        "2",
+        "--out",
+        "two.npz",
+    ];
+    succeed_in(at, &two);
+    assert_eq!(bytes("one.npz"), bytes("two.npz"));
+
+    let both = ["runs/sparse", "--interpolation", "runs/between"];
+    let plan = succeed_in(at, &[&["sample-long"], &both[..], &["--frames", "20", "--dry-run"]].concat());
+    assert!(plan.out.contains("make 10 latent frames") && plan.out.contains("interpolation"), "{}", plan.out);
+    run(&long(&both, "hierarchical"));
+    run(&long(&both, "again"));
+    assert_eq!(bytes("hierarchical/00001.mp4"), bytes("again/00001.mp4"));
+    for (arguments, words) in [
+        (&["runs/between"][..], "fills the gaps of a video that another run begins"),
+        (&["runs/sparse", "--interpolation", "runs/plain"], "does not fill gaps"),
+        (&["runs/sparse"], "an interpolation run must fill the gaps"),
+        (&["runs/plain", "--interpolation", "runs/between", "--gap", "3"], "gaps of 2 latent frames"),
+        (&["runs/plain", "--guidance", "2"], "has none"),
+        (&["runs/plain", "--steps", "3"], "`steps` is no setting"),
+    ] {
+        let arguments = long(arguments, "none");
+        let said = run_in(at, &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(said.error(2).contains(words), "{arguments:?}: {}", said.err);
+    }
+    // codes that are encoded once train as well
+    let clips = ["--videos", "clips.safetensors", "--frames", "8", "--resolution", "16", "--out", "codes.safetensors"];
+    succeed_in(at, &[&["encode", "runs/autoencoder"], &clips[..]].concat());
+    let train = ["train", "transformer", "transformer.yaml", "--run", "runs/cached", "latents=codes.safetensors"];
+    assert!(succeed_in(at, &train).out.contains("trained to step 2"));
 }

@@ -1,4 +1,4 @@
-//! `lvdm sample`: a diffusion run → videos.
+//! `lvdm sample`: a run → videos.
 
 use std::{
     cell::RefCell,
@@ -35,7 +35,7 @@ pub fn finite(text: &str) -> Result<f64, String> {
     if number.is_finite() { Ok(number) } else { Err("not a finite number".into()) }
 }
 
-/// Sample videos from a diffusion run
+/// Sample videos from a run
 #[derive(Debug, clap::Args)]
 pub struct Sample {
     /// Run folder of `lvdm train diffusion`, or one of its checkpoints

@@ -146,7 +146,10 @@ mod tests {
         assert!(error.contains("`ddmi`") && error.contains("`ddim`"), "{error}");
         let error = read("{stesp: 7}").unwrap_err().to_string();
         assert!(
-            error.contains("`stesp`") && error.contains("`eta`, `gamma`, ") && error.contains("`steps`, `variance`"),
+            error.contains("`stesp`")
+                && error.contains("`eta`, ")
+                && error.contains("`gamma`, ")
+                && error.contains("`steps`, "),
             "{error}"
         );
         for text in ["{steps: 7}", "{top_k: 100, top_p: 0.8}", "{kind: ddim, steps: 7, eta: 0.5}"] {

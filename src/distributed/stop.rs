@@ -121,7 +121,7 @@ fn ask(signal: i32) {
             ASKED.store(true, Ordering::Relaxed);
             // of ranks, who started them says it
             if rank().is_none() {
-                tracing::info!("asked to stop; asked once more, it ends at once");
+                tracing::info!("asked to stop: it saves first; asked once more, it ends at once");
             }
         }
     }

@@ -187,6 +187,15 @@ pub(super) fn latent_constants(autoencoder: &Checkpoint) -> Result<(f64, f64)> {
     Ok((value("scale")?, value("shift")?))
 }
 
+/// # Errors
+/// [`crate::experiment::UserError`]: a codec that LVDM does not have.
+fn check_codec(run: &Path, codec: &CodecConfig) -> Result<()> {
+    if codec.codebook().is_some() {
+        return mistake(format!("{}: a checkpoint of LVDM has no place for an {}", run.display(), codec.name()));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -214,13 +223,4 @@ mod tests {
             assert!(error.is::<UserError>() && error.to_string().contains(words), "{more}: {error}");
         }
     }
-}
-
-/// # Errors
-/// [`crate::experiment::UserError`]: a codec that LVDM does not have.
-fn check_codec(run: &Path, codec: &CodecConfig) -> Result<()> {
-    if codec.codebook().is_some() {
-        return mistake(format!("{}: a checkpoint of LVDM has no place for an {}", run.display(), codec.name()));
-    }
-    Ok(())
 }

@@ -1,21 +1,25 @@
-//! A released TATS → a run: its autoencoder with the codebook and the discriminators.
+//! A released TATS → a run: its autoencoder with the codebook and the discriminators, or its transformer over the codes of the
+//! autoencoder, which the run then carries.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::value_parser;
 use serde_json::json;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{
-    Imported, MOST_FRAMES, MOST_PIXELS, NewRun, Shapes, declared::Declared, imported_from, latent_tensors, mistake,
-    with_prefix, write_run,
+    Imported, MOST_FRAMES, MOST_PIXELS, NewRun, Part, Shapes, carried_checkpoint, declared::Declared, imported_from,
+    latent_tensors, mistake, with_prefix, write_run,
 };
 use crate::{
     autoencoder_loss::{CodecLossConfig, CodecLossSettings, DiscriminatorConfig, TatsLossConfig},
     checkpoint::Progress,
     codecs::{CodebookConfig, CodecConfig, CodecSettings, VqganConfig, VqganNorm},
-    experiment::AutoencoderExperiment,
+    experiment::{AutoencoderExperiment, TransformerExperiment},
+    networks::{Gpt, GptConfig, Sequences},
+    nn::Parameters,
+    run_files::AUTOENCODER_FILE,
     weights::{
         WeightsFile,
         lvdm_checkpoint::{Ignored, Tensors},
@@ -29,12 +33,19 @@ pub struct TatsOptions {
     /// stages, as in the released models]
     #[arg(long, value_name = "T,H,W", value_delimiter = ',')]
     pub factors: Option<Vec<i64>>,
-    /// Frames in a clip
+    /// Frames in a clip; a transformer's follow from its positions
     #[arg(long, default_value_t = 16, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
     pub frames: i64,
     /// Height and width of a clip in pixels
     #[arg(long, default_value_t = 128, value_parser = value_parser!(i64).range(1..=MOST_PIXELS))]
     pub resolution: i64,
+    /// Heads of a transformer's attention, which leave no trace in the file [default: one for 64 of its width, as in the
+    /// released models]
+    #[arg(long)]
+    pub heads: Option<i64>,
+    /// Every n-th latent frame of a clip is what a transformer sees: 4 of a released model of sparse frames
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(i64).range(1..=MOST_FRAMES))]
+    pub latent_stride: i64,
 }
 
 /// The tensors of a released checkpoint, each part without its prefix.
@@ -152,7 +163,72 @@ fn normalization(autoencoder: &Tensors) -> (f64, f64) {
     (1.0 / variance.sqrt().max(1e-12), -mean)
 }
 
-/// Turns the autoencoder of a released TATS into a run of the autoencoder.
+/// Writes a run of the transformer, which samples as the released code does. Whether it fills gaps its mask says.
+fn write_transformer(
+    file: &Path,
+    options: &TatsOptions,
+    autoencoder: &VqganConfig,
+    found: &mut TatsCheckpoint,
+    run: &Path,
+) -> Result<Part> {
+    let masks: Vec<String> = found.transformer.keys().filter(|name| name.ends_with(".attn.mask")).cloned().collect();
+    let mut fills_gaps = false;
+    for name in masks {
+        // the first token of a causal transformer sees itself alone
+        let mask = found.transformer.remove(&name).expect("it is one of the names");
+        fills_gaps |= mask.flatten(0, -2).get(0).sum(None).double_value(&[]) > 1.0;
+        found.ignore("transformer.blocks.*.attn.mask");
+    }
+    let shapes = Shapes::from(&found.transformer);
+    let (vocabulary, width) = (shapes.axis("tok_emb.weight", 0)?, shapes.axis("tok_emb.weight", 1)?);
+    let length = shapes.axis("pos_emb", 1)?;
+    let layers = (0..).take_while(|i| shapes.has(&format!("blocks.{i}.ln1.weight"))).count() as i64;
+    let network = GptConfig { layers, heads: options.heads.unwrap_or(width / 64), width, recompute: false };
+    if let Err(error) = network.validate() {
+        return mistake(format!("{error:#}; give --heads"));
+    }
+    let codes = autoencoder.codebook.codes;
+    ensure!(vocabulary >= codes, "the transformer has {vocabulary} tokens, fewer than the {codes} codes");
+    let [_, one, h, w] = autoencoder.latent_shape(autoencoder.factors[0], options.resolution, options.resolution)?;
+    if length % (h * w) != 0 {
+        return mistake(format!(
+            "--resolution {}: latent frames of {} codes do not fill the transformer's {length} positions",
+            options.resolution,
+            h * w
+        ));
+    }
+    let frames = length / (h * w) * options.latent_stride * autoencoder.factors[0] / one;
+    let sequences = Sequences { vocabulary, length, unmasked: if fills_gaps { h * w } else { 0 } };
+    let parameters = Parameters::unfilled(Device::Cpu);
+    Gpt::new(&parameters.root(), &network, sequences);
+    let declared = Declared { part: "transformer", parameters };
+    let tensors: Tensors = with_prefix("model", declared.take(&found.transformer)?).collect();
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let mut experiment = json!({
+        "data": {
+            "dataset": {"kind": "folder", "root": format!("data/{stem}")},
+            "frames": frames,
+            "resolution": options.resolution,
+        },
+        "autoencoder": run,
+        "latent_stride": options.latent_stride,
+        "interpolation": fills_gaps,
+        "network": network,
+        "optimizer": {"kind": "adamw", "learning_rate": 1.08e-4, "betas": [0.9, 0.95], "weight_decay": 0.01},
+        "trainer": {"steps": found.step + 100_000, "batch": 3, "accumulate": 8, "ema_decay": null},
+        "sampler": {"top_k": 2048, "top_p": 0.8, "form": "released"},
+    });
+    if vocabulary > codes {
+        experiment["labels"] = json!({"classes": vocabulary - codes});
+    }
+    let experiment: TransformerExperiment = serde_json::from_value(experiment)?;
+    let progress = Progress { step: found.step, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
+    write_run(run, &imported_from(file), "transformer", &experiment, progress, tensors)?;
+    Ok(declared.report())
+}
+
+/// Turns the autoencoder of a released TATS into a run of the autoencoder, and a transformer's checkpoint into a run of the
+/// transformer.
 ///
 /// # Errors
 /// [`crate::experiment::UserError`] for what the user said; a file that is damaged, or holds another network.
@@ -163,9 +239,6 @@ pub fn import_tats(file: &Path, options: &TatsOptions, run: &Path) -> Result<Imp
     let new = NewRun::begin(run)?;
     let name = || file.display().to_string();
     let mut found = TatsCheckpoint::read(file)?;
-    for _ in 0..found.transformer.len() {
-        found.ignore("transformer.*");
-    }
     let config = autoencoder_config(&found.autoencoder, options.factors.as_deref()).with_context(name)?;
     if let Err(error) = config.latent_shape(options.frames, options.resolution, options.resolution) {
         return mistake(format!("{error:#}"));
@@ -200,6 +273,14 @@ pub fn import_tats(file: &Path, options: &TatsOptions, run: &Path) -> Result<Imp
         "optimizer": {"kind": "adam", "learning_rate": 9.0e-5, "betas": [0.5, 0.9]},
         "trainer": {"steps": found.step + 100_000, "batch": 2, "accumulate": 48, "ema_decay": null, "clip_gradient": 1.0},
     }))?;
+    if !found.transformer.is_empty() {
+        tensors.retain(|name, _| !name.starts_with("discriminator."));
+        carried_checkpoint("autoencoder", serde_json::to_value(&experiment)?, tensors)
+            .write(&run.join(AUTOENCODER_FILE))?;
+        parts.push(write_transformer(file, options, &config, &mut found, run).with_context(name)?);
+        new.finish();
+        return Ok(Imported { task: "transformer", step: found.step, parts, ignored: found.ignored });
+    }
     let progress = Progress { step: found.step, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
     write_run(run, &imported_from(file), "autoencoder", &experiment, progress, tensors)?;
     new.finish();

@@ -36,7 +36,7 @@ pub struct EvaluationExperiment {
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Generated {
-    /// Sampled from a diffusion run.
+    /// Sampled from a run.
     Run {
         /// Its folder, or one of its checkpoints.
         run: PathBuf,

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tch::Device;
 
 use super::{
-    cascade::Cascade, code_transformer::CodeTransformer, latent_diffusion::LatentDiffusion, long_diffusion,
+    cascade::Cascade, code_transformer::CodeTransformer, latent_diffusion::LatentDiffusion, long_codes, long_diffusion,
     long_video::LongVideo, model::VideoModel,
 };
 use crate::{
@@ -22,8 +22,10 @@ struct Family {
     open: fn(&Path, Device) -> Result<Box<dyn VideoModel>>,
     /// Plans long videos of such runs: with their weights on a device, or as an outline by which nothing can be made. None of a
     /// family whose runs continue no videos.
-    long: Option<fn(&LongVideoConfig, i64, Option<Device>) -> Result<LongVideo>>,
+    long: Option<OpenLong>,
 }
+
+type OpenLong = fn(&LongVideoConfig, i64, Option<Device>) -> Result<LongVideo>;
 
 /// One line a family.
 const FAMILIES: [Family; 3] = [
@@ -33,7 +35,11 @@ const FAMILIES: [Family; 3] = [
         long: Some(long_diffusion::open),
     },
     Family { task: SUPERRESOLUTION, open: |run, device| Ok(Box::new(Cascade::open(run, device, open)?)), long: None },
-    Family { task: "transformer", open: |run, device| Ok(Box::new(CodeTransformer::open(run, device)?)), long: None },
+    Family {
+        task: "transformer",
+        open: |run, device| Ok(Box::new(CodeTransformer::open(run, device)?)),
+        long: Some(long_codes::open),
+    },
 ];
 
 /// The family of a run folder, or of one of its checkpoints.

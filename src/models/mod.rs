@@ -28,6 +28,7 @@ mod code_transformer;
 mod families;
 mod first_frame;
 mod latent_diffusion;
+mod long_codes;
 mod long_diffusion;
 mod long_video;
 mod model;

@@ -59,6 +59,28 @@ fn workplace(frames: i64) -> tempfile::TempDir {
     folder
 }
 
+/// A small transformer over the codes of an autoencoder with a codebook.
+const TRANSFORMER: &str = "\
+seed: 4
+data: {dataset: {kind: packed, file: clips.safetensors}, frames: 8, resolution: 32, workers: 1}
+autoencoder: runs/codebook
+network: {layers: 2, heads: 2, width: 32}
+optimizer: {kind: adamw, learning_rate: 1.0e-4, eps: 1.0e-4, weight_decay: 0.01}
+trainer: {steps: 4, batch: 2, device: cpu, log_every: 1000, checkpoint_every: 1000, picture_every: 1000, ema_decay: 0.99}
+";
+
+/// `transformer.yaml`, and the autoencoder that it builds on.
+fn write_transformer(at: &Path) {
+    fs::write(at.join("transformer.yaml"), TRANSFORMER).unwrap();
+    let codebook =
+        "autoencoder={kind: vqgan, channels: 4, factors: [2, 8, 8], latent_channels: 4, codebook: {codes: 24}}";
+    let loss =
+        "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 9, discriminator: {channels: 4, layers: 1}}";
+    let train =
+        ["train", "autoencoder", "autoencoder.yaml", "--run", "runs/codebook", codebook, loss, "trainer.steps=2"];
+    succeed_in(at, &train);
+}
+
 /// `latte.yaml`: a small Latte in the place of the denoiser, on clips of two classes.
 fn write_latte(at: &Path) {
     let packed = at.join("clips.safetensors");

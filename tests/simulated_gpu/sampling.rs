@@ -10,7 +10,7 @@ use crate::{
         text_runs::{import, write_diffusers},
     },
     device::Gpu,
-    same_clips, workplace, write_latte, write_mcvd, write_stages,
+    same_clips, workplace, write_latte, write_mcvd, write_stages, write_transformer,
 };
 
 /// The videos of `sample` on both devices; on the GPU, twice as many cost no waiting beyond one stall a batch, for its videos.
@@ -82,6 +82,17 @@ fn mcvd_samples_as_on_the_cpu() {
     samples_as_on_the_cpu(gpu, at, "mcvd", &["sample", "runs/mcvd", "--frames", "8"]);
     succeed_in(at, &[&train[..], &["network.spatin=8", "--run", "runs/spatin"]].concat());
     samples_as_on_the_cpu(gpu, at, "mcvd-spatin", &["sample", "runs/spatin"]);
+}
+
+/// No token waits for the one before it.
+#[test]
+fn codes_are_drawn_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(8);
+    let at = folder.path();
+    write_transformer(at);
+    succeed_in(at, &["train", "transformer", "transformer.yaml", "--run", "runs/codes", "trainer.steps=2"]);
+    samples_as_on_the_cpu(gpu, at, "codes", &["sample", "runs/codes", "--top-k", "12", "--top-p", "0.9"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
         text_runs::{BESIDE, experiment, import, write_diffusers, write_videos},
     },
     device::Gpu,
-    distance, workplace, write_latte, write_mcvd, write_stages,
+    distance, workplace, write_latte, write_mcvd, write_stages, write_transformer,
 };
 
 /// The last line of a run's log, without what depends on the clock and the machine.
@@ -103,6 +103,19 @@ fn an_autoencoder_with_a_codebook_trains_as_on_the_cpu() {
         "seed=12",
     ];
     trains_as_on_the_cpu(gpu, folder.path(), "vqgan", &train, 1e-4);
+}
+
+/// Codes are integers, which the encoder must choose as on the CPU; a step reads none of them.
+#[test]
+fn a_transformer_over_codes_trains_as_on_the_cpu() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(8);
+    let at = folder.path();
+    write_transformer(at);
+    let train = ["train", "transformer", "transformer.yaml"];
+    trains_as_on_the_cpu(gpu, at, "codes", &train, 1e-4);
+    let gaps = ["interpolation=true", "network.recompute=true"];
+    trains_as_on_the_cpu(gpu, at, "gaps", &[&train[..], &gaps].concat(), 1e-4);
 }
 
 /// LPIPS, whose network is large, in the loss.
