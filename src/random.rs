@@ -45,7 +45,7 @@ pub enum Purpose {
     Caption = 16,
     /// Whether a training sample goes without its class label.
     Label = 17,
-    /// Which rows of a batch become entries of a codebook; the sample is the step.
+    /// Which rows of a batch become entries of a codebook; the sample is 0 at its start, and then the step plus one.
     Codebook = 18,
     /// The frame of a training clip that is judged alone in the generator's update.
     JudgedFrame = 19,

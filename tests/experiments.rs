@@ -13,9 +13,10 @@ use lvdm::{
     bench::BenchExperiment,
     codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoderConfig, LatentSpace},
     commands::DemoData,
+    data::DataConfig,
     experiment::{
         AutoencoderExperiment, CurveSource, DiffusionExperiment, DiffusionSpace, EvaluationExperiment, Generated,
-        LongEvaluationExperiment, UserError, parse, protocol,
+        LongEvaluationExperiment, TransformerExperiment, UserError, parse, protocol,
     },
     metrics::ProtocolConfig,
     models,
@@ -29,6 +30,7 @@ use serde_yaml::Value;
 enum Kind {
     Autoencoder,
     Diffusion,
+    Transformer,
     Evaluation,
     LongEvaluation,
     Protocol,
@@ -47,6 +49,8 @@ fn kind(value: &Value) -> Kind {
         Kind::Protocol
     } else if value.get("videos").is_some() {
         Kind::DemoData
+    } else if value.get("network").is_some_and(|network| network.get("layers").is_some()) {
+        Kind::Transformer
     } else if value.get("autoencoder").is_some_and(Value::is_string) {
         Kind::Diffusion
     } else {
@@ -54,11 +58,23 @@ fn kind(value: &Value) -> Kind {
     }
 }
 
+/// The clips of a training's file; videos of blocks have a length of their own.
+fn trained(path: &Path) -> DataConfig {
+    let text = fs::read_to_string(path).unwrap();
+    if kind(&serde_yaml::from_str(&text).unwrap()) == Kind::Transformer {
+        return parse::<TransformerExperiment>("transformer", &text, &[]).unwrap().data;
+    }
+    let DiffusionExperiment { mut data, blocks, .. } = parse("diffusion", &text, &[]).unwrap();
+    data.frames = blocks.and_then(|blocks| blocks.video_frames).unwrap_or(data.frames);
+    data
+}
+
 /// Reads a text as its kind says, and throws the result away.
 fn check(kind: Kind, name: &str, text: &str) -> Result<(), UserError> {
     match kind {
         Kind::Autoencoder => parse::<AutoencoderExperiment>(name, text, &[]).map(drop),
         Kind::Diffusion => parse::<DiffusionExperiment>(name, text, &[]).map(drop),
+        Kind::Transformer => parse::<TransformerExperiment>(name, text, &[]).map(drop),
         Kind::Evaluation => parse::<EvaluationExperiment>(name, text, &[]).map(drop),
         Kind::LongEvaluation => parse::<LongEvaluationExperiment>(name, text, &[]).map(drop),
         Kind::Protocol => parse::<ProtocolConfig>(name, text, &[]).map(drop),
@@ -99,8 +115,15 @@ fn shipped() -> Vec<Shipped> {
             Shipped { name, kind: kind(&value), value, text, path }
         })
         .collect();
-    let kinds =
-        [Kind::Autoencoder, Kind::Diffusion, Kind::Evaluation, Kind::LongEvaluation, Kind::Protocol, Kind::DemoData];
+    let kinds = [
+        Kind::Autoencoder,
+        Kind::Diffusion,
+        Kind::Transformer,
+        Kind::Evaluation,
+        Kind::LongEvaluation,
+        Kind::Protocol,
+        Kind::DemoData,
+    ];
     for wanted in kinds {
         assert!(files.iter().any(|file| file.kind == wanted), "no experiment of kind {wanted:?}");
     }
@@ -198,6 +221,18 @@ fn every_experiment_loads_and_builds() {
                 experiment.network.build(&parameters.root(), &models::ports(&experiment, latent)).unwrap();
                 assert!(parameters.count() > 10_000);
             }
+            Kind::Transformer => {
+                let experiment: TransformerExperiment = read(&file);
+                experiment.data.clip().unwrap();
+                experiment.network.validate().unwrap();
+                experiment.optimizer.validate().unwrap();
+                experiment.trainer.validate().unwrap();
+                experiment.sampler.validate().unwrap();
+                let codes = experiment_of(&experiment.autoencoder).expect("a shipped experiment");
+                let codes: AutoencoderExperiment =
+                    parse("autoencoder", &fs::read_to_string(codes).unwrap(), &[]).unwrap();
+                assert!(codes.autoencoder.codebook().is_some(), "{}: its autoencoder makes no codes", file.name);
+            }
             Kind::Evaluation => {
                 let experiment: EvaluationExperiment = read(&file);
                 experiment.protocol().unwrap_or_else(|error| panic!("{}: {error:#}", file.name));
@@ -205,13 +240,9 @@ fn every_experiment_loads_and_builds() {
                 if let Generated::Run { run, .. } = &experiment.generated {
                     let path =
                         experiment_of(run).unwrap_or_else(|| panic!("{}: who makes {}?", file.name, run.display()));
-                    let text = fs::read_to_string(path).unwrap();
-                    let mut trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
-                    // videos of blocks have a length of their own
-                    let video_frames = trained.blocks.as_ref().and_then(|blocks| blocks.video_frames);
-                    trained.data.frames = video_frames.unwrap_or(trained.data.frames);
-                    let shape = |data: &lvdm::data::DataConfig| (data.frames, data.frame_stride, data.resolution);
-                    assert_eq!(shape(&trained.data), shape(&experiment.real), "{}: clips of another shape", file.name);
+                    let trained = trained(&path);
+                    let shape = |data: &DataConfig| (data.frames, data.frame_stride, data.resolution);
+                    assert_eq!(shape(&trained), shape(&experiment.real), "{}: clips of another shape", file.name);
                 }
             }
             Kind::LongEvaluation => {
@@ -221,11 +252,14 @@ fn every_experiment_loads_and_builds() {
                     let CurveSource::Sampled(long) = &curve.source else { continue };
                     for run in [Some(&long.prediction), long.interpolation.as_ref()].into_iter().flatten() {
                         let path = experiment_of(run).unwrap_or_else(|| panic!("who makes {}?", run.display()));
-                        let text = fs::read_to_string(path).unwrap();
+                        assert_eq!(trained(&path).resolution, experiment.real.resolution, "{}", file.name);
+                        let text = fs::read_to_string(&path).unwrap();
+                        if kind(&serde_yaml::from_str(&text).unwrap()) == Kind::Transformer {
+                            continue;
+                        }
                         let trained: DiffusionExperiment = parse("diffusion", &text, &[]).unwrap();
                         // a model that is given frames, or one that is led to them
                         long.guidance.validate(trained.conditioning.as_ref()).unwrap();
-                        assert_eq!(trained.data.resolution, experiment.real.resolution, "{}", file.name);
                         let own = trained.sampler;
                         let sampler = long.sampler.as_ref().map_or(own, |choice| choice.over(&own).unwrap());
                         sampler.start(&*trained.schedule.build().unwrap()).unwrap();

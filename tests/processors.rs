@@ -11,15 +11,18 @@ use lvdm::torch::SHORTCUTS;
 
 /// What a mixed-precision result may be off by. The tiny networks of most cases are beyond the 2e-2 that `lvdm verify`
 /// asks for, with LibTorch's ordinary calls as with ours (experiments/bench/README.md): up to 4.0e-2. A loss is one number,
-/// in which roundings cancel or not as it happens: 5.0e-2 by LibTorch's ordinary calls with AVX2, with LPIPS 7.9e-2.
+/// in which roundings cancel or not as it happens: 5.0e-2 by LibTorch's ordinary calls with AVX2, with LPIPS 7.9e-2. Five
+/// steps of MCVD's DDIM, whose direction is not computed again after clipping, are off by 7.7e-2 by ordinary calls.
 fn bfloat16_bound(case: &str) -> f64 {
-    if case.contains("loss") { 0.1 } else { 0.05 }
+    if case.contains("loss") || case.starts_with("mcvd_sampling_ddim") { 0.1 } else { 0.05 }
 }
 
 /// The parity cases; in `float32_networks` those alone that neither shortcut nor instruction leaves as they are: metrics,
-/// schedules and training traces compute in float64, I3D and LPIPS by LibTorch's ordinary calls.
+/// schedules and training traces compute in float64, I3D and LPIPS by LibTorch's ordinary calls, and one token that is drawn
+/// otherwise changes all that follow.
 fn cases(float32_networks: bool) -> Vec<String> {
-    const OTHERS: [&str; 7] = ["autoencoder_trace", "diffusion_trace", "fvd", "i3d", "lpips", "schedule", "clip_text"];
+    const OTHERS: [&str; 8] =
+        ["autoencoder_trace", "diffusion_trace", "fvd", "i3d", "lpips", "schedule", "clip_text", "tats_sampling"];
     let mut cases: Vec<PathBuf> =
         fs::read_dir(source("tests/parity")).unwrap().map(|entry| entry.unwrap().path()).collect();
     cases.retain(|path| path.extension().is_some_and(|ending| ending == "safetensors"));

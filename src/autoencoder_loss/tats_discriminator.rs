@@ -1,12 +1,13 @@
 //! TATS' PatchGANs (Ge et al. 2022, arXiv 2204.03638): which patches of a frame, or of space and time, look real.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::discriminator::{Judged, leaky};
 use crate::{
     distributed::Ranks,
     nn::{BatchNorm, Init, Scope, linear_flops},
+    torch::Autocast,
 };
 
 /// A discriminator of whole clips. The default is TATS' setting.
@@ -56,6 +57,11 @@ impl Conv {
     fn forward(&self, x: &Tensor) -> Tensor {
         match x.dim() {
             4 => x.conv2d(&self.weight, Some(&self.bias), [self.stride; 2], [2; 2], [1; 2], 1),
+            // the gradient of oneDNN's padded bf16 kernel reads what nobody wrote where clips have few frames
+            _ if x.device() == Device::Cpu && Autocast::is_on(Device::Cpu) => {
+                let padded = x.constant_pad_nd([2; 6]);
+                padded.conv3d(&self.weight, Some(&self.bias), [self.stride; 3], [0; 3], [1; 3], 1)
+            }
             _ => x.conv3d(&self.weight, Some(&self.bias), [self.stride; 3], [2; 3], [1; 3], 1),
         }
     }

@@ -26,7 +26,7 @@ enum From {
     /// The kind of network and its settings are inferred from the names and shapes of the tensors. Settings that leave no
     /// trace there are given as options; the message names those that are needed. A tensor that is missing or unknown is
     /// an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
-    Lvdm(Lvdm),
+    Lvdm(Released<ImportOptions>),
     /// Import Stable Diffusion 1.x or 2.x as a text-to-video network
     ///
     /// PATH is a folder in the layout of diffusers (unet/, vae/, text_encoder/, tokenizer/; safetensors or .bin, whole or in
@@ -39,19 +39,19 @@ enum From {
     /// The transformer's settings are inferred from the names and shapes of the tensors. If the file has a moving average of
     /// the weights (`ema`), this is what samples. A tensor that is missing or unknown is an error, and so are position
     /// embeddings that differ from the formula. The pickle in a PyTorch file is read as data: nothing in it is executed.
-    Latte(Latte),
-    /// Import the autoencoder of a released TATS checkpoint, with its codebook and discriminators
+    Latte(Released<LatteOptions>),
+    /// Import a released TATS checkpoint: the autoencoder with its codebook and discriminators, or a transformer
     ///
-    /// FILE is a checkpoint of the autoencoder, or of a transformer over its codes, which contains it. The settings are
-    /// inferred from the names and shapes of the tensors, except for the downsampling factors. A tensor that is missing or
-    /// unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
-    Tats(Tats),
+    /// A transformer's file becomes a run of the transformer, which carries the autoencoder. The settings are inferred from the
+    /// names and shapes of the tensors, except for the downsampling factors, the heads and the stride of sparse frames. A
+    /// tensor that is missing or unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
+    Tats(Released<TatsOptions>),
     /// Import a released MCVD checkpoint, which works on pixels
     ///
     /// The network's settings and its schedule are inferred from the names, shapes and buffers. The file is a list of the
     /// weights, the optimizer and the moving average, which is what samples; the optimizer is left out. A tensor that is missing
     /// or unknown is an error. The pickle in a PyTorch file is read as data: nothing in it is executed.
-    Mcvd(Mcvd),
+    Mcvd(Released<McvdOptions>),
     /// Merge a LoRA of Stable Diffusion into the weights of a run
     ///
     /// The LoRA may have the names of kohya-ss, PEFT or diffusers, and change linear maps and convolutions of the U-Net and
@@ -61,59 +61,26 @@ enum From {
 }
 
 #[derive(Debug, clap::Args)]
-struct Latte {
-    /// Checkpoint: a PyTorch file of any version, with `model` and `ema` or one state dict, or safetensors with the same names
+struct Released<O: clap::Args> {
+    /// Checkpoint: a PyTorch file of any version as the training saved it, one state dict, or safetensors with the same names
     file: PathBuf,
     /// Run folder to create
     #[arg(long)]
     out: PathBuf,
     #[command(flatten)]
-    options: LatteOptions,
+    options: O,
 }
 
-impl Latte {
-    fn run(self) -> Result<()> {
-        let parts = exchange::import_latte(&self.file, &self.options, &self.out)?;
-        super::say::text(parts_table(&parts));
-        say!("a run of the diffusion at step 0: {}", self.out.display());
-        Ok(())
-    }
-}
-
-#[derive(Debug, clap::Args)]
-struct Tats {
-    /// Checkpoint: a PyTorch file of any version, or safetensors with the same names
-    file: PathBuf,
-    /// Run folder to create
-    #[arg(long)]
-    out: PathBuf,
-    #[command(flatten)]
-    options: TatsOptions,
-}
-
-impl Tats {
-    fn run(self) -> Result<()> {
-        print_imported(&exchange::import_tats(&self.file, &self.options, &self.out)?, &self.out);
-        Ok(())
-    }
-}
-
-#[derive(Debug, clap::Args)]
-struct Mcvd {
-    /// Checkpoint: the PyTorch file of a training, one state dict, or safetensors with the same names
-    file: PathBuf,
-    /// Run folder to create
-    #[arg(long)]
-    out: PathBuf,
-    #[command(flatten)]
-    options: McvdOptions,
-}
-
-impl Mcvd {
-    fn run(self) -> Result<()> {
-        let parts = exchange::import_mcvd(&self.file, &self.options, &self.out)?;
-        super::say::text(parts_table(&parts));
-        say!("a run of the diffusion at step 0: {}", self.out.display());
+impl<O: clap::Args> Released<O> {
+    fn run(self, import: impl Fn(&Path, &O, &Path) -> Result<Imported>) -> Result<()> {
+        let imported = import(&self.file, &self.options, &self.out)?;
+        super::say::text(parts_table(&imported.parts));
+        if !imported.ignored.is_empty() {
+            let groups: Vec<String> =
+                imported.ignored.iter().map(|group| format!("{} ({})", group.name, group.count)).collect();
+            say!("known and ignored: {}", groups.join(", "));
+        }
+        say!("a run of the {} at step {}: {}", imported.task, imported.step, self.out.display());
         Ok(())
     }
 }
@@ -170,46 +137,17 @@ impl StableDiffusion {
     }
 }
 
-#[derive(Debug, clap::Args)]
-struct Lvdm {
-    /// Checkpoint: a PyTorch file of any version, or safetensors with the same names, as `lvdm export` writes it
-    file: PathBuf,
-    /// Run folder to create
-    #[arg(long)]
-    out: PathBuf,
-    #[command(flatten)]
-    options: ImportOptions,
-}
-
 impl Import {
     /// # Errors
     /// [`crate::experiment::UserError`] where something must be told; else what is wrong with the file.
     pub fn run(self) -> Result<()> {
         match self.from {
-            From::Lvdm(lvdm) => lvdm.run(),
+            From::Lvdm(released) => released.run(exchange::import),
             From::StableDiffusion(stable_diffusion) => stable_diffusion.run(),
-            From::Latte(latte) => latte.run(),
-            From::Tats(tats) => tats.run(),
-            From::Mcvd(mcvd) => mcvd.run(),
+            From::Latte(released) => released.run(exchange::import_latte),
+            From::Tats(released) => released.run(exchange::import_tats),
+            From::Mcvd(released) => released.run(exchange::import_mcvd),
             From::Lora(lora) => lora.run(),
         }
     }
-}
-
-impl Lvdm {
-    fn run(self) -> Result<()> {
-        let Lvdm { file, out, options } = self;
-        print_imported(&exchange::import(&file, &options, &out)?, &out);
-        Ok(())
-    }
-}
-
-fn print_imported(imported: &Imported, out: &Path) {
-    super::say::text(parts_table(&imported.parts));
-    if !imported.ignored.is_empty() {
-        let groups: Vec<String> =
-            imported.ignored.iter().map(|group| format!("{} ({})", group.name, group.count)).collect();
-        say!("known and ignored: {}", groups.join(", "));
-    }
-    say!("a run of the {} at step {}: {}", imported.task, imported.step, out.display());
 }

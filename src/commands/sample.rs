@@ -38,7 +38,7 @@ pub fn finite(text: &str) -> Result<f64, String> {
 /// Sample videos from a run
 #[derive(Debug, clap::Args)]
 pub struct Sample {
-    /// Run folder of `lvdm train diffusion`, or one of its checkpoints
+    /// Run folder of `lvdm train diffusion` or `transformer`, or one of its checkpoints
     run: PathBuf,
     /// How many [default: one a prompt, class, seed or first frame, whichever are most; without any 16]
     #[arg(long, value_parser = value_parser!(u64).range(1..=MOST_VIDEOS))]

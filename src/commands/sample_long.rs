@@ -22,8 +22,8 @@ use crate::{
 /// Sample long videos: autoregressive, or hierarchical with --interpolation; interrupted, it goes on
 #[derive(Debug, clap::Args)]
 pub struct SampleLong {
-    /// Run of a prediction model (`lvdm train diffusion` with `conditioning`; with --reconstruction any), or one of its
-    /// checkpoints
+    /// Run of a prediction model (`lvdm train diffusion` with `conditioning` or `blocks`, with --reconstruction any; `lvdm train
+    /// transformer`), or one of its checkpoints
     prediction: PathBuf,
     /// Run of an interpolation model, which fills the gaps between sparse frames
     #[arg(long)]

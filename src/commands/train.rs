@@ -64,35 +64,29 @@ impl Train {
         let _catching = catch_signals(OnSignal::Leave)?;
         match self.what {
             What::Autoencoder(options) => {
-                let experiment: AutoencoderExperiment = Experiment::load(&options.file, &options.overrides)?;
-                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
-                options.train(&trainer, |run, ranks, device| train_autoencoder(&experiment, run, change, ranks, device))
+                options.train(|read: &AutoencoderExperiment| &read.trainer, train_autoencoder)
             }
-            What::Diffusion(options) => {
-                let experiment: DiffusionExperiment = Experiment::load(&options.file, &options.overrides)?;
-                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
-                options.train(&trainer, |run, ranks, device| train_diffusion(&experiment, run, change, ranks, device))
-            }
+            What::Diffusion(options) => options.train(|read: &DiffusionExperiment| &read.trainer, train_diffusion),
             What::Transformer(options) => {
-                let experiment: TransformerExperiment = Experiment::load(&options.file, &options.overrides)?;
-                let (trainer, change) = (experiment.trainer.clone(), options.change_settings);
-                options.train(&trainer, |run, ranks, device| train_transformer(&experiment, run, change, ranks, device))
+                options.train(|read: &TransformerExperiment| &read.trainer, train_transformer)
             }
         }
     }
 }
 
 impl Options {
-    fn train(
+    fn train<E: Experiment>(
         self,
-        trainer: &TrainerConfig,
-        body: impl FnOnce(&Path, &Ranks, Device) -> Result<Progress>,
+        trainer: fn(&E) -> &TrainerConfig,
+        train: fn(&E, &Path, bool, &Ranks, Device) -> Result<Progress>,
     ) -> Result<()> {
+        let experiment: E = Experiment::load(&self.file, &self.overrides)?;
+        let trainer = trainer(&experiment);
         let run = self.run.unwrap_or_else(|| run_folder(&self.file));
         let mut ended = true;
         distributed::run(&self.launch, trainer.device.parse()?, |ranks, device| {
             ranks.train_on(device, self.backend)?;
-            let Progress { step, seconds, .. } = body(&run, ranks, device)?;
+            let Progress { step, seconds, .. } = train(&experiment, &run, self.change_settings, ranks, device)?;
             // by rank 0's clock
             ended = ranks.of_first(i64::from(trainer.has_ended(step, seconds)))? > 0;
             if ranks.is_first() {

@@ -9,7 +9,7 @@ use serde_json::json;
 use tch::Device;
 
 use super::{
-    Carried, MOST_PLACES, NewRun, Part, Shapes, carried_checkpoint, imported_from, latent_tensors, mistake,
+    Carried, Imported, MOST_PLACES, NewRun, Part, Shapes, carried_checkpoint, imported_from, latent_tensors, mistake,
     stable_diffusion::image_autoencoder, warn_of_infinities, with_prefix, write_run,
 };
 use crate::{
@@ -80,7 +80,7 @@ impl Inferred {
 ///
 /// # Errors
 /// [`crate::experiment::UserError`] for what the user said; a file that is damaged, or holds another network.
-pub fn import_latte(file: &Path, options: &LatteOptions, run: &Path) -> Result<Vec<Part>> {
+pub fn import_latte(file: &Path, options: &LatteOptions, run: &Path) -> Result<Imported> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));
     }
@@ -168,5 +168,5 @@ pub fn import_latte(file: &Path, options: &LatteOptions, run: &Path) -> Result<V
     let progress = Progress { step: 0, position: 0, ema_updates, skipped_steps: 0, seconds: 0.0 };
     write_run(run, &imported_from(file), "diffusion", &experiment, progress, tensors)?;
     new.finish();
-    Ok(parts)
+    Ok(Imported { task: "diffusion", step: 0, parts, ignored: Vec::new() })
 }

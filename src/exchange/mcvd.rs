@@ -8,7 +8,7 @@ use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    MOST_FRAMES, MOST_PIXELS, MOST_PLACES, NewRun, Part, Shapes, imported_from, mistake, warn_of_infinities,
+    Imported, MOST_FRAMES, MOST_PIXELS, MOST_PLACES, NewRun, Part, Shapes, imported_from, mistake, warn_of_infinities,
     with_prefix, write_run,
 };
 use crate::{
@@ -68,14 +68,15 @@ impl Released {
             let name = name.strip_prefix("unet.").unwrap_or(&name).to_string();
             (name, if tensor.is_floating_point() { tensor.to_kind(Kind::Float) } else { tensor })
         });
-        let (buffers, mut tensors): (Tensors, Tensors) = named.partition(|(name, _)| BUFFERS.contains(&name.as_str()));
+        let (buffers, tensors): (Tensors, Tensors) = named.partition(|(name, _)| BUFFERS.contains(&name.as_str()));
         // the last norm has lost a part of its name in older averages
         let last = layers(&tensors)?.len() as i64 - 2;
-        for leaf in ["weight", "bias"] {
-            if let Some(tensor) = tensors.remove(&format!("all_modules.{last}.{leaf}")) {
-                tensors.insert(format!("all_modules.{last}.Norm_0.{leaf}"), tensor);
-            }
-        }
+        let prefix = format!("all_modules.{last}.");
+        let tensors = tensors.into_iter().map(|(name, tensor)| match name.strip_prefix(&prefix) {
+            Some(rest) if !rest.starts_with("Norm_0.") => (format!("{prefix}Norm_0.{rest}"), tensor),
+            _ => (name, tensor),
+        });
+        let tensors = tensors.collect();
         Ok(Released { tensors, buffers, step, has_average })
     }
 }
@@ -197,7 +198,7 @@ fn schedule(buffers: &Tensors) -> Result<ReversedLinear> {
 ///
 /// # Errors
 /// [`crate::experiment::UserError`] for what the user said; a file that is damaged, or holds another network.
-pub fn import_mcvd(file: &Path, options: &McvdOptions, run: &Path) -> Result<Vec<Part>> {
+pub fn import_mcvd(file: &Path, options: &McvdOptions, run: &Path) -> Result<Imported> {
     if !file.is_file() {
         return mistake(format!("there is no checkpoint {}", file.display()));
     }
@@ -251,5 +252,5 @@ pub fn import_mcvd(file: &Path, options: &McvdOptions, run: &Path) -> Result<Vec
     let progress = Progress { step: 0, position: 0, ema_updates, skipped_steps: 0, seconds: 0.0 };
     write_run(run, &imported_from(file), "diffusion", &experiment, progress, tensors)?;
     new.finish();
-    Ok(parts)
+    Ok(Imported { task: "diffusion", step: 0, parts, ignored: Vec::new() })
 }

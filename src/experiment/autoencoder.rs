@@ -51,6 +51,11 @@ impl AutoencoderExperiment {
             "loss: kl_weight is 0, so that nothing would hold the encoder to the codebook; give `loss: {{kind: tats}}`, or \
              the weight of the commitment as kl_weight"
         );
+        ensure!(
+            self.autoencoder.codebook().is_none() || self.trainer.ema_decay.is_none(),
+            "trainer.ema_decay: the codebook and running statistics are those of the last weights, not of their average: write \
+             null"
+        );
         self.optimizer.validate().context("optimizer")?;
         self.trainer.validate().context("trainer")
     }

@@ -13,7 +13,9 @@ use super::{
 };
 use crate::{
     data::DataConfig,
-    diffusion::{BlockConditioning, FrameConditioning, NoisePathConfig, Objective, SamplerConfig, ScheduleConfig},
+    diffusion::{
+        BlockConditioning, FrameConditioning, NoisePathConfig, Objective, Reduction, SamplerConfig, ScheduleConfig,
+    },
     networks::{NetworkConfig, NetworkSettings, UNetConfig},
     nn::Adapter,
 };
@@ -331,6 +333,10 @@ impl DiffusionExperiment {
         ensure!(
             self.images == 0 || (self.latents.is_none() && self.text.is_none()),
             "images: single frames come from `data` and have no captions: leave out `latents` and `text`"
+        );
+        ensure!(
+            self.images == 0 || self.objective.reduction == Reduction::Mean,
+            "images: with objective.reduction: sum a clip and a single frame do not weigh alike; leave reduction out"
         );
         Ok(())
     }

@@ -20,8 +20,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LongVideoConfig {
-    /// A diffusion run, which begins the video and continues it: trained with `conditioning` or with `blocks` or, with
-    /// `guidance.reconstruction`, any.
+    /// The run that begins the video and continues it: a diffusion trained with `conditioning` or `blocks` or, with
+    /// `guidance.reconstruction`, any; or a transformer over codes.
     pub prediction: PathBuf,
     /// One that fills gaps: hierarchical generation. Without it generation is autoregressive.
     #[serde(default)]
@@ -32,7 +32,7 @@ pub struct LongVideoConfig {
     /// Latent frames from one sparse frame to the next; the prediction run's `latent_stride` where it is not said.
     #[serde(default)]
     pub gap: Option<i64>,
-    /// Weight, form and level of guidance; not read for a run with `blocks`.
+    /// Weight, form and level of guidance; none for a run with `blocks`.
     #[serde(default)]
     pub guidance: GuidanceConfig,
     /// Of every clip; where it is not said, each run's own.

@@ -64,6 +64,11 @@ fn plan(config: &LongVideoConfig, frames: i64, device: Option<Device>) -> Result
         Some(filler) => {
             let gap = config.gap.unwrap_or(stride);
             ensure!(
+                filler.latent_stride == 1,
+                "the interpolation run was trained on every {}th latent frame, and a gap is filled frame by frame",
+                filler.latent_stride
+            );
+            ensure!(
                 filler.trained == gap + 1,
                 "the interpolation run fills gaps of {} latent frames from one end to the other, and not of {gap}",
                 filler.trained - 1

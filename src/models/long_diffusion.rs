@@ -14,13 +14,17 @@ use super::{
 };
 use crate::{
     data::to_u8,
-    diffusion::LongVideoPlan,
+    diffusion::{GuidanceConfig, LongVideoPlan},
     experiment::{LongVideoConfig, UserError},
     torch::Readback,
 };
 
 /// Frames of a video at most: its plan is made in memory.
 const MOST: i64 = 10_000_000;
+
+fn wrong<T>(text: String) -> Result<T> {
+    Err(UserError(text).into())
+}
 
 /// Opens the runs, on a device with their weights, else as an outline by which nothing can be made, and plans a video of
 /// `frames` frames.
@@ -32,12 +36,16 @@ pub(super) fn open(config: &LongVideoConfig, frames: i64, device: Option<Device>
         Some(device) => Ok(LatentDiffusion::open(run, device)?.0),
         None => LatentDiffusion::outline(run),
     };
-    let wrong = |text: String| Err(UserError(text).into());
     let open = |run: &PathBuf| {
         let mut generator = read(run)?;
         if generator.blocks.is_none() {
             let checked = config.guidance.validate(generator.conditioning.as_ref());
             checked.map_err(|error| UserError(format!("{}: guidance: {error:#}", run.display())))?;
+        } else if config.guidance != GuidanceConfig::default() {
+            return wrong(format!(
+                "{}: guidance: a network that makes blocks is given the frames around them, and there is no guidance by them",
+                run.display()
+            ));
         }
         generator.set_numerics(config.numerics());
         if let Some(sampler) = &config.sampler {
@@ -60,6 +68,9 @@ pub(super) fn open(config: &LongVideoConfig, frames: i64, device: Option<Device>
         return LongVideo::new(Box::new(prediction), None, plan, frames, config);
     }
     let interpolation = config.interpolation.as_ref().map(open).transpose()?;
+    if interpolation.as_ref().is_some_and(|run| run.blocks.is_some()) {
+        return wrong("the interpolation run makes blocks that follow from each other, and fills no gaps".into());
+    }
     let stride = prediction.latent_stride;
     let gap = match (&interpolation, config.gap) {
         (None, Some(gap)) => return wrong(format!("gap {gap}: nothing fills it without an interpolation run")),

@@ -9,7 +9,7 @@ use super::{
     AutoencoderTask, DiffusionTask, SettingsChanges, Trainer, TransformerTask, classes, resume_point, with_classes,
 };
 use crate::{
-    checkpoint::{Progress, RunLock},
+    checkpoint::{self, Progress, RunLock},
     distributed::Ranks,
     experiment::{AutoencoderExperiment, DiffusionExperiment, DiffusionSpace, TrainerConfig, TransformerExperiment},
     models::{self, check_base},
@@ -17,7 +17,7 @@ use crate::{
         carry_autoencoder, carry_run, carry_text_encoder, open_latent_space, open_text_encoder, space_of,
         warn_of_another_autoencoder, warn_of_another_base,
     },
-    run_files::{AUTOENCODER_FILE, BASE_FOLDER, CHECKPOINTS_FOLDER, TEXT_ENCODER_FILE},
+    run_files::{AUTOENCODER_FILE, BASE_FOLDER, TEXT_ENCODER_FILE},
     torch::{allow_tf32, be_deterministic},
 };
 
@@ -80,7 +80,7 @@ pub fn train_diffusion(
         }
         if let Some(settings) = &experiment.superresolution {
             let base = run.join(BASE_FOLDER);
-            if base.join(CHECKPOINTS_FOLDER).is_dir() {
+            if checkpoint::latest(&base)?.is_some() {
                 warn_of_another_base(&settings.base, &base);
             } else {
                 check_base(&*models::open(&settings.base, Device::Cpu).context("superresolution.base")?, settings)?;

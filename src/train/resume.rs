@@ -33,7 +33,7 @@ pub fn resume_point(run: &Path, task: &str, ranks: &Ranks) -> Result<Option<Chec
 }
 
 /// Settings that may change while a network is trained: how it learns, and what is shown of it.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "optimizer",
     "trainer",
     "sampler",
@@ -41,6 +41,7 @@ const FREE: [&str; 12] = [
     "text.prompts",
     "text.guidance",
     "labels.guidance",
+    "blocks.video_frames",
     "start_from",
     "superresolution.base",
     "superresolution.level",
@@ -49,7 +50,17 @@ const FREE: [&str; 12] = [
 ];
 
 /// What else may differ from an imported checkpoint: of how it was trained it says nothing.
-const FREE_AFTER_IMPORT: [&str; 6] = ["seed", "data", "labels", "latents", "loss", "trained"];
+const FREE_AFTER_IMPORT: [&str; 9] = [
+    "seed",
+    "data",
+    "labels",
+    "latents",
+    "loss",
+    "trained",
+    "blocks.mask_past",
+    "blocks.mask_future",
+    "network.dropout",
+];
 
 /// One setting that is not what the checkpoint was trained with.
 #[derive(Debug, PartialEq, Eq)]
