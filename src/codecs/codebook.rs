@@ -59,8 +59,8 @@ pub struct Codebook {
     sums: Tensor,
     ranks: Ranks,
     seed: u64,
-    /// Whether the next batch that it learns from is the first one.
-    anew: Cell<bool>,
+    /// Whether it may still wait for its first batch: until these steps are over, its counts are looked at, on the device.
+    may_be_new: Cell<bool>,
     gathered: RefCell<Option<Gathered>>,
 }
 
@@ -75,6 +75,8 @@ struct Gathered {
 impl Codebook {
     /// Added to each average count, so that no entry is divided by zero.
     pub const EPS: f64 = 1e-7;
+    /// Steps after which a training has either had a first batch or been given up.
+    const FIRST_STEPS: i64 = 100;
 
     /// Entries `[K, d]` that start as N(0, 1), until the first batch of a training takes their place.
     pub fn new(scope: &Scope, width: i64, config: &CodebookConfig) -> Self {
@@ -86,16 +88,16 @@ impl Codebook {
             sums: scope.buffer("z_avg", &entries, Init::ZEROS),
             ranks: Ranks::alone(),
             seed: 0,
-            anew: Cell::new(false),
+            may_be_new: Cell::new(false),
             gathered: RefCell::default(),
         }
     }
 
-    /// From now on it learns from the batches of all ranks together, which must be equally large; where training begins
-    /// `anew`, it starts from the vectors of the first batch.
-    pub fn begin_training(&mut self, ranks: &Ranks, seed: u64, anew: bool) {
+    /// From now on it learns from the batches of all ranks together, which must be equally large. A codebook that has learnt
+    /// nothing yet starts from the vectors of the first batch.
+    pub fn begin_training(&mut self, ranks: &Ranks, seed: u64) {
         (self.ranks, self.seed) = (ranks.clone(), seed);
-        self.anew.set(anew);
+        self.may_be_new.set(true);
     }
 
     /// z `[B, d, F, h, w]` → the nearest entries. The gradient by these is that by z, and none reaches the codebook. What it
@@ -106,7 +108,7 @@ impl Codebook {
         let (indices, nearest) = no_grad(|| {
             let _precision = Autocast::bfloat16(z.device(), false);
             let rows = z.detach().permute([0, 2, 3, 4, 1]).reshape([-1, d]); // [B·F·h·w, d]
-            if learns && self.anew.replace(false) {
+            if learns && self.may_be_new.get() {
                 self.start(&rows);
             }
             let codes = self.nearest(&rows);
@@ -176,14 +178,20 @@ impl Codebook {
             }
             self.embeddings.shallow_clone().copy_(&entries);
         });
+        if step >= Self::FIRST_STEPS {
+            self.may_be_new.set(false);
+        }
     }
 
-    /// The codebook becomes a random choice of the first batch's vectors.
+    /// A codebook that has learnt nothing becomes a random choice of a batch's vectors; another stays. Where the step is left
+    /// out, the trainer takes the codebook back to nothing, and the next batch is the first.
     fn start(&self, rows: &Tensor) {
+        let is_new = self.counts.sum(None).eq(0.0);
         let entries = self.rows_of_all(rows, 0);
-        self.embeddings.shallow_clone().copy_(&entries);
-        self.sums.shallow_clone().copy_(&entries);
-        let _ = self.counts.shallow_clone().fill_(1.0);
+        let begin = |own: &Tensor, first: &Tensor| own.shallow_clone().copy_(&first.where_self(&is_new, own));
+        begin(&self.embeddings, &entries);
+        begin(&self.sums, &entries);
+        begin(&self.counts, &self.counts.ones_like());
     }
 
     /// K of the vectors of all ranks, `[K, d]`, chosen at random. Where there are fewer, each is taken several times, and noise

@@ -31,8 +31,8 @@ pub trait VideoCodec {
         bail!("a {} has no codebook, so that there are no codes to decode", self.settings().name())
     }
 
-    /// Called before training; `ranks` are those that train together, and `anew` says that no weights were loaded.
-    fn begin_training(&mut self, _ranks: &Ranks, _seed: u64, _anew: bool) {}
+    /// Called before training; `ranks` are those that train together.
+    fn begin_training(&mut self, _ranks: &Ranks, _seed: u64) {}
 
     /// A forward pass in training: what clips x `[B, 3, F, H, W]` are encoded to, and their reconstruction. What moves
     /// without a gradient (running statistics, a codebook) follows the batch where it `learns`, and stays in another pass

@@ -119,36 +119,43 @@ impl CodecSettings for AutoencoderConfig {
     }
 
     fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2] {
-        let n = self.channels;
-        let conv = |size: [i64; 3], kernel: i64, inputs, outputs| {
-            linear_flops(size.iter().product(), kernel.pow(3) * inputs, outputs)
-        };
-        let strides = self.strides();
-        let mut size = [frames, height, width];
-        let mut encoder = conv(size, 3, 3, n);
-        for (i, stride) in strides.iter().enumerate() {
-            size = [0, 1, 2].map(|axis| size[axis] / stride[axis]);
-            encoder += conv(size, 4, n << i, n << (i + 1)) + 2 * conv(size, 3, n << (i + 1), n << (i + 1));
-        }
-        encoder += conv(size, 3, n << strides.len(), 2 * self.z_channels);
-        encoder += conv(size, 1, 2 * self.z_channels, 2 * self.latent_channels);
-
-        let mut decoder = conv(size, 1, self.latent_channels, self.z_channels);
-        let mut inputs = self.z_channels;
-        for (i, stride) in strides.iter().enumerate() {
-            let outputs = n << (strides.len() - i);
-            // each input meets the whole kernel
-            decoder += conv(size, 4, inputs, outputs);
-            size = [0, 1, 2].map(|axis| size[axis] * stride[axis]);
-            decoder += 4 * conv(size, 3, outputs, outputs);
-            inputs = outputs;
-        }
-        [encoder, decoder + conv(size, 3, inputs, 3)]
+        let (strides, z) = (self.strides(), self.z_channels);
+        let ([encoder, decoder], latent) = stage_flops(self.channels, &strides, z, [frames, height, width]);
+        let last = conv_flops(latent, 3, self.channels << strides.len(), 2 * z);
+        let moments = conv_flops(latent, 1, 2 * z, 2 * self.latent_channels);
+        [encoder + last + moments, decoder + conv_flops(latent, 1, self.latent_channels, z)]
     }
 
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
         Box::new(VideoAutoencoder::new(scope, self))
     }
+}
+
+/// Operations of a convolution of `kernel`³ places.
+pub(super) fn conv_flops(size: [i64; 3], kernel: i64, inputs: i64, outputs: i64) -> i64 {
+    linear_flops(size.iter().product(), kernel.pow(3) * inputs, outputs)
+}
+
+/// Operations of the first convolution and the stages of an encoder of `channels`, and of the stages and the last convolution
+/// of its decoder, whose stages begin with `inputs` channels, over a clip `[F, H, W]`; and the latent `[F', h, w]`.
+pub(super) fn stage_flops(channels: i64, strides: &[[i64; 3]], inputs: i64, clip: [i64; 3]) -> ([i64; 2], [i64; 3]) {
+    let (n, mut size) = (channels, clip);
+    let mut encoder = conv_flops(size, 3, 3, n);
+    for (i, stride) in strides.iter().enumerate() {
+        size = [0, 1, 2].map(|axis| size[axis] / stride[axis]);
+        encoder += conv_flops(size, 4, n << i, n << (i + 1)) + 2 * conv_flops(size, 3, n << (i + 1), n << (i + 1));
+    }
+    let latent = size;
+    let (mut decoder, mut inputs) = (0, inputs);
+    for (i, stride) in strides.iter().enumerate() {
+        let outputs = n << (strides.len() - i);
+        // each input meets the whole kernel
+        decoder += conv_flops(size, 4, inputs, outputs);
+        size = [0, 1, 2].map(|axis| size[axis] * stride[axis]);
+        decoder += 4 * conv_flops(size, 3, outputs, outputs);
+        inputs = outputs;
+    }
+    ([encoder, decoder + conv_flops(size, 3, inputs, 3)], latent)
 }
 
 fn norm(scope: &Scope, channels: i64, config: &AutoencoderConfig) -> Option<GroupNorm> {

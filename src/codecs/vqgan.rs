@@ -7,11 +7,11 @@ use tch::Tensor;
 
 use super::{
     Codebook, CodebookConfig, CodecSettings, Encoded, EncodedKind, LongDecoding, VideoCodec,
-    video_autoencoder::{check_factors, decoder_reach, divided, preferred_layout, strides},
+    video_autoencoder::{check_factors, conv_flops, decoder_reach, divided, preferred_layout, stage_flops, strides},
 };
 use crate::{
     distributed::Ranks,
-    nn::{BatchNorm, Conv3d, GroupNorm, Init, Padding, Scope, Statistics, TransposedConv3d, linear_flops},
+    nn::{BatchNorm, Conv3d, GroupNorm, Init, Padding, Scope, Statistics, TransposedConv3d},
 };
 
 /// How activations are normalised.
@@ -100,30 +100,12 @@ impl CodecSettings for VqganConfig {
     }
 
     fn flops(&self, frames: i64, height: i64, width: i64) -> [i64; 2] {
-        let (n, strides) = (self.channels, strides(self.factors));
-        let conv = |size: [i64; 3], kernel: i64, inputs, outputs| {
-            linear_flops(size.iter().product(), kernel.pow(3) * inputs, outputs)
-        };
-        let mut size = [frames, height, width];
-        let mut encoder = conv(size, 3, 3, n);
-        for (i, stride) in strides.iter().enumerate() {
-            size = [0, 1, 2].map(|axis| size[axis] / stride[axis]);
-            encoder += conv(size, 4, n << i, n << (i + 1)) + 2 * conv(size, 3, n << (i + 1), n << (i + 1));
-        }
-        let widest = n << strides.len();
-        encoder += conv(size, 1, widest, self.latent_channels);
-        encoder += conv(size, 1, self.latent_channels, self.codebook.codes); // distances
-
-        let mut decoder = conv(size, 1, self.latent_channels, widest);
-        let mut inputs = widest;
-        for (i, stride) in strides.iter().enumerate() {
-            let outputs = n << (strides.len() - i);
-            decoder += conv(size, 4, inputs, outputs);
-            size = [0, 1, 2].map(|axis| size[axis] * stride[axis]);
-            decoder += 4 * conv(size, 3, outputs, outputs);
-            inputs = outputs;
-        }
-        [encoder, decoder + conv(size, 3, inputs, 3)]
+        let strides = strides(self.factors);
+        let widest = self.channels << strides.len();
+        let ([encoder, decoder], latent) = stage_flops(self.channels, &strides, widest, [frames, height, width]);
+        let before = conv_flops(latent, 1, widest, self.latent_channels);
+        let distances = conv_flops(latent, 1, self.latent_channels, self.codebook.codes);
+        [encoder + before + distances, decoder + conv_flops(latent, 1, self.latent_channels, widest)]
     }
 
     fn build(&self, scope: &Scope) -> Box<dyn VideoCodec> {
@@ -315,7 +297,7 @@ impl VideoCodec for Vqgan {
         Ok(self.codebook.vectors(codes))
     }
 
-    fn begin_training(&mut self, ranks: &Ranks, seed: u64, anew: bool) {
+    fn begin_training(&mut self, ranks: &Ranks, seed: u64) {
         let Vqgan { encoder, decoder, codebook, .. } = self;
         encoder.final_norm.synchronise(ranks);
         decoder.final_norm.synchronise(ranks);
@@ -324,7 +306,7 @@ impl VideoCodec for Vqgan {
             res1.synchronise(ranks);
             res2.synchronise(ranks);
         }
-        codebook.begin_training(ranks, seed, anew);
+        codebook.begin_training(ranks, seed);
     }
 
     fn train_pass(&self, x: &Tensor, _noise: &Tensor, learns: bool) -> (Encoded, Tensor) {

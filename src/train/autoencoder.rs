@@ -35,24 +35,17 @@ pub struct AutoencoderTask {
 }
 
 impl AutoencoderTask {
-    /// `position` is the first sample of the data; each rank has its share of those that follow. `anew` says that no weights
-    /// will be loaded.
+    /// `position` is the first sample of the data; each rank has its share of those that follow.
     ///
     /// # Errors
     /// Data or LPIPS weights that are not there.
-    pub fn new(
-        experiment: &AutoencoderExperiment,
-        device: Device,
-        position: u64,
-        anew: bool,
-        ranks: &Ranks,
-    ) -> Result<Self> {
+    pub fn new(experiment: &AutoencoderExperiment, device: Device, position: u64, ranks: &Ranks) -> Result<Self> {
         let data = &experiment.data;
         let loader =
             Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
         let parameters = Parameters::new(device, experiment.seed);
         let mut autoencoder = experiment.autoencoder.build(&parameters.root());
-        autoencoder.begin_training(ranks, experiment.seed, anew);
+        autoencoder.begin_training(ranks, experiment.seed);
         let loss = experiment.loss.build(device, Kind::Float, experiment.seed, ranks)?;
         let latent = experiment.autoencoder.latent_shape(data.frames, data.resolution, data.resolution)?;
         Ok(AutoencoderTask {

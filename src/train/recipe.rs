@@ -46,7 +46,7 @@ pub fn train_autoencoder(
     let resume = resume_point(run, "autoencoder", ranks)?;
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
-    let task = AutoencoderTask::new(experiment, device, position, resume.is_none(), ranks)?;
+    let task = AutoencoderTask::new(experiment, device, position, ranks)?;
     let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
     trainer.over(ranks)?.train()
 }

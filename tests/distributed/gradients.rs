@@ -137,7 +137,7 @@ fn codebook_gradients(ranks: &Ranks) -> Found {
     let parameters = Parameters::new(Device::Cpu, 2);
     let mut autoencoder = Vqgan::new(&parameters.root(), &config);
     parameters.to_kind(Kind::Double);
-    autoencoder.begin_training(ranks, 5, true);
+    autoencoder.begin_training(ranks, 5);
     let loss = json!({"perceptual_weight": 0.0, "adversarial_start": 0, "discriminator": {"channels": 4, "layers": 2}});
     let loss: TatsLossConfig = serde_json::from_value(loss).unwrap();
     let loss = loss.build(Device::Cpu, Kind::Double, 3, ranks).unwrap();

@@ -1,6 +1,9 @@
 //! The shipped experiment files: they load, build their networks, and no key of theirs can be misspelt.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod comparisons;
+mod keys;
 
 use std::{
     collections::BTreeSet,
@@ -8,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{run_in, source, succeed_in};
+use common::source;
 use lvdm::{
     bench::BenchExperiment,
     codecs::{AutoencoderConfig, CodecConfig, ImageAutoencoderConfig, LatentSpace},
@@ -20,7 +23,7 @@ use lvdm::{
     },
     metrics::ProtocolConfig,
     models,
-    networks::{AttentionKind, UNet3d, UNetConfig},
+    networks::UNetConfig,
     nn::Parameters,
 };
 use serde_yaml::Value;
@@ -287,100 +290,6 @@ fn every_experiment_loads_and_builds() {
     }
 }
 
-fn diffusion(name: &str) -> DiffusionExperiment {
-    let text = fs::read_to_string(source("experiments").join(name)).unwrap();
-    parse(name, &text, &[]).unwrap()
-}
-
-/// What two experiments that are compared have in common, with their numbers of parameters.
-fn compared(one: &DiffusionExperiment, other: &DiffusionExperiment) -> [i64; 2] {
-    let settings = |experiment: &DiffusionExperiment| {
-        let clips = experiment.trainer.batch * experiment.trainer.accumulate;
-        let DiffusionExperiment { seed, data, schedule, objective, optimizer, sampler, trainer, .. } = experiment;
-        serde_json::json!([seed, data, schedule, objective, optimizer, sampler, clips, trainer.ema_decay])
-    };
-    assert_eq!(settings(one), settings(other));
-    [one, other].map(|experiment| {
-        let parameters = Parameters::unfilled(tch::Device::Cpu);
-        let ports = models::ports(experiment, latent_of(experiment));
-        UNet3d::new(&parameters.root(), experiment.unet().unwrap(), &ports);
-        parameters.count()
-    })
-}
-
-/// Latents against pixels: one network, but for what the number of channels and frames decides, and one time.
-#[test]
-fn pixels_are_compared_with_latents_fairly() {
-    for size in ["demo", "ucf101"] {
-        let [latents, pixels] =
-            ["latents", "pixels"].map(|space| diffusion(&format!("efficiency/{size}/{space}.yaml")));
-        assert!(pixels.autoencoder == DiffusionSpace::Pixels && latents.autoencoder != DiffusionSpace::Pixels);
-        let unet =
-            UNetConfig { recompute: pixels.unet().unwrap().recompute.clone(), ..latents.unet().unwrap().clone() };
-        assert_eq!(&unet, pixels.unet().unwrap(), "{size}");
-        assert_eq!((latents.trainer.minutes, latents.trainer.steps), (pixels.trainer.minutes, pixels.trainer.steps));
-        assert!(latents.trainer.minutes.is_some());
-        let [a, b] = compared(&latents, &pixels).map(|count| count as f64);
-        println!("{size}: {a} parameters on latents, {b} on pixels");
-        assert!((a / b - 1.0).abs() < 0.01, "{size}: {a} and {b} parameters");
-    }
-}
-
-/// Joint against factorized attention: nothing else differs.
-#[test]
-fn attention_is_compared_fairly() {
-    for (factorized, joint) in [
-        ("ablation/demo/factorized.yaml", "ablation/demo/joint.yaml"),
-        ("ucf101/diffusion.yaml", "ablation/ucf101/joint.yaml"),
-    ] {
-        let [factorized, joint] = [factorized, joint].map(diffusion);
-        assert_eq!(factorized.unet().unwrap().attention, AttentionKind::Factorized);
-        assert_eq!(
-            joint.unet().unwrap(),
-            &UNetConfig { attention: AttentionKind::Joint, ..factorized.unet().unwrap().clone() }
-        );
-        assert_eq!(joint.trainer, factorized.trainer);
-        assert_eq!((&joint.autoencoder, &joint.latents), (&factorized.autoencoder, &factorized.latents));
-        let [a, b] = compared(&factorized, &joint);
-        println!("{a} parameters with factorized attention, {b} with joint");
-    }
-}
-
-/// Networks, noise paths and objectives: the same clips, latents, steps and seed; a network is the same in all its runs.
-#[test]
-fn networks_and_noise_paths_are_compared_fairly() {
-    let of = |run: &str| diffusion(&format!("comparison/demo/{run}.yaml"));
-    let same = |experiment: &DiffusionExperiment| {
-        let DiffusionExperiment { seed, data, latents, autoencoder, trainer, .. } = experiment;
-        serde_json::json!([seed, data, latents, autoencoder, trainer])
-    };
-    let unets = ["unet_noise", "unet_velocity", "unet_flow", "unet_class"].map(of);
-    let lattes = ["latte", "latte_flow"].map(of);
-    for runs in [&unets[..], &lattes] {
-        for run in runs {
-            assert_eq!(same(run), same(&unets[0]));
-            assert_eq!((&run.network, &run.optimizer), (&runs[0].network, &runs[0].optimizer));
-        }
-    }
-    let [noise, velocity, flow, class] = &unets;
-    // the paper's network, noise and loss, and the demo's
-    let paper = diffusion("ucf101/diffusion.yaml");
-    assert_eq!((&noise.schedule, &noise.objective), (&paper.schedule, &paper.objective));
-    let demo = diffusion("demo/diffusion.yaml");
-    for run in [noise, velocity, class] {
-        assert_eq!((&run.network, &run.schedule, &run.optimizer), (&demo.network, &demo.schedule, &demo.optimizer));
-    }
-    assert_eq!((&velocity.objective, &class.objective), (&demo.objective, &demo.objective));
-    assert_eq!(unets.each_ref().map(|run| run.labels.is_some()), [false, false, false, true]);
-    let [latte, latte_flow] = &lattes;
-    let small = diffusion("latte/demo.yaml");
-    assert_eq!(
-        (&latte.network, &latte.schedule, &latte.objective, &latte.optimizer, latte.sampler),
-        (&small.network, &small.schedule, &small.objective, &small.optimizer, small.sampler)
-    );
-    assert_eq!((&latte_flow.schedule, &latte_flow.objective), (&flow.schedule, &flow.objective));
-}
-
 /// All key paths of a tree.
 fn paths(value: &Value, at: &[String], found: &mut Vec<Vec<String>>) {
     let Value::Mapping(mapping) = value else { return };
@@ -535,99 +444,4 @@ fn unet_is_an_older_name_of_network() {
     before["unet"] = unet;
     let found: DiffusionExperiment = serde_json::from_value(before).unwrap();
     assert_eq!(serde_json::to_value(found).unwrap(), now);
-}
-
-/// docs/configuration.md is what `lvdm config --markdown` prints.
-#[test]
-fn the_page_of_keys_is_what_the_types_say() {
-    let printed = succeed_in(&source(""), &["config", "--markdown"]).out;
-    let page = fs::read_to_string(source("docs/configuration.md")).unwrap();
-    let differing = printed.lines().zip(page.lines()).find(|(printed, page)| printed != page);
-    assert!(
-        printed == page,
-        "docs/configuration.md is not what the types say: run `lvdm config --markdown > docs/configuration.md`; first \
-         {differing:?}"
-    );
-}
-
-/// Every key and every `kind` of every shipped file is on it, under the names that files use.
-#[test]
-fn the_page_of_keys_lists_what_shipped_files_say() {
-    let page = fs::read_to_string(source("docs/configuration.md")).unwrap();
-    let (mut keys, mut kinds) = (BTreeSet::new(), BTreeSet::new());
-    fn collect(value: &Value, keys: &mut BTreeSet<String>, kinds: &mut BTreeSet<String>) {
-        match value {
-            Value::Mapping(mapping) => {
-                for (key, value) in mapping {
-                    let key = key.as_str().unwrap();
-                    match (key, value) {
-                        ("kind", kind) => kinds.insert(kind.as_str().unwrap().to_string()),
-                        (key, _) => keys.insert(key.to_string()),
-                    };
-                    collect(value, keys, kinds);
-                }
-            }
-            Value::Sequence(list) => list.iter().for_each(|value| collect(value, keys, kinds)),
-            _ => {}
-        }
-    }
-    for path in yaml_files(&source("experiments")) {
-        collect(&serde_yaml::from_str(&fs::read_to_string(path).unwrap()).unwrap(), &mut keys, &mut kinds);
-    }
-    assert!(keys.len() > 60 && kinds.len() > 10, "{keys:?} {kinds:?}");
-    // the older name of `network` is told in a sentence
-    let missing: Vec<_> =
-        keys.iter().filter(|key| *key != "unet" && !page.contains(&format!("\n| `{key}` | "))).collect();
-    assert!(missing.is_empty(), "{missing:?}");
-    let of_kinds: Vec<&str> =
-        page.lines().filter(|line| line.starts_with("**`kind: ") || line.starts_with("| `kind` ")).collect();
-    let missing: Vec<_> = kinds
-        .iter()
-        .filter(|kind| {
-            !of_kinds.iter().any(|line| line.contains(&format!("`{kind}`")) || line.contains(&format!("kind: {kind}`")))
-        })
-        .collect();
-    assert!(missing.is_empty(), "{missing:?}");
-    // each link leads to a heading, and each key has a meaning
-    let headings: BTreeSet<String> = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("### "))
-        .map(|title| title.to_lowercase().replace(' ', "-").replace(['`', '.'], ""))
-        .collect();
-    for link in page.split("](#").skip(1).map(|rest| rest.split(')').next().unwrap()) {
-        assert!(headings.contains(link), "no heading for #{link}");
-    }
-    let without: Vec<&str> = page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
-    assert!(without.is_empty(), "{without:?}");
-}
-
-#[test]
-fn a_key_is_explained_on_the_command_line() {
-    let at = source("");
-    let said = succeed_in(&at, &["config", "trainer.steps"]).out;
-    assert!(
-        said.contains("lvdm train diffusion FILE\n  trainer.steps (integer; default: required)\n      Optimizer steps"),
-        "{said}"
-    );
-    let said = succeed_in(&at, &["config", "schedule"]).out;
-    assert!(said.contains("schedule.beta_start (number; default: 0.0015") && said.contains("schedule.times"), "{said}");
-    // what differs from kind to kind is said of each, and so are the kinds
-    let said = succeed_in(&at, &["config", "network.heads"]).out;
-    assert!(said.contains("default: 4; of unet3d)") && said.contains("default: 16; of latte)"), "{said}");
-    let default = |key: &str| {
-        let said = succeed_in(&at, &["config", key]).out;
-        let (_, rest) = said.split_once("default: ").unwrap_or_else(|| panic!("{said}"));
-        rest[..rest.find([')', ';']).unwrap()].to_string()
-    };
-    // of a group that is there by default, of one that need not name its kind, and of one that a file must have
-    let kinds = ["schedule.kind", "sampler.kind", "network.kind", "autoencoder.kind", "data.dataset.kind"];
-    let expected = ["scaled_linear", "ddim", "unet3d", "video_autoencoder", "required"];
-    assert_eq!(kinds.map(default), expected);
-    assert!(succeed_in(&at, &["config", "schedule.kind"]).out.contains("rectified_flow"));
-    // the older name of the network, and an entry of a list
-    assert!(succeed_in(&at, &["config", "unet.channels"]).out.contains("network.channels"));
-    assert!(succeed_in(&at, &["config", "curves.0.name"]).out.contains("curves.name"));
-    let said = run_in(&at, &["config", "trainer.stepps"]);
-    assert!(said.error(2).contains("`trainer.stepps`"), "{}", said.err);
-    assert!(succeed_in(&at, &["config"]).out.contains("lvdm evaluate-long FILE"));
 }
