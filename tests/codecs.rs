@@ -446,6 +446,7 @@ trainer: {steps: 1, batch: 2}
         ("loss={kind: tats, video_weight: -1}", "video_weight is a weight of 0 or more"),
         ("loss={kind: tats, video_weight: 0, image_weight: 0}", "matching_weight needs discriminators"),
         ("autoencoder.codebook.codes=1", "codes must be at least 2"),
+        ("trainer.ema_decay=0.99", "trainer.ema_decay: the codebook"),
         ("autoencoder.codebook.decay=1", "decay lies in [0, 1)"),
         ("autoencoder.norm=group", "32 groups"),
     ] {

@@ -373,9 +373,10 @@ sampler: {kind: ddim, steps: 2, eta: 1.0}
 ";
 
 /// TATS' autoencoder and losses in place of LVDM's.
-const VQGAN: [&str; 2] = [
+const VQGAN: [&str; 3] = [
     "autoencoder={kind: vqgan, channels: 4, factors: [2, 4, 4], latent_channels: 4, codebook: {codes: 24, restart: true}}",
     "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 2, discriminator: {channels: 4, layers: 1}}",
+    "trainer.ema_decay=null",
 ];
 
 /// A run that died after step 3 — its log is longer, its last checkpoint cut short — and was started again equals,

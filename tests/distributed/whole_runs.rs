@@ -26,6 +26,7 @@ fn vqgan() -> String {
     let line = |line: &str| match line.split(':').next() {
         Some("autoencoder") => codec.to_string(),
         Some("loss") => loss.to_string(),
+        Some("trainer") => line.replace(", ema_decay: 0.99", ""),
         _ => line.to_string(),
     };
     AUTOENCODER.lines().map(line).collect::<Vec<_>>().join("\n")

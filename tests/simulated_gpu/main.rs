@@ -76,8 +76,17 @@ fn write_transformer(at: &Path) {
         "autoencoder={kind: vqgan, channels: 4, factors: [2, 8, 8], latent_channels: 4, codebook: {codes: 24}}";
     let loss =
         "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 9, discriminator: {channels: 4, layers: 1}}";
-    let train =
-        ["train", "autoencoder", "autoencoder.yaml", "--run", "runs/codebook", codebook, loss, "trainer.steps=2"];
+    let train = [
+        "train",
+        "autoencoder",
+        "autoencoder.yaml",
+        "--run",
+        "runs/codebook",
+        codebook,
+        loss,
+        "trainer.steps=2",
+        "trainer.ema_decay=null",
+    ];
     succeed_in(at, &train);
 }
 

@@ -100,6 +100,7 @@ fn an_autoencoder_with_a_codebook_trains_as_on_the_cpu() {
         "autoencoder={kind: vqgan, channels: 4, factors: [2, 4, 4], latent_channels: 4, codebook: {codes: 24, restart: true}}",
         "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 1, discriminator: {channels: 4, layers: 1}}",
         "trainer.accumulate=2",
+        "trainer.ema_decay=null",
         "seed=12",
     ];
     trains_as_on_the_cpu(gpu, folder.path(), "vqgan", &train, 1e-4);
