@@ -40,10 +40,14 @@ fn trains_as_on_the_cpu(gpu: &Gpu, at: &Path, name: &str, train: &[&str], bound:
 
     let (cpu, whole) = (Checkpoint::read(&last("cpu")).unwrap(), Checkpoint::read(&last("whole")).unwrap());
     assert_eq!(cpu.tensors.keys().collect::<Vec<_>>(), whole.tensors.keys().collect::<Vec<_>>());
-    let mut parts = vec!["model.", "ema.", "optimizer.model.exp_avg.", "optimizer.model.exp_avg_sq."];
-    if cpu.tensors.keys().any(|name| name.starts_with("discriminator.")) {
+    let there = |part: &str| cpu.tensors.keys().any(|name| name.starts_with(part));
+    let mut parts = vec!["model.", "optimizer.model.exp_avg.", "optimizer.model.exp_avg_sq."];
+    if there("discriminator.") {
         parts.extend(["discriminator.", "optimizer.discriminator.exp_avg."]);
     }
+    let averaged = !train.contains(&"trainer.ema_decay=null");
+    assert_eq!(there("ema."), averaged, "{name}");
+    parts.extend(averaged.then_some("ema."));
     let mut most = 0.0f64;
     for part in parts {
         let difference = distance(&whole, &cpu, part);
