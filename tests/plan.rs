@@ -7,10 +7,11 @@ use std::path::Path;
 use common::{run_in, source, succeed_in};
 use lvdm::{
     autoencoder_loss::TrainPass,
+    autoregression::loss,
     codecs::{CodecConfig, ImageAutoencoderConfig},
     distributed::Ranks,
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Precision, read},
-    networks::{Inputs, Ports},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Precision, TransformerExperiment, read},
+    networks::{Gpt, GptConfig, Inputs, Ports, Sequences},
     nn::Parameters,
     plan::{Card, Plan, PlanOptions},
     random::{Purpose, normal},
@@ -200,6 +201,39 @@ fn activations_are_those_of_a_step_of_autoencoders() {
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
         check(experiment.autoencoder.name(), &plan(file, &overrides), 2, measured, 1.35);
     }
+}
+
+#[test]
+fn activations_are_those_of_a_step_of_transformers() {
+    const FILE: &str = "tats/demo/transformer.yaml";
+    for overrides in [vec![], vec!["network.recompute=true"], vec!["trainer.precision=bf16"]] {
+        let strings: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        let experiment: TransformerExperiment = read(&source("experiments").join(FILE), &strings).unwrap();
+        let planned = plan(FILE, &overrides);
+        // 16 frames of 32x32 are 4x8x8 codes of 256
+        let sequences = Sequences { vocabulary: 256, length: 256, unmasked: 0 };
+        let parameters = Parameters::new(CPU, 0);
+        let network = Gpt::new(&parameters.root(), &experiment.network, sequences);
+        assert_eq!((planned.parameters, planned.forward), (parameters.count(), experiment.network.flops(sequences)));
+        let encoding = planned.step - plan(FILE, &[&overrides[..], &["latents=x"]].concat()).step;
+        let passes = if experiment.network.recompute { 4 } else { 3 };
+        assert!(encoding > 0 && planned.step - encoding == passes * planned.forward);
+        with_gradients(&parameters);
+        let [start, tokens] = [vec![8], vec![8, 256]].map(|shape| Tensor::zeros(shape, (Kind::Int64, CPU)));
+        let half = experiment.trainer.precision == Precision::Bf16;
+        let step = || {
+            let _precision = Autocast::bfloat16(CPU, half);
+            backward(&loss(&network, &start, &tokens).1);
+        };
+        let ((), measured) = as_on_gpu(|| peak_host_memory(step));
+        check(&format!("{FILE} {overrides:?}"), &planned, 8, measured, 1.35);
+    }
+    let unknown = plan(FILE, &["labels={}"]);
+    assert!(unknown.notes.iter().any(|note| note.contains("labels.classes=N")), "{:?}", unknown.notes);
+    assert_eq!(plan("tats/transformer.yaml", &["labels.classes=101", "network.layers=1"]).forward, {
+        let sequences = Sequences { vocabulary: 16_384 + 101, length: 1024, unmasked: 0 };
+        GptConfig { layers: 1, ..GptConfig::default() }.flops(sequences)
+    });
 }
 
 /// Scores of attention over all places of all frames grow with the square of a clip, and a plan says that it cannot count

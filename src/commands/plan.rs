@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     codecs::CodecConfig,
@@ -67,7 +67,7 @@ impl PlanTraining {
             say!("{}", PlanTable::HEAD);
         }
         for file in files {
-            let plan = plan::of(Path::new(file), &overrides, &options).with_context(|| file.clone())?;
+            let plan = plan::of(Path::new(file), &overrides, &options)?;
             if self.markdown {
                 say!("{}", table.row(file, &plan));
             } else {

@@ -67,6 +67,16 @@ impl Experiment for TransformerExperiment {
             "autoencoder: there is no {} (train it first: lvdm train autoencoder …)",
             self.autoencoder.display()
         );
+        self.check_settings()
+    }
+}
+
+impl TransformerExperiment {
+    /// As [`Experiment::validate`], but for whether what it names is there.
+    ///
+    /// # Errors
+    /// Names the key and the rule.
+    pub fn check_settings(&self) -> Result<()> {
         check_clip(&self.data)?;
         ensure!(
             (1..=self.data.frames).contains(&self.latent_stride),

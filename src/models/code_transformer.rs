@@ -10,7 +10,7 @@ use super::model::{Accepts, Classes, ClipId, CodecBaselines, Given, KnownClasses
 use crate::{
     autoregression::{CodeSampling, Vocabulary, fill_gap, numbers, slide},
     checkpoint::{self, Checkpoint},
-    codecs::LatentSpace,
+    codecs::{CodecSettings, LatentSpace},
     data::{DataConfig, normalise, to_u8},
     diffusion::SamplerChoice,
     experiment::{ClassList, Numerics, TransformerExperiment},
@@ -44,39 +44,49 @@ pub struct CodeTransformer {
     pub(super) numerics: Numerics,
 }
 
+/// Of an experiment's transformer over the codes of a codec: what its tokens stand for, the shape `[C, F, h, w]` of the latents
+/// that it sees of a clip, and its sequences.
+///
+/// # Errors
+/// A codec without a codebook; clips that do not fit it, or have no gap to fill.
+pub fn sequences(
+    experiment: &TransformerExperiment,
+    codec: &dyn CodecSettings,
+) -> Result<(Vocabulary, [i64; 4], Sequences)> {
+    let TransformerExperiment { data, labels, latent_stride, interpolation, .. } = experiment;
+    let codes = codec
+        .codebook()
+        .with_context(|| format!("autoencoder: a {} has no codebook, so that a clip has no codes", codec.name()))?;
+    let [c, frames, h, w] = codec.latent_shape(data.frames, data.resolution, data.resolution)?;
+    let frames = (frames - 1) / latent_stride + 1;
+    ensure!(
+        frames >= if *interpolation { 3 } else { 1 },
+        "interpolation: clips of {frames} latent frames have none between the first and the last"
+    );
+    let classes = labels.as_ref().and_then(|labels| labels.classes.as_ref()).map_or(0, ClassList::count);
+    let vocabulary = Vocabulary { classes, codes };
+    let unmasked = if *interpolation { h * w } else { 0 };
+    Ok((vocabulary, [c, frames, h, w], Sequences { vocabulary: vocabulary.size(), length: frames * h * w, unmasked }))
+}
+
 impl CodeTransformer {
     /// Declares the network of an experiment in `parameters`.
     ///
     /// # Errors
     /// A codec without a codebook; settings that do not fit together.
     pub fn new(experiment: &TransformerExperiment, space: LatentSpace, parameters: &Parameters) -> Result<Self> {
-        let TransformerExperiment { data, labels, latent_stride, interpolation, network, sampler, .. } = experiment;
-        let codes = space.settings().codebook().with_context(|| {
-            format!("autoencoder: a {} has no codebook, so that a clip has no codes", space.settings().name())
-        })?;
-        let [c, frames, h, w] = space.latent_shape(data.frames, data.resolution, data.resolution)?;
-        let frames = (frames - 1) / latent_stride + 1;
-        ensure!(
-            frames >= if *interpolation { 3 } else { 1 },
-            "interpolation: clips of {frames} latent frames have none between the first and the last"
-        );
+        let TransformerExperiment { data, labels, latent_stride, network, sampler, .. } = experiment;
         network.validate().context("network")?;
-        let classes = labels.as_ref().and_then(|labels| labels.classes.clone());
-        let vocabulary = Vocabulary { classes: classes.as_ref().map_or(0, ClassList::count), codes };
-        let sequences = Sequences {
-            vocabulary: vocabulary.size(),
-            length: frames * h * w,
-            unmasked: if *interpolation { h * w } else { 0 },
-        };
+        let (vocabulary, latent, sequences) = sequences(experiment, space.settings())?;
         let model = CodeTransformer {
             network: Gpt::new(&parameters.root(), network, sequences),
             vocabulary,
             space,
-            latent: [c, frames, h, w],
-            trained: frames,
+            latent,
+            trained: latent[1],
             latent_stride: *latent_stride,
             sampling: *sampler,
-            classes,
+            classes: labels.as_ref().and_then(|labels| labels.classes.clone()),
             data: data.clone(),
             step: 0,
             numerics: Numerics::default(),

@@ -37,7 +37,7 @@ mod whole_video;
 
 pub use assignment::{Asked, Assignment, Seeds};
 pub use cascade::{Cascade, check_base};
-pub use code_transformer::CodeTransformer;
+pub use code_transformer::{CodeTransformer, sequences};
 pub use families::{open, open_long, outline_long};
 pub use latent_diffusion::{FramesOfClip, LatentConditions, LatentDiffusion, ports, seen, starting_weights};
 pub use long_video::{FittedClips, LongVideo, LongVideoModel, forget};

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
-    nn::{Init, LayerNorm, Linear, Scope, attention, causal_attention, full_precision, masked_attention},
+    nn::{Init, LayerNorm, Linear, Scope, attention, causal_attention, full_precision, linear_flops, masked_attention},
     torch::{recompute, upload},
 };
 
@@ -44,6 +44,14 @@ impl GptConfig {
         ensure!((1..=1 << 16).contains(&width), "width must be from 1 to 65536, not {width}");
         ensure!(heads > 0 && width % heads == 0, "a width of {width} does not divide into {heads} heads");
         Ok(())
+    }
+
+    /// Floating-point operations of a forward pass over one sequence, counted as everywhere: a masked score as any other.
+    pub fn flops(&self, sequences: Sequences) -> i64 {
+        let (tokens, width) = (sequences.length, self.width);
+        let maps = linear_flops(tokens, width, 12 * width);
+        let attended = 2 * linear_flops(tokens, width, tokens);
+        self.layers * (maps + attended) + linear_flops(tokens, width, sequences.vocabulary)
     }
 }
 
@@ -299,6 +307,9 @@ mod tests {
                 .map(|(_, tensor)| tensor.numel() as i64)
                 .sum();
             assert_eq!(decayed, 24 * 12 * 1024 * 1024 + (16_384 + classes) * 1024);
+            // each token goes through each map once, and each sees all in both products of attention
+            let attended = 24 * 2 * 2 * length * length * 1024;
+            assert_eq!(GptConfig::default().flops(sequences), 2 * length * decayed + attended);
         }
     }
 }

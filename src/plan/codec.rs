@@ -47,10 +47,9 @@ pub(super) fn codec(file: &Path, space: &DiffusionSpace, options: &PlanOptions) 
         return Ok(PlannedCodec { settings: Some(settings), note: Some(note) });
     }
     let text = format!(
-        "{}: autoencoder: there is no {}, and no experiment that would make it; say which codec it will have: \
+        "autoencoder: there is no {}, and no experiment that would make it; say which codec it will have: \
          --autoencoder FILE (an experiment of `lvdm train autoencoder`), or its settings, as --autoencoder \
          '{{kind: image_autoencoder}}' for that of Stable Diffusion",
-        file.display(),
         run.display()
     );
     Err(UserError(text).into())

@@ -7,10 +7,11 @@ mod cards;
 mod codec;
 mod denoiser;
 mod needs;
+mod transformer;
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_yaml::Value;
 
 pub use self::{
@@ -19,7 +20,7 @@ pub use self::{
     needs::{Plan, PlanOptions, Variant},
 };
 use crate::{
-    experiment::{AutoencoderExperiment, DiffusionExperiment, UserError, read},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, TransformerExperiment, UserError, read},
     torch::as_on_gpu,
 };
 
@@ -35,12 +36,17 @@ pub fn of(file: &Path, overrides: &[String], options: &PlanOptions) -> Result<Pl
         Kind::Autoencoder => {
             let experiment: AutoencoderExperiment = read(file, overrides)?;
             experiment.check_settings().map_err(wrong)?;
-            as_on_gpu(|| autoencoder::plan(&experiment, options))
+            as_on_gpu(|| autoencoder::plan(&experiment, options)).with_context(|| file.display().to_string())
         }
         Kind::Diffusion => {
             let experiment: DiffusionExperiment = read(file, overrides)?;
             experiment.check_settings().map_err(wrong)?;
-            as_on_gpu(|| denoiser::plan(file, &experiment, options))
+            as_on_gpu(|| denoiser::plan(file, &experiment, options)).with_context(|| file.display().to_string())
+        }
+        Kind::Transformer => {
+            let experiment: TransformerExperiment = read(file, overrides)?;
+            experiment.check_settings().map_err(wrong)?;
+            as_on_gpu(|| transformer::plan(file, &experiment, options)).with_context(|| file.display().to_string())
         }
     }
 }
@@ -48,14 +54,21 @@ pub fn of(file: &Path, overrides: &[String], options: &PlanOptions) -> Result<Pl
 enum Kind {
     Autoencoder,
     Diffusion,
+    Transformer,
 }
 
-/// Which training a file is of: a denoiser's names its autoencoder, an autoencoder's has the settings of one or none.
+/// Which training a file is of: an autoencoder's has the settings of one or none, others name one; of these a denoiser's has
+/// a network of some kind, and a transformer's nothing of noise.
 fn kind(file: &Path, overrides: &[String]) -> Result<Kind, UserError> {
     let value: Value = read(file, overrides)?;
     let name = file.display();
     if value.get("trainer").is_none() {
         return Err(UserError(format!("{name}: there is no `trainer`: a plan is of a file for `lvdm train`")));
     }
-    Ok(if value.get("autoencoder").is_some_and(Value::is_string) { Kind::Diffusion } else { Kind::Autoencoder })
+    if !value.get("autoencoder").is_some_and(Value::is_string) {
+        return Ok(Kind::Autoencoder);
+    }
+    let of_denoiser = ["unet", "schedule", "objective"].iter().any(|key| value.get(key).is_some())
+        || value.get("network").is_some_and(|network| network.get("kind").is_some());
+    Ok(if of_denoiser { Kind::Diffusion } else { Kind::Transformer })
 }
