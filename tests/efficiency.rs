@@ -136,6 +136,17 @@ fn latents_and_pixels_side_by_side() {
         let row = said.lines().find(|line| line.starts_with(&format!("runs/latents/{folder} "))).unwrap();
         assert!(row.contains(&format!("weights of runs/latents, step 3, {how}")), "{said}");
     }
+    // trainings that differ in their seed alone have a line together, in the table and on the page
+    assert!(!said.contains("in their seed alone"), "{said}");
+    succeed_in(at, &["train", "diffusion", "latents.yaml", "seed=1", "--run", "runs/other"]);
+    evaluate(at, "other", "4", "runs/other/evaluation");
+    let said =
+        succeed_in(at, &["report", "efficiency", "--videos", "0", "runs/latents", "runs/other", "runs/pixels"]).out;
+    let line = said.lines().find(|line| line.contains("over 2 trainings")).unwrap();
+    assert!(line.ends_with(": runs/latents/evaluation, runs/other/evaluation"), "{line}");
+    succeed_in(at, &["report", "runs/latents", "runs/other"]);
+    let page = fs::read_to_string(at.join("report.html")).unwrap();
+    assert!(page.contains("<th>latents/evaluation, other/evaluation</th><td class=\"n\">2</td>"), "{line}");
     let said = run_in(at, &["report", "efficiency", "runs/nothing"]);
     assert!(said.error(2).contains("runs/nothing"), "{}", said.err);
 }

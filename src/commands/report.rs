@@ -75,7 +75,7 @@ impl Efficiency {
                 say!("{}", cost.json(device)?);
             }
         } else {
-            super::say::text(efficiency_table(&costs, device));
+            super::say::text(efficiency_table(&costs, device)?);
         }
         Ok(())
     }

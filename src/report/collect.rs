@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -125,16 +125,16 @@ fn common(paths: &[PathBuf]) -> PathBuf {
     base
 }
 
-/// The folders as they were given; of several in one folder that one, and then their names alone.
+/// The folders as they were given; of several below one folder that one, and then what is below it.
 fn title(runs: &[PathBuf]) -> String {
     let list = |of: &dyn Fn(&PathBuf) -> String| runs.iter().map(of).collect::<Vec<_>>().join(", ");
-    let parent = runs.first().and_then(|run| run.parent()).filter(|parent| *parent != Path::new(""));
-    match parent.filter(|parent| runs.len() > 1 && runs.iter().all(|run| run.parent() == Some(parent))) {
-        Some(parent) => {
-            let name = |run: &PathBuf| run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            format!("{}: {}", parent.display(), list(&name))
+    let base = common(runs);
+    match runs.len() > 1 && base.components().any(|part| matches!(part, Component::Normal(_))) && !runs.contains(&base)
+    {
+        true => {
+            format!("{}: {}", base.display(), list(&|run| run.strip_prefix(&base).unwrap_or(run).display().to_string()))
         }
-        None => list(&|run| run.display().to_string()),
+        false => list(&|run| run.display().to_string()),
     }
 }
 
@@ -189,6 +189,7 @@ fn take(page: &mut Page, folder: &Path, name: String, galleries: &mut Vec<(Strin
     if experiment.is_some() || metrics.is_some() {
         page.trainings.push(Training {
             name: name.clone(),
+            folder: folder.to_path_buf(),
             trained: trained(folder)?,
             experiment: experiment.map(|path| read_experiment(&path)).transpose()?,
             metrics: metrics.map_or(Ok(Vec::new()), |path| read_metrics(&path))?,
@@ -322,6 +323,8 @@ fn read_metrics(path: &Path) -> Result<Vec<Series>> {
 struct FiguresFile {
     figures: BTreeMap<String, Figure>,
     #[serde(default)]
+    generated: Value,
+    #[serde(default)]
     generated_text: String,
     #[serde(rename = "floor")]
     real_vs_real: Option<RealVsReal>,
@@ -387,6 +390,7 @@ impl FiguresFile {
         Evaluation {
             name,
             generated: self.generated_text,
+            sampled: self.generated,
             protocol: protocol(&self.protocol, self.protocol_hash, Some(self.protocol_text)),
             figures,
             real_vs_real: self.real_vs_real,
@@ -465,6 +469,8 @@ mod tests {
     fn a_title_names_a_folder_once() {
         let of = |runs: &[&str]| title(&runs.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(of(&["runs/a", "runs/b"]), "runs: a, b");
+        assert_eq!(of(&["runs/x/0/a", "runs/x/1/a"]), "runs/x: 0/a, 1/a");
+        assert_eq!(of(&["runs", "runs/a"]), "runs, runs/a");
         assert_eq!(of(&["runs/a"]), "runs/a");
         assert_eq!(of(&["runs/a", "more/b"]), "runs/a, more/b");
         assert_eq!(of(&["a", "b"]), "a, b");

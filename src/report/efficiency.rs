@@ -11,7 +11,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{FigureTable, with_commas};
+use super::{
+    FigureTable,
+    number::fixed,
+    repeats::{Measured, Repeats, repeats},
+    with_commas,
+};
 use crate::{
     checkpoint,
     diffusion::SamplerConfig,
@@ -50,6 +55,9 @@ pub struct Cost {
     video_memory: Option<i64>,
     /// Of a cascade, parameters and time are those of all stages, and steps, their seconds and their memory of the last.
     second_stage: bool,
+    /// As the checkpoint has it.
+    #[serde(skip)]
+    experiment: Value,
     /// Each with its folder.
     #[serde(skip)]
     evaluations: Vec<(PathBuf, Evaluation)>,
@@ -83,6 +91,7 @@ impl Cost {
             step_memory: None,
             video_memory: None,
             second_stage: experiment.superresolution.is_some(),
+            experiment: found.experiment,
             evaluations: evaluations(run)?,
         };
         if cost.second_stage {
@@ -159,7 +168,10 @@ const COLUMNS: [&str; 9] =
 pub(super) const SAMPLES: &str = "samples";
 
 /// Costs in rows, under them a table of the figures, and the protocols that these were measured under.
-pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
+///
+/// # Errors
+/// Numbers that JSON cannot hold.
+pub fn efficiency_table(costs: &[Cost], device: Device) -> Result<String> {
     let rows: Vec<_> = std::iter::once(COLUMNS.map(String::from)).chain(costs.iter().map(Cost::row)).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let mut text = String::new();
@@ -184,6 +196,7 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
     text.push('\n');
     let mut figures = FigureTable::new();
     let mut protocols: Vec<String> = Vec::new();
+    let mut measured = Vec::new();
     for cost in costs {
         for (folder, evaluation) in &cost.evaluations {
             if let Some(figure) = evaluation.figures.get(SAMPLES) {
@@ -191,6 +204,14 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
                 figures.row(&folder, figure, &evaluation.protocol, sampled);
                 let Evaluation { protocol_hash, protocol_text, .. } = evaluation;
                 protocols.push(format!("protocol {protocol_hash}: {protocol_text}\n"));
+                let generated = serde_json::to_value(&evaluation.generated)?;
+                measured.push(Measured {
+                    name: folder,
+                    experiment: cost.experiment.clone(),
+                    generated,
+                    figure,
+                    protocol_hash: protocol_hash.clone(),
+                });
             }
         }
     }
@@ -200,11 +221,31 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> String {
     protocols.sort();
     protocols.dedup();
     text.extend(protocols);
+    text += &repeats_text(&repeats(&measured));
     for cost in costs.iter().filter(|cost| cost.evaluations.is_empty()) {
         let run = cost.run.display();
         text += &format!(
             "{run}: FVD and KVD not measured (no {FIGURES_FILE} in a folder inside or beside it is of this run)\n"
         );
+    }
+    Ok(text)
+}
+
+/// What trainings that differ in their seed alone have in common, a line each; nothing where there are none.
+fn repeats_text(repeats: &[Repeats]) -> String {
+    let mut text = String::new();
+    for Repeats { names, values, .. } in repeats {
+        let values: Vec<String> = values
+            .iter()
+            .map(|(metric, (mean, std))| {
+                let [mean, std] = [*mean, *std].map(|value| fixed(value, metric.digits()));
+                format!("{} {mean} ± {std}", metric.title())
+            })
+            .collect();
+        text += &format!("{} over {} trainings: {}\n", values.join(", "), names.len(), names.join(", "));
+    }
+    if !repeats.is_empty() {
+        text.insert_str(0, "\nMean ± standard deviation over trainings that differ in their seed alone:\n");
     }
     text
 }
@@ -234,6 +275,11 @@ fn step_memory(run: &Path, experiment: &DiffusionExperiment, device: Device) -> 
     done.map(|_| bytes)
 }
 
+/// Whether a run that an evaluation names is the one in this folder, whose path is canonical.
+pub(super) fn is_run(folder: &Path, named: &Path) -> bool {
+    folder.ends_with(named) || named.canonicalize().is_ok_and(|named| named == folder)
+}
+
 /// Evaluations in folders inside the run or beside it that say they sampled it.
 fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
     let own = run.canonicalize().with_context(|| run.display().to_string())?;
@@ -250,7 +296,7 @@ fn evaluations(run: &Path) -> Result<Vec<(PathBuf, Evaluation)>> {
         Some((folder, serde_json::from_str::<Evaluation>(&text).ok()?))
     };
     let is_own = |(_, evaluation): &(PathBuf, Evaluation)| match &evaluation.generated {
-        Generated::Run { run, .. } => own.ends_with(run) || run.canonicalize().is_ok_and(|run| run == own),
+        Generated::Run { run, .. } => is_run(&own, run),
         Generated::Clips { .. } => false,
     };
     Ok(folders.into_iter().filter_map(read).filter(is_own).collect())

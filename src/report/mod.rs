@@ -11,6 +11,7 @@ mod number;
 pub mod page;
 mod plan;
 mod plot;
+mod repeats;
 mod series;
 mod table;
 

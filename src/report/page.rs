@@ -1,6 +1,9 @@
 //! One HTML page of finished runs, which carries all that it shows and fetches nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -8,13 +11,15 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest, Sha256};
 
 use self::{
-    figure_table::{figure_table, sensitivity_table},
+    figure_table::{figure_table, repeats_table, sensitivity_table},
     picture_size::{is_small, mp4_size, png_size},
     training::{averages, differences, metric_names, names},
 };
 use super::{
     Plot, Scale, Series,
+    efficiency::{SAMPLES, is_run},
     number::{fixed, number, or_dash, seconds, with_commas},
+    repeats::{Measured, repeats},
 };
 use crate::metrics::{Distances, Metric};
 
@@ -152,6 +157,7 @@ impl Page {
                 protocols.push(protocol);
             }
         }
+        let repeats = repeats(&self.measured());
         html! {
             @if protocols.len() > 1 {
                 p { "These figures come from " (protocols.len()) " protocols, each with a table of its own: compare only within a table." }
@@ -160,12 +166,28 @@ impl Page {
                 h3 { (protocol.title()) }
                 (protocol.details())
                 (figure_table(self.evaluations.iter().filter(|evaluation| evaluation.protocol.hash == protocol.hash).collect()))
+                (repeats_table(&repeats.iter().filter(|repeats| repeats.protocol_hash == protocol.hash).collect::<Vec<_>>()))
             }
             @for Evaluation { name, not_measured, .. } in &self.evaluations {
                 @for (protocol, why) in not_measured { p.note { (name) ": " (protocol) " is not measured: " (why) } }
             }
             @for table in &self.sensitivities { (sensitivity_table(table)) }
         }
+    }
+
+    /// The samples of the page's trainings that were measured.
+    fn measured(&self) -> Vec<Measured<'_>> {
+        self.evaluations.iter().filter_map(|evaluation| self.measured_of(evaluation)).collect()
+    }
+
+    fn measured_of<'a>(&self, evaluation: &'a Evaluation) -> Option<Measured<'a>> {
+        let Evaluation { name, sampled, protocol, figures, .. } = evaluation;
+        let run = Path::new(sampled["run"].as_str()?);
+        let training = self.trainings.iter().find(|training| is_run(&training.folder, run))?;
+        let (_, _, figure) = figures.iter().find(|(set, ..)| set == SAMPLES)?;
+        let experiment = serde_json::to_value(&training.experiment.as_ref()?.1).ok()?;
+        let (generated, protocol_hash) = (sampled.clone(), protocol.hash.clone());
+        Some(Measured { name: name.clone(), experiment, generated, figure, protocol_hash })
     }
 
     fn long(&self) -> Result<Markup> {
@@ -449,7 +471,13 @@ mod tests {
 
     fn training(name: &str, text: &str) -> Training {
         let value = serde_yaml::from_str(text).unwrap();
-        Training { name: name.into(), trained: None, experiment: Some((text.into(), value)), metrics: Vec::new() }
+        Training {
+            name: name.into(),
+            folder: name.into(),
+            trained: None,
+            experiment: Some((text.into(), value)),
+            metrics: Vec::new(),
+        }
     }
 
     fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
@@ -469,6 +497,7 @@ mod tests {
             protocol,
             figures,
             generated: "weights of runs/x, UniPC 20 steps, bf16".into(),
+            sampled: serde_json::Value::Null,
             real_vs_real: None,
             psnr_db: None,
             psnr_of: None,

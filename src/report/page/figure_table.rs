@@ -7,7 +7,7 @@ use maud::{Markup, html};
 use super::model::{Evaluation, SensitivityTable};
 use crate::{
     metrics::{Distances, Estimate, Extrapolation, Figure, Metric},
-    report::{efficiency::SAMPLES, number::fixed},
+    report::{efficiency::SAMPLES, number::fixed, repeats::Repeats},
 };
 
 /// One protocol's figures, evaluation by evaluation. Evaluations of several runs measure the same baselines, so a set with
@@ -82,6 +82,26 @@ pub(super) fn figure_table(evaluations: Vec<&Evaluation>) -> Markup {
             @for (names, conditions) in &conditions {
                 li { @if several && names.len() == evaluations.len() { "All" } @else { (names.join(", ")) } ", " (conditions) "." }
             }
+        }
+    }
+}
+
+/// What trainings that differ in their seed alone have in common.
+pub(super) fn repeats_table(repeats: &[&Repeats]) -> Markup {
+    let metrics: BTreeSet<Metric> = repeats.iter().flat_map(|repeats| repeats.values.keys().copied()).collect();
+    html! {
+        @if !repeats.is_empty() {
+            p.note { "Trainings that differ in their seed alone: mean ± standard deviation over them." }
+            div.wide { table {
+                thead { tr { th { "evaluations" } th.n { "trainings" } @for metric in &metrics { th.n { (metric.title()) } } } }
+                tbody { @for Repeats { names, values, .. } in repeats { tr {
+                    th { (names.join(", ")) }
+                    td.n { (names.len()) }
+                    @for metric in &metrics { td.n { @if let Some((mean, std)) = values.get(metric) {
+                        (fixed(*mean, metric.digits())) " ± " (fixed(*std, metric.digits()))
+                    } } }
+                } } }
+            } }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a page shows, as it was read from the folders of runs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use serde_yaml::Value;
 
@@ -36,6 +36,8 @@ pub struct Page {
 pub struct Training {
     /// The run's folder, below the title.
     pub name: String,
+    /// The same from the root.
+    pub folder: PathBuf,
     /// What its latest checkpoint says; none where there is no checkpoint yet, or none any more.
     pub trained: Option<Trained>,
     /// The text of `experiment.yaml` and what it says.
@@ -64,6 +66,8 @@ pub struct Evaluation {
     pub figures: Vec<(String, String, Figure)>,
     /// What was sampled and how.
     pub generated: String,
+    /// The same as the settings of the evaluation.
+    pub sampled: serde_json::Value,
     /// The distance between two sets of real clips.
     pub real_vs_real: Option<RealVsReal>,
     /// Of reconstructed real clips.

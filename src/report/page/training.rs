@@ -121,7 +121,13 @@ mod tests {
 
     fn training(name: &str, text: &str) -> Training {
         let value = serde_yaml::from_str(text).unwrap();
-        Training { name: name.into(), trained: None, experiment: Some((text.into(), value)), metrics: Vec::new() }
+        Training {
+            name: name.into(),
+            folder: name.into(),
+            trained: None,
+            experiment: Some((text.into(), value)),
+            metrics: Vec::new(),
+        }
     }
 
     #[test]
