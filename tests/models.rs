@@ -292,3 +292,18 @@ fn a_run_is_opened_by_its_task() {
     let asked = Asked { classes: vec![0], ..Asked::default() };
     assert!(Assignment::new(&*model, asked).err().unwrap().to_string().contains("knows no classes"));
 }
+
+/// Both stages of a cascade call a class by one number, so their lists are the same.
+#[test]
+fn a_base_of_other_classes_is_refused() {
+    let settings = serde_json::from_value(json!({"base": "runs/base", "resolution": SIDE})).unwrap();
+    let check = |classes: Option<ClassList>| models::check_base(&Linear::new(), &settings, classes.as_ref());
+    let named = |names: &[&str]| Some(ClassList::Names(names.iter().map(ToString::to_string).collect()));
+    for fits in [None, Some(ClassList::Count(2)), named(&["Run", "Swim"])] {
+        check(fits).unwrap();
+    }
+    for other in [Some(ClassList::Count(3)), named(&["Run", "Swim", "Walk"])] {
+        let error = check(other).unwrap_err().to_string();
+        assert!(error.contains("runs/base tells apart the 2 classes 0 to 1, and this network"), "{error}");
+    }
+}

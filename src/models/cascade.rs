@@ -14,7 +14,7 @@ use crate::{
     codecs::Chunks,
     data::{DataConfig, normalise},
     diffusion::SamplerChoice,
-    experiment::{Numerics, SUPERRESOLUTION, SuperResolution, UserError},
+    experiment::{ClassList, Numerics, SUPERRESOLUTION, SuperResolution, UserError},
     run::run_of,
     run_files::BASE_FOLDER,
     torch::upload,
@@ -42,7 +42,7 @@ impl Cascade {
         let settings = experiment.superresolution.context("the stored experiment has no `superresolution`")?;
         let folder = if run.is_dir() { run.to_path_buf() } else { run_of(run) };
         let base = open(&folder.join(BASE_FOLDER), device).context("superresolution.base")?;
-        check_base(&*base, &settings)?;
+        check_base(&*base, &settings, upsampler.accepts().classes.as_ref().map(|classes| &classes.list))?;
         Ok(Cascade { base, upsampler, settings })
     }
 
@@ -90,18 +90,24 @@ impl Cascade {
     }
 }
 
+/// Whether a base fits the settings and the classes of the network that makes its videos larger.
+///
 /// # Errors
-/// [`UserError`]: a base whose videos have another size than these settings say.
-pub fn check_base(base: &dyn VideoModel, settings: &SuperResolution) -> Result<()> {
+/// [`UserError`]: a base whose videos have another size than the settings say, or whose classes are others.
+pub fn check_base(base: &dyn VideoModel, settings: &SuperResolution, classes: Option<&ClassList>) -> Result<()> {
     let ([_, _, h, w], side) = (base.clip(), settings.resolution);
-    if [h, w] == [side; 2] {
+    let wrong = |text: String| Err(UserError(format!("superresolution: {}{text}", settings.base.display())).into());
+    if [h, w] != [side; 2] {
+        return wrong(format!(" makes videos of {w}x{h}, and resolution is {side}"));
+    }
+    let (Some(own), Some(of_base)) = (classes, base.accepts().classes) else { return Ok(()) };
+    // one number stands for a class in both stages
+    let same = own.count() == of_base.list.count()
+        && of_base.list.numbers_in(own)?.into_iter().zip(0..).all(|(found, number)| found == Some(number));
+    if same {
         return Ok(());
     }
-    Err(UserError(format!(
-        "superresolution: {} makes videos of {w}x{h}, and resolution is {side}",
-        settings.base.display()
-    ))
-    .into())
+    wrong(format!(" tells apart {}, and this network {}", of_base.list.line(), own.line()))
 }
 
 impl VideoModel for Cascade {

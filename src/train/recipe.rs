@@ -83,7 +83,8 @@ pub fn train_diffusion(
             if checkpoint::latest(&base)?.is_some() {
                 warn_of_another_base(&settings.base, &base);
             } else {
-                check_base(&*models::open(&settings.base, Device::Cpu).context("superresolution.base")?, settings)?;
+                let model = models::open(&settings.base, Device::Cpu).context("superresolution.base")?;
+                check_base(&*model, settings, experiment.labels.as_ref().and_then(|labels| labels.classes.as_ref()))?;
                 carry_run(&settings.base, &base)?;
             }
         }
