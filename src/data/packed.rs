@@ -128,7 +128,10 @@ impl PackedFile {
         let frame = |index: usize| {
             let at = (index - first) * plane..(index - first + 1) * plane;
             let [red, green, blue] = [0, 1, 2].map(|c| &planes[c][at.clone()]);
-            let pixels = (0..plane).flat_map(|i| [red[i], green[i], blue[i]]).collect();
+            let mut pixels = vec![0; 3 * plane];
+            for (pixel, ((red, green), blue)) in pixels.chunks_exact_mut(3).zip(red.iter().zip(green).zip(blue)) {
+                pixel.copy_from_slice(&[*red, *green, *blue]);
+            }
             RgbFrame { width, height, pixels }
         };
         Ok(indices.into_iter().map(frame).collect())
