@@ -1,6 +1,7 @@
 # make demo         set up, build, fetch weights, run the main job on generated videos
-# make demo-long    after it: prediction and interpolation models, 256 frames two ways, curves
-# make efficiency   after make demo: a U-Net on pixels against the same on latents, for as long
+# make long         after make demo: 256 frames by LVDM, TATS, MCVD and reconstruction guidance, curves
+# make efficiency   after make demo: latents, a cascade and MCVD, trained for the same time, three seeds each;
+#                   make efficiency COMPARED="latents pixels" SEEDS=0 for one U-Net in two spaces
 # make comparison   after make demo: U-Net and Latte with several objectives and noise paths, and with classes
 # make ablation     after make demo: joint against factorized attention; perturbation of given frames, guidance weights
 # make ucf101       the paper's experiments on UCF-101, for a machine with GPUs and the videos in data/ucf101;
@@ -17,7 +18,7 @@
 # The data sets of the paper.
 PAPER = ucf101 sky_timelapse taichi
 
-.PHONY: setup build weights demo demo-long efficiency comparison ablation $(PAPER) sky-timelapse test lint soak bench-scaling clean-runs
+.PHONY: setup build weights demo long efficiency comparison ablation $(PAPER) sky-timelapse test lint soak bench-scaling clean-runs
 
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -38,22 +39,46 @@ runs/demo/latents-%.safetensors: | weights
 	target/release/lvdm encode runs/demo/autoencoder --videos data/demo/train --resolution 32 \
 		--frames $* --clips 1536 --out $@
 
-demo-long: weights runs/demo/latents-48.safetensors runs/demo/latents-10.safetensors
-	target/release/lvdm train diffusion experiments/demo/prediction.yaml
-	target/release/lvdm train diffusion experiments/demo/interpolation.yaml
-	target/release/lvdm train diffusion experiments/demo/continuation.yaml
-	target/release/lvdm evaluate-long experiments/demo/long.yaml
+# It and every comparison go on where they were; without what `make demo` leaves they say what is missing.
+long: weights runs/demo/latents-48.safetensors runs/demo/latents-10.safetensors
+	for run in continuation prediction interpolation; do \
+		target/release/lvdm train diffusion experiments/demo/$$run.yaml || exit; \
+	done
+	target/release/lvdm train autoencoder experiments/tats/demo/autoencoder.yaml
+	for run in transformer sparse interpolation; do \
+		target/release/lvdm train transformer experiments/tats/demo/$$run.yaml || exit; \
+	done
+	target/release/lvdm train diffusion experiments/mcvd/demo.yaml
+	target/release/lvdm evaluate-long experiments/$@/demo.yaml
+	target/release/lvdm report runs/$@/demo --out runs/$@/demo/report.html
 
-# Each comparison goes on where it was; without what `make demo` leaves it says what is missing.
-efficiency: COMPARED = latents pixels
-ablation: COMPARED = factorized joint
-efficiency ablation: weights
-	for run in $(COMPARED); do \
+# Trainings of a model differ in their seed alone; that of a cascade has two stages.
+efficiency: COMPARED = latents cascade mcvd
+efficiency: SEEDS = 0 1 2
+efficiency: IN_EFFICIENCY = $(foreach run,$(COMPARED),$(SEEDS:%=runs/efficiency/demo/seed-%/$(run)))
+efficiency: weights
+	for seed in $(SEEDS); do for run in $(COMPARED); do \
+		at=runs/$@/demo/seed-$$seed; \
+		base=; \
+		if test $$run = cascade; then \
+			base=superresolution.base=$$at/cascade_base; \
+			target/release/lvdm train diffusion experiments/$@/demo/cascade_base.yaml seed=$$seed --run $$at/cascade_base || exit; \
+		fi; \
+		target/release/lvdm train diffusion experiments/$@/demo/$$run.yaml seed=$$seed $$base --run $$at/$$run || exit; \
+		test $$at/$$run/evaluation/figures.json -nt $$at/$$run/checkpoints || \
+			target/release/lvdm evaluate experiments/$@/demo/evaluate.yaml generated.run=$$at/$$run out=$$at/$$run/evaluation || exit; \
+	done; done
+	target/release/lvdm report efficiency $(IN_EFFICIENCY)
+	target/release/lvdm report $(IN_EFFICIENCY) --out runs/$@/demo/report.html
+
+COMPARED_BY_ABLATION = factorized joint
+ablation: weights
+	for run in $(COMPARED_BY_ABLATION); do \
 		target/release/lvdm train diffusion experiments/$@/demo/$$run.yaml || exit; \
 		test runs/$@/demo/$$run/evaluation/figures.json -nt runs/$@/demo/$$run/checkpoints || \
 			target/release/lvdm evaluate experiments/$@/demo/evaluate_$$run.yaml || exit; \
 	done
-	target/release/lvdm report efficiency $(COMPARED:%=runs/$@/demo/%)
+	target/release/lvdm report efficiency $(COMPARED_BY_ABLATION:%=runs/$@/demo/%)
 
 # The demo's clips once more, with their classes.
 runs/comparison/demo/latents.safetensors: | weights

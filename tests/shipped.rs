@@ -67,33 +67,32 @@ fn chain_of(set: &str) -> Vec<Call> {
         denoiser("prediction", "data.frame_stride=1"),
         denoiser("interpolation", "data.frame_stride=1"),
         call("evaluate", file("evaluate"), &[FEW, &real, "generated.sampler.steps=2 generated.batch=2"]),
-        call("evaluate-long", file("long"), &[FEW, &real, short, &curves(&["autoregressive", "hierarchical"])]),
         call("evaluate-long", file("long_ablation"), &[FEW, &real, short, &curves(&["clean", "0", "0.1", "0.5"])]),
     ]);
+    if !of_demo {
+        calls.push(call(
+            "evaluate-long",
+            file("long"),
+            &[FEW, &real, short, &curves(&["autoregressive", "hierarchical"])],
+        ));
+    }
     let small = [STEPS, THIN, &size];
     let evaluation = [FEW, &real, "generated.sampler.steps=2 generated.batch=2"];
     if of_demo {
-        let two = curves(&["replacement", "reconstruction guidance"]);
-        calls.push(call("evaluate-long", "vdm/demo/long", &[FEW, &real, short, &two]));
         for name in ["factorized", "joint"] {
             calls.push(call("train diffusion", format!("ablation/demo/{name}"), &small));
             calls.push(call("evaluate", format!("ablation/demo/evaluate_{name}"), &evaluation));
         }
     }
+    let blocks = [STEPS, "network.channels=8 network.head_width=8 sampler.steps=2", &size];
     if of_demo || set == "ucf101" {
-        for (name, more) in [("latents", ["", ""]), ("pixels", ["data.resolution=16", "real.resolution=16"])] {
-            let (train, evaluate) = ([&small[..], &more[..1]].concat(), [&evaluation[..], &more[1..]].concat());
-            calls.push(call("train diffusion", format!("efficiency/{set}/{name}"), &train));
-            calls.push(call("evaluate", format!("efficiency/{set}/evaluate_{name}"), &evaluate));
-        }
-    }
-    if of_demo || set == "ucf101" {
-        let name = if of_demo { "mcvd/demo" } else { "mcvd/ucf101" };
-        calls.push(call(
-            "train diffusion",
-            name,
-            &[STEPS, "network.channels=8 network.head_width=8 sampler.steps=2", &size],
-        ));
+        let of = |name: &str| format!("efficiency/{set}/{name}");
+        calls.push(call("train diffusion", of("latents"), &small));
+        calls.push(call("train diffusion", of("pixels"), &[&small[..], &["data.resolution=16"]].concat()));
+        calls.extend(cascade([&of("cascade_base"), &of("cascade")]));
+        calls.push(call("train diffusion", of("mcvd"), &blocks));
+        calls.push(call("evaluate", of("evaluate"), &evaluation));
+        calls.push(call("train diffusion", if of_demo { "mcvd/demo" } else { "mcvd/ucf101" }, &blocks));
     }
     if of_demo {
         calls.push(call("evaluate", "mcvd/demo/evaluate", &[FEW, &real, "generated.batch=2"]));
@@ -105,6 +104,11 @@ fn chain_of(set: &str) -> Vec<Call> {
             calls.push(call("evaluate", format!("comparison/demo/evaluate_{run}"), &evaluation));
         }
         calls.push(call("evaluate", "comparison/demo/evaluate_unet_class_guided", &evaluation));
+        calls.extend(tats("tats/demo"));
+        calls.push(call("evaluate", "tats/demo/evaluate", &[FEW, &real, "generated.batch=2"]));
+        let quick = "curves.0.source.sampler.steps=2 curves.1.source.sampler.steps=2 curves.4.source.sampler.steps=2 \
+                     curves.5.source.sampler.steps=2";
+        calls.push(call("evaluate-long", "long/demo", &[FEW, &real, short, quick]));
     }
     if set == "ucf101" {
         let thin = THIN.replace("unet.", "network.");
@@ -113,6 +117,15 @@ fn chain_of(set: &str) -> Vec<Call> {
         }
         calls.push(call("train diffusion", "ablation/ucf101/joint", &small));
         calls.push(call("evaluate", "ablation/ucf101/evaluate_joint", &evaluation));
+        calls.extend(tats("tats"));
+        let autoencoder = "autoencoder=runs/ucf101/autoencoder";
+        calls.push(call("train diffusion", "mcvd/latents", &[&blocks[..], &[autoencoder]].concat()));
+        // the runs of the resolution of this test
+        let runs = "curves.0.source.prediction=runs/ucf101/continuation curves.1.source.prediction=runs/ucf101/prediction \
+                    curves.1.source.interpolation=runs/ucf101/interpolation curves.5.source.prediction=runs/ucf101/diffusion";
+        let quick = "curves.0.source.sampler.steps=2 curves.1.source.sampler.steps=2 curves.5.source.sampler.steps=2 \
+                     evaluation={clips: 2}";
+        calls.push(call("evaluate-long", "long/ucf101", &[FEW, &real, short, runs, quick]));
     }
     calls
 }
@@ -127,22 +140,14 @@ fn webvid() -> Vec<Call> {
 }
 
 /// TATS: the autoencoder with a codebook, and the transformers over its codes.
-fn tats() -> Vec<Call> {
+fn tats(at: &str) -> Vec<Call> {
     let small = "data.resolution=32 autoencoder.channels=4 autoencoder.codebook.codes=16 loss.adversarial_start=1 \
                  loss.discriminator.channels=4";
     // factors of 8 leave few codes
     let thin = "data.resolution=32 network.layers=1 network.heads=2 network.width=8";
-    let autoencoder = |file: &str| call("train autoencoder", file, &[STEPS, small]);
-    let transformer = |file: &str| call("train transformer", file, &[STEPS, thin]);
-    let measured = [FEW, "real.frames=16 real.resolution=32"];
-    let mut calls = vec![autoencoder("tats/demo/autoencoder"), autoencoder("tats/autoencoder")];
-    for set in ["tats/demo", "tats"] {
-        calls.extend(["transformer", "sparse", "interpolation"].map(|name| transformer(&format!("{set}/{name}"))));
-    }
-    calls.push(call("evaluate", "tats/demo/evaluate", &[&measured[..], &["generated.batch=2"]].concat()));
-    let batches = "videos=2 frames=16 curves.0.source.batch=2 curves.1.source.batch=2";
-    calls.push(call("evaluate-long", "tats/demo/long", &[&measured[..], &[batches]].concat()));
-    calls
+    let autoencoder = call("train autoencoder", format!("{at}/autoencoder"), &[STEPS, small]);
+    let transformer = |name: &str| call("train transformer", format!("{at}/{name}"), &[STEPS, thin]);
+    [autoencoder].into_iter().chain(["transformer", "sparse", "interpolation"].map(transformer)).collect()
 }
 
 /// In the latents of Stable Diffusion's image autoencoder.
@@ -153,26 +158,21 @@ fn latte() -> Vec<Call> {
         .into()
 }
 
-/// Both stages of each cascade, with the base that is trained here, and the two as one.
-fn cascades() -> Vec<Call> {
-    let of = |at: &str, sides: [i64; 2]| -> Vec<Call> {
-        let network =
-            "network.channels=8 network.norm_groups=4 network.head_width=null network.heads=2 sampler.steps=2";
-        let [low, high] = sides.map(|side| format!("data.resolution={side}"));
-        let resolution = format!("superresolution.resolution={}", sides[0]);
-        let real = format!("real.frames=16 real.resolution={}", sides[1]);
-        let images = "images=2";
-        vec![
-            call("train diffusion", format!("{at}/base"), &[STEPS, network, &low, images]),
-            call("train diffusion", format!("{at}/superresolution"), &[STEPS, network, &high, &resolution]),
-            call(
-                "evaluate",
-                format!("{at}/evaluate"),
-                &[FEW, &real, "generated.sampler.steps=2 generated.batch=2 evaluation.metrics=[frame_distance]"],
-            ),
-        ]
-    };
-    [of("vdm/demo", [8, 16]), of("vdm", [8, 16])].concat()
+/// Both stages of a cascade, with the base that is trained here.
+fn cascade([base, second]: [&str; 2]) -> [Call; 2] {
+    let network = "network.channels=8 network.norm_groups=4 network.head_width=null network.heads=2 sampler.steps=2";
+    let [low, high] = ["data.resolution=8", "data.resolution=16"];
+    [
+        call("train diffusion", base, &[STEPS, network, low, "images=2"]),
+        call("train diffusion", second, &[STEPS, network, high, "superresolution.resolution=8"]),
+    ]
+}
+
+/// The published one, and the two stages as one model.
+fn vdm() -> Vec<Call> {
+    let few = "generated.sampler.steps=2 generated.batch=2 evaluation.metrics=[frame_distance]";
+    let evaluate = call("evaluate", "vdm/evaluate", &[FEW, "real.frames=16 real.resolution=16", few]);
+    cascade(["vdm/base", "vdm/superresolution"]).into_iter().chain([evaluate]).collect()
 }
 
 fn bench() -> Vec<Call> {
@@ -265,7 +265,7 @@ fn every_shipped_experiment_runs() {
 
     let demo = chain_of("demo");
     let others = ["ucf101", "sky_timelapse", "taichi"].map(chain_of);
-    let more = [webvid(), latte(), tats(), cascades(), bench()];
+    let more = [webvid(), latte(), vdm(), bench()];
     let chains: Vec<Vec<Call>> = [demo].into_iter().chain(others).chain(more).collect();
     let ran: BTreeSet<String> = chains.iter().flatten().map(|(_, file, _)| file.clone()).collect();
     let shipped: BTreeSet<String> = contents(&source("experiments"))
@@ -284,7 +284,7 @@ fn every_shipped_experiment_runs() {
                     let Some(chain) = waiting.lock().unwrap().pop_front() else { break };
                     for call in &chain {
                         run(at, call);
-                        // latents of the demo's clips, as `lvdm demo`, `make demo-long` and `make comparison` encode them
+                        // latents of the demo's clips, as `lvdm demo`, `make long` and `make comparison` encode them
                         if call.1 == "demo/autoencoder" {
                             let encode = |videos: &str, frames: &str, out: &str| {
                                 let clips = ["--videos", videos, "--frames", frames, "--resolution", "32"];

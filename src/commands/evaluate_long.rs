@@ -20,7 +20,7 @@ use crate::{
 /// video. Interrupted, the same command continues. docs/long-video.md explains the curves.
 #[derive(Debug, clap::Args)]
 pub struct EvaluateLong {
-    /// Experiment file (YAML), such as experiments/demo/long.yaml
+    /// Experiment file (YAML), such as experiments/long/demo.yaml
     file: PathBuf,
     /// Settings in place of the file's, each as KEY=VALUE: videos=4
     overrides: Vec<String>,

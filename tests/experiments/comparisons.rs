@@ -50,6 +50,46 @@ fn pixels_are_compared_with_latents_fairly() {
     }
 }
 
+/// Latents, a cascade and MCVD: the same clips, size for size, and as many minutes, which the cascade's stages share. Each
+/// is as its own experiments have it.
+#[test]
+fn the_papers_opponents_are_compared_at_equal_time() {
+    for (size, mcvd_alone) in [("demo", "mcvd/demo.yaml"), ("ucf101", "mcvd/ucf101.yaml")] {
+        let [latents, base, cascade, mcvd] = ["latents", "cascade_base", "cascade", "mcvd"]
+            .map(|run| diffusion(&format!("efficiency/{size}/{run}.yaml")));
+        let minutes = |run: &DiffusionExperiment| run.trainer.minutes.unwrap();
+        assert_eq!(minutes(&base) + minutes(&cascade), minutes(&latents), "{size}");
+        assert_eq!(minutes(&mcvd), minutes(&latents), "{size}");
+        for run in [&base, &cascade, &mcvd] {
+            assert_eq!((run.seed, &run.data.dataset), (latents.seed, &latents.data.dataset), "{size}");
+            // a learning rate that decays would do so over the steps, which nobody counts here
+            assert_eq!(run.optimizer.decay, latents.optimizer.decay, "{size}");
+        }
+        let side = latents.data.resolution;
+        assert_eq!([cascade.data.resolution, mcvd.data.resolution], [side; 2], "{size}");
+        let stage = cascade.superresolution.as_ref().unwrap();
+        assert_eq!(stage.resolution, base.data.resolution, "{size}");
+        assert!(stage.base.ends_with(format!("runs/efficiency/{size}/cascade_base")), "{size}");
+        let frames = latents.data.frames;
+        assert_eq!([base.data.frames, cascade.data.frames], [frames; 2], "{size}");
+        assert_eq!(mcvd.blocks.as_ref().unwrap().video_frames, Some(frames), "{size}");
+        let alone = diffusion(mcvd_alone);
+        assert_eq!((&mcvd.schedule, &mcvd.objective), (&alone.schedule, &alone.objective), "{size}");
+        if size == "demo" {
+            assert_eq!(mcvd.network, alone.network);
+        } else {
+            let [published, second] = ["base", "superresolution"].map(|run| diffusion(&format!("vdm/{run}.yaml")));
+            for (run, published) in [(&base, &published), (&cascade, &second)] {
+                assert_eq!(
+                    (&run.network, &run.schedule, &run.objective),
+                    (&published.network, &published.schedule, &published.objective)
+                );
+                assert_eq!((&run.optimizer, run.sampler), (&published.optimizer, published.sampler));
+            }
+        }
+    }
+}
+
 /// Joint against factorized attention: nothing else differs.
 #[test]
 fn attention_is_compared_fairly() {
