@@ -76,7 +76,7 @@ fn runs(at: &Path) {
     pictures::write_png(&at.join("evaluation/reconstructions.png"), &sheet).unwrap();
     let curve = |name: &str, fvd: f64| {
         let windows: Vec<Value> =
-            (0..8).map(|i| json!({"fvd": fvd + 9.0 * f64::from(i), "kvd": f64::from(i % 3)})).collect();
+            (0..8).map(|i| json!({"fvd": fvd + 9.0 * f64::from(i), "kvd": f64::from(i % 3), "fvd_interval": [7.25, 888.5], "kvd_interval": null})).collect();
         json!({"name": name, "windows": windows, "motion": 5.5, "seam": null, "settings": {"note": HOSTILE}})
     };
     let long = json!({
@@ -213,6 +213,7 @@ fn the_page_works_in_a_browser() {
             "Protocol stylegan-v-16 bbbb00000002",
             "2 protocols",
             "654.32",
+            "[7.250, 888.5]",
             HOSTILE,
             // averages
             "mean over the steps since the one before it (10 steps)",

@@ -8,14 +8,17 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::{Map, Value};
 
 use super::{
     Series,
     page::{
         Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SensitivityTable, Sheet,
-        Trained, Training, Video,
+        Trained, Training, Video, Window,
     },
 };
 use crate::{
@@ -23,7 +26,7 @@ use crate::{
     checkpoint::{self, Checkpoint},
     evaluation::{Reconstruction as ReconstructionFigures, SETS, Sensitivity},
     experiment::UserError,
-    metrics::{Distances, Figure, RealVsReal},
+    metrics::{Distances, Figure, Interval, Metric, RealVsReal},
     run_files::{
         CARD_FILE, CHECKPOINTS_FOLDER, CURVES_FILE, EXPERIMENT_FILE, FIGURES_FILE, METRICS_FILE, RECONSTRUCTION_FILE,
         SUMMARY_FILE, TENSORBOARD_FOLDER,
@@ -358,10 +361,30 @@ struct LongFile {
 #[derive(Deserialize)]
 struct CurveFigures {
     name: String,
-    windows: Vec<Distances>,
+    windows: Vec<WindowFigures>,
     motion: Option<f64>,
     seam: Option<f64>,
     settings: Value,
+}
+
+/// A window's values, and its intervals, which early files do not have.
+struct WindowFigures {
+    distances: Distances,
+    intervals: BTreeMap<Metric, Interval>,
+}
+
+impl<'de> Deserialize<'de> for WindowFigures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut keys = Map::deserialize(deserializer)?;
+        let mut intervals = BTreeMap::new();
+        for metric in Metric::all() {
+            let found = keys.remove(&format!("{}_interval", metric.name())).unwrap_or_default();
+            let interval: Option<Interval> = serde_json::from_value(found).map_err(D::Error::custom)?;
+            intervals.extend(interval.map(|interval| (metric, interval)));
+        }
+        let distances = Distances::deserialize(Value::Object(keys)).map_err(D::Error::custom)?;
+        Ok(WindowFigures { distances, intervals })
+    }
 }
 
 /// What is read of the experiment of a long evaluation: the length of a window.
@@ -407,7 +430,15 @@ impl LongFile {
         let window = self.experiment.real.frames;
         let curve = |curve: CurveFigures| LongCurve {
             name: curve.name,
-            windows: (0..).step_by(window.max(1) as usize).zip(curve.windows).collect(),
+            windows: (0..)
+                .step_by(window.max(1) as usize)
+                .zip(curve.windows)
+                .map(|(first_frame, WindowFigures { distances, intervals })| Window {
+                    first_frame,
+                    distances,
+                    intervals,
+                })
+                .collect(),
             motion: curve.motion,
             seam: curve.seam,
             settings: pretty(&curve.settings),

@@ -21,7 +21,7 @@ use super::{
     number::{fixed, number, or_dash, seconds, with_commas},
     repeats::{Measured, repeats},
 };
-use crate::metrics::{Distances, Metric};
+use crate::metrics::Metric;
 
 mod figure_table;
 mod model;
@@ -30,7 +30,7 @@ mod training;
 
 pub use model::{
     Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SensitivityTable, Sheet,
-    Trained, Training, Video,
+    Trained, Training, Video, Window,
 };
 
 const STYLE: &str = include_str!("page/style.css");
@@ -194,11 +194,11 @@ impl Page {
         let mut parts = Vec::new();
         for LongEvaluation { name, protocol, curves, real_vs_real, device } in &self.long {
             let measured = |metric: &Metric| {
-                curves.iter().flat_map(|curve| &curve.windows).any(|(_, window)| window.get(*metric).is_some())
+                curves.iter().flat_map(|curve| &curve.windows).any(|window| window.distances.get(*metric).is_some())
             };
             let metrics: Vec<Metric> = Metric::all().filter(measured).collect();
             let plot = |metric: Metric| {
-                let value = |(x, window): &(i64, Distances)| Some((*x as f64, window.get(metric)?));
+                let value = |window: &Window| Some((window.first_frame as f64, window.distances.get(metric)?));
                 let points = |curve: &LongCurve| curve.windows.iter().filter_map(value).collect();
                 Plot {
                     title: String::new(),
@@ -216,10 +216,17 @@ impl Page {
                 .iter()
                 .map(|metric| figure(&title(*metric), &plot(*metric), Scale::Linear))
                 .collect::<Result<_>>()?;
-            let frames: Vec<i64> = curves.iter().flat_map(|c| c.windows.iter().map(|(frame, _)| *frame)).collect();
+            let frames: Vec<i64> =
+                curves.iter().flat_map(|c| c.windows.iter().map(|window| window.first_frame)).collect();
             let frames = BTreeSet::from_iter(frames);
             let at = |curve: &LongCurve, frame: i64, metric: Metric| {
-                curve.windows.iter().find(|(f, _)| *f == frame).and_then(|(_, window)| window.get(metric))
+                let window = curve.windows.iter().find(|window| window.first_frame == frame);
+                let value = window.and_then(|window| window.distances.get(metric));
+                let interval = window.and_then(|window| window.intervals.get(&metric));
+                html! {
+                    (or_dash(value))
+                    @if let Some([low, high]) = interval { br; small { "[" (number(*low)) ", " (number(*high)) "]" } }
+                }
             };
             parts.push(html! {
                 h3 { (name) }
@@ -234,7 +241,7 @@ impl Page {
                 } }
                 p.note { "Motion: mean absolute difference of neighbouring frames, in grey levels. Seams: the same where decoded chunks meet, over its median elsewhere." }
                 details {
-                    summary { "Every window" }
+                    summary { "Every window, with its 95 % interval" }
                     div.wide { table {
                         thead {
                             tr { th { "first frame" } @for curve in curves { @for (i, metric) in metrics.iter().enumerate() {
@@ -244,7 +251,7 @@ impl Page {
                         tbody {
                             @for frame in frames {
                                 tr { th { (frame) } @for curve in curves {
-                                    @for metric in &metrics { td.n { (or_dash(at(curve, frame, *metric))) } }
+                                    @for metric in &metrics { td.n { (at(curve, frame, *metric)) } }
                                 } }
                             }
                             @if let Some(found) = real_vs_real {

@@ -66,9 +66,12 @@ fn trains_as_on_the_cpu(gpu: &Gpu, at: &Path, name: &str, train: &[&str], bound:
     assert!(most < bound, "{name}: {most:e}");
 
     let resumed = on_gpu("parts", 4);
-    println!("{name}: all that goes up are {} copies at first, {} to go on", two.up, resumed.up);
+    // those of two steps, which all do
+    let of_steps = (four - two).up;
+    println!("{name}: besides steps {} copies go up at first, {} to go on", two.up - of_steps, resumed.up - of_steps);
     for counts in [two, resumed] {
-        assert!(counts.blocking_up == 0 && counts.up < 100, "{name}: weights go up in few transfers: {counts:?}");
+        let few = counts.up - of_steps < 90;
+        assert!(counts.blocking_up == 0 && few, "{name}: weights go up in few transfers: {counts:?}");
     }
     same_checkpoint(&last("parts"), &last("whole"));
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use serde_yaml::Value;
 
 use crate::{
-    metrics::{Distances, Figure, RealVsReal},
+    metrics::{Distances, Figure, Interval, Metric, RealVsReal},
     report::Series,
 };
 
@@ -131,14 +131,24 @@ pub struct LongEvaluation {
 pub struct LongCurve {
     /// Of the method.
     pub name: String,
-    /// The first frame of each window.
-    pub windows: Vec<(i64, Distances)>,
+    /// In their order.
+    pub windows: Vec<Window>,
     /// Mean absolute difference of neighbouring frames, in grey levels.
     pub motion: Option<f64>,
     /// The same where decoded chunks meet, over its median elsewhere.
     pub seam: Option<f64>,
     /// All that the videos depend on, as JSON.
     pub settings: String,
+}
+
+/// One window of long videos against real clips.
+pub struct Window {
+    /// Of the video.
+    pub first_frame: i64,
+    /// By metric.
+    pub distances: Distances,
+    /// 95 %, of the metrics that have one.
+    pub intervals: BTreeMap<Metric, Interval>,
 }
 
 /// Videos of a folder.
