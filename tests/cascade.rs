@@ -260,6 +260,27 @@ fn a_cascade_costs_both_stages() {
     assert!(cascade["seconds_per_video"].as_f64().unwrap() > 0.0 && cascade["step_memory"].as_i64().unwrap() > 0);
     let said = succeed_in(at, &[&report[..], &["--videos", "0"]].concat()).out;
     assert!(said.contains("runs/superresolution is a cascade") && !said.contains("runs/base is a cascade"), "{said}");
+
+    // another seed is another training of the same; a first stage of other settings is not
+    let another = ["seed=5", "trainer.steps=1"];
+    train(at, "superresolution.yaml", "runs/seed", &another);
+    train(at, "base.yaml", "runs/alone", &["images=0", "trainer.steps=1"]);
+    train(at, "superresolution.yaml", "runs/stage", &[&another[..], &["superresolution.base=runs/alone"]].concat());
+    let evaluation = "evaluation: {clips: 2, metrics: [frame_distance]}\nreal: {dataset: {kind: packed, file: \
+                      clips.safetensors}, frames: 4, resolution: 16}\ngenerated: {kind: run, run: x, sampler: {steps: \
+                      2}}\nout: x\n";
+    fs::write(at.join("evaluate.yaml"), evaluation).unwrap();
+    let runs = ["runs/superresolution", "runs/seed", "runs/stage"];
+    for run in runs {
+        let [run, out] = [format!("generated.run={run}"), format!("out={run}/evaluation")];
+        succeed_in(at, &["evaluate", "evaluate.yaml", "--device", "cpu", &run, &out]);
+    }
+    let said = succeed_in(at, &[&["report", "efficiency", "--videos", "0"], &runs[..]].concat()).out;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains(" trainings: ")).collect();
+    assert!(
+        lines.len() == 1 && lines[0].ends_with(": runs/superresolution/evaluation, runs/seed/evaluation"),
+        "{said}"
+    );
 }
 
 /// A plan counts single frames as frames of the clip, and the enlarged video as channels.

@@ -210,11 +210,10 @@ impl Resize {
             for (y, taps) in self.rows.iter().enumerate() {
                 let first = (taps.first * frame.width + self.columns[0].first) * 3;
                 let row = frame.pixels[first..first + side * 3].chunks_exact(3);
-                for (plane, channel) in planes.iter_mut().zip(0..) {
-                    let line = &mut plane[y * side..(y + 1) * side];
-                    line.iter_mut()
-                        .zip(row.clone())
-                        .for_each(|(value, pixel): (&mut u8, &[u8])| *value = pixel[channel]);
+                for (channel, plane) in planes.iter_mut().enumerate() {
+                    for (value, pixel) in plane[y * side..(y + 1) * side].iter_mut().zip(row.clone()) {
+                        *value = pixel[channel];
+                    }
                 }
             }
             return;
@@ -320,10 +319,14 @@ mod tests {
 
     #[test]
     fn the_same_size_is_copied() {
-        let frame = picture(16, 16, |x, y, c| (x * 13 + y * 7 + c * 31) as u8);
-        let clip = spec(16).fit(std::slice::from_ref(&frame));
-        let expected = frame.to_tensor().permute([2, 0, 1]).contiguous();
-        assert!(Tensor::from_slice(&clip).reshape([3, 16, 16]).equal(&expected));
+        // of a picture that is wider or higher, its middle
+        for (width, height) in [(16, 16), (20, 16), (16, 22)] {
+            let frame = picture(width, height, |x, y, c| (x * 13 + y * 7 + c * 31) as u8);
+            let clip = spec(16).fit(std::slice::from_ref(&frame));
+            let pixels = frame.to_tensor().permute([2, 0, 1]);
+            let expected = pixels.narrow(1, (height as i64 - 16) / 2, 16).narrow(2, (width as i64 - 16) / 2, 16);
+            assert!(Tensor::from_slice(&clip).reshape([3, 16, 16]).equal(&expected), "{width}x{height}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::{
         Evaluation, Gallery, LongCurve, LongEvaluation, Page, ProtocolText, Reconstruction, SensitivityTable, Sheet,
         Trained, Training, Video, Window,
     },
+    repeats::Seeded,
 };
 use crate::{
     atomic_file::write_atomically,
@@ -261,8 +262,9 @@ fn trained(run: &Path) -> Result<Option<Trained>> {
         return Ok(None);
     }
     let read = || {
-        let (path, Checkpoint { task, progress, .. }) = checkpoint::open_head(run)?;
-        Ok(Trained { task, parameters: checkpoint::parameters(&path)?, seconds: progress.seconds })
+        let (path, Checkpoint { task, progress, experiment, .. }) = checkpoint::open_head(run)?;
+        let (parameters, training) = (checkpoint::parameters(&path)?, Seeded::of(run, experiment)?);
+        Ok(Trained { task, parameters, seconds: progress.seconds, training })
     };
     // a training that runs may delete one meanwhile, and a page of many runs does not fail by one
     let trained: Result<Trained> = read();

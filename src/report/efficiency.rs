@@ -14,7 +14,7 @@ use tch::Device;
 use super::{
     FigureTable,
     number::fixed,
-    repeats::{Measured, Repeats, repeats},
+    repeats::{Measured, Repeats, Seeded, repeats},
     with_commas,
 };
 use crate::{
@@ -55,9 +55,8 @@ pub struct Cost {
     video_memory: Option<i64>,
     /// Of a cascade, parameters and time are those of all stages, and steps, their seconds and their memory of the last.
     second_stage: bool,
-    /// As the checkpoint has it.
     #[serde(skip)]
-    experiment: Value,
+    training: Seeded,
     /// Each with its folder.
     #[serde(skip)]
     evaluations: Vec<(PathBuf, Evaluation)>,
@@ -91,7 +90,7 @@ impl Cost {
             step_memory: None,
             video_memory: None,
             second_stage: experiment.superresolution.is_some(),
-            experiment: found.experiment,
+            training: Seeded::of(run, found.experiment)?,
             evaluations: evaluations(run)?,
         };
         if cost.second_stage {
@@ -207,7 +206,7 @@ pub fn efficiency_table(costs: &[Cost], device: Device) -> Result<String> {
                 let generated = serde_json::to_value(&evaluation.generated)?;
                 measured.push(Measured {
                     name: folder,
-                    experiment: cost.experiment.clone(),
+                    training: &cost.training,
                     generated,
                     figure,
                     protocol_hash: protocol_hash.clone(),

@@ -180,14 +180,13 @@ impl Page {
         self.evaluations.iter().filter_map(|evaluation| self.measured_of(evaluation)).collect()
     }
 
-    fn measured_of<'a>(&self, evaluation: &'a Evaluation) -> Option<Measured<'a>> {
+    fn measured_of<'a>(&'a self, evaluation: &'a Evaluation) -> Option<Measured<'a>> {
         let Evaluation { name, sampled, protocol, figures, .. } = evaluation;
         let run = Path::new(sampled["run"].as_str()?);
-        let training = self.trainings.iter().find(|training| is_run(&training.folder, run))?;
+        let trained = self.trainings.iter().find(|training| is_run(&training.folder, run))?.trained.as_ref()?;
         let (_, _, figure) = figures.iter().find(|(set, ..)| set == SAMPLES)?;
-        let experiment = serde_json::to_value(&training.experiment.as_ref()?.1).ok()?;
         let (generated, protocol_hash) = (sampled.clone(), protocol.hash.clone());
-        Some(Measured { name: name.clone(), experiment, generated, figure, protocol_hash })
+        Some(Measured { name: name.clone(), training: &trained.training, generated, figure, protocol_hash })
     }
 
     fn long(&self) -> Result<Markup> {
@@ -474,18 +473,10 @@ fn source_hash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Estimate, Extrapolation, Figure};
-
-    fn training(name: &str, text: &str) -> Training {
-        let value = serde_yaml::from_str(text).unwrap();
-        Training {
-            name: name.into(),
-            folder: name.into(),
-            trained: None,
-            experiment: Some((text.into(), value)),
-            metrics: Vec::new(),
-        }
-    }
+    use crate::{
+        metrics::{Estimate, Extrapolation, Figure},
+        report::repeats::Seeded,
+    };
 
     fn figure_of(fvd: f64, clips: [i64; 2]) -> Figure {
         let extrapolation = Some(Extrapolation { value: fvd - 300.0, least_clips: 400 });
@@ -517,8 +508,13 @@ mod tests {
     fn runs_stand_together_by_what_they_train() {
         // keys say nothing: those of an autoencoder's run hold `autoencoder`, and so do those of what is trained on its latents
         let of = |name: &str, task: Option<&str>| {
-            let trained = task.map(|task| Trained { task: task.into(), parameters: 1, seconds: 0.0 });
-            Training { trained, ..training(name, "{autoencoder: runs/a, network: {}}") }
+            let trained = task.map(|task| Trained {
+                task: task.into(),
+                parameters: 1,
+                seconds: 0.0,
+                training: Seeded::of(Path::new(name), serde_json::Value::Null).unwrap(),
+            });
+            Training { trained, ..Training::of(name, "{autoencoder: runs/a, network: {}}") }
         };
         let tasks = [("new", None), ("d", Some("diffusion")), ("a", Some("autoencoder")), ("e", Some("diffusion"))];
         let page = Page { trainings: tasks.map(|(name, task)| of(name, task)).into(), ..Page::default() };
@@ -558,7 +554,7 @@ mod tests {
     #[test]
     fn what_files_say_is_text() {
         let hostile = "<script>alert(1)</script>\"'";
-        let mut run = training(hostile, &format!("unet: {}", serde_json::json!(hostile)));
+        let mut run = Training::of(hostile, &format!("unet: {}", serde_json::json!(hostile)));
         let points = vec![(1.0, 1.0), (2.0, 0.5)];
         run.metrics = vec![Series { name: hostile.into(), points }];
         let html = Page { title: hostile.into(), trainings: vec![run], ..Page::default() }.html().unwrap();

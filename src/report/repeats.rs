@@ -1,17 +1,45 @@
 //! Trainings that differ in their seed alone, and their figures together.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
+use anyhow::Result;
 use serde_json::Value;
 
-use crate::metrics::{Figure, Metric};
+use crate::{
+    checkpoint,
+    metrics::{Figure, Metric},
+    run_files::BASE_FOLDER,
+};
+
+/// A training's seed, and what else its samples depend on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seeded {
+    seed: Value,
+    /// The experiment without its seed; in place of the folder of a cascade's first stage the same of that stage.
+    settings: Value,
+}
+
+impl Seeded {
+    /// Of a run whose checkpoint holds this experiment.
+    ///
+    /// # Errors
+    /// A cascade whose first stage cannot be read.
+    pub(super) fn of(run: &Path, mut experiment: Value) -> Result<Self> {
+        let seed = experiment.as_object_mut().and_then(|keys| keys.remove("seed")).unwrap_or_default();
+        if let Some(stage) = experiment.get_mut("superresolution").filter(|stage| stage.is_object()) {
+            let base = run.join(BASE_FOLDER);
+            stage["base"] = Self::of(&base, checkpoint::open_head(&base)?.1.experiment)?.settings;
+        }
+        Ok(Seeded { seed, settings: experiment })
+    }
+}
 
 /// What was measured of a training.
 pub(super) struct Measured<'a> {
     /// Which evaluation it was.
     pub name: String,
-    /// Of the training.
-    pub experiment: Value,
+    /// The training.
+    pub training: &'a Seeded,
     /// How its samples were made, as an evaluation says it.
     pub generated: Value,
     /// Of the samples.
@@ -32,19 +60,11 @@ pub(super) struct Repeats {
 }
 
 impl Measured<'_> {
-    /// All that the figure depends on besides the training's seed. Where run folders lie, and that of a cascade's first
-    /// stage, says nothing else than which training it is.
+    /// All that the figure depends on besides the training's seed. Where the run lies says only which training it is.
     fn without_seed(&self) -> [Value; 3] {
-        let without = |value: &mut Value, key: &str| {
-            value.as_object_mut().map(|keys| keys.remove(key));
-        };
-        let (mut experiment, mut generated) = (self.experiment.clone(), self.generated.clone());
-        without(&mut experiment, "seed");
-        if let Some(superresolution) = experiment.get_mut("superresolution") {
-            without(superresolution, "base");
-        }
-        without(&mut generated, "run");
-        [experiment, generated, self.protocol_hash.as_str().into()]
+        let mut generated = self.generated.clone();
+        generated.as_object_mut().map(|keys| keys.remove("run"));
+        [self.training.settings.clone(), generated, self.protocol_hash.as_str().into()]
     }
 }
 
@@ -54,7 +74,7 @@ pub(super) fn repeats(found: &[Measured]) -> Vec<Repeats> {
     for one in found {
         let of = one.without_seed();
         match groups.iter_mut().find(|(known, _)| *known == of) {
-            Some((_, group)) if group.iter().all(|other| other.experiment["seed"] != one.experiment["seed"]) => {
+            Some((_, group)) if group.iter().all(|other| other.training.seed != one.training.seed) => {
                 group.push(one);
             }
             Some(_) => {}
@@ -94,34 +114,34 @@ mod tests {
 
     #[test]
     fn trainings_that_differ_in_their_seed_alone_stand_together() {
-        let trained = |seed: u64, base: &str, steps: i64| json!({"seed": seed, "superresolution": {"base": base, "noise": 400}, "trainer": {"steps": steps}});
+        let trained = |seed: u64, steps: i64| {
+            Seeded::of(Path::new("runs/x"), json!({"seed": seed, "trainer": {"steps": steps}})).unwrap()
+        };
         let sampled = |run: &str, steps: i64| json!({"kind": "run", "run": run, "sampler": {"steps": steps}});
         let rows = [
-            ("a", trained(0, "runs/base-0", 9), sampled("runs/0", 50), 10.0, "p"),
-            ("b", trained(1, "runs/base-1", 9), sampled("runs/1", 50), 13.0, "p"),
-            ("c", trained(2, "runs/base-2", 9), sampled("runs/2", 50), 16.0, "p"),
-            ("the same seed again", trained(2, "runs/base-2", 9), sampled("runs/2", 50), 99.0, "p"),
-            ("another training", trained(3, "runs/base-3", 8), sampled("runs/3", 50), 99.0, "p"),
-            ("another sampler", trained(4, "runs/base-4", 9), sampled("runs/4", 20), 99.0, "p"),
-            ("another protocol", trained(5, "runs/base-5", 9), sampled("runs/5", 50), 99.0, "q"),
+            ("a", trained(0, 9), sampled("runs/0", 50), 10.0, "p"),
+            ("b", trained(1, 9), sampled("runs/1", 50), 13.0, "p"),
+            ("c", trained(2, 9), sampled("runs/2", 50), 16.0, "p"),
+            ("the same seed again", trained(2, 9), sampled("runs/2", 50), 99.0, "p"),
+            ("another training", trained(3, 8), sampled("runs/3", 50), 99.0, "p"),
+            ("another sampler", trained(4, 9), sampled("runs/4", 20), 99.0, "p"),
+            ("another protocol", trained(5, 9), sampled("runs/5", 50), 99.0, "q"),
         ];
         let figures = rows.each_ref().map(|row| figure(row.3));
         let found: Vec<Measured> = rows
             .iter()
             .zip(&figures)
-            .map(|((name, experiment, generated, _, protocol_hash), figure)| Measured {
+            .map(|((name, training, generated, _, protocol_hash), figure)| Measured {
                 name: (*name).into(),
-                experiment: experiment.clone(),
+                training,
                 generated: generated.clone(),
                 figure,
                 protocol_hash: (*protocol_hash).into(),
             })
             .collect();
         let names = ["a", "b", "c"].map(String::from).into();
-        assert_eq!(
-            repeats(&found),
-            [Repeats { names, protocol_hash: "p".into(), values: [(Metric::FVD, (13.0, 3.0))].into() }]
-        );
+        let together = Repeats { names, protocol_hash: "p".into(), values: [(Metric::FVD, (13.0, 3.0))].into() };
+        assert_eq!(repeats(&found), [together]);
         assert_eq!(repeats(&found[2..]), []);
     }
 }

@@ -6,7 +6,7 @@ use serde_yaml::Value;
 
 use crate::{
     metrics::{Distances, Figure, Interval, Metric, RealVsReal},
-    report::Series,
+    report::{Series, repeats::Seeded},
 };
 
 /// What a page shows. A part that is empty has no section.
@@ -54,6 +54,8 @@ pub struct Trained {
     pub parameters: i64,
     /// Time of training, over all starts.
     pub seconds: f64,
+    /// Its seed, and what else its samples depend on.
+    pub training: Seeded,
 }
 
 /// What was measured under one protocol.
@@ -181,4 +183,14 @@ pub struct Sheet {
     pub caption: &'static str,
     /// PNG.
     pub bytes: Vec<u8>,
+}
+
+#[cfg(test)]
+impl Training {
+    /// A run with a name and the text of its experiment alone.
+    pub(super) fn of(name: &str, text: &str) -> Self {
+        let value = serde_yaml::from_str(text).unwrap();
+        let (name, folder) = (name.into(), name.into());
+        Training { name, folder, trained: None, experiment: Some((text.into(), value)), metrics: Vec::new() }
+    }
 }

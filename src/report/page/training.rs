@@ -119,21 +119,10 @@ fn flattened(value: &Value) -> Vec<(String, String)> {
 mod tests {
     use super::*;
 
-    fn training(name: &str, text: &str) -> Training {
-        let value = serde_yaml::from_str(text).unwrap();
-        Training {
-            name: name.into(),
-            folder: name.into(),
-            trained: None,
-            experiment: Some((text.into(), value)),
-            metrics: Vec::new(),
-        }
-    }
-
     #[test]
     fn only_keys_that_differ_are_compared() {
-        let a = training("a", "{unet: {channels: 8, depths: [1, 2]}, seed: 0, start_from: null}");
-        let b = training("b", "{unet: {channels: 8, depths: [1, 3]}, seed: 0, prompt: 'x'}");
+        let a = Training::of("a", "{unet: {channels: 8, depths: [1, 2]}, seed: 0, start_from: null}");
+        let b = Training::of("b", "{unet: {channels: 8, depths: [1, 3]}, seed: 0, prompt: 'x'}");
         let text = |value: &str| Some(value.to_string());
         let found = differences(&[&a, &b]);
         let wanted = [
@@ -147,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_log_says_the_median_and_the_most() {
-        let mut run = training("a", "{trainer: {log_every: 5}}");
+        let mut run = Training::of("a", "{trainer: {log_every: 5}}");
         let points = [1.0, 100.0, 12.0].map(|value| (1.0, value)).to_vec();
         run.metrics = vec![Series { name: "peak_memory_gb".into(), points }];
         assert_eq!((run.median("peak_memory_gb"), run.most("peak_memory_gb")), (Some(12.0), Some(100.0)));
