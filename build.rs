@@ -35,8 +35,9 @@ fn main() {
         ),
     }
 
-    let sources = ["core", "fused", "composed", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
-    let headers = ["guarded.h", "readback.h", "fused", "gloo/gloo/context.h"].map(|file| format!("src/torch/{file}"));
+    let sources = ["core", "fused", "composed", "gpu/kernels", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
+    let headers =
+        ["guarded.h", "readback.h", "fused", "gpu", "gloo/gloo/context.h"].map(|file| format!("src/torch/{file}"));
     for file in sources.iter().chain(&headers) {
         println!("cargo:rerun-if-changed={file}");
     }

@@ -107,7 +107,7 @@ libtorch() {
         return
     fi
     if grep -qs "'$TORCH[+']" .libtorch/torch/version.py && [ -e .libtorch/torch/lib/libtorch_cpu.so ]; then
-        if [ -d .libtorch/nvidia/cudnn ] || { ! wants_cuda && [ -d .libtorch/nvidia/cu13/include/crt ]; }; then
+        if [ -d .libtorch/nvidia/cudnn ] || { ! wants_cuda && [ -e .libtorch/nvidia/cu13/lib/libnvrtc.so.13 ]; }; then
             return
         fi
     fi
@@ -120,10 +120,10 @@ libtorch() {
         pip_libtorch "torch==$TORCH" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85 || fail "LibTorch could not be installed; $by_hand"
     else
         say "LibTorch $TORCH for the CPU (1.2 GB on disk)"
-        # two NVIDIA libraries that libtorch_cpu.so refers to even where there is no GPU, and headers with which the
-        # graphs' part is compiled
+        # two NVIDIA libraries that libtorch_cpu.so refers to even where there is no GPU, headers with which the graphs'
+        # part is compiled, and the compiler of kernels for GPUs, with which the tests compile them
         pip_libtorch --no-deps "torch==$TORCH" nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85 \
-            nvidia-cuda-crt==13.0.88 ||
+            nvidia-cuda-crt==13.0.88 nvidia-cuda-nvrtc==13.0.88 ||
             fail "LibTorch could not be installed; $by_hand"
     fi
     rm -rf .libtorch

@@ -10,8 +10,8 @@ use anyhow::Result;
 use tch::{Cuda, Device, Kind, TchError, Tensor};
 
 use crate::torch::{
-    Bfloat16, GpuPart, Machine, Processor, Vectors, attention_kernels, cpus, gpus, libtorch_version, processor,
-    shortcuts, waiting,
+    Bfloat16, GpuPart, Machine, Processor, Vectors, attention_kernels, cpus, gpu_compiler, gpus, libtorch_version,
+    processor, shortcuts, waiting,
 };
 use crate::weights::released::ALL;
 
@@ -67,6 +67,10 @@ pub fn examine() -> Vec<Finding> {
     findings.extend(devices.into_iter().map(computation));
     findings.push(attention());
     findings.extend([GpuPart::NCCL, GpuPart::GRAPHS].map(|part| gpu_part(part.serves, part.locate())));
+    findings.push(match gpu_compiler() {
+        Ok(compiler) => Finding::new(Outcome::Good, "kernels for GPUs", format!("compiled by {compiler}")),
+        Err(error) => Finding::new(Outcome::Absent, "kernels for GPUs", format!("{error:#}")),
+    });
     findings.push(ffmpeg());
     findings.push(opencv());
     findings.extend(weights());

@@ -166,7 +166,9 @@ fn activations_are_those_of_a_step_of_denoisers() {
         };
         let ((), measured) = as_on_gpu(|| peak_host_memory(step));
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
-        check(&format!("{file} {overrides:?}"), &plan(file, &overrides), 8, measured, 1.25);
+        // what is on its way is as much where little is kept
+        let most = if half && overrides.contains(&RECOMPUTE) { 1.7 } else { 1.25 };
+        check(&format!("{file} {overrides:?}"), &plan(file, &overrides), 8, measured, most);
     }
 }
 

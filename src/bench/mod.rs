@@ -22,7 +22,8 @@ use crate::{
     nn::Parameters,
     random::{Purpose, normal},
     torch::{
-        Adam, Autotune, DeviceName, FixedWeights, Readback, allow_tf32, backward, cuda_graphs, processor_or_gpu, upload,
+        Adam, Autotune, DeviceName, FixedWeights, Readback, RoundedWeights, allow_tf32, backward, cuda_graphs,
+        processor_or_gpu, upload,
     },
     train::{Ema, Optimizer, Saver},
 };
@@ -97,9 +98,11 @@ fn unet(bench: &UNetBench, autoencoder: Option<&dyn VideoCodec>, clock: &Clock, 
 
     let mut optimizer = Optimizer::new(adamw(), &parameters);
     let autotune = Autotune::begin(); // as in training
+    let mut weights = RoundedWeights::new();
     let timing = clock.time(|| {
         optimizer.zero_grad()?;
         let _autocast = table.autocast();
+        let _weights = weights.pass(device);
         let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
         backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
         optimizer.step(&optimizer.gradients(), None)

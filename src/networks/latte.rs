@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
-    nn::{Init, Linear, Scope, attention, full_precision, linear_flops, timestep_embedding},
+    nn::{Init, Linear, ResidualStream, Scope, attention, full_precision, linear_flops, timestep_embedding},
     torch::recompute,
 };
 
@@ -173,15 +173,7 @@ fn linear(scope: &Scope, inputs: i64, outputs: i64) -> Linear {
     Linear::of_kernel(scope, &[outputs, inputs], [Init::xavier(inputs, outputs), Init::ZEROS])
 }
 
-/// Layer normalisation without weights, eps 1e-6, then ·(1 + scale) + shift: what the condition says of each token
-/// (Peebles & Xie 2022, section 3.2, adaLN).
-fn modulated(x: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
-    let x = full_precision(x);
-    let width = x.size()[x.dim() - 1];
-    x.layer_norm([width], None::<&Tensor>, None::<&Tensor>, 1e-6, true) * (scale + 1.0) + shift
-}
-
-/// Parts of Linear(SiLU(c)), each as wide as a token: shifts, scales and gates, `[B, 1 or F, 1, D]`.
+/// Parts of Linear(SiLU(c)), each as wide as a token: shifts, scales and gates, `[B, 1 or F, 1, D]`. They are given SiLU(c).
 struct Modulation(Linear);
 
 impl Modulation {
@@ -192,7 +184,7 @@ impl Modulation {
     }
 
     fn parts<const N: usize>(&self, condition: &Tensor) -> [Tensor; N] {
-        let parts = self.0.forward_full(&condition.silu()).chunk(N as i64, -1);
+        let parts = self.0.forward_full(condition).chunk(N as i64, -1);
         parts.try_into().expect("as many parts as were declared")
     }
 }
@@ -230,13 +222,14 @@ impl Block {
         }
     }
 
-    /// x `[B, F, N, D]`, c `[B, 1 or F, 1, D]` → `[B, F, N, D]`
-    fn forward(&self, x: &Tensor, condition: &Tensor) -> Tensor {
+    /// A stream of `[B, F, N, D]`, SiLU(c) `[B, 1 or F, 1, D]`.
+    fn forward(&self, x: &mut ResidualStream, condition: &Tensor) {
         let [shift_1, scale_1, gate_1, shift_2, scale_2, gate_2] = self.modulation.parts(condition);
-        let x = x + gate_1 * self.attend(&modulated(x, &shift_1, &scale_1));
+        let attended = self.attend(&x.modulated(&scale_1, &shift_1));
+        x.add_gated(&gate_1, attended);
         let [fc1, fc2] = &self.mlp;
-        let h = fc1.forward(&modulated(&x, &shift_2, &scale_2)).gelu("tanh");
-        &x + gate_2 * fc2.forward(&h)
+        let h = fc1.forward(&x.modulated(&scale_2, &shift_2)).gelu("tanh");
+        x.add_gated(&gate_2, fc2.forward(&h));
     }
 
     fn attend(&self, x: &Tensor) -> Tensor {
@@ -318,20 +311,21 @@ impl Network for Latte {
             self.temp_embed.size()[1],
             self.pos_embed.size()[1]
         );
-        let condition = self.condition(t, given.label.as_ref(), z_t.kind()); // [B, 1 or F, 1, D]
+        let condition = self.condition(t, given.label.as_ref(), z_t.kind()).silu(); // [B, 1 or F, 1, D]
 
         let windows = z_t.reshape([b, c, f, rows, p, columns, p]).permute([0, 2, 3, 5, 1, 4, 6]);
         let windows = windows.reshape([b, f, rows * columns, c * p * p]);
-        let mut x = self.x_embedder.forward(&windows) + self.pos_embed.unsqueeze(1); // [B, F, N, D]
+        let x = self.x_embedder.forward(&windows) + self.pos_embed.unsqueeze(1); // [B, F, N, D]
+        let mut x = ResidualStream::new(&x);
         let over_frames = |i: usize| i % 2 == 1;
         for (i, block) in self.blocks.iter().enumerate().filter(|(i, _)| !(given.stills && over_frames(*i))) {
             if i == 1 {
-                x = &x + self.temp_embed.unsqueeze(2); // [1, F, 1, D]
+                x = ResidualStream::new(&(x.sum() + self.temp_embed.unsqueeze(2))); // [1, F, 1, D]
             }
-            x = self.through(block, &x, &condition);
+            self.through(block, &mut x, &condition);
         }
         let [shift, scale] = self.final_modulation.parts(&condition);
-        let x = self.final_linear.forward_full(&modulated(&x, &shift, &scale));
+        let x = self.final_linear.forward_full(&full_precision(&x.modulated(&scale, &shift)));
         let x = x.reshape([b, f, rows, columns, p, p, -1]).permute([0, 6, 1, 2, 4, 3, 5]);
         x.reshape([b, -1, f, h, w])
     }
@@ -354,15 +348,20 @@ impl Latte {
         time + label.unsqueeze(1).unsqueeze(1)
     }
 
-    fn through(&self, block: &Arc<Mutex<Block>>, x: &Tensor, condition: &Tensor) -> Tensor {
+    fn through(&self, block: &Arc<Mutex<Block>>, x: &mut ResidualStream, condition: &Tensor) {
         // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
-        let run = |block: &Mutex<Block>, x: &Tensor, condition: &Tensor| {
+        let run = |block: &Mutex<Block>, x: &mut ResidualStream, condition: &Tensor| {
             block.lock().unwrap_or_else(PoisonError::into_inner).forward(x, condition)
         };
         if !self.recompute {
             return run(block, x, condition);
         }
         let block = Arc::clone(block);
-        recompute(&[x, condition], move |inputs| run(&block, &inputs[0], &inputs[1]))
+        let after = recompute(&[&x.sum(), condition], move |inputs| {
+            let mut x = ResidualStream::new(&inputs[0]);
+            run(&block, &mut x, &inputs[1]);
+            x.sum()
+        });
+        *x = ResidualStream::new(&after);
     }
 }

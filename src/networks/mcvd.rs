@@ -8,7 +8,10 @@ use tch::{Kind, Tensor};
 
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
-    nn::{Dropout, FrameStack, GroupNorm, Init, Linear, Over, Scope, SpatialConv, attention, normalize_frames},
+    nn::{
+        Dropout, FrameStack, GroupNorm, Init, Linear, Over, Scope, SpatialConv, attention, full_precision,
+        normalize_frames,
+    },
     torch::{Autocast, recompute},
 };
 
@@ -408,7 +411,7 @@ impl Network for Mcvd {
             }
             (LastNorm::Spatin(_), None) => unreachable!("such a network is built with frames around a clip"),
         };
-        self.last.forward(&x).x.reshape([b, f, self.ports.outputs, h, w]).transpose(1, 2).contiguous()
+        full_precision(&self.last.forward(&x).x).reshape([b, f, self.ports.outputs, h, w]).transpose(1, 2).contiguous()
     }
 
     fn ports(&self) -> &Ports {

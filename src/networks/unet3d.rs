@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
-    nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, timestep_embedding},
+    nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, full_precision, timestep_embedding},
     torch::recompute,
     weights::stable_diffusion::is_temporal,
 };
@@ -140,17 +140,15 @@ impl ResBlock {
         }
     }
 
-    /// x, and the time embedding `[B, 4·channels]`.
+    /// x, and SiLU of the time embedding, `[B, 4·channels]`.
     fn forward(&self, x: &FrameStack, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
         let h = self.in_conv.rounded(&self.in_norm.of_frames(x, over, None, true));
-        let time = self.time.forward_full(&embedding.silu()); // [B, ·]
+        let time = self.time.forward_full(embedding); // [B, ·]
         let h = if self.adaptive {
-            let halves = time.chunk(2, 1);
-            self.out_norm.of_frames(&h, over, Some([&halves[0], &halves[1]]), true)
+            self.out_norm.of_frames(&h, over, Some(&time), true)
         } else {
-            let time = time.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
-            self.out_norm.of_frames(&h.with(&h.x + time), over, None, true)
+            self.out_norm.of_frames_plus(&h, &time, over, true)
         };
         match &self.skip {
             Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &self.out_conv.forward(&h),
@@ -375,6 +373,7 @@ impl Network for UNet3d {
         if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
             embedding += table.index_select(0, label);
         }
+        let embedding = embedding.silu();
         let x = FrameStack { stills: given.stills, ..FrameStack::fold(&given.beside(z_t, &self.ports)) };
         let context = given.text.as_ref();
 
@@ -390,6 +389,6 @@ impl Network for UNet3d {
             h = block.forward(h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context);
         }
         let h = self.out_norm.of_frames(&h, over(self.per_frame), None, true);
-        self.out_conv.forward(&h).video().contiguous()
+        full_precision(&self.out_conv.forward(&h).video().contiguous())
     }
 }

@@ -1,7 +1,7 @@
 use tch::{Kind, Tensor};
 
 use super::{Init, Scope, norm::full_precision};
-use crate::torch::{Autocast, PositionTerms, frame_attention, fuses};
+use crate::torch::{Autocast, PositionTerms, frame_attention, fuses, gpu_frame_attention, has_gpu_kernels};
 
 /// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
@@ -138,19 +138,27 @@ impl RelativePosition {
     /// As [`Self::attention`], of q, k and v in one, `[B, F, P, 3·C]` → `[B, F, P, C]`: no frame is moved in memory.
     /// None where there is no kernel for it.
     pub fn in_place(&self, qkv: &Tensor, heads: i64, key_term: KeyTerm) -> Option<Tensor> {
-        let qkv = full_precision(qkv);
         let (_, frames, _, channels) = qkv.size4().expect("[B, F, P, 3·C]");
-        if !fuses(&qkv) || frames > 32 {
-            return None;
-        }
         let width = (channels / 3 / heads) as f64;
         let terms = match key_term {
             KeyTerm::Transposed => PositionTerms { alpha: width.powf(-0.5), beta: width.powf(-0.25), transposed: true },
             KeyTerm::Scaled => PositionTerms { alpha: width.powf(-0.5), beta: width.powf(-0.5), transposed: false },
         };
+        if has_gpu_kernels(qkv.device()) {
+            return gpu_frame_attention(qkv, &self.keys, &self.values, heads, terms);
+        }
+        let qkv = full_precision(qkv);
+        if !fuses(&qkv) || frames > 32 {
+            return None;
+        }
         let (keys, values) = (self.rows(&self.keys, frames), self.rows(&self.values, frames));
         Some(frame_attention(&qkv, &keys, &values, heads, terms))
     }
+}
+
+/// Whether [`RelativePosition::in_place`] has a kernel on this device, for clips that are not too long.
+pub fn attends_in_place(x: &Tensor) -> bool {
+    fuses(x) || has_gpu_kernels(x.device())
 }
 
 /// Where the keys' relative positions enter the scores.
@@ -170,6 +178,7 @@ mod tests {
     use crate::{
         nn::Parameters,
         random::{Purpose, normal},
+        torch::as_on_gpu,
     };
 
     #[test]
@@ -184,33 +193,54 @@ mod tests {
         }
     }
 
-    /// The kernel against the explicit products in float64, forward and backward, also for clips that are longer
-    /// than the tables.
+    /// The kernels of the CPU and of GPUs against the explicit products in float64, forward and backward, also for clips that
+    /// are longer than the tables.
     #[test]
     fn attention_in_place_is_attention() {
         let (b, p, c, heads) = (2, 21, 24, 3);
-        for (f, key_term) in
-            [(4, KeyTerm::Transposed), (4, KeyTerm::Scaled), (7, KeyTerm::Transposed), (1, KeyTerm::Scaled)]
-        {
-            let run = |kind: Kind| -> Vec<Tensor> {
-                let noise = |step, shape: &[i64]| normal(2, Purpose::Evaluation, 0, step, shape).to_kind(kind);
+        for (f, key_term) in [
+            (4, KeyTerm::Transposed),
+            (4, KeyTerm::Scaled),
+            (7, KeyTerm::Transposed),
+            (7, KeyTerm::Scaled),
+            (1, KeyTerm::Scaled),
+        ] {
+            let run = |kind: Kind, of_gpu: bool| -> Vec<Tensor> {
+                let tables = if kind == Kind::BFloat16 { Kind::Float } else { kind };
+                // the numbers that bfloat16 has, in every kind
+                let noise = |step, shape: &[i64]| {
+                    normal(2, Purpose::Evaluation, 0, step, shape).to_kind(Kind::BFloat16).to_kind(kind)
+                };
                 let parameters = Parameters::new(Device::Cpu, 0);
                 let relative = RelativePosition::new(&parameters.root(), 4, c / heads);
-                parameters.to_kind(kind);
+                parameters.to_kind(tables);
                 let qkv = noise(0, &[b, f, p, 3 * c]).set_requires_grad(true);
-                let y = relative.in_place(&qkv, heads, key_term).unwrap_or_else(|| {
+                let by_kernel = || relative.in_place(&qkv, heads, key_term);
+                let y = if of_gpu { as_on_gpu(by_kernel) } else { by_kernel() };
+                assert!(!of_gpu || y.is_some());
+                let y = y.unwrap_or_else(|| {
                     let tracks = qkv.transpose(1, 2).reshape([b * p, f, 3 * c]).chunk(3, -1);
                     let y = relative.attention(&tracks[0], &tracks[1], &tracks[2], heads, key_term);
                     y.reshape([b, p, f, c]).transpose(1, 2)
                 });
+                assert!(!of_gpu || y.kind() == kind);
                 (&y * noise(1, &[b, f, p, c])).sum(None).backward();
                 let gradients = [qkv.grad(), relative.keys.grad(), relative.values.grad()];
                 std::iter::once(y).chain(gradients).map(|t| t.detach().to_kind(Kind::Double)).collect()
             };
-            for (i, (found, wanted)) in run(Kind::Float).iter().zip(&run(Kind::Double)).enumerate() {
-                let difference = (found - wanted).norm().double_value(&[]);
-                let relative = difference / wanted.norm().double_value(&[]).max(1e-6);
-                assert!(relative < 2e-6, "{f} frames, {key_term:?}, tensor {i}: {relative}");
+            let wanted = run(Kind::Double, false);
+            // the explicit products round their weights to float32
+            for (kind, of_gpu, bound) in [
+                (Kind::Float, false, 2e-6),
+                (Kind::Double, true, 1e-6),
+                (Kind::Float, true, 2e-6),
+                (Kind::BFloat16, true, 4e-3),
+            ] {
+                for (i, (found, wanted)) in run(kind, of_gpu).iter().zip(&wanted).enumerate() {
+                    let difference = (found - wanted).norm().double_value(&[]);
+                    let relative = difference / wanted.norm().double_value(&[]).max(1e-6);
+                    assert!(relative < bound, "{f} frames, {key_term:?}, {kind:?}, tensor {i}: {relative}");
+                }
             }
         }
     }

@@ -3,7 +3,10 @@
 use tch::Tensor;
 
 use super::{FrameStack, Init, Scope, full_precision, prefers_channels_last};
-use crate::torch::{composed_edges, fixed_cast, fixed_conv, fuses, repeat_edges, takes_gpu_path, transposed_conv};
+use crate::torch::{
+    cast_weight, composed_edges, fixed_conv, fuses, gpu_repeat_edges, has_gpu_kernels, repeat_edges, takes_gpu_path,
+    transposed_conv,
+};
 
 /// What stands beyond the edge of a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -25,6 +28,9 @@ impl Padding {
         match self {
             Padding::Zeros => x.constant_pad_nd(pads),
             Padding::Replicate if fuses(x) && prefers_channels_last(x.device()) => repeat_edges(x, pads),
+            Padding::Replicate if has_gpu_kernels(x.device()) && prefers_channels_last(x.device()) => {
+                gpu_repeat_edges(x, pads)
+            }
             Padding::Replicate if takes_gpu_path(x.device()) => composed_edges(x, pads),
             Padding::Replicate => x.replication_pad3d(pads),
         }
@@ -55,7 +61,7 @@ impl Conv3d {
     /// `[B, inputs, F, H, W]` → `[B, outputs, F/s, H/s, W/s]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let x = if self.kernel == 1 { x.shallow_clone() } else { self.padding.apply(x, self.kernel, self.stride) };
-        x.conv3d(&self.weight, Some(&self.bias), self.stride, [0, 0, 0], [1, 1, 1], 1)
+        x.conv3d(&cast_weight(&self.weight), Some(&cast_weight(&self.bias)), self.stride, [0, 0, 0], [1, 1, 1], 1)
     }
 
     /// The kernel, `[outputs, inputs, k, k, k]`.
@@ -94,7 +100,8 @@ impl TransposedConv3d {
         if fuses(&x) {
             return transposed_conv(&x, &self.weight, &self.bias, self.stride, crop);
         }
-        x.conv_transpose3d(&self.weight, Some(&self.bias), self.stride, [crop; 3], [0, 0, 0], 1, [1, 1, 1])
+        let (weight, bias) = (cast_weight(&self.weight), cast_weight(&self.bias));
+        x.conv_transpose3d(&weight, Some(&bias), self.stride, [crop; 3], [0, 0, 0], 1, [1, 1, 1])
     }
 }
 
@@ -130,19 +137,21 @@ impl SpatialConv {
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], Init::ZEROS), stride: 1 }
     }
 
-    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what is added up over blocks is
-    /// not rounded at each.
+    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`. In mixed precision what blocks add up is float32 again on the CPU,
+    /// and bfloat16 where a GPU's kernels take that without casts in between.
     pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let y = self.rounded(x);
-        y.with(full_precision(&y.x))
+        if has_gpu_kernels(y.x.device()) { y } else { y.with(full_precision(&y.x)) }
     }
 
     /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.
     pub fn rounded(&self, x: &FrameStack) -> FrameStack {
-        let weight = if self.weight.dim() == 5 { self.weight.squeeze_dim(2) } else { self.weight.shallow_clone() };
+        let of_frame = |weight: &Tensor| if weight.dim() == 5 { weight.squeeze_dim(2) } else { weight.shallow_clone() };
+        let weight = of_frame(&self.weight);
         let padding = weight.size()[2] / 2;
         let y = fixed_conv(&x.x, &weight, Some(&self.bias), self.stride, padding).unwrap_or_else(|| {
-            x.x.conv2d(&fixed_cast(&weight), Some(&self.bias), [self.stride; 2], [padding; 2], [1, 1], 1)
+            let (weight, bias) = (of_frame(&cast_weight(&self.weight)), cast_weight(&self.bias));
+            x.x.conv2d(&weight, Some(&bias), [self.stride; 2], [padding; 2], [1, 1], 1)
         });
         x.with(y)
     }
@@ -193,7 +202,8 @@ impl Conv2d {
 
     /// `[N, inputs, H, W]` → `[N, outputs, …]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.conv2d(&self.weight, self.bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
+        let (weight, bias) = (cast_weight(&self.weight), self.bias.as_ref().map(cast_weight));
+        x.conv2d(&weight, bias.as_ref(), [self.stride; 2], [self.padding; 2], [1, 1], 1)
     }
 }
 
@@ -243,17 +253,21 @@ mod tests {
                 let wanted = run(tch::Kind::Double, &|x| x.replication_pad3d(pads));
                 let layouts: [&dyn Fn(&Tensor) -> Tensor; 2] = [&Tensor::shallow_clone, &channels_last];
                 for layout in layouts {
-                    let found = run(tch::Kind::Double, &|x| composed_edges(&layout(x), pads));
-                    for (found, wanted) in found.iter().zip(&wanted) {
-                        assert!((found - wanted).abs().max().double_value(&[]) < 1e-12, "{pads:?}");
+                    for edges in [composed_edges, gpu_repeat_edges] {
+                        let found = run(tch::Kind::Double, &|x| edges(&layout(x), pads));
+                        for (found, wanted) in found.iter().zip(&wanted) {
+                            assert!((found - wanted).abs().max().double_value(&[]) < 1e-12, "{pads:?}");
+                        }
                     }
                 }
-                let last = composed_edges(&channels_last(&normal(1, Purpose::Evaluation, 0, 1, &shape)), pads);
-                assert_eq!(last.stride()[1], 1, "channels are brought to the front");
-                let [_, half] = run(tch::Kind::BFloat16, &|x| composed_edges(x, pads));
-                let once = wanted[1].to_kind(tch::Kind::BFloat16).to_kind(tch::Kind::Double);
-                let steps = ((half - &once) / once.abs().clamp_min(1e-3)).abs().max().double_value(&[]);
-                assert!(steps < 0.0079, "{pads:?}: off by more than one step of bfloat16, {steps}");
+                for edges in [composed_edges, gpu_repeat_edges] {
+                    let last = edges(&channels_last(&normal(1, Purpose::Evaluation, 0, 1, &shape)), pads);
+                    assert_eq!(last.stride()[1], 1, "channels are brought to the front");
+                    let [_, half] = run(tch::Kind::BFloat16, &|x| edges(x, pads));
+                    let once = wanted[1].to_kind(tch::Kind::BFloat16).to_kind(tch::Kind::Double);
+                    let steps = ((half - &once) / once.abs().clamp_min(1e-3)).abs().max().double_value(&[]);
+                    assert!(steps < 0.0079, "{pads:?}: off by more than one step of bfloat16, {steps}");
+                }
             }
         }
     }

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Adapter, Init, Scope};
-use crate::torch::{Autocast, fixed_cast, fixed_conv, fuses};
+use crate::torch::{Autocast, cast_weight, fixed_conv, fuses};
 
 /// Floating-point operations of a linear map of so many rows, two a multiply-add.
 pub fn linear_flops(rows: i64, inputs: i64, outputs: i64) -> i64 {
@@ -63,8 +63,7 @@ impl Linear {
 
     /// `[…, inputs]` → `[…, outputs]`
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let weight = if self.weight.dim() > 2 { self.weight.flatten(1, -1) } else { self.weight.shallow_clone() };
-        let y = product(x, &weight, self.bias.as_ref());
+        let y = product(x, &self.weight, self.bias.as_ref());
         match &self.adapter {
             None => y,
             Some((down, up, scale)) => y + x.linear(down, None::<&Tensor>).linear(up, None::<&Tensor>) * *scale,
@@ -78,14 +77,20 @@ impl Linear {
     }
 }
 
-/// x Wᵀ + b. On the CPU, where there are rows enough, as a convolution of 1×1: its kernels (oneDNN) are about twice
+/// x Wᵀ + b, W `[outputs, inputs]` or a kernel of as many values. On the CPU, where there are rows enough, as a convolution of 1×1: its kernels (oneDNN) are about twice
 /// as fast as the matrix product's (BLAS) on processors that are not Intel's.
 fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     const BATCH: i64 = 16; // from which on LibTorch asks oneDNN, whatever the number of threads
-    let (outputs, inputs) = weight.size2().expect("a weight [outputs, inputs]");
+    let outputs = weight.size()[0];
+    let inputs = weight.numel() as i64 / outputs;
     let rows = x.numel() as i64 / inputs;
+    let by_blas = || {
+        let weight = cast_weight(weight);
+        let weight = if weight.dim() > 2 { weight.flatten(1, -1) } else { weight };
+        x.linear(&weight, bias.map(cast_weight).as_ref())
+    };
     if !fuses(x) || rows < BATCH || rows % BATCH != 0 {
-        return x.linear(&fixed_cast(weight), bias);
+        return by_blas();
     }
     let mut shape = x.size();
     if let Some(last) = shape.last_mut() {
@@ -95,7 +100,7 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     let kernel = weight.reshape([outputs, inputs, 1, 1]);
     let y = match fixed_conv(&pixels, &kernel, bias, 1, 0) {
         Some(y) => y,
-        None if rows < 256 => return x.linear(&fixed_cast(weight), bias),
+        None if rows < 256 => return by_blas(),
         None => pixels.conv2d(&kernel, bias, [1; 2], [0; 2], [1; 2], 1),
     };
     y.permute([0, 2, 3, 1]).reshape(shape)

@@ -13,10 +13,11 @@ mod linear;
 mod memory_layout;
 mod norm;
 mod parameters;
+mod residual;
 mod timestep;
 
 pub use adapter::Adapter;
-pub use attention::{KeyTerm, RelativePosition, attention, causal_attention, masked_attention};
+pub use attention::{KeyTerm, RelativePosition, attends_in_place, attention, causal_attention, masked_attention};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use dropout::Dropout;
 pub use frame_stack::FrameStack;
@@ -24,4 +25,5 @@ pub use linear::{Linear, linear_flops};
 pub use memory_layout::{channels_last, prefers_channels_last};
 pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, Statistics, full_precision, normalize_frames};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
+pub use residual::ResidualStream;
 pub use timestep::timestep_embedding;

@@ -2,10 +2,10 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::{FrameStack, Init, Scope, prefers_channels_last};
+use super::{FrameStack, Init, ResidualStream, Scope, prefers_channels_last};
 use crate::{
     distributed::Ranks,
-    torch::{composed_norm, fuses, group_norm, takes_gpu_path},
+    torch::{GpuNorm, composed_norm, fuses, gpu_norm, group_norm, has_gpu_kernels, takes_gpu_path},
 };
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
@@ -54,29 +54,55 @@ pub enum Over {
 }
 
 impl GroupNorm {
-    /// x̂·w + b. Where `scale_shift` is given (`[B, C]` each; not over tracks), this is multiplied by 1 + scale and shift is
-    /// added, as a residual block takes in the time embedding. With `silu`, SiLU follows. The CPU does all this in one pass
-    /// over memory.
-    pub fn of_frames(&self, x: &FrameStack, over: Over, scale_shift: Option<[&Tensor; 2]>, silu: bool) -> FrameStack {
+    /// x̂·w + b. Where a `modulation` is given (`[B, 2·C]`; not over tracks), this is multiplied by 1 + its first half, and its
+    /// second half is added, as a residual block takes in the time embedding. With `silu`, SiLU follows. It is one pass over
+    /// memory, on the CPU and on a GPU, and the result has the kind of x where kernels of our own make it.
+    pub fn of_frames(&self, x: &FrameStack, over: Over, modulation: Option<&Tensor>, silu: bool) -> FrameStack {
+        self.of_places(x, over, None, modulation, silu)
+    }
+
+    /// The norm of x + added, `[B, C]` (not over tracks); with `silu`, SiLU follows.
+    pub fn of_frames_plus(&self, x: &FrameStack, added: &Tensor, over: Over, silu: bool) -> FrameStack {
+        if has_gpu_kernels(x.x.device()) {
+            return self.of_places(x, over, Some(added), None, silu);
+        }
+        let added = added.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
+        self.of_frames(&x.with(&x.x + added), over, None, silu)
+    }
+
+    fn of_places(
+        &self,
+        x: &FrameStack,
+        over: Over,
+        added: Option<&Tensor>,
+        modulation: Option<&Tensor>,
+        silu: bool,
+    ) -> FrameStack {
         let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let (b, f) = (bf / x.frames, x.frames);
-        // rows of the clips' factors → rows of the frames'
-        let by_frame = |t: &Tensor| if f == 1 { t.shallow_clone() } else { t.repeat_interleave_self_int(f, 0, None) };
-        let shape = match over {
+        let places = x.positions().reshape(match over {
             Over::Clip => [b, f * h * w, 1, c],
             Over::Frame => [bf, h * w, 1, c],
             Over::Track => [b, f, h * w, c],
+        });
+        // rows of clips → rows of what is normalised
+        let rows = |t: &Tensor| match over {
+            Over::Frame if f > 1 => t.repeat_interleave_self_int(f, 0, None),
+            _ => t.shallow_clone(),
         };
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let (scale, shift) = match scale_shift {
-            None => (weight, bias),
-            Some([scale, shift]) => {
-                let scale = scale + 1.0;
-                let (scale, shift) = (weight * &scale, bias * &scale + shift);
-                if over == Over::Frame { (by_frame(&scale), by_frame(&shift)) } else { (scale, shift) }
-            }
+        let y = if has_gpu_kernels(places.device()) {
+            let (added, modulation) = (added.map(rows), modulation.map(rows));
+            let norm = GpuNorm::of(&places, &weight, &bias, self.groups, self.eps, silu);
+            gpu_norm(GpuNorm { added: added.as_ref(), modulation: modulation.as_ref(), ..norm }).0
+        } else if let Some(modulation) = modulation {
+            let parts = modulation.chunk(2, 1);
+            let scale = &parts[0] + 1.0;
+            let (scale, shift) = (weight * &scale, bias * &scale + &parts[1]);
+            self.normalize_groups(&places, &rows(&scale), &rows(&shift), silu)
+        } else {
+            self.normalize_groups(&places, &weight, &bias, silu)
         };
-        let y = self.normalize_groups(&x.positions().reshape(shape), &scale, &shift, silu);
         x.from_positions(&y.view([bf, h * w, c]))
     }
 
@@ -122,6 +148,9 @@ pub fn normalize_frames(
 /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
 /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
 fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: f64, silu: bool) -> Tensor {
+    if has_gpu_kernels(x.device()) {
+        return gpu_norm(GpuNorm::of(x, scale, shift, groups, eps, silu)).0;
+    }
     if takes_gpu_path(x.device()) {
         return composed_norm(x, scale, shift, groups, eps, silu);
     }
@@ -139,13 +168,16 @@ fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps
     if silu { y.silu() } else { y }
 }
 
-/// Layer normalisation over the last axis (eps 1e-5).
+/// Layer normalisation over the last axis.
 pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl LayerNorm {
+    /// Added to the variance.
+    pub const EPS: f64 = 1e-5;
+
     /// Declares weight and bias `[channels]`.
     pub fn new(scope: &Scope, channels: i64) -> Self {
         LayerNorm {
@@ -156,8 +188,16 @@ impl LayerNorm {
 
     /// `[…, channels]` → the same shape, normalised over the last axis.
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if has_gpu_kernels(x.device()) {
+            return ResidualStream::new(x).normed(self);
+        }
         let channels = self.weight.size();
-        full_precision(x).layer_norm(&channels, Some(&self.weight), Some(&self.bias), 1e-5, true)
+        full_precision(x).layer_norm(&channels, Some(&self.weight), Some(&self.bias), Self::EPS, true)
+    }
+
+    /// Weight and bias, `[channels]` each.
+    pub fn factors(&self) -> [&Tensor; 2] {
+        [&self.weight, &self.bias]
     }
 }
 
@@ -276,8 +316,8 @@ mod tests {
         let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
         // 130 positions: pieces of the kernel that are not full
         let (x, scale, shift) = (leaf(3, &[2, 8, 3, 13, 10]), leaf(4, &[2, 8]), leaf(5, &[2, 8]));
-        let scale_shift = with_scale_shift.then_some([&scale, &shift]);
-        let y = norm.of_frames(&FrameStack::fold(&(&x * 2.0 + 3.0)), over, scale_shift, silu).video();
+        let modulation = with_scale_shift.then(|| Tensor::cat(&[&scale, &shift], 1));
+        let y = norm.of_frames(&FrameStack::fold(&(&x * 2.0 + 3.0)), over, modulation.as_ref(), silu).video();
         (&y * noise(6, &y.size())).sum(None).backward();
         let mut found = vec![y, x.grad(), norm.weight.grad(), norm.bias.grad()];
         if with_scale_shift {
@@ -326,27 +366,94 @@ mod tests {
         }
     }
 
-    /// A GPU's norm, which any device can compute, against LibTorch's operations and their own gradients, in float64.
+    type Norm<'a> = &'a dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor;
+
+    /// A GPU's norms, which any device can compute, against LibTorch's operations and their own gradients, in float64.
     #[test]
     fn the_norm_of_a_gpu_and_its_gradients() {
-        for (shape, rows, silu) in [([2, 5, 3, 8], 2, true), ([3, 4, 1, 8], 1, true), ([2, 6, 2, 8], 1, false)] {
+        for (shape, groups, rows, silu) in [
+            ([2, 5, 3, 8], 4, 2, true),
+            ([3, 4, 1, 8], 4, 1, true),
+            ([2, 6, 2, 8], 4, 1, false),
+            ([2, 100, 1, 160], 32, 1, true),
+            ([3, 70, 1, 6], 2, 3, false),
+            ([2, 3, 41, 48], 16, 1, true),
+        ] {
+            let c = shape[3];
             let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
-            let run = |norm: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor| {
+            let run = |norm: Norm| {
                 let leaf = |step, shape: &[i64]| noise(step, shape).set_requires_grad(true);
-                let (x, scale, shift) = (leaf(1, &shape), leaf(2, &[rows, 8]), leaf(3, &[rows, 8]));
+                let (x, scale, shift) = (leaf(1, &shape), leaf(2, &[rows, c]), leaf(3, &[rows, c]));
                 let y = norm(&(&x * 2.0 + 3.0), &scale, &shift);
                 (&y * noise(4, &shape)).sum(None).backward();
                 [y.detach(), x.grad(), scale.grad(), shift.grad()]
             };
             let parameters = Parameters::new(Device::Cpu, 0);
-            let parts = GroupNorm::new(&parameters.root(), 4, 8, 1e-5);
+            let parts = GroupNorm::new(&parameters.root(), groups, c, 1e-5);
             let wanted = run(&|x, scale, shift| parts.normalize_groups(x, scale, shift, silu));
-            let found = run(&|x, scale, shift| composed_norm(x, scale, shift, 4, 1e-5, silu));
-            for (i, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
-                let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
-                assert!(found.size() == wanted.size() && difference < 1e-12, "tensor {i}: {difference}");
+            let by_kernel = |x: &Tensor, scale: &Tensor, shift: &Tensor| {
+                gpu_norm(GpuNorm::of(x, scale, shift, groups, 1e-5, silu)).0
+            };
+            if rows == 1 || shape[2] == 1 {
+                compare(run(&by_kernel), &wanted, 1e-12);
             }
+            compare(run(&|x, scale, shift| composed_norm(x, scale, shift, groups, 1e-5, silu)), &wanted, 1e-12);
         }
+    }
+
+    fn compare<const N: usize>(found: [Tensor; N], wanted: &[Tensor; N], bound: f64) {
+        for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+            let difference = (found.to_kind(Kind::Double) - wanted).norm().double_value(&[]);
+            let relative = difference / wanted.norm().double_value(&[]);
+            assert!(found.size() == wanted.size() && relative < bound, "tensor {i}: {relative}");
+        }
+    }
+
+    /// The kernel with all that it takes in, against the same in pieces: in float64, and in the kinds that networks use, where
+    /// what is far from zero keeps its digits.
+    #[test]
+    fn the_kernel_adds_before_it_normalises() {
+        let (shape, groups) = ([2, 40, 1, 64], 32);
+        let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
+        let run = |kind: Kind, by_kernel: bool, far: f64| {
+            let factors = if kind == Kind::Double { kind } else { Kind::Float };
+            // the numbers that bfloat16 has, in every kind
+            let leaf = |kind, step, shape: &[i64], far: f64| {
+                let values = (noise(step, shape) + far).to_kind(Kind::BFloat16).to_kind(kind);
+                values.set_requires_grad(true)
+            };
+            let [x, residual] = [(1, far), (2, 0.0)].map(|(step, far)| leaf(kind, step, &shape, far));
+            let [added, scale, shift] =
+                [(3, 2), (4, 1), (5, 1)].map(|(step, rows)| leaf(factors, step, &[rows, 64], 0.0));
+            let modulation = leaf(factors, 8, &[2, 128], 0.0);
+            let (y, stream) = if by_kernel {
+                let (residual, added, modulation) = (Some(&residual), Some(&added), Some(&modulation));
+                let norm = GpuNorm::of(&x, &scale, &shift, groups, 1e-5, true);
+                let (y, stream) = gpu_norm(GpuNorm { residual, added, modulation, ..norm });
+                (y, stream.unwrap())
+            } else {
+                let stream = &x + &residual;
+                let rounded = stream.to_kind(Kind::Double);
+                let parts = modulation.chunk(2, 1);
+                let (scale, shift) = (&scale * (&parts[0] + 1.0), &shift * (&parts[0] + 1.0) + &parts[1]);
+                let grouped = |t: &Tensor| t.reshape([-1, 1, 1, groups, 64 / groups]);
+                let values = (rounded + added.reshape([2, 1, 1, 64])).reshape([2, 40, 1, groups, 64 / groups]);
+                let (variance, mean) = values.var_mean_correction([1, 4].as_slice(), 0, true);
+                let u = (values - mean) * (variance + 1e-5).rsqrt() * grouped(&scale) + grouped(&shift);
+                (u.reshape(shape).silu(), stream)
+            };
+            let loss = (&y.to_kind(Kind::Double) * noise(6, &shape)).sum(None)
+                + (stream.to_kind(Kind::Double) * noise(7, &shape)).sum(None);
+            loss.backward();
+            assert_eq!((y.kind(), stream.kind()), (if by_kernel { kind } else { Kind::Double }, kind));
+            let gradients = [&x, &residual, &added, &modulation, &scale, &shift].map(Tensor::grad);
+            let [dx, dr, da, dm, ds, db] = gradients;
+            [y.detach(), stream.detach(), dx, dr, da, dm, ds, db].map(|t| t.to_kind(Kind::Double))
+        };
+        compare(run(Kind::Double, true, 3.0), &run(Kind::Double, false, 3.0), 1e-12);
+        // the pieces see the stream as the kernel rounds it
+        compare(run(Kind::Float, true, 100.0), &run(Kind::Float, false, 100.0), 2e-5);
+        compare(run(Kind::BFloat16, true, 3.0), &run(Kind::BFloat16, false, 3.0), 4e-3);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use tch::{Device, Tensor};
 use super::{
     gpu_path::is_as_on_gpu,
     processor::{Bfloat16, processor},
+    rounded_weights::go_back,
 };
 
 unsafe extern "C" {
@@ -63,6 +64,7 @@ impl Drop for Autocast {
 /// precision that the way there had; mixed precision does not choose it anew.
 pub fn backward(loss: &Tensor) {
     let _precision = Autocast::bfloat16(loss.device(), false);
+    go_back();
     loss.backward();
 }
 

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 
+#include "gpu/rounded_weights.h"
 #include "guarded.h"
 #include "readback.h"
 
@@ -33,20 +34,19 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, int64_t count) {
 
 extern "C" char *lvdm_fused_adam(
     at::Tensor *const *parameters, at::Tensor *const *gradients, at::Tensor *const *first_moments,
-    at::Tensor *const *second_moments, at::Tensor *const *steps, int64_t count, bool decoupled,
+    at::Tensor *const *second_moments, const at::Tensor *steps, int64_t count, bool decoupled,
     double learning_rate, double beta1, double beta2, double weight_decay, double eps, const at::Tensor *left_out) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto p = list(parameters, count), g = list(gradients, count), m = list(first_moments, count),
-         v = list(second_moments, count), s = list(steps, count);
-    at::_foreach_add_(s, 1);  // the kernels expect the count after this step
+         v = list(second_moments, count);
+    std::vector<at::Tensor> s(count, *steps);  // one count for all
     std::optional<at::Tensor> none, out;
     if (left_out != nullptr) out = *left_out;
     if (decoupled)
       at::_fused_adamw_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false, none, out);
     else
       at::_fused_adam_(p, g, m, v, {}, s, learning_rate, beta1, beta2, weight_decay, eps, false, false, none, out);
-    if (out) at::_foreach_add_(s, *out, -1);
   });
 }
 
@@ -192,6 +192,7 @@ struct Recompute : torch::autograd::Function<Recompute> {
     AutocastState outside;
     {
       at::AutoGradMode with_grad(true);
+      NoRoundedWeights own_weights;
       kept->autocast.apply();
       for (size_t i = 1; i < saved.size(); i++)
         inputs.push_back(saved[i].detach().set_requires_grad(saved[i].requires_grad()));

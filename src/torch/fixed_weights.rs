@@ -17,7 +17,7 @@ use super::{
 unsafe extern "C" {
     fn lvdm_fixed_weights(begin: bool) -> bool;
     fn lvdm_weights_are_fixed() -> bool;
-    fn lvdm_fixed_cast(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_cast_weight(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_fixed_conv(
         x: *const c_void,
         weight: *const c_void,
@@ -31,7 +31,7 @@ unsafe extern "C" {
 }
 
 /// While it lives, this thread promises to change no weight. [`fixed_conv`] then keeps kernels in the order in which oneDNN
-/// takes them, and [`fixed_cast`] weights in half precision. On the CPU that takes 128 MiB at most, or of larger networks an
+/// takes them, and [`cast_weight`] weights in half precision. On the CPU that takes 128 MiB at most, or of larger networks an
 /// eighth of their weights' memory; on a GPU, in mixed precision, half of it.
 pub struct FixedWeights {
     // the promise is a thread's
@@ -73,11 +73,12 @@ pub(super) fn weights_are_fixed() -> bool {
     unsafe { lvdm_weights_are_fixed() }
 }
 
-/// A float32 weight as [`Autocast`](super::Autocast) would cast it at every call; itself in full precision, and where
-/// weights may change (see [`FixedWeights`]) or gradients are kept.
-pub fn fixed_cast(weight: &Tensor) -> Tensor {
+/// A float32 weight as [`Autocast`](super::Autocast) would cast it at every call: kept while weights are fixed
+/// ([`FixedWeights`]), or cast together with all others ([`RoundedWeights`](super::RoundedWeights)). Itself in full precision,
+/// and elsewhere.
+pub fn cast_weight(weight: &Tensor) -> Tensor {
     // SAFETY: a live tensor.
-    output(|y| unsafe { lvdm_fixed_cast(weight.as_ptr().cast(), y) })
+    output(|y| unsafe { lvdm_cast_weight(weight.as_ptr().cast(), y) })
 }
 
 /// Convolution of `[N, C, H, W]` by `[outputs, C, k, k]` by a kernel that oneDNN brings into its order once, in bfloat16 under

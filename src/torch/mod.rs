@@ -5,7 +5,8 @@
 //! - `core.cpp`: functions of LibTorch that `tch` lacks;
 //! - `fused.cpp`: kernels of our own for CPUs, each in a header below `fused/`; their inner loops, `fused/rows.cpp`, are
 //!   compiled once for each set of vector instructions;
-//! - `composed.cpp`: what GPUs run in place of these kernels, made of LibTorch's operations;
+//! - `gpu/`: kernels of our own for GPUs, compiled on the machine that has one;
+//! - `composed.cpp`: what GPUs run where these could not be compiled, made of LibTorch's operations;
 //! - `c10d.cpp`: process groups;
 //! - `nccl.cpp` and `graph.cpp`: the parts for GPUs, shared objects that are opened where they are needed.
 
@@ -17,6 +18,7 @@ mod composed;
 mod device;
 mod fixed_weights;
 mod fused;
+mod gpu_kernels;
 mod gpu_path;
 mod graph;
 mod kernel_choice;
@@ -25,6 +27,7 @@ mod multi_tensor;
 mod process_group;
 mod processor;
 mod recompute;
+mod rounded_weights;
 mod threads;
 mod transfer;
 
@@ -34,8 +37,12 @@ pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
 pub use device::{DeviceName, Machine, device_name, processor_or_gpu, say_device};
-pub use fixed_weights::{FixedWeights, fixed_cast, fixed_conv};
+pub use fixed_weights::{FixedWeights, cast_weight, fixed_conv};
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
+pub use gpu_kernels::{
+    GpuCode, GpuLayerNorm, GpuNorm, gpu_compiler, gpu_frame_attention, gpu_geglu, gpu_layer_norm, gpu_norm,
+    gpu_repeat_edges, has_gpu_kernels,
+};
 pub use gpu_path::{as_on_gpu, takes_gpu_path};
 pub use graph::{cuda_graphs, replayed};
 pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic, compute_exactly};
@@ -44,6 +51,7 @@ pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::{Kept, kept_for_backward, recompute};
+pub use rounded_weights::RoundedWeights;
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
 pub use transfer::{PinnedMemory, Readback, upload, upload_all};
 

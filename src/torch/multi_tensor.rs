@@ -13,7 +13,7 @@ unsafe extern "C" {
         gradients: *const *mut c_void,
         first_moments: *const *mut c_void,
         second_moments: *const *mut c_void,
-        steps: *const *mut c_void,
+        steps: *const c_void,
         count: i64,
         decoupled: bool,
         learning_rate: f64,
@@ -45,8 +45,8 @@ pub struct Adam {
 }
 
 impl Adam {
-    /// One step for all parameters in one call. `steps` are float32 scalars that count the steps. Nothing changes where
-    /// `left_out` is one.
+    /// One step for all parameters in one call. `steps` is a float32 scalar, which counts the steps with this one. Nothing
+    /// changes where `left_out` is one.
     ///
     /// # Errors
     /// LibTorch's own, for tensors that do not fit together.
@@ -55,21 +55,21 @@ impl Adam {
         parameters: &[Tensor],
         gradients: &[Tensor],
         moments: [&[Tensor]; 2],
-        steps: &[Tensor],
+        steps: &Tensor,
         left_out: Option<&Tensor>,
     ) -> Result<()> {
         if parameters.is_empty() {
             return Ok(());
         }
         let [first, second] = moments;
-        // SAFETY: five lists of `count` live tensors; a live tensor or none.
+        // SAFETY: four lists of `count` live tensors; a live tensor, and one or none.
         check(unsafe {
             lvdm_fused_adam(
                 pointers(parameters).as_ptr(),
                 pointers(gradients).as_ptr(),
                 pointers(first).as_ptr(),
                 pointers(second).as_ptr(),
-                pointers(steps).as_ptr(),
+                steps.as_ptr().cast(),
                 parameters.len() as i64,
                 self.decoupled,
                 self.learning_rate,

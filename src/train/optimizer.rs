@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use tch::{Kind, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
     nn::Parameters,
@@ -15,7 +15,8 @@ pub struct Optimizer {
     parameters: Vec<Tensor>,
     first_moments: Vec<Tensor>,
     second_moments: Vec<Tensor>,
-    steps: Vec<Tensor>,
+    /// How many steps there were: a float32 scalar on the device, of all parameters together.
+    steps: Tensor,
     /// Which parameters the weight decay acts on; none where it acts on all.
     decays: Option<Vec<bool>>,
 }
@@ -25,7 +26,8 @@ impl Optimizer {
     pub fn new(adam: Adam, parameters: &Parameters) -> Self {
         let (names, parameters): (Vec<_>, Vec<_>) = parameters.trainable().into_iter().unzip();
         let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
-        let steps = parameters.iter().map(|p| Tensor::zeros([], (Kind::Float, p.device()))).collect();
+        let device = parameters.first().map_or(Device::Cpu, Tensor::device);
+        let steps = Tensor::zeros([], (Kind::Float, device));
         Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters, decays: None }
     }
 
@@ -73,6 +75,15 @@ impl Optimizer {
     /// # Errors
     /// LibTorch's own.
     pub fn step(&mut self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
+        let _ = no_grad(|| self.steps.g_add_scalar_(1.0));
+        self.step_all(gradients, left_out)?;
+        if let Some(left_out) = left_out {
+            no_grad(|| self.steps -= left_out);
+        }
+        Ok(())
+    }
+
+    fn step_all(&self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
         let moments = [self.first_moments.as_slice(), &self.second_moments];
         let Some(decays) = &self.decays else {
             return self.adam.step(&self.parameters, gradients, moments, &self.steps, left_out);
@@ -84,7 +95,7 @@ impl Optimizer {
             };
             let adam = Adam { weight_decay: if with_decay { self.adam.weight_decay } else { 0.0 }, ..self.adam };
             let [first, second] = moments.map(part);
-            adam.step(&part(&self.parameters), &part(gradients), [&first, &second], &part(&self.steps), left_out)?;
+            adam.step(&part(&self.parameters), &part(gradients), [&first, &second], &self.steps, left_out)?;
         }
         Ok(())
     }
@@ -96,9 +107,8 @@ impl Optimizer {
             state.push((format!("exp_avg.{name}"), self.first_moments[i].shallow_clone()));
             state.push((format!("exp_avg_sq.{name}"), self.second_moments[i].shallow_clone()));
         }
-        // all parameters step together
-        if let Some(step) = self.steps.first() {
-            state.push(("step".to_string(), step.shallow_clone()));
+        if !self.names.is_empty() {
+            state.push(("step".to_string(), self.steps.shallow_clone()));
         }
         state
     }
@@ -113,13 +123,8 @@ impl Optimizer {
             own.push(tensor);
             values.push(value.shallow_clone());
         }
-        let (Some(parameter), Some(steps)) = (self.parameters.first(), state.get("step")) else { return Ok(()) };
-        let values = upload_all(&values, parameter.device());
+        let values = upload_all(&values, self.steps.device());
         no_grad(|| own.iter_mut().zip(values).for_each(|(own, value)| own.copy_(&value)));
-        let steps = steps.double_value(&[]);
-        for own in &mut self.steps {
-            let _ = own.fill_(steps);
-        }
         Ok(())
     }
 }
@@ -132,8 +137,6 @@ fn same_layout(a: &Tensor, b: &Tensor) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
-
     use super::*;
     use crate::{
         nn::Init,

@@ -25,7 +25,7 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     run_files::EXPERIMENT_FILE,
-    torch::{Autocast, Autotune, GradientBuckets, Readback, caught, clip_global_norm, memory_so_far},
+    torch::{Autocast, Autotune, GradientBuckets, Readback, RoundedWeights, caught, clip_global_norm, memory_so_far},
 };
 
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
@@ -53,6 +53,8 @@ pub struct Trainer<T: Task> {
     ranks: Ranks,
     /// The gradients of each network, where they are reduced over ranks; none where this process is alone.
     buckets: Vec<Option<GradientBuckets>>,
+    /// What the passes of each network take in bfloat16.
+    rounded: Vec<RoundedWeights>,
     /// Whether any rank was asked to save and leave.
     stop: bool,
     /// The videos that any rank could not use.
@@ -117,6 +119,7 @@ impl<T: Task> Trainer<T> {
             progress = found.progress;
         }
         let buckets = networks.iter().map(|_| None).collect();
+        let rounded = networks.iter().map(|_| RoundedWeights::new()).collect();
         Ok(Trainer {
             task,
             run: run.to_path_buf(),
@@ -133,6 +136,7 @@ impl<T: Task> Trainer<T> {
             window,
             ranks: Ranks::alone(),
             buckets,
+            rounded,
             stop: false,
             skipped_videos: BTreeSet::new(),
             reported_skipped: 0,
@@ -343,6 +347,7 @@ impl<T: Task> Trainer<T> {
             for (i, batch) in batches.iter().enumerate() {
                 let scale = 1.0 / self.config.accumulate as f64;
                 let _precision = self.autocast();
+                let _weights = self.rounded[network].pass(self.device);
                 // one reduction a step, of what all its passes have accumulated
                 if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
                     buckets.arm();

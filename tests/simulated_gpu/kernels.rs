@@ -5,10 +5,70 @@ use std::fs;
 use lvdm::checkpoint;
 
 use crate::{
-    common::{Said, same_checkpoint, succeed_in},
+    common::{Said, same_checkpoint, source, succeed_in},
     device::{Counts, Gpu},
-    workplace,
+    same_clips, workplace,
 };
+
+/// What a program started on the device, and how many gigabytes it moved there.
+fn work(gpu: &Gpu, changes: &[&str]) -> (i64, f64) {
+    let bench = source("experiments/bench/unet_c64.yaml");
+    let arguments = [&["bench", bench.to_str().unwrap(), "device=cuda", "warmup=0"], changes].concat();
+    let mut command = gpu.command(std::path::Path::new("/"), &arguments);
+    command.env("SIMULATED_GPU_LOG", "1");
+    let (said, counts) = gpu.finish(command);
+    assert_eq!(said.status, 0, "{}", said.err);
+    let all = said.err.lines().find_map(|line| line.strip_prefix("simulated GPU: in all ")).unwrap();
+    let gigabytes = all.split_whitespace().nth(2).unwrap().parse().unwrap();
+    (counts[0].launches, gigabytes)
+}
+
+/// A GPU is bound by the host that starts its kernels, and by memory: of the U-Net in `experiments/bench/unet_c64.yaml` at batch
+/// 2, a forward pass and a training step together start about half as many kernels as the released code (4,212), and move
+/// about half of the bytes (6.77 GB).
+#[test]
+fn a_step_starts_few_kernels_and_moves_few_bytes() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    for (precision, most, most_gigabytes) in [("precision=bf16", 2100, 3.7), ("precision=f32", 2400, 5.5)] {
+        let run = |repeats| work(gpu, &["unet.batch=2", precision, repeats]);
+        let ((one, a), (two, b)) = (run("repeats=1"), run("repeats=2"));
+        let (launches, gigabytes) = (two - one, b - a);
+        println!("{precision}: forward and step are {launches} kernels and {gigabytes:.2} GB");
+        assert!(launches > 500 && launches <= most, "{precision}: {launches} kernels");
+        assert!(gigabytes > 1.0 && gigabytes <= most_gigabytes, "{precision}: {gigabytes} GB");
+    }
+    // twice, of which one warms up
+    let walk = |steps: i64| {
+        let samplers = format!("unet.samplers=[{{kind: ddim, steps: {steps}, eta: 0.0}}]");
+        work(gpu, &["precision=bf16", "repeats=1", &samplers]).0
+    };
+    let forward = (walk(4) - walk(3)) / 2;
+    println!("one step of sampling is {forward} kernels");
+    assert!(forward > 200 && forward <= 500, "{forward} kernels");
+}
+
+/// What LibTorch's own operations do in their place is the same.
+#[test]
+fn without_the_kernels_networks_do_the_same() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let at = folder.path();
+    succeed_in(at, &["train", "diffusion", "diffusion.yaml", "--run", "runs/diffusion", "trainer.steps=1"]);
+    let sample = |kernels: &str| {
+        let out = format!("{kernels}.safetensors");
+        let arguments =
+            ["sample", "runs/diffusion", "--videos", "2", "--steps", "2", "--device", "cuda", "--out", &out];
+        let mut command = gpu.command(at, &arguments);
+        command.env("LVDM_GPU_KERNELS", kernels);
+        let (said, counts) = gpu.finish(command);
+        assert_eq!(said.status, 0, "{}", said.err);
+        counts[0].launches
+    };
+    let (with, without) = (sample("1"), sample("0"));
+    println!("{with} kernels, and {without} without our own");
+    assert!(2 * with < without, "{with} and {without}");
+    same_clips("kernels", &at.join("1.safetensors"), &at.join("0.safetensors"));
+}
 
 /// cuDNN may time its kernels in training, unless that is to repeat, and nowhere else; TF32 is taken where it is asked for.
 #[test]

@@ -5,8 +5,11 @@ use tch::Tensor;
 use super::config::{UNetConfig, over};
 use crate::{
     networks::Ports,
-    nn::{FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, Scope, attention},
-    torch::fuses,
+    nn::{
+        FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, ResidualStream, Scope,
+        attends_in_place, attention,
+    },
+    torch::{gpu_geglu, has_gpu_kernels},
 };
 
 /// Group norm, multi-head self-attention, a projection that starts at zero, and the residual, over `[N, T, C]`.
@@ -84,7 +87,7 @@ impl FactorizedAttention {
 
     /// The temporal half without moving frames in memory, where there are kernels for it.
     fn temporal_in_place(&self, x: &FrameStack) -> Option<FrameStack> {
-        let (relative, layer) = (self.relative.as_ref().filter(|_| fuses(&x.x))?, &self.temporal);
+        let (relative, layer) = (self.relative.as_ref().filter(|_| attends_in_place(&x.x))?, &self.temporal);
         let normed = layer.norm.of_frames(x, Over::Track, None, false).positions(); // [B·F, P, C]
         let qkv = layer.qkv.forward(&normed);
         let (bf, places, channels) = qkv.size3().expect("[B·F, P, 3·C]");
@@ -202,7 +205,11 @@ impl FeedForward {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        let halves = self.proj.forward(x).chunk(2, -1);
+        let both = self.proj.forward(x);
+        if has_gpu_kernels(both.device()) {
+            return self.out.forward(&gpu_geglu(&both));
+        }
+        let halves = both.chunk(2, -1);
         self.out.forward(&(&halves[0] * halves[1].gelu("none")))
     }
 }
@@ -238,34 +245,36 @@ impl TransformerBlock {
     /// context `[B, S, context]`, the same for all frames of a clip
     fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
         let [norm1, norm2, norm3] = &self.norms;
-        let spatial = |x: &FrameStack, norm: &LayerNorm, layer: &dyn Fn(&Tensor) -> Tensor| {
-            let positions = x.positions();
-            x.from_positions(&(&positions + layer(&norm.forward(&positions))))
-        };
-        let temporal = |x: FrameStack, layer: usize| {
-            let layers = self.temporal.as_ref().filter(|_| !x.stills);
-            let Some((norm, attention)) = layers.map(|layers| &layers[layer]) else { return x };
-            if fuses(&x.x) {
-                let positions = x.positions();
-                let normed = norm.forward(&positions);
-                if let Some(attended) = attention.over_frames(&normed, x.frames) {
-                    return x.from_positions(&(positions + attended));
-                }
+        let mut stream = ResidualStream::new(&x.positions()); // [B·F, P, C]
+        let normed = stream.normed(norm1);
+        stream.add(self.attn1.forward(&normed, &normed));
+        self.over_frames(0, x, &mut stream);
+        // all places of all frames ask the one text
+        let normed = stream.normed(norm2);
+        let (bf, places, c) = normed.size3().expect("[B·F, P, C]");
+        let clips = normed.reshape([bf / x.frames, x.frames * places, c]);
+        stream.add(self.attn2.forward(&clips, context).reshape([bf, places, c]));
+        self.over_frames(1, x, &mut stream);
+        let normed = stream.normed(norm3);
+        stream.add(self.ff.forward(&normed));
+        x.from_positions(&stream.sum())
+    }
+
+    /// One of the layers over frames, where there are any; `x` is the stack whose positions the stream is of.
+    fn over_frames(&self, layer: usize, x: &FrameStack, stream: &mut ResidualStream) {
+        let layers = self.temporal.as_ref().filter(|_| !x.stills);
+        let Some((norm, attention)) = layers.map(|layers| &layers[layer]) else { return };
+        if attends_in_place(&x.x) {
+            let normed = stream.normed(norm);
+            if let Some(attended) = attention.over_frames(&normed, x.frames) {
+                return stream.add(attended);
             }
-            let tracks = x.tracks();
-            let normed = norm.forward(&tracks);
-            x.from_tracks(&(&tracks + attention.forward(&normed, &normed)))
-        };
-        let x = spatial(x, norm1, &|h| self.attn1.forward(h, h));
-        let x = temporal(x, 0);
-        let x = spatial(&x, norm2, &|h| {
-            // all places of all frames ask the one text
-            let (bf, places, c) = h.size3().expect("[B·F, P, C]");
-            let clips = h.reshape([bf / x.frames, x.frames * places, c]);
-            self.attn2.forward(&clips, context).reshape([bf, places, c])
-        });
-        let x = temporal(x, 1);
-        spatial(&x, norm3, &|h| self.ff.forward(h))
+        }
+        let sum = x.from_positions(&stream.sum());
+        let tracks = sum.tracks();
+        let normed = norm.forward(&tracks);
+        let tracks = &tracks + attention.forward(&normed, &normed);
+        *stream = ResidualStream::new(&sum.from_tracks(&tracks).positions());
     }
 }
 

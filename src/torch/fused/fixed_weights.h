@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../gpu/rounded_weights.h"
 #include "../guarded.h"
 
 namespace {
@@ -52,10 +53,11 @@ using Pointwise = at::Tensor(const at::Tensor &, const at::Tensor &, const std::
 
 bool weights_are_fixed() { return fixed_weights.depth > 0 && !at::GradMode::is_enabled(); }
 
-// The weight as autocast would cast it at every call, kept while weights are fixed.
-at::Tensor fixed_cast(const at::Tensor &weight) {
+// The weight as autocast would cast it at every call: kept while weights are fixed, or one of those cast together.
+at::Tensor cast_weight(const at::Tensor &weight) {
   auto device = weight.device().type();
-  if (!weights_are_fixed() || !at::autocast::is_autocast_enabled(device)) return weight;
+  if (!at::autocast::is_autocast_enabled(device)) return weight;
+  if (!weights_are_fixed()) return rounded_weight(weight);
   auto kind = at::autocast::get_autocast_dtype(device);
   if (weight.scalar_type() != at::kFloat) return weight;
   std::tuple key{weight.const_data_ptr(), kind, int64_t{0}, std::vector<int64_t>{}};
@@ -100,8 +102,8 @@ extern "C" bool lvdm_fixed_weights(bool begin) {
 
 extern "C" bool lvdm_weights_are_fixed() { return weights_are_fixed(); }
 
-extern "C" char *lvdm_fixed_cast(const at::Tensor *weight, at::Tensor **y) {
-  return guarded([&] { *y = new at::Tensor(fixed_cast(*weight)); });
+extern "C" char *lvdm_cast_weight(const at::Tensor *weight, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(cast_weight(*weight)); });
 }
 
 // *y <- nullptr where there is nothing to gain, or the processor's kernels cannot be kept in this precision

@@ -1,0 +1,189 @@
+//! What the blocks of a transformer add up.
+
+use tch::{Kind, Tensor};
+
+use super::{LayerNorm, full_precision};
+use crate::torch::{Autocast, GpuLayerNorm, gpu_layer_norm, has_gpu_kernels};
+
+/// A sum of tokens `[…, D]` with one part that is yet to be added: on a GPU the norm that comes next adds it.
+pub struct ResidualStream {
+    x: Tensor,
+    update: Option<Update>,
+}
+
+struct Update {
+    values: Tensor,
+    /// What they are multiplied by, `[…, 1, D]` over the leading axes of x or those of size one.
+    gate: Option<Tensor>,
+}
+
+impl ResidualStream {
+    /// It starts as `x`; in mixed precision on a GPU it is kept in bfloat16.
+    pub fn new(x: &Tensor) -> Self {
+        let in_half = x.kind() == Kind::Float && Autocast::is_on(x.device()) && has_gpu_kernels(x.device());
+        ResidualStream { x: if in_half { x.to_kind(Kind::BFloat16) } else { x.shallow_clone() }, update: None }
+    }
+
+    /// Adds values of its shape.
+    pub fn add(&mut self, values: Tensor) {
+        self.set(Update { values, gate: None });
+    }
+
+    /// Adds gate·values.
+    pub fn add_gated(&mut self, gate: &Tensor, values: Tensor) {
+        self.set(Update { values, gate: Some(gate.shallow_clone()) });
+    }
+
+    fn set(&mut self, update: Update) {
+        let _ = self.sum();
+        self.update = Some(update);
+    }
+
+    /// The sum so far.
+    pub fn sum(&mut self) -> Tensor {
+        if let Some(Update { values, gate }) = self.update.take() {
+            let sum = match gate {
+                Some(gate) => &self.x + gate * values,
+                None => &self.x + values,
+            };
+            self.x = if has_gpu_kernels(sum.device()) { sum.to_kind(self.x.kind()) } else { sum };
+        }
+        self.x.shallow_clone()
+    }
+
+    /// Its layer norm.
+    pub fn normed(&mut self, norm: &LayerNorm) -> Tensor {
+        let [weight, bias] = norm.factors();
+        match self.by_kernel(&weight.unsqueeze(0), &bias.unsqueeze(0), false, LayerNorm::EPS) {
+            Some(normed) => normed,
+            None => norm.forward(&self.sum()),
+        }
+    }
+
+    /// Layer norm without weights, eps 1e-6, then ·(1 + scale) + shift (`[…, 1, D]` each): what a condition says of each token
+    /// (Peebles & Xie 2022, section 3.2, adaLN).
+    pub fn modulated(&mut self, scale: &Tensor, shift: &Tensor) -> Tensor {
+        const EPS: f64 = 1e-6;
+        let rows = |t: &Tensor| t.flatten(0, -2);
+        if let Some(modulated) = self.by_kernel(&rows(scale), &rows(shift), true, EPS) {
+            return modulated;
+        }
+        let x = full_precision(&self.sum());
+        let width = x.size()[x.dim() - 1];
+        x.layer_norm([width], None::<&Tensor>, None::<&Tensor>, EPS, true) * (scale + 1.0) + shift
+    }
+
+    /// By `[O, D]` factors, each for as many tokens in turn.
+    fn by_kernel(&mut self, scale: &Tensor, shift: &Tensor, plus_one: bool, eps: f64) -> Option<Tensor> {
+        if !has_gpu_kernels(self.x.device()) {
+            return None;
+        }
+        let (shape, kind) = (self.x.size(), self.x.kind());
+        let rows = |t: &Tensor| t.to_kind(kind).reshape([-1, shape[shape.len() - 1]]);
+        let gate_fits =
+            |update: &Update| update.gate.as_ref().is_none_or(|gate| gate.flatten(0, -2).size() == scale.size());
+        if !self.update.as_ref().is_none_or(gate_fits) {
+            let _ = self.sum();
+        }
+        let update = self.update.take();
+        let gate = update.as_ref().and_then(|update| Some(update.gate.as_ref()?.flatten(0, -2)));
+        let values = update.map(|update| rows(&update.values));
+        let x = rows(&self.x);
+        let norm = GpuLayerNorm { x: &x, update: values.as_ref(), gate: gate.as_ref(), scale, shift, plus_one, eps };
+        let (y, stream) = gpu_layer_norm(norm);
+        if let Some(stream) = stream {
+            self.x = stream.view(shape.as_slice());
+        }
+        Some(y.view(shape.as_slice()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+    use crate::{
+        nn::Parameters,
+        random::{Purpose, normal},
+        torch::{as_on_gpu, gpu_geglu},
+    };
+
+    fn noise(kind: Kind, step: u64, shape: &[i64]) -> Tensor {
+        // the numbers that bfloat16 has, in every kind
+        normal(4, Purpose::Evaluation, 0, step, shape).to_kind(Kind::BFloat16).to_kind(kind)
+    }
+
+    fn compare(what: &str, found: &[Tensor], wanted: &[Tensor], bound: f64) {
+        for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
+            let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+            assert!(found.size() == wanted.size() && difference < bound, "{what}, tensor {i}: {difference}");
+        }
+    }
+
+    /// Two blocks that are modulated and gated, and a norm with weights: by the kernels of a GPU and by LibTorch's operations,
+    /// forward and backward.
+    #[test]
+    fn the_next_norm_adds_what_is_gated() {
+        // one row of factors a clip, and one a frame; widths in whole packs and not, and more than a block has threads for
+        for (clips, frames, conditions, places, width) in
+            [(2, 3, 1, 4, 32), (2, 3, 3, 5, 24), (1, 2, 1, 3, 13), (2, 1, 1, 90, 1200)]
+        {
+            let run = |kind: Kind, by_kernel: bool| {
+                let factors = if kind == Kind::BFloat16 { Kind::Float } else { kind };
+                let parameters = Parameters::new(Device::Cpu, 0);
+                let norm = LayerNorm::new(&parameters.root(), width);
+                parameters.to_kind(factors);
+                let tokens = [clips, frames, places, width];
+                let leaf = |kind, step, shape: &[i64]| noise(kind, step, shape).set_requires_grad(true);
+                let (x, first, second) = (leaf(kind, 1, &tokens), leaf(kind, 2, &tokens), leaf(kind, 3, &tokens));
+                let modulation = leaf(factors, 4, &[clips, conditions, 1, 4 * width]);
+                let parts = modulation.chunk(4, -1);
+                let body = || {
+                    let mut stream = ResidualStream::new(&x);
+                    stream.add_gated(&parts[0], first.shallow_clone());
+                    let a = stream.modulated(&parts[1], &parts[2]);
+                    stream.add_gated(&parts[3], &second * &a.to_kind(kind));
+                    let b = stream.normed(&norm);
+                    stream.add(second.shallow_clone());
+                    [a, b, stream.sum()]
+                };
+                let found = if by_kernel { as_on_gpu(body) } else { body() };
+                let loss = found
+                    .iter()
+                    .zip(5..)
+                    .map(|(t, step)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &tokens)).sum(None));
+                loss.reduce(|a, b| a + b).unwrap().backward();
+                let [weight, bias] = norm.factors();
+                let gradients = [&x, &first, &second, &modulation, weight, bias].map(Tensor::grad);
+                assert!(!by_kernel || found.iter().all(|t| t.kind() == kind));
+                found.iter().chain(&gradients).map(|t| t.detach().to_kind(Kind::Double)).collect::<Vec<_>>()
+            };
+            let wanted = run(Kind::Double, false);
+            for (kind, bound) in [(Kind::Double, 1e-12), (Kind::Float, 3e-6), (Kind::BFloat16, 1e-2)] {
+                compare(&format!("{width} wide, {kind:?}"), &run(kind, true), &wanted, bound);
+            }
+        }
+    }
+
+    #[test]
+    fn half_of_a_map_gates_the_other() {
+        for width in [16, 5] {
+            let run = |kind: Kind, by_kernel: bool| {
+                let x = noise(kind, 1, &[3, 7, 2 * width]).set_requires_grad(true);
+                let y = if by_kernel {
+                    gpu_geglu(&x)
+                } else {
+                    let halves = x.chunk(2, -1);
+                    &halves[0] * halves[1].gelu("none")
+                };
+                (&y * noise(kind, 2, &y.size())).sum(None).backward();
+                [y.detach(), x.grad()].map(|t| t.to_kind(Kind::Double))
+            };
+            let wanted = run(Kind::Double, false);
+            for (kind, bound) in [(Kind::Double, 1e-12), (Kind::Float, 1e-6), (Kind::BFloat16, 4e-3)] {
+                compare(&format!("{kind:?}"), &run(kind, true), &wanted, bound);
+            }
+        }
+    }
+}

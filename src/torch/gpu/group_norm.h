@@ -1,0 +1,303 @@
+// Group norm of [O, S, I, C] over S and a group of C: y = x̂·scale + shift, then perhaps SiLU. With a modulation, [O, 2·C], y is
+// x̂·scale·(1 + m) + shift·(1 + m) + n, where m are the first C of its row and n the others. A sample is one (o, i). A block
+// takes some whole groups of some samples, of each of which `slots` threads share the steps; it reads them twice, the second
+// time from cache.
+#pragma once
+#include "block.h"
+
+namespace gpu {
+
+// How a norm is shared out.
+struct NormShape {
+  int64_t outer, steps, inner, channels;
+  int64_t rows;    // of scale and shift: 1, or outer
+  int group;       // channels of a group
+  int chunk;       // channels of a block
+  int slots;       // threads that share the steps of a sample, a power of two
+  int samples;     // of a block
+  bool silu;
+
+  int64_t count() const { return outer * inner; }
+  int64_t chunks() const { return channels / chunk; }
+  int64_t blocks() const { return (count() + samples - 1) / samples * chunks(); }
+  int threads(int together) const { return slots * samples * (chunk / together); }
+};
+
+// What one thread takes of it: `together` channels of every `slots`-th step of a sample.
+struct NormThread {
+  int slot, sample, channel;  // the channel within the chunk
+  int64_t n, o, first;        // the sample's number, its o, and where its first step's value lies
+  int64_t step;               // from a step to the next
+  bool is_there;
+
+  NormThread(const NormShape &s, const Block &block, int thread, int together) {
+    int lanes = s.chunk / together;
+    channel = thread % lanes * together;
+    slot = thread / lanes % s.slots;
+    sample = thread / lanes / s.slots;
+    n = block.index() / s.chunks() * s.samples + sample;
+    is_there = n < s.count();
+    o = n / s.inner;
+    step = s.inner * s.channels;
+    first = o * s.steps * step + n % s.inner * s.channels + block.index() % s.chunks() * s.chunk + channel;
+  }
+};
+
+// What a norm multiplies by and adds, for one o and channel.
+template <class A>
+struct NormFactors {
+  const A *scale, *shift, *modulation;
+
+  A gain(const NormShape &s, int64_t o, int64_t c) const { return modulation ? A(1) + modulation[o * 2 * s.channels + c] : A(1); }
+  A of_scale(const NormShape &s, int64_t o, int64_t c) const {
+    return scale[(s.rows == 1 ? 0 : o) * s.channels + c] * gain(s, o, c);
+  }
+  A of_shift(const NormShape &s, int64_t o, int64_t c) const {
+    A more = modulation ? modulation[(o * 2 + 1) * s.channels + c] : A(0);
+    return shift[(s.rows == 1 ? 0 : o) * s.channels + c] * gain(s, o, c) + more;
+  }
+};
+
+// `residual`, where it is given, is added to x first, and the sum, as it is in memory, is the stream; `added`, [O, C], is
+// added for the norm alone.
+template <class T, int N>
+struct GroupNorm {
+  using A = computed<T>;
+  NormShape shape;
+  A eps;
+  const T *x, *residual;
+  const A *added;
+  NormFactors<A> factors;
+  T *y, *stream;
+  A *stats;  // [O·I, 2, groups]: mean, 1/σ
+
+  static int64_t shared(const NormShape &s) {
+    return (2 * s.slots + 1) * s.samples * s.chunk + 2 * s.samples * (s.chunk / s.group);
+  }
+
+  void operator()(const Block &block) const {
+    const NormShape &s = shape;
+    int width = s.samples * s.chunk, groups = s.chunk / s.group;
+    A *sums = block.shared<A>(), *squares = sums + s.slots * width, *pivots = squares + s.slots * width;
+    A *means = pivots + width, *inverses = means + s.samples * groups;
+    int64_t c0 = block.index() % s.chunks() * s.chunk;
+
+    // sums of what is beyond the first step's value, so that a large mean takes no digits from the variance
+    block.each([&](int thread) {
+      NormThread t(s, block, thread, N);
+      A pivot[N] = {}, sum[N] = {}, square[N] = {}, value[N], more[N];
+      if (t.is_there) {
+        const A *plus = added ? added + t.o * s.channels + c0 + t.channel : nullptr;
+        auto take = [&](int64_t at) {
+          load<N>(x + at, value);
+          if (residual) {
+            load<N>(residual + at, more);
+            for (int i = 0; i < N; i++) value[i] = rounded<T>(value[i] + more[i]);
+          }
+        };
+        take(t.first);
+        for (int i = 0; i < N; i++) pivot[i] = value[i];
+        for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+          int64_t at = t.first + step * t.step;
+          take(at);
+          if (residual) store<N>(value, stream + at);
+          for (int i = 0; i < N; i++) {
+            A beyond = value[i] - pivot[i];
+            sum[i] += beyond;
+            square[i] += beyond * beyond;
+          }
+        }
+        if (plus)
+          for (int i = 0; i < N; i++) pivot[i] += plus[i];
+      }
+      int at = t.sample * s.chunk + t.channel;
+      for (int i = 0; i < N; i++) {
+        sums[t.slot * width + at + i] = sum[i];
+        squares[t.slot * width + at + i] = square[i];
+        if (t.slot == 0) pivots[at + i] = pivot[i];
+      }
+    });
+    sum_slots(block, sums, s.slots, width);
+    sum_slots(block, squares, s.slots, width);
+
+    block.each([&](int thread) {
+      for (int i = thread; i < s.samples * groups; i += block.threads()) {
+        int sample = i / groups, first = sample * s.chunk + i % groups * s.group;
+        int64_t n = block.index() / s.chunks() * s.samples + sample;
+        A steps = static_cast<A>(s.steps), mean = 0, beyond = 0;
+        for (int c = first; c < first + s.group; c++) mean += pivots[c] + sums[c] / steps;
+        mean /= s.group;
+        for (int c = first; c < first + s.group; c++) {
+          A away = pivots[c] + sums[c] / steps - mean;
+          beyond += squares[c] - sums[c] * sums[c] / steps + steps * away * away;
+        }
+        A variance = beyond / (steps * s.group);
+        means[i] = mean;
+        inverses[i] = A(1) / sqrt((variance < 0 ? A(0) : variance) + eps);
+        if (n < s.count()) {
+          int64_t all = s.channels / s.group, g = c0 / s.group + i % groups;
+          stats[n * 2 * all + g] = means[i];
+          stats[n * 2 * all + all + g] = inverses[i];
+        }
+      }
+    });
+
+    block.each([&](int thread) {
+      NormThread t(s, block, thread, N);
+      if (!t.is_there) return;
+      A mean[N], gain[N], offset[N], value[N];
+      for (int i = 0; i < N; i++) {
+        int c = t.channel + i, g = t.sample * groups + c / s.group;
+        mean[i] = means[g] - (added ? added[t.o * s.channels + c0 + c] : A(0));
+        gain[i] = inverses[g] * factors.of_scale(s, t.o, c0 + c);
+        offset[i] = factors.of_shift(s, t.o, c0 + c);
+      }
+      const T *from = residual ? stream : x;
+      for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+        int64_t at = t.first + step * t.step;
+        load<N>(from + at, value);
+        for (int i = 0; i < N; i++) {
+          A u = (value[i] - mean[i]) * gain[i] + offset[i];
+          value[i] = s.silu ? silu(u) : u;
+        }
+        store<N>(value, y + at);
+      }
+    });
+  }
+};
+
+// The way back. `x` is the stream where there was a residual, and `dstream` what comes back along it. Of scale and shift each
+// block gives the sums over its samples, or, where they have a row for each o, that row.
+template <class T, int N>
+struct GroupNormBack {
+  using A = computed<T>;
+  NormShape shape;
+  const T *x, *dy, *dstream;
+  const A *added;
+  NormFactors<A> factors;
+  const A *stats;
+  T *dx;
+  A *dfactors;     // [pieces, 2, C]: of scale and of shift
+  A *dadded;       // [O, C]
+  A *dmodulation;  // [O, 2·C]
+
+  static int64_t shared(const NormShape &s) {
+    return 3 * s.slots * s.samples * s.chunk + 2 * s.samples * (s.chunk / s.group);
+  }
+
+  void operator()(const Block &block) const {
+    const NormShape &s = shape;
+    int width = s.samples * s.chunk, groups = s.chunk / s.group;
+    A *ones = block.shared<A>(), *alongs = ones + s.slots * width, *normals = alongs + s.slots * width;
+    A *means = normals + s.slots * width, *along_means = means + s.samples * groups;
+    int64_t c0 = block.index() % s.chunks() * s.chunk, piece = block.index() / s.chunks();
+    int64_t all = s.channels / s.group;
+
+    struct Factors {
+      A mean[N], inverse[N], scale[N], shift[N];
+    };
+    auto read = [&](const NormThread &t) {
+      Factors f;
+      for (int i = 0; i < N; i++) {
+        int64_t c = c0 + t.channel + i, g = t.n * 2 * all + c / s.group;
+        f.mean[i] = stats[g] - (added ? added[t.o * s.channels + c] : A(0));
+        f.inverse[i] = stats[g + all];
+        f.scale[i] = factors.of_scale(s, t.o, c);
+        f.shift[i] = factors.of_shift(s, t.o, c);
+      }
+      return f;
+    };
+    // x̂, and the gradient of u = x̂·scale + shift
+    auto take = [&](const Factors &f, int64_t at, A *normal, A *du) {
+      load<N>(x + at, normal);
+      load<N>(dy + at, du);
+      for (int i = 0; i < N; i++) {
+        normal[i] = (normal[i] - f.mean[i]) * f.inverse[i];
+        if (s.silu) du[i] *= silu_slope(normal[i] * f.scale[i] + f.shift[i]);
+      }
+    };
+
+    block.each([&](int thread) {
+      NormThread t(s, block, thread, N);
+      A one[N] = {}, along[N] = {}, normal_sum[N] = {}, normal[N], du[N];
+      if (t.is_there) {
+        Factors f = read(t);
+        for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+          take(f, t.first + step * t.step, normal, du);
+          for (int i = 0; i < N; i++) {
+            one[i] += du[i];
+            along[i] += du[i] * normal[i];
+            normal_sum[i] += normal[i];
+          }
+        }
+      }
+      int at = t.slot * width + t.sample * s.chunk + t.channel;
+      for (int i = 0; i < N; i++) ones[at + i] = one[i], alongs[at + i] = along[i], normals[at + i] = normal_sum[i];
+    });
+    sum_slots(block, ones, s.slots, width);
+    sum_slots(block, alongs, s.slots, width);
+    if (dadded) sum_slots(block, normals, s.slots, width);
+
+    block.each([&](int thread) {
+      for (int i = thread; i < s.samples * groups; i += block.threads()) {
+        int sample = i / groups, first = sample * s.chunk + i % groups * s.group;
+        int64_t n = piece * s.samples + sample, o = n < s.count() ? n / s.inner : 0;
+        A mean = 0, along_mean = 0, count = static_cast<A>(s.steps) * s.group;
+        for (int c = first; c < first + s.group; c++) {
+          A factor = factors.of_scale(s, o, c0 + c - sample * s.chunk);
+          mean += ones[c] * factor;
+          along_mean += alongs[c] * factor;
+        }
+        means[i] = mean / count;
+        along_means[i] = along_mean / count;
+      }
+      for (int c = thread; c < s.chunk; c += block.threads()) {
+        A of_scale = 0, of_shift = 0;
+        for (int sample = 0; sample < s.samples; sample++) {
+          int64_t n = piece * s.samples + sample;
+          if (n >= s.count()) break;
+          int64_t o = n / s.inner, at = c0 + c;
+          A along = alongs[sample * s.chunk + c], one = ones[sample * s.chunk + c], gain = factors.gain(s, o, at);
+          of_scale += gain * along;
+          of_shift += gain * one;
+          if (dmodulation) {
+            dmodulation[o * 2 * s.channels + at] = factors.scale[at] * along + factors.shift[at] * one;
+            dmodulation[(o * 2 + 1) * s.channels + at] = one;
+          }
+        }
+        dfactors[piece * 2 * s.channels + c0 + c] = of_scale;
+        dfactors[piece * 2 * s.channels + s.channels + c0 + c] = of_shift;
+      }
+    });
+
+    block.each([&](int thread) {
+      NormThread t(s, block, thread, N);
+      if (!t.is_there) return;
+      Factors f = read(t);
+      A mean[N], along_mean[N], normal[N], du[N], more[N];
+      for (int i = 0; i < N; i++) {
+        int g = t.sample * groups + (t.channel + i) / s.group;
+        mean[i] = means[g];
+        along_mean[i] = along_means[g];
+      }
+      for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+        int64_t at = t.first + step * t.step;
+        take(f, at, normal, du);
+        for (int i = 0; i < N; i++) du[i] = f.inverse[i] * (du[i] * f.scale[i] - mean[i] - normal[i] * along_mean[i]);
+        if (dstream) {
+          load<N>(dstream + at, more);
+          for (int i = 0; i < N; i++) du[i] += more[i];
+        }
+        store<N>(du, dx + at);
+      }
+      if (dadded && t.slot == 0)
+        for (int i = 0; i < N; i++) {
+          int c = t.sample * s.chunk + t.channel + i;
+          A sum = f.scale[i] * ones[c] - static_cast<A>(s.steps) * mean[i] - along_mean[i] * normals[c];
+          dadded[t.o * s.channels + c0 + t.channel + i] = f.inverse[i] * sum;
+        }
+    });
+  }
+};
+
+}  // namespace gpu

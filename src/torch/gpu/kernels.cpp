@@ -1,0 +1,784 @@
+// The kernels of this folder as operators of LibTorch, with their ways back. An operator does the same for every device: it
+// makes the outputs and launches a kernel, on the CPU as a loop over its blocks. A device that hands operators to the CPU, as
+// a simulated GPU does, needs nothing more; for a real one `src/torch/gpu_kernels.rs` compiles the kernels first.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <map>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "../guarded.h"
+#include "cast_all.h"
+#include "column_sums.h"
+#include "frame_attention.h"
+#include "geglu.h"
+#include "group_norm.h"
+#include "layer_norm.h"
+#include "repeat_edges.h"
+#include "rounded_weights.h"
+
+// ---- launching ----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+using Launch = int (*)(void *function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared, void *stream,
+                       void **arguments, void **extra);  // cuLaunchKernel
+Launch launch_on_gpu = nullptr;
+int (*make_current)(int device) = nullptr;  // the GPU for the driver's calls of this thread
+constexpr int INVALID_CONTEXT = 201;
+
+// A kernel as the driver knows it, by its name in `gpu`.
+struct Compiled {
+  const char *name;
+  void **function;
+};
+template <class Kernel>
+void *function_of = nullptr;
+
+using gpu::bfloat16;
+#define OF_EACH_KIND(KERNEL) \
+  KERNEL(float, 1), KERNEL(float, 4), KERNEL(gpu::bfloat16, 1), KERNEL(gpu::bfloat16, 8), KERNEL(double, 1)
+#define COMPILED(...) Compiled{"gpu::run<gpu::" #__VA_ARGS__ ">", &function_of<gpu::__VA_ARGS__>}
+#define NORM(T, N) COMPILED(GroupNorm<T, N>)
+#define NORM_BACK(T, N) COMPILED(GroupNormBack<T, N>)
+#define EDGES(T, N) COMPILED(RepeatEdges<T, N>)
+#define EDGES_BACK(T, N) COMPILED(RepeatEdgesBack<T, N>)
+#define LAYER_NORM(T, N) COMPILED(LayerNorm<T, N>)
+#define LAYER_NORM_BACK(T, N) COMPILED(LayerNormBack<T, N>)
+#define GEGLU(T, N) COMPILED(Geglu<T, N>)
+#define GEGLU_BACK(T, N) COMPILED(GegluBack<T, N>)
+
+Compiled compiled[] = {
+    OF_EACH_KIND(NORM),
+    OF_EACH_KIND(NORM_BACK),
+    OF_EACH_KIND(LAYER_NORM),
+    OF_EACH_KIND(LAYER_NORM_BACK),
+    OF_EACH_KIND(GEGLU),
+    OF_EACH_KIND(GEGLU_BACK),
+    OF_EACH_KIND(EDGES),
+    OF_EACH_KIND(EDGES_BACK),
+    COMPILED(FrameAttention<float>),
+    COMPILED(FrameAttention<gpu::bfloat16>),
+    COMPILED(FrameAttention<double>),
+    COMPILED(FrameAttentionBack<float>),
+    COMPILED(FrameAttentionBack<gpu::bfloat16>),
+    COMPILED(FrameAttentionBack<double>),
+    COMPILED(CastAll<float, gpu::bfloat16>),
+    COMPILED(CastAll<gpu::bfloat16, float>),
+    COMPILED(ColumnSums<float>),
+    COMPILED(ColumnSums<double>),
+};
+
+constexpr int64_t SHARED_BYTES = 48 << 10;  // that every GPU gives a block
+
+// `shared` numbers of kind A for each block.
+template <class A, class Kernel>
+void launch(const Kernel &kernel, c10::Device device, int64_t blocks, int threads, int64_t shared) {
+  if (blocks == 0) return;
+  TORCH_CHECK(blocks < int64_t{1} << 31, "a kernel of ", blocks, " blocks");
+  int64_t bytes = shared * static_cast<int64_t>(sizeof(A));
+  if (device.is_cpu()) {
+    at::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
+      std::vector<double> memory((bytes + sizeof(double) - 1) / sizeof(double));
+      for (int64_t at = from; at < to; at++) kernel(gpu::Block{at, blocks, threads, memory.data()});
+    });
+    return;
+  }
+  TORCH_CHECK(launch_on_gpu && function_of<Kernel>, "the kernels for GPUs are not compiled");
+  c10::impl::VirtualGuardImpl guard(device.type());
+  auto before = guard.exchangeDevice(device);
+  void *stream = guard.getStreamNativeHandle(guard.getStream(device));
+  void *arguments[] = {const_cast<Kernel *>(&kernel)};
+  auto queue = [&] {
+    return launch_on_gpu(function_of<Kernel>, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, static_cast<unsigned>(bytes),
+                         stream, arguments, nullptr);
+  };
+  int failed = queue();
+  if (failed == INVALID_CONTEXT && make_current(device.index()) == 0) failed = queue();
+  guard.exchangeDevice(before);
+  TORCH_CHECK(failed == 0, "CUDA error ", failed, " at the launch of a kernel of ", blocks, " blocks of ", threads, " threads");
+}
+
+template <class T>
+struct memory_of {
+  using type = T;
+};
+template <>
+struct memory_of<bfloat16> {
+  using type = at::BFloat16;
+};
+
+template <class T>
+const T *in(const at::Tensor &x) {
+  return reinterpret_cast<const T *>(x.const_data_ptr<typename memory_of<T>::type>());
+}
+template <class T>
+T *out(const at::Tensor &x) {
+  return reinterpret_cast<T *>(x.mutable_data_ptr<typename memory_of<T>::type>());
+}
+template <class T>
+const T *in(const std::optional<at::Tensor> &x) {
+  return x && x->defined() ? in<T>(*x) : nullptr;
+}
+
+// body(T{}) for the kind that x has.
+template <class Body>
+void by_kind(const at::Tensor &x, Body body) {
+  switch (x.scalar_type()) {
+    case at::kFloat: return body(float{});
+    case at::kBFloat16: return body(bfloat16{});
+    case at::kDouble: return body(double{});
+    default: TORCH_CHECK(false, "kernels for GPUs take float32, bfloat16 and float64, not ", x.scalar_type());
+  }
+}
+// body(std::integral_constant) for how many values are moved as one: 16 bytes where all rows allow it.
+template <class T, class Body>
+void together(bool whole, Body body) {
+  constexpr int most = std::is_same_v<T, float> ? 4 : std::is_same_v<T, bfloat16> ? 8 : 1;
+  if (whole && most > 1) body(std::integral_constant<int, most>{});
+  else body(std::integral_constant<int, 1>{});
+}
+bool is_aligned(std::initializer_list<std::optional<at::Tensor>> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const std::optional<at::Tensor> &x) {
+    return !x || !x->defined() || reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 == 0;
+  });
+}
+int64_t in_a_pack(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? 1 : 16 / x.element_size(); }
+at::ScalarType computed_kind(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+bool has(const std::optional<at::Tensor> &x) { return x && x->defined(); }
+
+// ---- the operators ------------------------------------------------------------------------------------------------------
+
+constexpr int64_t NORM_THREADS = 256;
+
+// `pack` values are moved as one, where `aligned`; `pack` is 1 where that would not meet the groups.
+gpu::NormShape norm_shape(const at::Tensor &x, const at::Tensor &scale, int64_t groups, bool silu, bool aligned, int64_t *pack) {
+  gpu::NormShape s{x.size(0), x.size(1), x.size(2), x.size(3), scale.size(0)};
+  TORCH_CHECK(s.channels % groups == 0 && (s.rows == 1 || (s.rows == s.outer && s.inner == 1)) && s.steps > 0,
+              "group norm of ", x.sizes(), " in ", groups, " groups by ", scale.sizes());
+  s.group = static_cast<int>(s.channels / groups);
+  s.silu = silu;
+  // whole groups in whole packs, of 32 bytes or more
+  int64_t unit = std::lcm<int64_t>(s.group, in_a_pack(x));
+  *pack = aligned && s.channels % unit == 0 ? in_a_pack(x) : 1;
+  if (*pack == 1) unit = s.group;
+  int64_t least = 32 / x.element_size(), chunk = unit;
+  while (chunk < least && chunk < s.channels) {
+    chunk += unit;
+    while (s.channels % chunk != 0) chunk += unit;
+  }
+  s.chunk = static_cast<int>(chunk);
+  int64_t lanes = chunk / *pack;
+  TORCH_CHECK(lanes <= NORM_THREADS, "groups of ", s.group, " channels are more than a block takes");
+  s.slots = 1;
+  while (s.slots * 2 * lanes <= NORM_THREADS && s.slots * 8 <= s.steps) s.slots *= 2;
+  s.samples = s.rows > 1 ? 1 : static_cast<int>(std::min<int64_t>(s.count(), NORM_THREADS / (s.slots * lanes)));
+  return s;
+}
+
+using Optional = std::optional<at::Tensor>;
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &residual, const Optional &added,
+                                                          const Optional &modulation, const at::Tensor &scale,
+                                                          const at::Tensor &shift, int64_t groups, double eps, bool silu) {
+  int64_t pack;
+  auto s = norm_shape(x, scale, groups, silu, is_aligned({x, residual}), &pack);
+  auto y = at::empty_like(x), stream = has(residual) ? at::empty_like(x) : at::Tensor();
+  auto stats = at::empty({s.count(), 2, groups}, scale.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    together<T>(pack > 1, [&](auto n) {
+      gpu::GroupNorm<T, n> kernel{s, static_cast<A>(eps), in<T>(x), in<T>(residual), in<A>(added),
+                                  {in<A>(scale), in<A>(shift), in<A>(modulation)}, out<T>(y),
+                                  has(residual) ? out<T>(stream) : nullptr, out<A>(stats)};
+      launch<A>(kernel, x.device(), s.blocks(), s.threads(n), kernel.shared(s));
+    });
+  });
+  return {y, stats, stream};
+}
+
+at::Tensor column_sums(const at::Tensor &x) {
+  auto sizes = x.sizes().vec();
+  auto y = at::empty(at::IntArrayRef(sizes).slice(1), x.options());
+  by_kind(x, [&](auto kind) {
+    if constexpr (!std::is_same_v<decltype(kind), bfloat16>) {
+      using A = decltype(kind);
+      gpu::ColumnSums<A> kernel{x.size(0), y.numel(), in<A>(x), out<A>(y)};
+      launch<A>(kernel, x.device(), kernel.blocks(), kernel.COLUMNS * kernel.SLOTS, kernel.shared());
+    }
+  });
+  return y;
+}
+
+// dx; [pieces, 2, C], of which the sum is the gradient of scale and shift; those of `added` and of the modulation
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
+    const at::Tensor &x, const Optional &added, const Optional &modulation, const at::Tensor &dy, const Optional &dstream,
+    const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats, int64_t groups, bool silu) {
+  int64_t pack;
+  auto s = norm_shape(x, scale, groups, silu, is_aligned({x, dy, dstream}), &pack);
+  auto dx = at::empty_like(x), dadded = has(added) ? at::empty_like(*added) : at::Tensor();
+  auto dmodulation = has(modulation) ? at::empty_like(*modulation) : at::Tensor();
+  auto dfactors = at::empty({s.blocks() / s.chunks(), 2, s.channels}, scale.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    together<T>(pack > 1, [&](auto n) {
+      gpu::GroupNormBack<T, n> kernel{s, in<T>(x), in<T>(dy), in<T>(dstream), in<A>(added),
+                                      {in<A>(scale), in<A>(shift), in<A>(modulation)}, in<A>(stats), out<T>(dx),
+                                      out<A>(dfactors), has(added) ? out<A>(dadded) : nullptr,
+                                      has(modulation) ? out<A>(dmodulation) : nullptr};
+      launch<A>(kernel, x.device(), s.blocks(), s.threads(n), kernel.shared(s));
+    });
+  });
+  return {dx, dfactors, dadded, dmodulation};
+}
+
+// As many places in a block as have room in 24 KB, and at most eight.
+gpu::FrameAttentionShape attention_shape(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads, bool transposed) {
+  int64_t channels = qkv.size(3) / 3;
+  gpu::FrameAttentionShape s{qkv.size(0), qkv.size(1), qkv.size(2), heads, channels / heads, keys.size(0) / 2, 1, transposed};
+  auto bytes = [&](int64_t places) {
+    return places * (4 * s.frames * s.pitch() + 2 * s.frames * s.frames) * static_cast<int64_t>(sizeof(float));
+  };
+  while (s.together < 8 && bytes(2 * s.together) <= 24 << 10) s.together *= 2;
+  return s;
+}
+
+// Whether both ways have room for it.
+bool attention_fits(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads) {
+  auto s = attention_shape(qkv, keys, heads, false);
+  return gpu::FrameAttentionBack<float>::shared(s) * static_cast<int64_t>(sizeof(float)) <= SHARED_BYTES;
+}
+
+at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values, int64_t heads, double alpha,
+                           double beta, bool transposed) {
+  auto s = attention_shape(qkv, keys, heads, transposed);
+  auto y = at::empty({s.clips, s.frames, s.places, s.heads * s.width}, qkv.options());
+  by_kind(qkv, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    gpu::FrameAttention<T> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<A>(keys), in<A>(values),
+                                  out<T>(y)};
+    launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+  });
+  return y;
+}
+
+// dqkv, and [pieces, 2, 2L+1, d], of which the sum is the gradient of both tables
+std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const at::Tensor &keys,
+                                                            const at::Tensor &values, const at::Tensor &dout, int64_t heads,
+                                                            double alpha, double beta, bool transposed) {
+  auto s = attention_shape(qkv, keys, heads, transposed);
+  int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(s.groups(), 256 / heads));
+  auto dqkv = at::empty_like(qkv), dtables = at::empty({pieces * heads, 2, keys.size(0), s.width}, keys.options());
+  by_kind(qkv, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    gpu::FrameAttentionBack<T> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<T>(dout), in<A>(keys),
+                                      in<A>(values), out<T>(dqkv), out<A>(dtables), pieces};
+    launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+  });
+  return {dqkv, dtables};
+}
+
+// x [B, F, H, W, C] without its repeated places; pads as LibTorch orders them (W, H, F, each in front and behind)
+gpu::EdgesShape edges_shape(at::IntArrayRef inside, at::IntArrayRef pads) {
+  return {inside[0], inside[1], inside[2], inside[3], inside[4], {pads[4], pads[2], pads[0]}, {pads[5], pads[3], pads[1]}};
+}
+
+at::Tensor repeat_edges(const at::Tensor &x, at::IntArrayRef pads) {
+  auto s = edges_shape(x.sizes(), pads);
+  auto y = at::empty({s.clips, s.padded(0), s.padded(1), s.padded(2), s.channels}, x.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    together<T>(s.channels % in_a_pack(x) == 0 && is_aligned({x}), [&](auto n) {
+      gpu::RepeatEdges<T, n> kernel{s, in<T>(x), out<T>(y)};
+      launch<T>(kernel, x.device(), kernel.blocks(), s.THREADS, 0);
+    });
+  });
+  return y;
+}
+
+at::Tensor repeat_edges_backward(const at::Tensor &dy, at::IntArrayRef pads) {
+  auto inside = dy.sizes().vec();
+  for (int axis = 0; axis < 3; axis++) inside[axis + 1] -= pads[4 - 2 * axis] + pads[5 - 2 * axis];
+  auto s = edges_shape(inside, pads);
+  auto dx = at::empty(inside, dy.options());
+  by_kind(dy, [&](auto kind) {
+    using T = decltype(kind);
+    together<T>(s.channels % in_a_pack(dy) == 0 && is_aligned({dy}), [&](auto n) {
+      gpu::RepeatEdgesBack<T, n> kernel{s, in<T>(dy), out<T>(dx)};
+      launch<T>(kernel, dy.device(), kernel.blocks(), s.THREADS, 0);
+    });
+  });
+  return dx;
+}
+
+// x [R, D]; gate, scale and shift [O, D] with rows that lie alike
+gpu::RowsShape rows_shape(const at::Tensor &x, const Optional &gate, const at::Tensor &scale, const at::Tensor &shift,
+                          bool plus_one, int64_t pack) {
+  gpu::RowsShape s{x.size(0), x.size(1), scale.size(0), scale.size(0) == 1 ? 0 : scale.stride(0), plus_one};
+  auto alike = [&](const at::Tensor &t) {
+    return t.sizes() == scale.sizes() && t.stride(1) == 1 && (s.of_factors == 1 || t.stride(0) == s.stride);
+  };
+  TORCH_CHECK(s.rows % s.of_factors == 0 && s.width > 0 && alike(scale) && alike(shift) && (!has(gate) || alike(*gate)),
+              "layer norm of ", x.sizes(), " by ", scale.sizes());
+  s.lanes = 1;
+  while (s.lanes < s.THREADS && s.lanes * pack * 2 <= s.width) s.lanes *= 2;
+  // as many rows at a time as the sums of their columns have room for on the way back
+  int64_t room = (SHARED_BYTES / static_cast<int64_t>(sizeof(float)) - 2 * s.THREADS - s.THREADS) / (3 * s.width);
+  TORCH_CHECK(room > 0, "layer norm of rows of ", s.width, " values, which are more than a block takes");
+  s.slots = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(s.THREADS / s.lanes, room)));
+  while (s.lanes * s.slots * 2 <= s.THREADS && s.lanes < s.THREADS) s.lanes *= 2;
+  constexpr int64_t most_pieces = 256;
+  s.chunk = std::max<int64_t>(4 * s.slots, (s.each() * s.of_factors + most_pieces - 1) / most_pieces);
+  return s;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm(const at::Tensor &x, const Optional &update, const Optional &gate,
+                                                          const at::Tensor &scale, const at::Tensor &shift, bool plus_one,
+                                                          double eps) {
+  bool whole = x.size(1) % in_a_pack(x) == 0 && is_aligned({x, update});
+  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(x) : 1);
+  auto y = at::empty_like(x), stream = has(update) ? at::empty_like(x) : at::Tensor();
+  auto stats = at::empty({s.rows, 2}, scale.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    together<T>(whole, [&](auto n) {
+      gpu::LayerNorm<T, n> kernel{s, static_cast<A>(eps), in<T>(x), in<T>(update), {in<A>(scale), in<A>(shift), in<A>(gate)},
+                                  out<T>(y), has(update) ? out<T>(stream) : nullptr, out<A>(stats)};
+      launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
+    });
+  });
+  return {y, stats, stream};
+}
+
+// dx; what comes back along a gated update; [pieces, O, 3, D], of which the sum is the gradient of scale, shift and gate
+std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Tensor &x, const Optional &update,
+                                                                   const Optional &gate, const at::Tensor &dy,
+                                                                   const Optional &dstream, const at::Tensor &scale,
+                                                                   const at::Tensor &shift, const at::Tensor &stats,
+                                                                   bool plus_one) {
+  bool whole = x.size(1) % in_a_pack(x) == 0 && is_aligned({x, update, dy, dstream});
+  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(x) : 1);
+  auto dx = at::empty_like(x), dupdate = has(gate) ? at::empty_like(x) : at::Tensor();
+  auto dfactors = at::empty({s.pieces(), s.of_factors, 3, s.width}, scale.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    using A = gpu::computed<T>;
+    together<T>(whole, [&](auto n) {
+      gpu::LayerNormBack<T, n> kernel{s, in<T>(x), in<T>(update), in<T>(dy), in<T>(dstream),
+                                      {in<A>(scale), in<A>(shift), in<A>(gate)}, in<A>(stats), out<T>(dx),
+                                      has(gate) ? out<T>(dupdate) : nullptr, out<A>(dfactors)};
+      launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
+    });
+  });
+  return {dx, dupdate, dfactors};
+}
+
+at::Tensor geglu(const at::Tensor &x) {
+  int64_t width = x.size(1) / 2;
+  auto y = at::empty({x.size(0), width}, x.options());
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    together<T>(width % in_a_pack(x) == 0 && is_aligned({x}), [&](auto n) {
+      gpu::Geglu<T, n> kernel{x.size(0), width, in<T>(x), out<T>(y)};
+      launch<T>(kernel, x.device(), kernel.blocks(), kernel.THREADS, 0);
+    });
+  });
+  return y;
+}
+
+at::Tensor geglu_backward(const at::Tensor &x, const at::Tensor &dy) {
+  int64_t width = x.size(1) / 2;
+  auto dx = at::empty_like(x);
+  by_kind(x, [&](auto kind) {
+    using T = decltype(kind);
+    together<T>(width % in_a_pack(x) == 0 && is_aligned({x, dy}), [&](auto n) {
+      gpu::GegluBack<T, n> kernel{x.size(0), width, in<T>(x), in<T>(dy), out<T>(dx)};
+      launch<T>(kernel, x.device(), kernel.blocks(), kernel.THREADS, 0);
+    });
+  });
+  return dx;
+}
+
+// to[i] <- from[i], cast, of as many as one launch takes; each pair has its values in one order in memory
+void cast_all_(at::TensorList from, at::TensorList to) {
+  constexpr size_t most = gpu::CastAll<float, bfloat16>::MOST;
+  TORCH_CHECK(from.size() == to.size() && from.size() <= most, "casts of ", from.size(), " tensors");
+  if (from.empty()) return;
+  auto cast = [&](auto kernel, const auto *first, auto *second) {
+    using From = std::remove_cvref_t<decltype(*first)>;
+    using To = std::remove_cvref_t<decltype(*second)>;
+    kernel.count = static_cast<int>(from.size());
+    for (int i = 0; i < kernel.count; i++) {
+      TORCH_CHECK(from[i].strides() == to[i].strides() && from[i].sizes() == to[i].sizes(), "a cast of ", from[i].sizes());
+      kernel.take(i, in<From>(from[i]), out<To>(to[i]), from[i].numel());
+    }
+    launch<float>(kernel, from[0].device(), kernel.blocks(), kernel.THREADS, 0);
+  };
+  const float *single = nullptr;
+  const bfloat16 *half = nullptr;
+  if (from[0].scalar_type() == at::kFloat) cast(gpu::CastAll<float, bfloat16>(), single, const_cast<bfloat16 *>(half));
+  else cast(gpu::CastAll<bfloat16, float>(), half, const_cast<float *>(single));
+}
+
+void implement(torch::Library &m) {
+  m.impl("cast_all_", cast_all_);
+  m.impl("geglu", geglu);
+  m.impl("geglu_backward", geglu_backward);
+  m.impl("layer_norm", layer_norm);
+  m.impl("layer_norm_backward", layer_norm_backward);
+  m.impl("group_norm", group_norm);
+  m.impl("group_norm_backward", group_norm_backward);
+  m.impl("column_sums", column_sums);
+  m.impl("frame_attention", frame_attention);
+  m.impl("frame_attention_backward", frame_attention_backward);
+  m.impl("repeat_edges", repeat_edges);
+  m.impl("repeat_edges_backward", repeat_edges_backward);
+}
+
+TORCH_LIBRARY(lvdm, m) {
+  m.def("geglu(Tensor x) -> Tensor");
+  m.def("geglu_backward(Tensor x, Tensor dy) -> Tensor");
+  m.def("layer_norm(Tensor x, Tensor? update, Tensor? gate, Tensor scale, Tensor shift, bool plus_one, float eps) "
+        "-> (Tensor, Tensor, Tensor)");
+  m.def("layer_norm_backward(Tensor x, Tensor? update, Tensor? gate, Tensor dy, Tensor? dstream, Tensor scale, Tensor shift, "
+        "Tensor stats, bool plus_one) -> (Tensor, Tensor, Tensor)");
+  m.def("cast_all_(Tensor[] from, Tensor(a!)[] to) -> ()");
+  m.def("group_norm(Tensor x, Tensor? residual, Tensor? added, Tensor? modulation, Tensor scale, Tensor shift, int groups, "
+        "float eps, bool silu) -> (Tensor, Tensor, Tensor)");
+  m.def("group_norm_backward(Tensor x, Tensor? added, Tensor? modulation, Tensor dy, Tensor? dstream, Tensor scale, "
+        "Tensor shift, Tensor stats, int groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("column_sums(Tensor x) -> Tensor");
+  m.def("frame_attention(Tensor qkv, Tensor keys, Tensor values, int heads, float alpha, float beta, bool transposed) -> Tensor");
+  m.def("frame_attention_backward(Tensor qkv, Tensor keys, Tensor values, Tensor dout, int heads, float alpha, float beta, "
+        "bool transposed) -> (Tensor, Tensor)");
+  m.def("repeat_edges(Tensor x, int[] pads) -> Tensor");
+  m.def("repeat_edges_backward(Tensor dy, int[] pads) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(lvdm, CPU, m) { implement(m); }
+
+// An operator by name, as a function of the signature that it was defined with.
+template <auto *implementation>
+auto operator_named(const char *name) {
+  using Signature = std::remove_pointer_t<decltype(implementation)>;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+#define CALL(name, ...)                                                              \
+  [&] {                                                                              \
+    static const auto handle = operator_named<&name>("lvdm::" #name);                \
+    at::AutoDispatchBelowADInplaceOrView below;                                      \
+    return handle.call(__VA_ARGS__);                                                 \
+  }()
+
+// ---- their ways back ----------------------------------------------------------------------------------------------------
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+Optional perhaps(const at::Tensor &x) { return x.defined() ? std::optional(x) : std::nullopt; }
+
+struct Norm : torch::autograd::Function<Norm> {
+  static variable_list forward(AutogradContext *context, const at::Tensor &x, const Optional &residual, const Optional &added,
+                               const Optional &modulation, const at::Tensor &scale, const at::Tensor &shift, int64_t groups,
+                               double eps, bool silu) {
+    auto [y, stats, stream] = CALL(group_norm, x, residual, added, modulation, scale, shift, groups, eps, silu);
+    at::Tensor none;
+    context->save_for_backward(
+        {stream.defined() ? stream : x, added.value_or(none), modulation.value_or(none), scale, shift, stats});
+    context->saved_data["groups"] = groups;
+    context->saved_data["silu"] = silu;
+    if (!stream.defined()) return {y};
+    return {y, stream};
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const auto &x = saved[0], &added = saved[1], &modulation = saved[2], &scale = saved[3], &shift = saved[4], &stats = saved[5];
+    variable_list result(9);
+    auto &dx = result[0], &dresidual = result[1], &dadded = result[2], &dmodulation = result[3], &dscale = result[4],
+         &dshift = result[5];
+    bool has_stream = gradients.size() > 1;
+    if (!gradients[0].defined()) {  // only the stream was used
+      dx = dresidual = gradients[1];
+      return result;
+    }
+    auto like = [&](const at::Tensor &gradient) { return gradient.to(x.scalar_type()).contiguous(); };
+    auto dstream = has_stream && gradients[1].defined() ? std::optional(like(gradients[1])) : std::nullopt;
+    auto &data = context->saved_data;
+    at::Tensor dfactors;
+    std::tie(dx, dfactors, dadded, dmodulation) =
+        CALL(group_norm_backward, x, perhaps(added), perhaps(modulation), like(gradients[0]), dstream, scale, shift, stats,
+             data["groups"].toInt(), data["silu"].toBool());
+    if (has_stream) dresidual = dx;
+    if (scale.size(0) == 1) {
+      auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors);
+      dscale = sums.narrow(0, 0, 1), dshift = sums.narrow(0, 1, 1);
+    } else {
+      dscale = dfactors.select(1, 0), dshift = dfactors.select(1, 1);
+    }
+    return result;
+  }
+};
+
+// x [R, D] of rows, as gate, scale and shift, of which each serves R / O
+struct RowNorm : torch::autograd::Function<RowNorm> {
+  static variable_list forward(AutogradContext *context, const at::Tensor &x, const Optional &update, const Optional &gate,
+                               const at::Tensor &scale, const at::Tensor &shift, bool plus_one, double eps) {
+    auto [y, stats, stream] = CALL(layer_norm, x, update, gate, scale, shift, plus_one, eps);
+    at::Tensor none;
+    context->save_for_backward({stream.defined() ? stream : x, gate ? update.value_or(none) : none, gate.value_or(none), scale,
+                                shift, stats});
+    context->saved_data["plus_one"] = plus_one;
+    if (!stream.defined()) return {y};
+    return {y, stream};
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const auto &x = saved[0], &update = saved[1], &gate = saved[2], &scale = saved[3], &shift = saved[4], &stats = saved[5];
+    bool has_stream = gradients.size() > 1;
+    auto like = [&](const at::Tensor &gradient) { return gradient.to(x.scalar_type()).contiguous(); };
+    auto dy = gradients[0].defined() ? like(gradients[0]) : at::zeros_like(x);
+    auto dstream = has_stream && gradients[1].defined() ? std::optional(like(gradients[1])) : std::nullopt;
+    auto [dx, dupdate, dfactors] = CALL(layer_norm_backward, x, perhaps(update), perhaps(gate), dy, dstream, scale, shift, stats,
+                                        context->saved_data["plus_one"].toBool());
+    auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors);  // [O, 3, D]
+    auto of_gate = gate.defined() ? sums.select(1, 2) : at::Tensor();
+    if (has_stream && !dupdate.defined()) dupdate = dx;
+    return {dx, dupdate, of_gate, sums.select(1, 0), sums.select(1, 1), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct GatedGelu : torch::autograd::Function<GatedGelu> {
+  static at::Tensor forward(AutogradContext *context, const at::Tensor &x) {
+    context->save_for_backward({x});
+    return CALL(geglu, x);
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto x = context->get_saved_variables()[0];
+    return {CALL(geglu_backward, x, gradients[0].to(x.scalar_type()).contiguous())};
+  }
+};
+
+struct Attention : torch::autograd::Function<Attention> {
+  static at::Tensor forward(AutogradContext *context, const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values,
+                            int64_t heads, double alpha, double beta, bool transposed) {
+    context->save_for_backward({qkv, keys, values});
+    auto &data = context->saved_data;
+    data["heads"] = heads, data["alpha"] = alpha, data["beta"] = beta, data["transposed"] = transposed;
+    return CALL(frame_attention, qkv, keys, values, heads, alpha, beta, transposed);
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto saved = context->get_saved_variables();
+    const auto &qkv = saved[0];
+    auto &data = context->saved_data;
+    auto dout = gradients[0].to(qkv.scalar_type()).contiguous();
+    auto [dqkv, dtables] = CALL(frame_attention_backward, qkv, saved[1], saved[2], dout, data["heads"].toInt(),
+                                data["alpha"].toDouble(), data["beta"].toDouble(), data["transposed"].toBool());
+    auto sums = CALL(column_sums, dtables);
+    return {dqkv, sums[0], sums[1], at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+struct Edges : torch::autograd::Function<Edges> {
+  static at::Tensor forward(AutogradContext *context, const at::Tensor &x, std::vector<int64_t> pads) {
+    context->saved_data["pads"] = pads;
+    return CALL(repeat_edges, x.permute({0, 2, 3, 4, 1}).contiguous(), pads).permute({0, 4, 1, 2, 3});
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto dy = gradients[0].permute({0, 2, 3, 4, 1}).contiguous();
+    auto dx = CALL(repeat_edges_backward, dy, context->saved_data["pads"].toIntVector());
+    return {dx.permute({0, 4, 1, 2, 3}), at::Tensor()};
+  }
+};
+
+// ---- weights in half precision ------------------------------------------------------------------------------------------
+
+void cast_all(const std::vector<at::Tensor> &from, const std::vector<at::Tensor> &to) {
+  constexpr size_t most = gpu::CastAll<float, bfloat16>::MOST;
+  for (size_t first = 0; first < from.size(); first += most) {
+    size_t count = std::min(most, from.size() - first);
+    CALL(cast_all_, at::TensorList(from).slice(first, count), at::TensorList(to).slice(first, count));
+  }
+}
+
+// Weights in bfloat16, all cast at once; and their gradients in float32.
+struct CastWeights : torch::autograd::Function<CastWeights> {
+  static variable_list forward(AutogradContext *context, at::TensorList weights) {
+    variable_list casts;
+    for (auto &weight : weights) casts.push_back(at::empty_like(weight, at::kBFloat16));
+    cast_all(weights.vec(), casts);
+    context->save_for_backward(weights.vec());
+    return casts;
+  }
+
+  static variable_list backward(AutogradContext *context, variable_list gradients) {
+    auto weights = context->get_saved_variables();
+    variable_list result(gradients.size());
+    std::vector<at::Tensor> from, to;
+    for (size_t i = 0; i < gradients.size(); i++) {
+      if (!gradients[i].defined()) continue;
+      result[i] = at::empty_like(weights[i]);
+      bool same = gradients[i].strides() == result[i].strides();
+      from.push_back(same ? gradients[i] : at::empty_like(weights[i], at::kBFloat16).copy_(gradients[i]));
+      to.push_back(result[i]);
+    }
+    cast_all(from, to);
+    return result;
+  }
+};
+
+// The weights that a network's passes take in bfloat16, in the order in which they first did.
+struct RoundedWeights {
+  std::vector<at::Tensor> weights, casts;  // a cast is undefined where it is not held
+  std::map<const c10::TensorImpl *, size_t> places;
+
+  // Casts weights from `first` up to `last`, in a node of the graph of their own.
+  void cast(size_t first, size_t last) {
+    auto cast = CastWeights::apply(at::TensorList(weights).slice(first, last - first));
+    std::move(cast.begin(), cast.end(), casts.begin() + first);
+  }
+
+  // A pass begins: what is known is cast, in as few launches as there are nodes, so that gradients come as the way back goes.
+  void begin() {
+    at::AutoGradMode with_gradients(true);
+    constexpr size_t most = gpu::CastAll<float, bfloat16>::MOST;
+    for (size_t first = 0; first < weights.size(); first += most) cast(first, std::min(first + most, weights.size()));
+  }
+
+  // Its way back begins, or it is over: what the graph does not need is given back.
+  void forget() { std::fill(casts.begin(), casts.end(), at::Tensor()); }
+
+  const at::Tensor &of(const at::Tensor &weight) {
+    auto [found, is_new] = places.emplace(weight.unsafeGetTensorImpl(), weights.size());
+    size_t place = found->second;
+    if (is_new) {
+      weights.push_back(weight);
+      casts.emplace_back();
+    }
+    if (!casts[place].defined()) cast(place, place + 1);
+    return casts[place];
+  }
+};
+thread_local RoundedWeights *rounded_weights = nullptr;
+
+}  // namespace
+
+at::Tensor rounded_weight(const at::Tensor &weight) {
+  bool is_trained = weight.is_leaf() && weight.requires_grad() && at::GradMode::is_enabled();
+  if (!rounded_weights || !is_trained || weight.scalar_type() != at::kFloat) return weight;
+  return rounded_weights->of(weight);
+}
+
+NoRoundedWeights::NoRoundedWeights() : before(std::exchange(rounded_weights, nullptr)) {}
+NoRoundedWeights::~NoRoundedWeights() { rounded_weights = static_cast<RoundedWeights *>(before); }
+
+// ---- for Rust -----------------------------------------------------------------------------------------------------------
+
+// *names and *functions <- the kernels' names in C++, and where the driver's handles of them belong; how many they are
+extern "C" int64_t lvdm_gpu_kernel_list(const char **names, void ***functions, int64_t room) {
+  int64_t count = std::size(compiled);
+  for (int64_t i = 0; i < std::min(count, room); i++) names[i] = compiled[i].name, functions[i] = compiled[i].function;
+  return count;
+}
+
+// From now on the operators run on GPUs, for which all handles are there; `launch` is the driver's cuLaunchKernel.
+extern "C" void lvdm_gpu_kernels_are_compiled(Launch launch, int (*current)(int)) {
+  launch_on_gpu = launch, make_current = current;
+  static torch::Library *library = nullptr;
+  if (library) return;
+  library = new torch::Library(torch::Library::IMPL, "lvdm", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  implement(*library);
+}
+
+// Whether GPUs hand operators that they lack to the CPU.
+extern "C" bool lvdm_gpu_falls_back() {
+  return c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(c10::DispatchKey::CUDA);
+}
+
+// *y, and *stream where there is a residual
+extern "C" char *lvdm_gpu_norm(const at::Tensor *x, const at::Tensor *residual, const at::Tensor *added,
+                               const at::Tensor *modulation, const at::Tensor *scale, const at::Tensor *shift, int64_t groups,
+                               double eps, bool silu, at::Tensor **y, at::Tensor **stream) {
+  return guarded([&] {
+    auto given = [](const at::Tensor *t) { return t ? std::optional(t->contiguous()) : std::nullopt; };
+    auto found = Norm::apply(x->contiguous(), given(residual), given(added), given(modulation), scale->contiguous(),
+                             shift->contiguous(), groups, eps, silu);
+    *y = new at::Tensor(found[0]);
+    *stream = found.size() > 1 ? new at::Tensor(found[1]) : nullptr;
+  });
+}
+
+// *y, and *stream where there is an update, of x [R, D]; gate, scale and shift [O, D]
+extern "C" char *lvdm_gpu_layer_norm(const at::Tensor *x, const at::Tensor *update, const at::Tensor *gate,
+                                     const at::Tensor *scale, const at::Tensor *shift, bool plus_one, double eps, at::Tensor **y,
+                                     at::Tensor **stream) {
+  return guarded([&] {
+    auto whole = [](const at::Tensor *t) { return t ? std::optional(t->contiguous()) : std::nullopt; };
+    // parts of one wider matrix may stay where they are
+    bool alike = scale->stride(-1) == 1 && shift->strides() == scale->strides() && (!gate || gate->strides() == scale->strides());
+    auto factor = [&](const at::Tensor *t) { return alike ? *t : t->contiguous(); };
+    auto found = RowNorm::apply(x->contiguous(), whole(update), gate ? std::optional(factor(gate)) : std::nullopt, factor(scale),
+                                factor(shift), plus_one, eps);
+    *y = new at::Tensor(found[0]);
+    *stream = found.size() > 1 ? new at::Tensor(found[1]) : nullptr;
+  });
+}
+
+// *y <- the first half of x's last axis times GELU of the second
+extern "C" char *lvdm_gpu_geglu(const at::Tensor *x, at::Tensor **y) {
+  return guarded([&] {
+    auto shape = x->sizes().vec();
+    auto rows = x->contiguous().view({-1, shape.back()});
+    shape.back() /= 2;
+    *y = new at::Tensor(GatedGelu::apply(rows).view(shape));
+  });
+}
+
+extern "C" bool lvdm_gpu_attention_fits(const at::Tensor *qkv, const at::Tensor *keys, int64_t heads) {
+  return attention_fits(*qkv, *keys, heads);
+}
+
+extern "C" char *lvdm_gpu_frame_attention(const at::Tensor *qkv, const at::Tensor *keys, const at::Tensor *values, int64_t heads,
+                                          double alpha, double beta, bool transposed, at::Tensor **y) {
+  return guarded([&] {
+    *y = new at::Tensor(Attention::apply(qkv->contiguous(), keys->contiguous(), values->contiguous(), heads, alpha, beta,
+                                         transposed));
+  });
+}
+
+extern "C" char *lvdm_gpu_repeat_edges(const at::Tensor *x, const int64_t *pads, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(Edges::apply(*x, std::vector<int64_t>(pads, pads + 6))); });
+}
+
+extern "C" RoundedWeights *lvdm_rounded_weights() { return new RoundedWeights; }
+extern "C" void lvdm_rounded_weights_free(RoundedWeights *weights) { delete weights; }
+
+// Casts the weights, of which this thread's products then take part in the graph; *before is what they were of.
+extern "C" char *lvdm_rounded_weights_begin(RoundedWeights *weights, RoundedWeights **before) {
+  return guarded([&] {
+    weights->begin();
+    *before = std::exchange(rounded_weights, weights);
+  });
+}
+extern "C" void lvdm_rounded_weights_end(RoundedWeights *before) {
+  if (rounded_weights) rounded_weights->forget();
+  rounded_weights = before;
+}
+// The way back of this thread's pass, if it is in one, begins.
+extern "C" void lvdm_rounded_weights_go_back() {
+  if (rounded_weights) rounded_weights->forget();
+}

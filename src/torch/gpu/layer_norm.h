@@ -1,0 +1,207 @@
+// Layer norm of rows [R, D]: y = x̂·scale + shift, with one row of factors, or one for each `R / O` rows in turn. Where there is
+// an update, x is first x + gate·update, or x + update, and that, as it is in memory, is the stream.
+#pragma once
+#include "block.h"
+
+namespace gpu {
+
+struct RowsShape {
+  static constexpr int THREADS = 128;
+  int64_t rows, width, of_factors;  // R, D, O
+  int64_t stride;                   // from a row of the factors to the next
+  bool plus_one;                    // the factor is 1 + scale
+  int lanes;                        // threads of a row, a power of two
+  int slots;                        // rows of a block at a time
+  int64_t chunk;                    // rows of a block on the way back, all of one row of factors
+
+  int64_t each() const { return rows / of_factors; }
+  int64_t pieces() const { return (each() + chunk - 1) / chunk; }  // of the rows of one row of factors
+};
+
+template <class A>
+struct RowFactors {
+  const A *scale, *shift, *gate;
+};
+
+// Sums over the lanes of each slot of what `value(slot, lane)` gives, into the first `slots` numbers of `sums`.
+template <class A, class Value>
+inline void sum_of_rows(const Block &block, const RowsShape &s, A *sums, Value value) {
+  block.each([&](int thread) { sums[thread % s.lanes * s.slots + thread / s.lanes] = value(thread / s.lanes, thread % s.lanes); });
+  sum_slots(block, sums, s.lanes, s.slots);
+}
+
+template <class T, int N>
+struct LayerNorm {
+  using A = computed<T>;
+  RowsShape shape;
+  A eps;
+  const T *x, *update;
+  RowFactors<A> factors;
+  T *y, *stream;
+  A *stats;  // [R, 2]: mean, 1/σ
+
+  int64_t blocks() const { return (shape.rows + shape.slots - 1) / shape.slots; }
+  static int64_t shared(const RowsShape &s) { return s.lanes * s.slots + 2 * s.slots; }
+
+  void operator()(const Block &block) const {
+    const RowsShape &s = shape;
+    A *sums = block.shared<A>(), *means = sums + s.lanes * s.slots, *inverses = means + s.slots;
+    const T *from = update ? stream : x;
+    auto row = [&](int slot) { return block.index() * s.slots + slot; };
+    auto each = [&](int slot, int lane, auto body) {
+      if (row(slot) >= s.rows) return;
+      A value[N];
+      for (int64_t c = lane * N; c < s.width; c += s.lanes * N) {
+        load<N>(from + row(slot) * s.width + c, value);
+        body(c, value);
+      }
+    };
+    if (update)
+      block.each([&](int thread) {
+        int64_t r = row(thread / s.lanes);
+        if (r >= s.rows) return;
+        const A *gate = factors.gate ? factors.gate + r / s.each() * s.stride : nullptr;
+        A value[N], more[N];
+        for (int64_t c = thread % s.lanes * N; c < s.width; c += s.lanes * N) {
+          load<N>(x + r * s.width + c, value);
+          load<N>(update + r * s.width + c, more);
+          for (int i = 0; i < N; i++) value[i] += gate ? gate[c + i] * more[i] : more[i];
+          store<N>(value, stream + r * s.width + c);
+        }
+      });
+    sum_of_rows(block, s, sums, [&](int slot, int lane) {
+      A sum = 0;
+      each(slot, lane, [&](int64_t, const A *value) {
+        for (int i = 0; i < N; i++) sum += value[i];
+      });
+      return sum;
+    });
+    block.each([&](int thread) {
+      if (thread < s.slots) means[thread] = sums[thread] / static_cast<A>(s.width);
+    });
+    sum_of_rows(block, s, sums, [&](int slot, int lane) {
+      A sum = 0;
+      each(slot, lane, [&](int64_t, const A *value) {
+        for (int i = 0; i < N; i++) sum += (value[i] - means[slot]) * (value[i] - means[slot]);
+      });
+      return sum;
+    });
+    block.each([&](int thread) {
+      if (thread >= s.slots) return;
+      inverses[thread] = A(1) / sqrt(sums[thread] / static_cast<A>(s.width) + eps);
+      if (row(thread) < s.rows) {
+        stats[2 * row(thread)] = means[thread];
+        stats[2 * row(thread) + 1] = inverses[thread];
+      }
+    });
+    block.each([&](int thread) {
+      int slot = thread / s.lanes;
+      int64_t factor = row(slot) / s.each() * s.stride;
+      each(slot, thread % s.lanes, [&](int64_t c, A *value) {
+        for (int i = 0; i < N; i++) {
+          A scale = factors.scale[factor + c + i] + (s.plus_one ? A(1) : A(0));
+          value[i] = (value[i] - means[slot]) * inverses[slot] * scale + factors.shift[factor + c + i];
+        }
+        store<N>(value, y + row(slot) * s.width + c);
+      });
+    });
+  }
+};
+
+// The way back. `x` is the stream where there was an update, and `dstream` what comes back along it. Each block gives the sums
+// over its rows for scale, shift and gate.
+template <class T, int N>
+struct LayerNormBack {
+  using A = computed<T>;
+  RowsShape shape;
+  const T *x, *update, *dy, *dstream;
+  RowFactors<A> factors;
+  const A *stats;
+  T *dx, *dupdate;  // the second where there is a gate: else it is dx
+  A *dfactors;      // [pieces, O, 3, D]
+
+  int64_t blocks() const { return shape.pieces() * shape.of_factors; }
+  static int64_t shared(const RowsShape &s) { return s.lanes * s.slots + 2 * s.slots + 3 * s.slots * s.width; }
+
+  void operator()(const Block &block) const {
+    const RowsShape &s = shape;
+    int64_t o = block.index() % s.of_factors, piece = block.index() / s.of_factors, factor = o * s.stride;
+    int64_t begin = o * s.each() + piece * s.chunk, end = begin + s.chunk, last = (o + 1) * s.each();
+    if (end > last) end = last;
+    int width = static_cast<int>(s.width), all = 3 * width;
+    A *sums = block.shared<A>(), *means = sums + s.lanes * s.slots, *alongs = means + s.slots, *columns = alongs + s.slots;
+    block.each([&](int thread) {
+      for (int i = thread; i < s.slots * all; i += block.threads()) columns[i] = 0;
+    });
+    for (int64_t first = begin; first < end; first += s.slots) {
+      // x̂ and the gradient of x̂, of each value of a row
+      auto each = [&](int slot, int lane, auto body) {
+        int64_t r = first + slot;
+        if (r >= end) return;
+        A normal[N], gradient[N];
+        for (int c = lane * N; c < width; c += s.lanes * N) {
+          load<N>(x + r * s.width + c, normal);
+          load<N>(dy + r * s.width + c, gradient);
+          for (int i = 0; i < N; i++) normal[i] = (normal[i] - stats[2 * r]) * stats[2 * r + 1];
+          body(r, c, normal, gradient);
+        }
+      };
+      auto scale = [&](int c) { return factors.scale[factor + c] + (s.plus_one ? A(1) : A(0)); };
+      sum_of_rows(block, s, sums, [&](int slot, int lane) {
+        A sum = 0;
+        each(slot, lane, [&](int64_t, int c, const A *, const A *gradient) {
+          for (int i = 0; i < N; i++) sum += gradient[i] * scale(c + i);
+        });
+        return sum;
+      });
+      block.each([&](int thread) {
+        if (thread < s.slots) means[thread] = sums[thread] / static_cast<A>(s.width);
+      });
+      sum_of_rows(block, s, sums, [&](int slot, int lane) {
+        A sum = 0;
+        each(slot, lane, [&](int64_t, int c, const A *normal, const A *gradient) {
+          for (int i = 0; i < N; i++) sum += gradient[i] * scale(c + i) * normal[i];
+        });
+        return sum;
+      });
+      block.each([&](int thread) {
+        if (thread < s.slots) alongs[thread] = sums[thread] / static_cast<A>(s.width);
+      });
+      block.each([&](int thread) {
+        int slot = thread / s.lanes;
+        each(slot, thread % s.lanes, [&](int64_t r, int c, const A *normal, const A *gradient) {
+          A d[N], more[N];
+          for (int i = 0; i < N; i++)
+            d[i] = stats[2 * r + 1] * (gradient[i] * scale(c + i) - means[slot] - normal[i] * alongs[slot]);
+          if (dstream) {
+            load<N>(dstream + r * s.width + c, more);
+            for (int i = 0; i < N; i++) d[i] += more[i];
+          }
+          store<N>(d, dx + r * s.width + c);
+          A *column = columns + slot * all + c;
+          for (int i = 0; i < N; i++) {
+            column[i] += gradient[i] * normal[i];
+            column[width + i] += gradient[i];
+          }
+          if (factors.gate) {
+            load<N>(update + r * s.width + c, more);
+            for (int i = 0; i < N; i++) {
+              column[2 * width + i] += d[i] * more[i];
+              d[i] *= factors.gate[factor + c + i];
+            }
+            store<N>(d, dupdate + r * s.width + c);
+          }
+        });
+      });
+    }
+    block.each([&](int thread) {
+      for (int i = thread; i < all; i += block.threads()) {
+        A sum = 0;
+        for (int slot = 0; slot < s.slots; slot++) sum += columns[slot * all + i];
+        dfactors[(piece * s.of_factors + o) * all + i] = sum;
+      }
+    });
+  }
+};
+
+}  // namespace gpu
