@@ -35,7 +35,8 @@ fn main() {
         ),
     }
 
-    let sources = ["core", "fused", "composed", "gpu/kernels", "c10d"].map(|name| format!("src/torch/{name}.cpp"));
+    let sources = ["core", "fused", "composed", "gpu/kernels", "gpu/autograd", "c10d"]
+        .map(|name| format!("src/torch/{name}.cpp"));
     let headers =
         ["guarded.h", "readback.h", "fused", "gpu", "gloo/gloo/context.h"].map(|file| format!("src/torch/{file}"));
     for file in sources.iter().chain(&headers) {

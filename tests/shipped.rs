@@ -183,6 +183,7 @@ fn bench() -> Vec<Call> {
         call("bench", "bench/clip64", &[once, autoencoder]),
         call("bench", "bench/unet_c64", &[once, unet]),
         call("bench", "bench/text_c160", &[once, unet]),
+        call("bench", "bench/latte", &[once, "unet.network.depth=2 unet.network.hidden_size=32 unet.latent=[4,4,8,8]"]),
         call(
             "bench",
             "bench/ucf101",

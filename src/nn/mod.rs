@@ -9,11 +9,11 @@ mod attention;
 mod conv;
 mod dropout;
 mod frame_stack;
+mod layer_norm;
 mod linear;
 mod memory_layout;
 mod norm;
 mod parameters;
-mod residual;
 mod timestep;
 
 pub use adapter::Adapter;
@@ -21,9 +21,9 @@ pub use attention::{KeyTerm, RelativePosition, attends_in_place, attention, caus
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use dropout::Dropout;
 pub use frame_stack::FrameStack;
+pub use layer_norm::{LayerNorm, ResidualStream};
 pub use linear::{Linear, linear_flops};
 pub use memory_layout::{channels_last, prefers_channels_last};
-pub use norm::{BatchNorm, GroupNorm, LayerNorm, Over, Statistics, full_precision, normalize_frames};
+pub use norm::{BatchNorm, GroupNorm, Over, Statistics, full_precision, normalize_frames};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
-pub use residual::ResidualStream;
 pub use timestep::timestep_embedding;

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor, no_grad};
 
-use super::{FrameStack, Init, ResidualStream, Scope, prefers_channels_last};
+use super::{FrameStack, Init, Scope, prefers_channels_last};
 use crate::{
     distributed::Ranks,
     torch::{GpuNorm, composed_norm, fuses, gpu_norm, group_norm, has_gpu_kernels, takes_gpu_path},
@@ -63,7 +63,7 @@ impl GroupNorm {
 
     /// The norm of x + added, `[B, C]` (not over tracks); with `silu`, SiLU follows.
     pub fn of_frames_plus(&self, x: &FrameStack, added: &Tensor, over: Over, silu: bool) -> FrameStack {
-        if has_gpu_kernels(x.x.device()) {
+        if has_kernel(&x.x, x.x.size()[1], self.groups) {
             return self.of_places(x, over, Some(added), None, silu);
         }
         let added = added.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
@@ -91,7 +91,7 @@ impl GroupNorm {
             _ => t.shallow_clone(),
         };
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let y = if has_gpu_kernels(places.device()) {
+        let y = if has_kernel(&places, c, self.groups) {
             let (added, modulation) = (added.map(rows), modulation.map(rows));
             let norm = GpuNorm::of(&places, &weight, &bias, self.groups, self.eps, silu);
             gpu_norm(GpuNorm { added: added.as_ref(), modulation: modulation.as_ref(), ..norm }).0
@@ -131,6 +131,12 @@ impl GroupNorm {
     }
 }
 
+/// Whether a GPU's kernel normalises this: a block takes whole groups.
+fn has_kernel(x: &Tensor, channels: i64, groups: i64) -> bool {
+    const WIDEST_GROUP: i64 = 256;
+    has_gpu_kernels(x.device()) && channels / groups <= WIDEST_GROUP
+}
+
 /// Group normalisation of frames, of each alone, whose factors come from outside: x̂·scale + shift (`[B·F, C]` or `[1, C]`
 /// each). With `silu`, SiLU follows.
 pub fn normalize_frames(
@@ -148,7 +154,7 @@ pub fn normalize_frames(
 /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
 /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
 fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: f64, silu: bool) -> Tensor {
-    if has_gpu_kernels(x.device()) {
+    if has_kernel(x, x.size()[3], groups) {
         return gpu_norm(GpuNorm::of(x, scale, shift, groups, eps, silu)).0;
     }
     if takes_gpu_path(x.device()) {
@@ -166,39 +172,6 @@ fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps
     let offset = grouped(shift) - mean * &gain;
     let y = offset.addcmul(&x, &gain).reshape([o, s, i, c]);
     if silu { y.silu() } else { y }
-}
-
-/// Layer normalisation over the last axis.
-pub struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl LayerNorm {
-    /// Added to the variance.
-    pub const EPS: f64 = 1e-5;
-
-    /// Declares weight and bias `[channels]`.
-    pub fn new(scope: &Scope, channels: i64) -> Self {
-        LayerNorm {
-            weight: scope.parameter("weight", &[channels], Init::ONES),
-            bias: scope.parameter("bias", &[channels], Init::ZEROS),
-        }
-    }
-
-    /// `[…, channels]` → the same shape, normalised over the last axis.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        if has_gpu_kernels(x.device()) {
-            return ResidualStream::new(x).normed(self);
-        }
-        let channels = self.weight.size();
-        full_precision(x).layer_norm(&channels, Some(&self.weight), Some(&self.bias), Self::EPS, true)
-    }
-
-    /// Weight and bias, `[channels]` each.
-    pub fn factors(&self) -> [&Tensor; 2] {
-        [&self.weight, &self.bias]
-    }
 }
 
 /// The mean and variance by which a batch norm normalises.
