@@ -2,12 +2,11 @@
 
 use std::{ffi::c_int, marker::PhantomData, sync::Once};
 
-use tch::{Device, Tensor};
+use tch::Device;
 
 use super::{
     gpu_path::is_as_on_gpu,
     processor::{Bfloat16, processor},
-    rounded_weights::go_back,
 };
 
 unsafe extern "C" {
@@ -58,19 +57,4 @@ impl Drop for Autocast {
         // SAFETY: as above.
         unsafe { lvdm_autocast_set(self.device_type, self.before, false) }
     }
-}
-
-/// Adds the gradients of a scalar to those of the parameters it comes from. The operations of the way back take the
-/// precision that the way there had; mixed precision does not choose it anew.
-pub fn backward(loss: &Tensor) {
-    let _precision = Autocast::bfloat16(loss.device(), false);
-    go_back();
-    loss.backward();
-}
-
-/// The gradient of a scalar by one tensor, in the precision of [`backward`]; parameters gain none. Without `keep_graph` there
-/// is no second one through the same operations.
-pub fn gradient(of: &Tensor, by: &Tensor, keep_graph: bool) -> Tensor {
-    let _precision = Autocast::bfloat16(of.device(), false);
-    Tensor::run_backward(&[of], &[by], keep_graph, false).remove(0)
 }

@@ -12,6 +12,7 @@
 
 mod autocast;
 mod backend;
+mod backward;
 mod caught;
 mod checksum;
 mod composed;
@@ -31,8 +32,9 @@ mod rounded_weights;
 mod threads;
 mod transfer;
 
-pub use autocast::{Autocast, backward, gradient};
+pub use autocast::Autocast;
 pub use backend::{AttentionKernels, Gpu, GpuPart, attention_kernels, gpus, libtorch_version, load_cuda};
+pub use backward::{backward, gradient};
 pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
