@@ -77,8 +77,8 @@ impl Linear {
     }
 }
 
-/// x Wᵀ + b, W `[outputs, inputs]` or a kernel of as many values. On the CPU, where there are rows enough, as a convolution of 1×1: its kernels (oneDNN) are about twice
-/// as fast as the matrix product's (BLAS) on processors that are not Intel's.
+/// x Wᵀ + b, W `[outputs, inputs]` or a kernel of as many values. On the CPU, where there are rows enough, as a convolution of
+/// 1×1: its kernels (oneDNN) are about twice as fast as the matrix product's (BLAS) on processors that are not Intel's.
 fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
     const BATCH: i64 = 16; // from which on LibTorch asks oneDNN, whatever the number of threads
     let outputs = weight.size()[0];
