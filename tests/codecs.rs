@@ -177,7 +177,8 @@ fn a_denoiser_trains_and_samples_in_any_codecs_space() {
     let mut task = DiffusionTask::new(&experiment, space(0, 3), None, CPU, 0, true, &Ranks::alone()).unwrap();
     let batch = task.next_batch().unwrap();
     assert_eq!(batch.data.size(), [2, 3, 3, 8, 8]);
-    let terms = task.gradients(0, &batch, 0, 1.0).unwrap();
+    let drawn = task.draw(0, &batch).unwrap();
+    let terms = task.gradients(0, (&batch, &drawn), 0, 1.0).unwrap();
     assert!(terms[0].1.double_value(&[]) > 0.0);
 
     let parameters = Parameters::new(CPU, 3);
@@ -261,7 +262,8 @@ trainer: {{steps: 1, batch: 2}}
     let mut task = AutoencoderTask::new(&experiment, CPU, 0, &Ranks::alone()).unwrap();
     let batch = task.next_batch().unwrap();
     for phase in 0..2 {
-        let terms = task.gradients(phase, &batch, 0, 1.0).unwrap();
+        let drawn = task.draw(phase, &batch).unwrap();
+        let terms = task.gradients(phase, (&batch, &drawn), 0, 1.0).unwrap();
         assert!(terms.iter().all(|(name, value)| value.double_value(&[]).is_finite() || panic!("{name}")));
     }
     let gradients = task.networks()[0].parameters.trainable();

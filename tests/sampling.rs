@@ -18,7 +18,7 @@ use lvdm::{
     networks::{Inputs, Network, NetworkSettings, Ports, UNetConfig},
     nn::Parameters,
     random::{Purpose, normal_batch, stream},
-    train::Optimizer,
+    train::{Optimizer, StepAround},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -420,7 +420,7 @@ fn reconstruction_guidance_leads_a_trained_network_to_the_given_frame() {
         let t: Vec<f64> = (0..8).map(|i| path.draw(&mut stream(7, Purpose::DiffusionTime, i, step))).collect();
         optimizer.zero_grad().unwrap();
         plain_loss(&objective, &*network, &path, &z_0, &t, &noise).backward();
-        optimizer.step(&optimizer.gradients(), None).unwrap();
+        optimizer.step(&optimizer.gradients(), StepAround::default()).unwrap();
     }
     parameters.freeze();
 

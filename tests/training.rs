@@ -28,6 +28,8 @@ struct Toy {
 }
 
 impl Task for Toy {
+    type Drawn = ();
+
     fn name(&self) -> &'static str {
         "toy"
     }
@@ -43,7 +45,11 @@ impl Task for Toy {
         Ok(Batch { data, text: None, labels: None, samples, position: self.position })
     }
 
-    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradients(&mut self, _network: usize, (batch, ()): (&Batch, &()), step: i64, scale: f64) -> Result<Terms> {
         let mut loss = (&self.weight - &batch.data).square().mean(None);
         if (self.nan)(step) {
             loss *= f64::NAN;
@@ -101,6 +107,8 @@ struct Pair {
 }
 
 impl Task for Pair {
+    type Drawn = ();
+
     fn name(&self) -> &'static str {
         "pair"
     }
@@ -124,7 +132,11 @@ impl Task for Pair {
         })
     }
 
-    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradients(&mut self, network: usize, (batch, ()): (&Batch, &()), step: i64, scale: f64) -> Result<Terms> {
         let mut loss = (&self.weights[network] - &batch.data).square().mean(None);
         if (network, step) == (0, 2) || (network, step) == (1, 4) {
             loss *= f64::NAN;
@@ -179,6 +191,8 @@ impl Witness {
 }
 
 impl Task for Witness {
+    type Drawn = ();
+
     fn name(&self) -> &'static str {
         "witness"
     }
@@ -192,7 +206,11 @@ impl Task for Witness {
         Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 1 })
     }
 
-    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradients(&mut self, _network: usize, (batch, ()): (&Batch, &()), _step: i64, scale: f64) -> Result<Terms> {
         self.note("trained");
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();

@@ -22,10 +22,10 @@ use crate::{
     nn::Parameters,
     random::{Purpose, normal},
     torch::{
-        Adam, Autotune, DeviceName, FixedWeights, Readback, RoundedWeights, allow_tf32, backward, cuda_graphs,
-        processor_or_gpu, upload,
+        Adam, Autotune, DeviceName, FixedWeights, Readback, RoundedWeights, StepGraphs, StepInputs, allow_tf32,
+        backward, cuda_graphs, processor_or_gpu, upload,
     },
-    train::{Ema, Optimizer, Saver},
+    train::{Ema, Optimizer, Saver, StepAround},
 };
 
 /// Times what `experiment` says, and gives each line to `say` as it is known: a table, or with `json` an object a line.
@@ -71,6 +71,15 @@ fn noise(shape: &[i64], device: Device) -> Tensor {
     normal(0, Purpose::Evaluation, 0, 0, shape).to_device(device)
 }
 
+/// What is another tensor in each step of a training.
+struct OneInput(Tensor);
+
+impl StepInputs for OneInput {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        vec![&mut self.0]
+    }
+}
+
 fn unet(bench: &UNetBench, autoencoder: Option<&dyn VideoCodec>, clock: &Clock, table: &BenchTable) -> Result<()> {
     let UNetBench { network, latent: [c, f, h, w], batch, .. } = bench;
     let (device, batch) = (clock.device, *batch);
@@ -98,15 +107,18 @@ fn unet(bench: &UNetBench, autoencoder: Option<&dyn VideoCodec>, clock: &Clock, 
 
     let mut optimizer = Optimizer::new(adamw(), &parameters);
     let autotune = Autotune::begin(); // as in training
-    let mut weights = RoundedWeights::new();
-    let timing = clock.time(|| {
-        optimizer.zero_grad()?;
+    let (mut weights, mut graphs) = (RoundedWeights::new(), StepGraphs::default());
+    let mut step = |noisy: &OneInput| {
         let _autocast = table.autocast();
         let _weights = weights.pass(device);
-        let prediction = unet.forward(&z, &t, &given).to_kind(Kind::Float);
-        backward(&prediction.l1_loss(&target, tch::Reduction::Mean));
-        optimizer.step(&optimizer.gradients(), None)
-    })?;
+        let prediction = unet.forward(&noisy.0, &t, &given).to_kind(Kind::Float);
+        let loss = prediction.l1_loss(&target, tch::Reduction::Mean);
+        backward(&loss);
+        optimizer.step(&optimizer.gradients(), StepAround::default())?;
+        optimizer.zero_grad()?;
+        Ok(loss.detach())
+    };
+    let timing = clock.time(|| graphs.run(&mut OneInput(z.shallow_clone()), &mut step).map(drop))?;
     let more = json!({"batch": batch, "recompute": serde_json::to_value(network)?["recompute"]});
     drop(autotune);
     table.line("unet_train_step", &timing, Some(3 * flops), false, more);

@@ -180,6 +180,11 @@ impl Loader {
         self.left_out
     }
 
+    /// Set from another thread, it makes the loader give up what it is at.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
     /// The next batch. A video that is corrupt, cut off or too short is named in the log, once, and
     /// replaced by the next usable one of the epoch's order.
     ///
@@ -190,8 +195,7 @@ impl Loader {
     #[allow(clippy::should_implement_trait)] // it has errors, and no end
     pub fn next(&mut self) -> Result<Batch> {
         self.schedule();
-        let (mut clips, mut samples, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut captions, mut classes) = (Vec::new(), Vec::new());
+        let (mut clips, mut samples, mut skipped, mut captions, mut classes) = (vec![], vec![], vec![], vec![], vec![]);
         for _ in 0..self.batch {
             let (number, receiver) = self.queue.pop_front().context("no sample is scheduled")?;
             let sample = receiver.recv().context("the thread died").and_then(|sample| sample);

@@ -13,7 +13,7 @@ use super::{
     sampler::{Sampler, SamplerRun},
     schedule::NoiseSchedule,
 };
-use crate::torch::upload;
+use crate::torch::takes_gpu_path;
 
 /// [ln β̃_t, ln β_t]: between these lies the log variance of the reverse step (their equation 15). β̃_0 is 0, and β̃_1
 /// takes its place; in a chain of one step, where there is none, β_0.
@@ -54,15 +54,8 @@ impl HybridLoss {
         let (predicted, v) = (&halves[0], &halves[1]);
         let mse = of_each((predicted - noise).square());
 
-        // one row a time, made in float64: √(1/ᾱ), √(1/ᾱ − 1), the posterior mean's factors of z_0 and z_t, ln β̃, ln β
-        let row = |t: usize| {
-            let inverse = 1.0 / schedule.alpha_bar[t];
-            let ((of_z_0, of_z_t), [smallest, largest]) = (schedule.posterior_mean(t), log_bounds(schedule, t));
-            [inverse.sqrt(), (inverse - 1.0).sqrt(), of_z_0, of_z_t, smallest, largest]
-        };
-        let rows: Vec<f64> = times.on_host().iter().flat_map(|&t| row(t as usize)).collect();
-        let rows = upload(&Tensor::from_slice(&rows).reshape([-1, 6]), z_0.device());
-        let factor = |i: i64| rows.select(1, i).to_kind(z_0.kind()).reshape([-1, 1, 1, 1, 1]);
+        let factors = factors(schedule, times).map(|factor| factor.to_kind(z_0.kind()));
+        let factor = |i: usize| factors[i].shallow_clone();
 
         let z_0_predicted = z_t * factor(0) - predicted.detach() * factor(1);
         let mean = |z_0: &Tensor| z_0 * factor(2) + z_t * factor(3);
@@ -75,7 +68,8 @@ impl HybridLoss {
                 - &true_log
                 - 1.0)
                 * 0.5;
-        let nats = match times.on_host().contains(&0.0) {
+        // on a GPU all batches are computed alike, so that the step can be recorded
+        let nats = match takes_gpu_path(z_0.device()) || times.on_host().contains(&0.0) {
             false => of_each(divergence),
             true => of_each(decoder_nats(z_0, &model_mean, &model_log))
                 .where_self(&times.embedded().eq(0), &of_each(divergence)),
@@ -83,10 +77,25 @@ impl HybridLoss {
         HybridLoss { mse, vb: nats / LN_2 }
     }
 
+    /// Computes what it takes from the host at these times.
+    pub(super) fn prepare(schedule: &NoiseSchedule, times: &Times) {
+        let _ = factors(schedule, times);
+    }
+
     /// The mean over samples of both terms together.
     pub fn mean(&self) -> Tensor {
         (&self.mse + &self.vb).mean(None)
     }
+}
+
+/// Of each time √(1/ᾱ), √(1/ᾱ − 1), the posterior mean's factors of z_0 and z_t, ln β̃, ln β.
+fn factors(schedule: &NoiseSchedule, times: &Times) -> [Tensor; 6] {
+    times.compute("learned variance", |t, _| {
+        let t = t as usize;
+        let inverse = 1.0 / schedule.alpha_bar[t];
+        let ((of_z_0, of_z_t), [smallest, largest]) = (schedule.posterior_mean(t), log_bounds(schedule, t));
+        [inverse.sqrt(), (inverse - 1.0).sqrt(), of_z_0, of_z_t, smallest, largest]
+    })
 }
 
 /// The mean over all axes but the first.

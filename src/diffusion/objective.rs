@@ -121,6 +121,23 @@ impl Objective {
         self.loss == Loss::LearnedVariance
     }
 
+    /// Computes what [`Self::loss`] takes from the host at these times, so that the loss itself takes nothing from there.
+    pub fn prepare(&self, path: &dyn NoisePath, times: &Times) {
+        match path.discrete() {
+            Some(schedule) if self.learns_variance() => HybridLoss::prepare(schedule, times),
+            _ => {
+                self.predict.prepare(times);
+                let _ = self.weight_at(times);
+            }
+        }
+    }
+
+    /// How much the error at each time counts, where that differs.
+    fn weight_at(&self, times: &Times) -> Option<Tensor> {
+        let compute = || times.compute("weight", |_, rates| [self.weight.at(self.predict, rates)]);
+        (!self.weight.is_constant()).then(compute).map(|[weight]| weight)
+    }
+
     /// The loss of one batch, a scalar (paper, equation 5; with given frames, equation 6).
     ///
     /// # Panics
@@ -166,7 +183,7 @@ impl Objective {
             (Reduction::Sum, Loss::L1) => Some(elements),
             (Reduction::Sum, Loss::L2 | Loss::LearnedVariance) => Some(0.5 * elements),
         };
-        let weight = (!self.weight.is_constant()).then(|| times.each(|rates| self.weight.at(self.predict, rates), z_0));
+        let weight = self.weight_at(times).map(|weight| weight.to_kind(z_0.kind()));
         let of_each = || match &weight {
             Some(weight) => compare(tch::Reduction::None) * weight,
             None => compare(tch::Reduction::None),

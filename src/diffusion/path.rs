@@ -1,5 +1,7 @@
 //! Paths from data to noise: z_t = α_t·z_0 + σ_t·ε, over a time that each path counts in its own way.
 
+use std::cell::RefCell;
+
 use anyhow::Result;
 use rand::Rng;
 use tch::{Device, Tensor};
@@ -108,6 +110,8 @@ pub struct Times {
     sigma: Tensor,
     /// Where the path scales what the network sees.
     scale: Option<Tensor>,
+    /// What else was computed from them, by what it is.
+    computed: RefCell<Vec<(&'static str, Tensor)>>,
 }
 
 impl Times {
@@ -150,7 +154,15 @@ impl Times {
             alpha: table.get(1).reshape(beside),
             sigma: table.get(2).reshape(beside),
             scale: scales.iter().any(|&scale| scale != 1.0).then(|| table.get(3).reshape(beside)),
+            computed: RefCell::default(),
         }
+    }
+
+    /// What is on the device of them.
+    pub fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let Times { embedded, alpha, sigma, scale, computed, .. } = self;
+        let computed = computed.get_mut().iter_mut().map(|(_, values)| values);
+        [embedded, alpha, sigma].into_iter().chain(scale).chain(computed).collect()
     }
 
     /// The times themselves, clip after clip.
@@ -182,11 +194,19 @@ impl Times {
         }
     }
 
-    /// A number computed from each time, in a shape that broadcasts over tensors like z.
-    pub fn each(&self, of: impl Fn(&Rates) -> f64, z: &Tensor) -> Tensor {
-        let values: Vec<f64> = self.rates.iter().map(of).collect();
+    /// N numbers computed on the host from each time, float64 in shapes that broadcast over tensors like z. `what` tells them from
+    /// others; the second time they are those of the first.
+    pub fn compute<const N: usize>(&self, what: &'static str, of: impl Fn(f64, &Rates) -> [f64; N]) -> [Tensor; N] {
+        let known = self.computed.borrow().iter().find(|(name, _)| *name == what).map(|(_, t)| t.shallow_clone());
+        let values = known.unwrap_or_else(|| {
+            let each: Vec<[f64; N]> = self.t.iter().zip(&self.rates).map(|(&t, rates)| of(t, rates)).collect();
+            let values = Tensor::from_slice(each.as_flattened()).reshape([-1, N as i64]).tr().contiguous();
+            let values = upload(&values, self.embedded.device());
+            self.computed.borrow_mut().push((what, values.shallow_clone()));
+            values
+        });
         let shape = beside_clips(&self.embedded.size());
-        upload(&Tensor::from_slice(&values), z.device()).to_kind(z.kind()).reshape(shape)
+        std::array::from_fn(|i| values.get(i as i64).reshape(shape))
     }
 }
 

@@ -31,6 +31,14 @@ fn preconditioning(&Rates { alpha, sigma, deviation: d }: &Rates) -> (f64, f64) 
     (d * d / total, s * d / total.sqrt())
 }
 
+/// Of z_0 and of the noise in what the network predicts.
+fn edm_factors(times: &Times) -> [Tensor; 2] {
+    times.compute("edm", |_, rates| {
+        let (_, out) = preconditioning(rates);
+        [out / (rates.deviation * rates.deviation), out * rates.alpha / rates.sigma]
+    })
+}
+
 impl Predict {
     /// z_0 and noise from a network's `output` for z_t, both `[B, C, F, h, w]`.
     pub fn read(self, z_t: Tensor, output: Tensor, rates: &Rates) -> Prediction {
@@ -75,10 +83,16 @@ impl Predict {
             Predict::Flow => noise - z_0,
             // (s·z_0/d − d·ε)/√(s² + d²)
             Predict::Edm => {
-                let of_z_0 = times.each(|rates| preconditioning(rates).1 / (rates.deviation * rates.deviation), z_0);
-                let of_noise = times.each(|rates| preconditioning(rates).1 * rates.alpha / rates.sigma, z_0);
+                let [of_z_0, of_noise] = edm_factors(times).map(|factor| factor.to_kind(z_0.kind()));
                 of_z_0 * z_0 - of_noise * noise
             }
+        }
+    }
+
+    /// Computes what [`Self::target`] takes from the host at these times.
+    pub(super) fn prepare(self, times: &Times) {
+        if self == Predict::Edm {
+            let _ = edm_factors(times);
         }
     }
 

@@ -55,6 +55,13 @@ impl Inputs {
         }
     }
 
+    /// As [`Self::tensors`], to put others in their places.
+    pub fn tensors_mut(&mut self) -> Vec<&mut Tensor> {
+        let Inputs { concat, mask, around, text, label, level, dropout, concat_time, stills: _ } = self;
+        let rest = [mask, around, text, label, level, dropout, concat_time];
+        concat.iter_mut().chain(rest.into_iter().flatten()).collect()
+    }
+
     /// The parts that are present, in the order of the fields.
     pub fn tensors(&self) -> Vec<&Tensor> {
         let Inputs { concat, mask, around, text, label, level, dropout, concat_time, stills: _ } = self;

@@ -13,7 +13,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
     nn::{Init, Linear, ResidualStream, Scope, attention, full_precision, linear_flops, timestep_embedding},
-    torch::recompute,
+    torch::{Autocast, recompute},
 };
 
 /// Width of the sinusoidal embedding of diffusion time, whatever the width of the network.
@@ -325,7 +325,11 @@ impl Network for Latte {
             self.through(block, &mut x, &condition);
         }
         let [shift, scale] = self.final_modulation.parts(&condition);
-        let x = self.final_linear.forward_full(&full_precision(&x.modulated(&scale, &shift)));
+        let x = {
+            let _full = Autocast::bfloat16(z_t.device(), false);
+            full_precision(&x.modulated(&scale, &shift))
+        };
+        let x = self.final_linear.forward_full(&x);
         let x = x.reshape([b, f, rows, columns, p, p, -1]).permute([0, 6, 1, 2, 4, 3, 5]);
         x.reshape([b, -1, f, h, w])
     }

@@ -351,6 +351,7 @@ mod tests {
             ([2, 100, 1, 160], 32, 1, true),
             ([3, 70, 1, 6], 2, 3, false),
             ([2, 3, 41, 48], 16, 1, true),
+            ([2, 20_000, 1, 8], 4, 1, true), // steps in pieces
         ] {
             let c = shape[3];
             let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
@@ -386,9 +387,10 @@ mod tests {
     /// what is far from zero keeps its digits.
     #[test]
     fn the_kernel_adds_before_it_normalises() {
-        let (shape, groups) = ([2, 40, 1, 64], 32);
+        let groups = 32;
         let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
-        let run = |kind: Kind, by_kernel: bool, far: f64| {
+        let run = |steps: i64, kind: Kind, by_kernel: bool, far: f64| {
+            let shape = [2, steps, 1, 64];
             let factors = if kind == Kind::Double { kind } else { Kind::Float };
             // the numbers that bfloat16 has, in every kind
             let leaf = |kind, step, shape: &[i64], far: f64| {
@@ -410,7 +412,7 @@ mod tests {
                 let parts = modulation.chunk(2, 1);
                 let (scale, shift) = (&scale * (&parts[0] + 1.0), &shift * (&parts[0] + 1.0) + &parts[1]);
                 let grouped = |t: &Tensor| t.reshape([-1, 1, 1, groups, 64 / groups]);
-                let values = (rounded + added.reshape([2, 1, 1, 64])).reshape([2, 40, 1, groups, 64 / groups]);
+                let values = (rounded + added.reshape([2, 1, 1, 64])).reshape([2, steps, 1, groups, 64 / groups]);
                 let (variance, mean) = values.var_mean_correction([1, 4].as_slice(), 0, true);
                 let u = (values - mean) * (variance + 1e-5).rsqrt() * grouped(&scale) + grouped(&shift);
                 (u.reshape(shape).silu(), stream)
@@ -423,10 +425,15 @@ mod tests {
             let [dx, dr, da, dm, ds, db] = gradients;
             [y.detach(), stream.detach(), dx, dr, da, dm, ds, db].map(|t| t.to_kind(Kind::Double))
         };
-        compare(run(Kind::Double, true, 3.0), &run(Kind::Double, false, 3.0), 1e-12);
-        // the pieces see the stream as the kernel rounds it
-        compare(run(Kind::Float, true, 100.0), &run(Kind::Float, false, 100.0), 2e-5);
-        compare(run(Kind::BFloat16, true, 3.0), &run(Kind::BFloat16, false, 3.0), 4e-3);
+        // so many steps that they are in pieces
+        const MANY: i64 = 17_000;
+        for steps in [40, MANY] {
+            compare(run(steps, Kind::Double, true, 3.0), &run(steps, Kind::Double, false, 3.0), 1e-11);
+        }
+        // LibTorch's operations see the stream as the kernel rounds it
+        compare(run(40, Kind::Float, true, 100.0), &run(40, Kind::Float, false, 100.0), 2e-5);
+        compare(run(40, Kind::BFloat16, true, 3.0), &run(40, Kind::BFloat16, false, 3.0), 4e-3);
+        compare(run(MANY, Kind::BFloat16, true, 3.0), &run(MANY, Kind::BFloat16, false, 3.0), 4e-3);
     }
 
     #[test]

@@ -269,7 +269,8 @@ fn step_memory(run: &Path, experiment: &DiffusionExperiment, device: Device) -> 
     let batch = task.next_batch()?;
     let (done, bytes) = peak_memory(device, || {
         let _autocast = Autocast::bfloat16(device, experiment.trainer.precision == Precision::Bf16);
-        task.gradients(0, &batch, 0, 1.0)
+        let drawn = task.draw(0, &batch)?;
+        task.gradients(0, (&batch, &drawn), 0, 1.0)
     });
     done.map(|_| bytes)
 }

@@ -90,6 +90,11 @@ extern "C" char *lvdm_upload(const at::Tensor *x, int device, at::Tensor **y) {
   });
 }
 
+// *y <- a host tensor in pinned memory
+extern "C" char *lvdm_pin(const at::Tensor *x, at::Tensor **y) {
+  return guarded([&] { *y = new at::Tensor(x->pin_memory()); });
+}
+
 // *y <- so many bytes of pinned memory
 extern "C" char *lvdm_pinned(int64_t bytes, at::Tensor **y) {
   return guarded([&] { *y = new at::Tensor(at::empty({bytes}, at::TensorOptions(at::kByte).pinned_memory(true))); });

@@ -42,6 +42,7 @@ unsafe extern "C" {
         shift: *const c_void,
         plus_one: bool,
         eps: f64,
+        half: bool,
         y: *mut *mut c_void,
         stream: *mut *mut c_void,
     ) -> *mut c_char;
@@ -116,7 +117,7 @@ pub fn gpu_norm(norm: GpuNorm) -> (Tensor, Option<Tensor>) {
 pub struct GpuLayerNorm<'a> {
     /// `[R, D]`
     pub x: &'a Tensor,
-    /// Of the shape and kind of x: x + update, or x + gate·update, is normalised, and comes back too.
+    /// Of the shape of x and the kind of y: x + update, or x + gate·update, is normalised, and comes back too, in the kind of x.
     pub update: Option<&'a Tensor>,
     /// `[O, D]`, each row for R / O rows of x.
     pub gate: Option<&'a Tensor>,
@@ -126,24 +127,26 @@ pub struct GpuLayerNorm<'a> {
     pub shift: &'a Tensor,
     /// Whether rows are multiplied by 1 + scale.
     pub plus_one: bool,
+    /// Whether y is bfloat16, beside a float32 x; else it is of the kind of x.
+    pub half: bool,
     /// Added to the variance.
     pub eps: f64,
 }
 
-/// Layer norm of each row, times its factors plus its shifts, in the kind of x; and, where there is an update, what was
+/// Layer norm of each row, times its factors plus its shifts; and, where there is an update, what was
 /// normalised. Where [`has_gpu_kernels`] says so. Differentiable once.
 ///
 /// # Panics
 /// On shapes that do not fit, as ordinary `tch` calls do.
 pub fn gpu_layer_norm(norm: GpuLayerNorm) -> (Tensor, Option<Tensor>) {
-    let GpuLayerNorm { x, update, gate, scale, shift, plus_one, eps } = norm;
+    let GpuLayerNorm { x, update, gate, scale, shift, plus_one, half, eps } = norm;
     let (mut y, mut stream) = (null_mut(), null_mut());
     let given = |t: Option<&Tensor>| t.map_or(std::ptr::null(), |t| t.as_ptr().cast::<c_void>());
     let [x, scale, shift] = [x, scale, shift].map(|t| given(Some(t)));
     let [update, gate] = [update, gate].map(given);
     // SAFETY: live tensors or none, whose shapes the operator checks; `y` and `stream` receive owned tensors or null.
     unsafe {
-        let call = lvdm_gpu_layer_norm(x, update, gate, scale, shift, plus_one, eps, &mut y, &mut stream);
+        let call = lvdm_gpu_layer_norm(x, update, gate, scale, shift, plus_one, eps, half, &mut y, &mut stream);
         check(call).unwrap_or_else(|error| panic!("{error}"));
         (Tensor::from_ptr(y.cast()), (!stream.is_null()).then(|| Tensor::from_ptr(stream.cast())))
     }
@@ -217,7 +220,8 @@ pub fn has_gpu_kernels(device: Device) -> bool {
 
 // ---- how they come to a GPU ---------------------------------------------------------------------------------------------
 
-const SOURCES: [(&CStr, &str); 8] = [
+const SOURCES: [(&CStr, &str); 10] = [
+    (c"adam.h", include_str!("gpu/adam.h")),
     (c"block.h", include_str!("gpu/block.h")),
     (c"cast_all.h", include_str!("gpu/cast_all.h")),
     (c"column_sums.h", include_str!("gpu/column_sums.h")),
@@ -225,6 +229,7 @@ const SOURCES: [(&CStr, &str); 8] = [
     (c"geglu.h", include_str!("gpu/geglu.h")),
     (c"group_norm.h", include_str!("gpu/group_norm.h")),
     (c"layer_norm.h", include_str!("gpu/layer_norm.h")),
+    (c"many_tensors.h", include_str!("gpu/many_tensors.h")),
     (c"repeat_edges.h", include_str!("gpu/repeat_edges.h")),
 ];
 

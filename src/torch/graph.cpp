@@ -47,6 +47,8 @@ extern "C" char *lvdm_graph_capture(int device, void *data, char *(*body)(void *
     auto &[stream, pool] = capture_context(device);
     c10::cuda::CUDAStreamGuard guard(stream);
     c10::cuda::device_synchronize();
+    // what LibTorch keeps for other work is not for the graph
+    c10::cuda::CUDACachingAllocator::emptyCache();
     try {
       // other threads may go on meanwhile
       recorded->capture_begin(pool, cudaStreamCaptureModeThreadLocal);

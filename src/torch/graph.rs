@@ -1,7 +1,7 @@
 //! CUDA graphs: what a function queues on a GPU is recorded once and then launched as one.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     env,
     ffi::{CString, c_char, c_int, c_void},
     sync::OnceLock,
@@ -86,10 +86,37 @@ unsafe extern "C" fn call(data: *mut c_void) -> *mut c_char {
     }
 }
 
+thread_local! {
+    static IS_RECORDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread records a graph, as long as it lives.
+struct Recording;
+
+impl Recording {
+    fn begin() -> Self {
+        IS_RECORDING.set(true);
+        Recording
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        IS_RECORDING.set(false);
+    }
+}
+
+/// Whether this thread records a graph. Then nothing may come from the host: a graph would bring up the same again at each
+/// launch.
+pub(super) fn is_recording() -> bool {
+    IS_RECORDING.get()
+}
+
 impl Graph {
     fn record(device: usize, body: &mut dyn FnMut()) -> Result<Self> {
         let functions = functions()?;
         let (mut body, mut graph): (Body, _) = (body, std::ptr::null_mut());
+        let _recording = Recording::begin();
         // SAFETY: `body` outlives the call; `graph` receives an owned pointer where there is no error.
         check(unsafe { (functions.capture)(device as c_int, (&raw mut body).cast(), call, &mut graph) })
             .context("recording a CUDA graph")?;
@@ -202,6 +229,100 @@ pub fn replayed(function_id: usize, inputs: &[&Tensor], body: impl Fn(&[Tensor])
         graph.replay().unwrap_or_else(|error| panic!("{error:#}"));
         output.copy()
     })
+}
+
+/// The tensors of a step that are others in every step.
+pub trait StepInputs {
+    /// In an order that is the same for all steps of one form.
+    fn tensors(&mut self) -> Vec<&mut Tensor>;
+}
+
+/// The steps of a training on a GPU, each form of their inputs recorded once and then launched as a whole.
+#[derive(Default)]
+pub struct StepGraphs {
+    known: Vec<KnownStep>,
+}
+
+struct KnownStep {
+    form: Form,
+    state: StepState,
+}
+
+enum StepState {
+    /// Made so many times as an ordinary step.
+    Made(usize),
+    /// As [`State::Graph`].
+    Graph(Vec<Tensor>, Tensor, Graph),
+    Refused,
+}
+
+impl StepGraphs {
+    /// Ordinary steps before one is recorded: they choose kernels and prepare what is prepared once.
+    const ORDINARY: usize = 2;
+    /// Forms that are recorded: the memory of each is its own.
+    const MOST: usize = 2;
+
+    /// `body(inputs)`, which gives a tensor of numbers. On a GPU with CUDA graphs ([`cuda_graphs`]) the third step with inputs of
+    /// the same shapes and types is captured, and from then on they are copied to where they lay then, and the step is launched
+    /// as a whole. Whatever else `body` reads, it must find in the same tensors at every step. Where it cannot be captured, a
+    /// warning says why, and all steps are ordinary ones.
+    ///
+    /// # Errors
+    /// Those of `body`.
+    pub fn run<I: StepInputs>(&mut self, inputs: &mut I, body: &mut dyn FnMut(&I) -> Result<Tensor>) -> Result<Tensor> {
+        let mut tensors = inputs.tensors();
+        let Some(Device::Cuda(device)) = tensors.first().map(|t| t.device()).filter(|_| cuda_graphs()) else {
+            return body(inputs);
+        };
+        let shown: Vec<&Tensor> = tensors.iter().map(|t| &**t).collect();
+        let form = Form::of(&shown, Device::Cuda(device));
+        let place = match self.known.iter().position(|known| known.form == form) {
+            Some(place) => place,
+            None => {
+                let state = if self.known.len() < Self::MOST { StepState::Made(0) } else { StepState::Refused };
+                self.known.push(KnownStep { form, state });
+                self.known.len() - 1
+            }
+        };
+        let state = &mut self.known[place].state;
+        if let StepState::Graph(places, output, graph) = state {
+            for (place, input) in places.iter_mut().zip(&tensors) {
+                place.copy_(input);
+            }
+            graph.replay()?;
+            return Ok(output.copy());
+        }
+        if !matches!(state, StepState::Made(Self::ORDINARY)) {
+            if let StepState::Made(times) = state {
+                *times += 1;
+            }
+            return body(inputs);
+        }
+        let places: Vec<Tensor> = tensors.iter().map(|t| t.copy()).collect();
+        for (tensor, place) in tensors.iter_mut().zip(&places) {
+            **tensor = place.shallow_clone();
+        }
+        let mut output = None;
+        let recorded = Graph::record(device, &mut || match body(inputs) {
+            Ok(values) => output = Some(values),
+            Err(error) => panic!("{error:#}"),
+        });
+        match recorded.and_then(|graph| Ok((output.context("nothing was recorded")?, graph))) {
+            Ok((output, graph)) => {
+                graph.replay()?;
+                let values = output.copy();
+                *state = StepState::Graph(places, output, graph);
+                Ok(values)
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "the step of the training could not be recorded as a CUDA graph, and its kernels are started one by one: {error:#}"
+                );
+                *state = StepState::Refused;
+                body(inputs)
+            }
+        }
+    }
 }
 
 #[cfg(test)]

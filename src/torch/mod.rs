@@ -46,16 +46,16 @@ pub use gpu_kernels::{
     gpu_repeat_edges, has_gpu_kernels,
 };
 pub use gpu_path::{as_on_gpu, takes_gpu_path};
-pub use graph::{cuda_graphs, replayed};
+pub use graph::{StepGraphs, StepInputs, cuda_graphs, replayed};
 pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic, compute_exactly};
 pub use memory::{host_memory_now, memory_so_far, peak_host_memory, peak_memory};
-pub use multi_tensor::{Adam, clear_gradients, clip_global_norm, lerp_all};
+pub use multi_tensor::{Adam, AverageDecay, clear_gradients, clip_to_norm, global_norm, lerp_all};
 pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::{Kept, kept_for_backward, recompute};
 pub use rounded_weights::RoundedWeights;
 pub use threads::{cpus, give_way_while_waiting, use_available_cpus, waiting};
-pub use transfer::{PinnedMemory, Readback, upload, upload_all};
+pub use transfer::{PinnedMemory, Readback, pinned, upload, upload_all};
 
 use std::ffi::{CStr, c_char, c_void};
 

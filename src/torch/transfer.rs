@@ -5,10 +5,11 @@ use std::ffi::{c_char, c_int, c_void};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::check;
+use super::{check, fused::output, graph::is_recording};
 
 unsafe extern "C" {
     fn lvdm_upload(x: *const c_void, device: c_int, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_pin(x: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_pinned(bytes: i64, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_begin_copy(from: *const c_void, to: *mut c_void) -> *mut c_char;
     fn lvdm_readback(values: *const c_void, readback: *mut *mut c_void) -> *mut c_char;
@@ -22,11 +23,25 @@ unsafe extern "C" {
 /// Where LibTorch refuses, as ordinary `tch` calls do.
 pub fn upload(x: &Tensor, device: Device) -> Tensor {
     let (Device::Cpu, Device::Cuda(index)) = (x.device(), device) else { return x.to_device(device) };
+    assert!(!is_recording(), "something comes from the host in the middle of it: {x:?}");
     let mut y = std::ptr::null_mut();
     // SAFETY: a live tensor; `y` receives an owned tensor where there is no error.
     unsafe {
         check(lvdm_upload(x.as_ptr().cast(), index as c_int, &mut y)).unwrap_or_else(|error| panic!("{error}"));
         Tensor::from_ptr(y.cast())
+    }
+}
+
+/// This tensor of the host in memory from which the device's copies come without the host's help; as it is where the device is no
+/// GPU.
+///
+/// # Panics
+/// Where LibTorch refuses, as ordinary `tch` calls do.
+pub fn pinned(x: Tensor, device: Device) -> Tensor {
+    match device {
+        // SAFETY: a live tensor.
+        Device::Cuda(_) => output(|y| unsafe { lvdm_pin(x.as_ptr().cast(), y) }),
+        _ => x,
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use super::{Batch, Picture, Task, Terms, TrainedNetwork};
+use super::{Batch, Picture, Task, Terms, TrainedNetwork, ahead::ClipsAhead};
 use crate::{
     autoencoder_loss::{CodecLoss, TrainPass},
     codecs::{Normalization, VideoCodec},
@@ -26,7 +26,7 @@ pub struct AutoencoderTask {
     autoencoder: Box<dyn VideoCodec>,
     parameters: Parameters,
     loss: Box<dyn CodecLoss>,
-    loader: Loader,
+    clips: ClipsAhead,
     experiment: AutoencoderExperiment,
     latent: [i64; 4],
     /// What scale and shift are measured on, decoded once.
@@ -43,6 +43,7 @@ impl AutoencoderTask {
         let data = &experiment.data;
         let loader =
             Loader::of_rank(data, experiment.trainer.batch, experiment.seed, position, ranks.rank(), ranks.size())?;
+        let clips = ClipsAhead::new(loader, device)?;
         let parameters = Parameters::new(device, experiment.seed);
         let mut autoencoder = experiment.autoencoder.build(&parameters.root());
         autoencoder.begin_training(ranks, experiment.seed);
@@ -52,7 +53,7 @@ impl AutoencoderTask {
             autoencoder,
             parameters,
             loss,
-            loader,
+            clips,
             experiment: experiment.clone(),
             latent,
             measured: OnceCell::new(),
@@ -66,6 +67,9 @@ impl AutoencoderTask {
 }
 
 impl Task for AutoencoderTask {
+    /// The noise of the posterior.
+    type Drawn = Tensor;
+
     fn name(&self) -> &'static str {
         "autoencoder"
     }
@@ -82,30 +86,33 @@ impl Task for AutoencoderTask {
     }
 
     fn next_batch(&mut self) -> Result<Batch> {
-        let batch = self.loader.next()?;
+        let batch = self.clips.next()?;
         let clips = upload(&batch.clips, self.device);
         Ok(Batch { data: clips, text: None, labels: None, samples: batch.samples, position: batch.position })
     }
 
     fn missing_videos(&self) -> usize {
-        self.loader.left_out()
+        self.clips.left_out()
     }
 
     fn skipped_videos(&self) -> Vec<i64> {
-        self.loader.skipped().keys().map(|&video| video.into()).collect()
+        self.clips.skipped().iter().map(|&video| video.into()).collect()
     }
 
-    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, network: usize, batch: &Batch) -> Result<Tensor> {
+        let purpose = if network == 0 { Purpose::Posterior } else { Purpose::PosteriorDiscriminator };
+        Ok(self.noise(purpose, &batch.samples))
+    }
+
+    fn gradients(&mut self, network: usize, (batch, noise): (&Batch, &Tensor), step: i64, scale: f64) -> Result<Terms> {
         if network == 1 && !self.loss.is_adversarial(step) {
             return Ok(vec![("discriminator_loss", Tensor::zeros([], (Kind::Float, self.device)))]);
         }
         let x = normalise(&batch.data);
         let is_own = network == 0;
-        let purpose = if is_own { Purpose::Posterior } else { Purpose::PosteriorDiscriminator };
-        let noise = self.noise(purpose, &batch.samples);
         let (encoded, reconstruction) = match is_own {
-            true => self.autoencoder.train_pass(&x, &noise, true),
-            false => no_grad(|| self.autoencoder.train_pass(&x, &noise, false)),
+            true => self.autoencoder.train_pass(&x, noise, true),
+            false => no_grad(|| self.autoencoder.train_pass(&x, noise, false)),
         };
         let last_kernel = self.autoencoder.last_kernel().context("this codec has no decoder to train")?;
         let pass = TrainPass {

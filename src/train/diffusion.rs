@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tch::{Device, Tensor, no_grad};
 
-use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::Labels};
+use super::{Batch, Drawn, LatentFile, Picture, Task, Terms, TrainedNetwork, ahead::ClipsAhead, labels::Labels};
 use crate::{
     codecs::{Encoded, EncodedKind, LatentSpace},
     data::{DataConfig, Loader, normalise},
@@ -25,9 +25,9 @@ const SHOWN: u64 = 4;
 
 enum Source {
     Clips {
-        clips: Loader,
+        clips: ClipsAhead,
         /// Single frames, so many for each clip.
-        stills: Option<Loader>,
+        stills: Option<ClipsAhead>,
     },
     Latents(LatentFile),
 }
@@ -66,7 +66,8 @@ impl DiffusionTask {
             None => {
                 let load = |data: &DataConfig, each: i64| {
                     let first = position * each as u64;
-                    Loader::of_rank(data, batch * each, seed, first, ranks.rank(), ranks.size())
+                    let loader = Loader::of_rank(data, batch * each, seed, first, ranks.rank(), ranks.size())?;
+                    ClipsAhead::new(loader, device)
                 };
                 let of_stills = DataConfig { frames: 1, ..data.clone() };
                 let stills = (experiment.images > 0).then(|| load(&of_stills, experiment.images)).transpose()?;
@@ -107,28 +108,53 @@ impl DiffusionTask {
     }
 }
 
+/// What a pass of a denoiser takes besides its batch.
+pub struct DenoisingDraw {
+    /// Of z_0 where the codec has a posterior.
+    posterior: Tensor,
+    noise: Tensor,
+    times: Times,
+    /// What the network is given, but for what comes from z_0.
+    given: Inputs,
+    given_times: Option<Times>,
+    /// Which of the frames around a block are given.
+    around: Option<Tensor>,
+    /// The noise that the low resolution carries, and its times.
+    low: Option<(Tensor, Times)>,
+    /// Posterior, noise and times of the single frames.
+    stills: Option<(Tensor, Tensor, Times)>,
+}
+
+impl Drawn for DenoisingDraw {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let DenoisingDraw { posterior, noise, times, given, given_times, around, low, stills } = self;
+        let mut all = vec![posterior, noise];
+        all.extend(times.tensors());
+        all.extend(given.tensors_mut());
+        all.extend(given_times.iter_mut().flat_map(Times::tensors));
+        all.extend(around);
+        if let Some((noise, times)) = low {
+            all.push(noise);
+            all.extend(times.tensors());
+        }
+        if let Some((posterior, noise, times)) = stills {
+            all.extend([posterior, noise]);
+            all.extend(times.tensors());
+        }
+        all
+    }
+}
+
 impl DiffusionTask {
     /// The loss of the single frames that stand beside the clips of a batch, at the clips' times.
-    fn loss_of_stills(&self, batch: &Batch, t: &[f64]) -> Tensor {
-        let LatentDiffusion { network, path, space, latent: [c, _, h, w], .. } = &self.generator;
+    fn loss_of_stills(&self, batch: &Batch, (posterior, noise, times): &(Tensor, Tensor, Times)) -> Tensor {
+        let LatentDiffusion { network, path, space, .. } = &self.generator;
         let images = self.experiment.images;
-        let draw = |purpose| {
-            let noise = normal_batch(self.experiment.seed, purpose, &batch.samples, 1, &[images, *c, 1, *h, *w]);
-            upload(&noise.flatten(0, 1), self.device) // [B·N, C, 1, h, w]
-        };
         let stills = batch.data.narrow(2, batch.data.size()[2] - images, images);
         let stills = stills.transpose(1, 2).flatten(0, 1).unsqueeze(2);
-        let z_0 = space.sample(&Encoded::of_stacked(self.encoded, &stills), &draw(Purpose::Posterior));
-        let t: Vec<f64> = t.iter().flat_map(|&t| repeat_n(t, images as usize)).collect();
+        let z_0 = space.sample(&Encoded::of_stacked(self.encoded, &stills), posterior);
         let given = Inputs { stills: true, ..Inputs::default() }.completed(&z_0, network.ports());
-        let noisy = NoisyBatch {
-            z_0: &z_0,
-            noise: &draw(Purpose::DiffusionNoise),
-            times: &Times::of_clips(&**path, &t, self.device),
-            given: &given,
-            given_times: None,
-            made_only: false,
-        };
+        let noisy = NoisyBatch { z_0: &z_0, noise, times, given: &given, given_times: None, made_only: false };
         self.experiment.objective.loss(&**network, &**path, &noisy)
     }
 
@@ -146,6 +172,8 @@ impl DiffusionTask {
 }
 
 impl Task for DiffusionTask {
+    type Drawn = DenoisingDraw;
+
     fn name(&self) -> &'static str {
         self.experiment.task()
     }
@@ -218,85 +246,122 @@ impl Task for DiffusionTask {
         match &self.source {
             Source::Clips { clips, stills } => {
                 let loaders = [Some(clips), stills.as_ref()].into_iter().flatten();
-                let skipped: BTreeSet<u32> = loaders.flat_map(|loader| loader.skipped().keys().copied()).collect();
+                let skipped: BTreeSet<u32> = loaders.flat_map(|loader| loader.skipped().iter().copied()).collect();
                 skipped.into_iter().map(i64::from).collect()
             }
             Source::Latents(_) => Vec::new(),
         }
     }
 
-    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, batch: &Batch) -> Result<DenoisingDraw> {
         let seed = self.experiment.seed;
-        let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, blocks, .. } = &self.generator;
-        let draw = |purpose, shape: &[i64]| upload(&normal_batch(seed, purpose, &batch.samples, 0, shape), self.device);
-        let clips = batch.data.narrow(2, 0, batch.data.size()[2] - self.experiment.images);
-        let seen = Encoded::of_stacked(self.encoded, &clips.slice(2, None, None, *latent_stride));
+        let LatentDiffusion { path, latent, conditioning, blocks, .. } = &self.generator;
+        let samples = &batch.samples;
+        let normal = |purpose, shape: &[i64]| upload(&normal_batch(seed, purpose, samples, 0, shape), self.device);
+        let drawn = |purpose| samples.iter().map(move |&sample| stream(seed, purpose, sample, 0));
         let [c, f, h, w] = *latent;
         let clip = [c, f + blocks.as_ref().map_or(0, BlockConditioning::around), h, w];
-        let mut z_0 = space.sample(&seen, &draw(Purpose::Posterior, &clip));
-        let t: Vec<f64> = batch
-            .samples
-            .iter()
-            .map(|&sample| path.draw(&mut stream(seed, Purpose::DiffusionTime, sample, 0)))
-            .collect();
-        let times = Times::of_clips(&**path, &t, self.device);
-        let noise = draw(Purpose::DiffusionNoise, latent);
+        let t: Vec<f64> = drawn(Purpose::DiffusionTime).map(|mut stream| path.draw(&mut stream)).collect();
         let mut given = Inputs {
             text: batch.text.as_ref().map(Tensor::shallow_clone),
             label: batch.labels.as_ref().map(Tensor::shallow_clone),
             ..Inputs::default()
         };
-        if let Some(blocks) = blocks {
-            let is_given = |&sample: &u64| blocks.draw(&mut stream(seed, Purpose::FrameMask, sample, 0));
-            let mask = blocks.mask(&batch.samples.iter().map(is_given).collect::<Vec<_>>());
-            given.around = Some(blocks.frames_around(&z_0, &upload(&mask, self.device)));
-            z_0 = blocks.block(&z_0);
-        }
+        let around = blocks.as_ref().map(|blocks| {
+            let given: Vec<_> = drawn(Purpose::FrameMask).map(|mut stream| blocks.draw(&mut stream)).collect();
+            upload(&blocks.mask(&given), self.device)
+        });
         if self.experiment.network.takes().dropout {
-            let key = |&sample: &u64| stream(seed, Purpose::Dropout, sample, 0).random_range(0..1 << 31);
-            let keys: Vec<i64> = batch.samples.iter().map(key).collect();
+            let keys: Vec<i64> = drawn(Purpose::Dropout).map(|mut stream| stream.random_range(0..1 << 31)).collect();
             given.dropout = Some(upload(&Tensor::from_slice(&keys), self.device));
         }
         let mut given_times = None;
         if let Some(conditioning) = conditioning {
-            let mask =
-                |&sample: &u64| conditioning.draw(&mut stream(seed, Purpose::FrameMask, sample, 0)).tensor(latent[1]);
-            let masks: Vec<Tensor> = batch.samples.iter().map(mask).collect();
+            let masks: Vec<Tensor> =
+                drawn(Purpose::FrameMask).map(|mut stream| conditioning.draw(&mut stream).tensor(f)).collect();
             given.mask = Some(upload(&Tensor::stack(&masks, 0), self.device));
             if let Some(most) = conditioning.perturbation {
-                let level = |&sample: &u64| stream(seed, Purpose::Perturbation, sample, 0).random_range(0..most);
-                let levels: Vec<i64> = batch.samples.iter().map(level).collect();
+                let levels: Vec<i64> =
+                    drawn(Purpose::Perturbation).map(|mut stream| stream.random_range(0..most)).collect();
                 given.level = Some(upload(&Tensor::from_slice(&levels), self.device));
                 given_times = Some(Times::of_levels(&**path, &levels, self.device));
             }
         }
-        if let Some(settings) = &self.experiment.superresolution {
-            let level = |&sample: &u64| stream(seed, Purpose::Perturbation, sample, 0).random_range(0..settings.noise);
-            let levels: Vec<i64> = batch.samples.iter().map(level).collect();
-            let times = Times::of_levels(&**path, &levels, self.device);
+        let low = self.experiment.superresolution.as_ref().map(|settings| {
+            let levels: Vec<i64> =
+                drawn(Purpose::Perturbation).map(|mut stream| stream.random_range(0..settings.noise)).collect();
+            let noise = upload(&normal_batch(seed, Purpose::Perturbation, samples, 1, latent), self.device);
+            (noise, Times::of_levels(&**path, &levels, self.device))
+        });
+        let images = self.experiment.images;
+        let stills = (images > 0).then(|| {
+            let normal = |purpose| {
+                let noise = normal_batch(seed, purpose, samples, 1, &[images, c, 1, h, w]);
+                upload(&noise.flatten(0, 1), self.device) // [B·N, C, 1, h, w]
+            };
+            let t: Vec<f64> = t.iter().flat_map(|&t| repeat_n(t, images as usize)).collect();
+            let times = Times::of_clips(&**path, &t, self.device);
+            (normal(Purpose::Posterior), normal(Purpose::DiffusionNoise), times)
+        });
+        let times = Times::of_clips(&**path, &t, self.device);
+        let of_stills = stills.as_ref().map(|(_, _, times)| times);
+        for times in [Some(&times), given_times.as_ref(), of_stills].into_iter().flatten() {
+            self.experiment.objective.prepare(&**path, times);
+        }
+        Ok(DenoisingDraw {
+            posterior: normal(Purpose::Posterior, &clip),
+            noise: normal(Purpose::DiffusionNoise, latent),
+            times,
+            given,
+            given_times,
+            around,
+            low,
+            stills,
+        })
+    }
+
+    fn gradients(
+        &mut self,
+        _network: usize,
+        (batch, drawn): (&Batch, &DenoisingDraw),
+        _step: i64,
+        scale: f64,
+    ) -> Result<Terms> {
+        let LatentDiffusion { network, path, space, latent, latent_stride, conditioning, blocks, .. } = &self.generator;
+        let clips = batch.data.narrow(2, 0, batch.data.size()[2] - self.experiment.images);
+        let seen = Encoded::of_stacked(self.encoded, &clips.slice(2, None, None, *latent_stride));
+        let mut z_0 = space.sample(&seen, &drawn.posterior);
+        let mut given = drawn.given.clone();
+        if let (Some(blocks), Some(mask)) = (blocks, &drawn.around) {
+            given.around = Some(blocks.frames_around(&z_0, mask));
+            z_0 = blocks.block(&z_0);
+        }
+        if let (Some(settings), Some((noise, times))) = (&self.experiment.superresolution, &drawn.low) {
             let [_, _, h, w] = *latent;
             let low = resized(&resized(&z_0, [settings.resolution; 2]), [h, w]);
-            let noise = upload(&normal_batch(seed, Purpose::Perturbation, &batch.samples, 1, latent), self.device);
-            given.concat = vec![times.add_noise(&low, &noise)];
+            given.concat = vec![times.add_noise(&low, noise)];
             given.concat_time = Some(times.embedded().shallow_clone());
         }
         let noisy = NoisyBatch {
             z_0: &z_0,
-            noise: &noise,
-            times: &times,
+            noise: &drawn.noise,
+            times: &drawn.times,
             given: &given,
-            given_times: given_times.as_ref(),
+            given_times: drawn.given_times.as_ref(),
             made_only: conditioning.as_ref().is_some_and(|conditioning| conditioning.masked_loss),
         };
         let mut loss = self.experiment.objective.loss(&**network, &**path, &noisy);
-        let images = self.experiment.images;
-        if images > 0 {
+        if let Some(stills) = &drawn.stills {
             // as if they were frames of the clips
-            let frames = latent[1];
-            loss = (loss * frames + self.loss_of_stills(batch, &t) * images) / (frames + images);
+            let (frames, images) = (latent[1], self.experiment.images);
+            loss = (loss * frames + self.loss_of_stills(batch, stills) * images) / (frames + images);
         }
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
+    }
+
+    fn repeats(&self) -> bool {
+        true
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

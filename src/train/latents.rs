@@ -1,14 +1,14 @@
 //! Latents, and captions and classes with them, that were encoded once: the raw latents of many clips in one file, as what
 //! their codec makes them.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use super::{Batch, labels::class_numbers};
+use super::{Batch, ahead::Ahead, labels::class_numbers};
 use crate::{
     codecs::{EncodedKind, LatentSpace, Normalization},
     data::{DataConfig, Loader, READING, normalise, reading::warn_of_former_reading},
@@ -17,7 +17,7 @@ use crate::{
     random::{Purpose, stream},
     safetensors::{TensorRows, check_digest, read_metadata, write_safetensors_atomically},
     text::TextEncoder,
-    torch::{Readback, upload},
+    torch::{Readback, pinned, upload},
 };
 
 /// What a file of latents says of itself.
@@ -125,23 +125,31 @@ pub fn pack_latents(
     write_safetensors_atomically(out, &tensors, &serde_json::to_value(origin)?)
 }
 
-/// A file of latents, drawn from in the order of a seed. They stay in it: a step reads those of its samples.
+/// A file of latents, drawn from in the order of a seed. They stay in it: a step's are read some steps before.
 pub struct LatentFile {
-    latents: TensorRows,
     kind: EncodedKind,
     /// `[C, F', h, w]`
     shape: Vec<i64>,
     /// Whether it holds the codes of latents in their place.
     holds_codes: bool,
+    /// The names of classes.
+    classes: Option<Vec<String>>,
+    batches: Ahead<Batch>,
+}
+
+/// What the batches of a file of latents are read from.
+struct Rows {
+    latents: TensorRows,
     context: Option<TensorRows>,
-    /// The number of each latent's class, and the names of classes.
-    labels: Option<(TensorRows, Vec<String>)>,
+    /// The number of each latent's class.
+    labels: Option<TensorRows>,
     seed: u64,
     batch: u64,
     position: u64,
     rank: u64,
     ranks: u64,
     order: (u64, Vec<u64>),
+    device: Device,
 }
 
 impl LatentFile {
@@ -188,11 +196,9 @@ impl LatentFile {
         }
         let labels = TensorRows::open(path, "label")?.zip(origin.classes);
         ranks.on_first(|| check_digest(path))?;
-        Ok(LatentFile {
+        let (labels, classes) = labels.unzip();
+        let mut rows = Rows {
             latents,
-            kind,
-            shape,
-            holds_codes,
             context,
             labels,
             seed,
@@ -201,7 +207,10 @@ impl LatentFile {
             rank: ranks.rank() as u64,
             ranks: ranks.size() as u64,
             order: (u64::MAX, Vec::new()),
-        })
+            device: space.device(),
+        };
+        let batches = Ahead::new(Arc::default(), move || rows.next_batch())?;
+        Ok(LatentFile { kind, shape, holds_codes, classes, batches })
     }
 
     /// `[C, F, h, w]` of a latent.
@@ -221,7 +230,7 @@ impl LatentFile {
 
     /// The names of the classes, of which [`Batch::labels`] are numbers; none of latents without classes.
     pub fn classes(&self) -> Option<&[String]> {
-        self.labels.as_ref().map(|(_, names)| names.as_slice())
+        self.classes.as_deref()
     }
 
     /// The next samples.
@@ -229,6 +238,12 @@ impl LatentFile {
     /// # Errors
     /// A file that is no longer whole.
     pub fn next_batch(&mut self) -> Result<Batch> {
+        self.batches.next()
+    }
+}
+
+impl Rows {
+    fn next_batch(&mut self) -> Result<Batch> {
         let count = self.latents.size()[0] as u64;
         let first = self.position + self.rank * self.batch;
         let samples: Vec<u64> = (first..first + self.batch).collect();
@@ -245,10 +260,11 @@ impl LatentFile {
             })
             .collect();
         self.position += self.batch * self.ranks;
+        let read = |of: &TensorRows| Ok::<_, anyhow::Error>(pinned(of.read(&rows)?, self.device));
         Ok(Batch {
-            data: self.latents.read(&rows)?,
-            text: self.context.as_ref().map(|context| context.read(&rows)).transpose()?,
-            labels: self.labels.as_ref().map(|(numbers, _)| numbers.read(&rows)).transpose()?,
+            data: read(&self.latents)?,
+            text: self.context.as_ref().map(read).transpose()?,
+            labels: self.labels.as_ref().map(|labels| labels.read(&rows)).transpose()?,
             samples,
             position: self.position,
         })

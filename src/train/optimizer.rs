@@ -3,10 +3,23 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
+use super::Ema;
 use crate::{
     nn::Parameters,
-    torch::{Adam, clear_gradients, upload_all},
+    torch::{Adam, clear_gradients, clip_to_norm, has_gpu_kernels, upload, upload_all},
 };
+
+/// What a step does besides moving the parameters.
+#[derive(Default, Clone, Copy)]
+pub struct StepAround<'a> {
+    /// Float64 numbers on the device, of which the last is the norm of the gradients. Where one is not finite nothing moves: the
+    /// device itself decides, so that the host need not wait for them.
+    pub checked: Option<&'a Tensor>,
+    /// The gradients are scaled down to this norm; with `checked`.
+    pub max_norm: Option<f64>,
+    /// Takes in the weights as they are after the step.
+    pub average: Option<&'a Ema>,
+}
 
 /// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
 pub struct Optimizer {
@@ -17,6 +30,8 @@ pub struct Optimizer {
     second_moments: Vec<Tensor>,
     /// How many steps there were: a float32 scalar on the device, of all parameters together.
     steps: Tensor,
+    /// The learning rate where kernels of a GPU make the step: a float64 scalar there.
+    rate: Option<Tensor>,
     /// Which parameters the weight decay acts on; none where it acts on all.
     decays: Option<Vec<bool>>,
 }
@@ -28,7 +43,18 @@ impl Optimizer {
         let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
         let device = parameters.first().map_or(Device::Cpu, Tensor::device);
         let steps = Tensor::zeros([], (Kind::Float, device));
-        Optimizer { adam, names, first_moments: zeros(), second_moments: zeros(), steps, parameters, decays: None }
+        let by_kernels = has_gpu_kernels(device) && parameters.iter().all(|p| p.kind() == Kind::Float);
+        let rate = by_kernels.then(|| upload(&Tensor::from(adam.learning_rate), device));
+        Optimizer {
+            adam,
+            names,
+            first_moments: zeros(),
+            second_moments: zeros(),
+            steps,
+            rate,
+            parameters,
+            decays: None,
+        }
     }
 
     /// With a weight decay that acts on the parameters of these names alone.
@@ -48,7 +74,15 @@ impl Optimizer {
 
     /// Of the steps to come.
     pub fn set_learning_rate(&mut self, learning_rate: f64) {
+        if let Some(rate) = self.rate.as_mut().filter(|_| self.adam.learning_rate != learning_rate) {
+            rate.copy_(&upload(&Tensor::from(learning_rate), rate.device()));
+        }
         self.adam.learning_rate = learning_rate;
+    }
+
+    /// Whether all that differs from one step to the next lies on the device, so that a step can be recorded.
+    pub fn repeats(&self) -> bool {
+        self.rate.is_some()
     }
 
     /// The gradients that [`Self::step`] moves the parameters by, one a parameter. Each is the parameter's own, or,
@@ -69,33 +103,52 @@ impl Optimizer {
         self.parameters.iter().map(gradient).collect()
     }
 
-    /// Moves the parameters by [`Self::gradients`], clipped or not, but not where `left_out`, a float32 scalar on their
-    /// device, is one: so the host need not wait to know whether the gradients are finite.
+    /// Moves the parameters by [`Self::gradients`], which it may scale.
     ///
     /// # Errors
     /// LibTorch's own.
-    pub fn step(&mut self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
-        let _ = no_grad(|| self.steps.g_add_scalar_(1.0));
-        self.step_all(gradients, left_out)?;
-        if let Some(left_out) = left_out {
-            no_grad(|| self.steps -= left_out);
+    pub fn step(&mut self, gradients: &[Tensor], around: StepAround) -> Result<()> {
+        let StepAround { checked, max_norm, average } = around;
+        if let Some(rate) = &self.rate {
+            let (decay, averages) = average.map(Ema::on_gpu).unzip();
+            let numbers = self.adam.prepare_on_gpu(checked, rate, &self.steps, max_norm, decay)?;
+            return self.of_each(|adam, chosen| {
+                let average = averages.as_ref().map(|all| chosen(all));
+                let [first, second] = [&self.first_moments, &self.second_moments].map(|all| chosen(all));
+                let moments = [first.as_slice(), &second];
+                adam.step_on_gpu(&chosen(&self.parameters), &chosen(gradients), moments, average.as_deref(), &numbers)
+            });
         }
-        Ok(())
+        if let (Some(checked), Some(max_norm)) = (checked, max_norm) {
+            let kind = gradients.first().map_or(Kind::Float, Tensor::kind);
+            clip_to_norm(gradients, &checked.get(checked.size()[0] - 1).to_kind(kind), max_norm)?;
+        }
+        let left_out = checked.map(|checked| checked.isfinite().all().logical_not().to_kind(Kind::Float));
+        no_grad(|| {
+            let _ = self.steps.g_add_scalar_(1.0);
+            self.of_each(|adam, chosen| {
+                let [first, second] = [&self.first_moments, &self.second_moments].map(|all| chosen(all));
+                let moments = [first.as_slice(), &second];
+                adam.step(&chosen(&self.parameters), &chosen(gradients), moments, &self.steps, left_out.as_ref())
+            })?;
+            if let Some(left_out) = &left_out {
+                self.steps -= left_out;
+            }
+            average.map_or(Ok(()), |average| average.take_in(&self.parameters, left_out.as_ref()))
+        })
     }
 
-    fn step_all(&self, gradients: &[Tensor], left_out: Option<&Tensor>) -> Result<()> {
-        let moments = [self.first_moments.as_slice(), &self.second_moments];
+    /// `step(constants, those of a list that they are for)` for the parameters with weight decay and for those without.
+    fn of_each(&self, step: impl Fn(Adam, &dyn Fn(&[Tensor]) -> Vec<Tensor>) -> Result<()>) -> Result<()> {
         let Some(decays) = &self.decays else {
-            return self.adam.step(&self.parameters, gradients, moments, &self.steps, left_out);
+            return step(self.adam, &|all| all.iter().map(Tensor::shallow_clone).collect());
         };
         for with_decay in [true, false] {
-            let part = |all: &[Tensor]| -> Vec<Tensor> {
+            let adam = Adam { weight_decay: if with_decay { self.adam.weight_decay } else { 0.0 }, ..self.adam };
+            step(adam, &|all| {
                 let chosen = all.iter().zip(decays).filter(|(_, decays)| **decays == with_decay);
                 chosen.map(|(tensor, _)| tensor.shallow_clone()).collect()
-            };
-            let adam = Adam { weight_decay: if with_decay { self.adam.weight_decay } else { 0.0 }, ..self.adam };
-            let [first, second] = moments.map(part);
-            adam.step(&part(&self.parameters), &part(gradients), [&first, &second], &self.steps, left_out)?;
+            })?;
         }
         Ok(())
     }
@@ -141,7 +194,7 @@ mod tests {
     use crate::{
         nn::Init,
         random::{Purpose, normal},
-        torch::clip_global_norm,
+        torch::{as_on_gpu, global_norm},
     };
 
     /// Without a gradient a parameter moves by its decay alone, and only where it is chosen.
@@ -154,15 +207,58 @@ mod tests {
         optimizer.zero_grad().unwrap();
         (&map * 0.0 + &norm * 0.0).sum(None).backward();
         let gradients = optimizer.gradients();
-        optimizer.step(&gradients, None).unwrap();
+        optimizer.step(&gradients, StepAround::default()).unwrap();
         assert_eq!(Vec::<f32>::try_from(map.detach()).unwrap(), [0.95; 3]);
         assert_eq!(Vec::<f32>::try_from(norm.detach()).unwrap(), [1.0; 3]);
         // both count their steps and keep their moments
         (&map + &norm).sum(None).backward();
-        optimizer.step(&optimizer.gradients(), None).unwrap();
+        optimizer.step(&optimizer.gradients(), StepAround::default()).unwrap();
         let state: BTreeMap<String, Tensor> = optimizer.state().into_iter().collect();
         assert_eq!(state["step"].double_value(&[]), 2.0);
         assert!(["map", "norm"].iter().all(|name| state[&format!("exp_avg.{name}")].double_value(&[0]) > 0.0));
+    }
+
+    /// Kernels of a GPU make the same steps as LibTorch's: with Adam and AdamW, with clipping, without weight decay of some
+    /// parameters, with an average that warms up, and where a gradient is not finite.
+    #[test]
+    fn kernels_of_a_gpu_make_the_same_steps() {
+        let values = |step, size: &[i64]| normal(1, Purpose::Evaluation, 0, step, size);
+        let train = |decoupled: bool, warmup: bool| {
+            let parameters = Parameters::new(Device::Cpu, 0);
+            let sizes: [&[i64]; 4] = [&[3, 5], &[4096 + 7], &[1], &[2, 8, 3]];
+            let weights: Vec<Tensor> = sizes
+                .iter()
+                .enumerate()
+                .map(|(i, size)| parameters.root().parameter(format!("weight.{i}"), size, Init::ONES))
+                .collect();
+            let adam = Adam { learning_rate: 0.1, betas: (0.9, 0.99), weight_decay: 0.2, eps: 1e-8, decoupled };
+            let mut optimizer = Optimizer::new(adam, &parameters).decaying(|name| name != "weight.1");
+            let config = serde_json::json!({"steps": 1, "batch": 1, "ema_decay": 0.6, "ema_warmup": warmup});
+            let ema = Ema::of(&serde_json::from_value(config).unwrap(), &parameters).unwrap();
+            for step in 0..6 {
+                optimizer.set_learning_rate(0.1 / (step + 1) as f64);
+                optimizer.zero_grad().unwrap();
+                let scale = if step == 3 { f64::NAN } else { 1.0 };
+                let part =
+                    |(i, weight): (usize, &Tensor)| (weight * values(10 * step + i as u64, sizes[i]) * scale).sum(None);
+                Tensor::stack(&weights.iter().enumerate().map(part).collect::<Vec<_>>(), 0).sum(None).backward();
+                let gradients = optimizer.gradients();
+                let norm = global_norm(&gradients).unwrap().to_kind(Kind::Double).reshape([1]);
+                let around = StepAround { checked: Some(&norm), max_norm: Some(20.0), average: Some(&ema) };
+                optimizer.step(&gradients, around).unwrap();
+            }
+            let mut all: Vec<Tensor> = weights.iter().map(Tensor::detach).collect();
+            all.extend(ema.named().iter().chain(&optimizer.state()).map(|(_, t)| t.shallow_clone()));
+            all
+        };
+        for (decoupled, warmup) in [(true, true), (false, false)] {
+            let usual = train(decoupled, warmup);
+            let by_kernels = as_on_gpu(|| train(decoupled, warmup));
+            for (i, (found, wanted)) in by_kernels.iter().zip(&usual).enumerate() {
+                let apart = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
+                assert!(apart < 4e-6, "tensor {i}: {apart}");
+            }
+        }
     }
 
     /// A gradient may lie in memory in another order than its parameter, as one that came from other ranks does. It is
@@ -190,8 +286,10 @@ mod tests {
                     assert!(!same_layout(&gradient, &weight) && weight.grad().stride() == [1, 2, 6, 24]);
                 }
                 let gradients = optimizer.gradients();
-                norms.push(clip_global_norm(&gradients, Some(1.0)).unwrap().double_value(&[]));
-                optimizer.step(&gradients, None).unwrap();
+                let norm = global_norm(&gradients).unwrap().to_kind(Kind::Double).reshape([1]);
+                let around = StepAround { checked: Some(&norm), max_norm: Some(1.0), average: None };
+                optimizer.step(&gradients, around).unwrap();
+                norms.push(norm.double_value(&[0]));
             }
             assert!((norms[0] - 100.0).abs() < 1e-3 && (norms[1] - 1.0).abs() < 1e-5, "{norms:?}");
             weight.detach()

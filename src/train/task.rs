@@ -20,6 +20,31 @@ pub struct Batch {
     pub position: u64,
 }
 
+impl Batch {
+    /// What is on the device of it.
+    pub(super) fn tensors(&mut self) -> Vec<&mut Tensor> {
+        [Some(&mut self.data), self.text.as_mut(), self.labels.as_mut()].into_iter().flatten().collect()
+    }
+}
+
+/// What a pass takes besides its batch: all that is drawn at random or computed on the host, brought to the device.
+pub trait Drawn {
+    /// All of it.
+    fn tensors(&mut self) -> Vec<&mut Tensor>;
+}
+
+impl Drawn for () {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        Vec::new()
+    }
+}
+
+impl Drawn for Tensor {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        vec![self]
+    }
+}
+
 /// Clips for the log, to look at.
 pub struct Picture {
     /// For messages.
@@ -43,6 +68,9 @@ pub type Terms = Vec<(&'static str, Tensor)>;
 
 /// What differs from one kind of training to another.
 pub trait Task {
+    /// What a pass takes besides its batch.
+    type Drawn: Drawn;
+
     /// Name in checkpoints and errors.
     fn name(&self) -> &'static str;
 
@@ -55,12 +83,24 @@ pub trait Task {
     /// Where the data cannot be read.
     fn next_batch(&mut self) -> Result<Batch>;
 
+    /// What a pass of a network takes besides this batch.
+    ///
+    /// # Errors
+    /// Where the batch does not fit the network.
+    fn draw(&self, network: usize, batch: &Batch) -> Result<Self::Drawn>;
+
     /// Adds `scale` times the gradient of a network's loss to its parameters' gradients, and returns the terms of the loss.
     /// The host does not wait for the device.
     ///
     /// # Errors
     /// Where the batch does not fit the network.
-    fn gradients(&mut self, network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms>;
+    fn gradients(&mut self, network: usize, pass: (&Batch, &Self::Drawn), step: i64, scale: f64) -> Result<Terms>;
+
+    /// Whether [`Self::gradients`] queues the same work for every batch of one form at every step: then a GPU may record a
+    /// step and launch it as a whole from then on.
+    fn repeats(&self) -> bool {
+        false
+    }
 
     /// Called once a step when all passes of a network are done, before its parameters move. What moves without a gradient
     /// and is the sum of a step's passes does so here.

@@ -11,12 +11,12 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Ema, Optimizer,
+    Ema, Optimizer, StepAround,
     logger::RunLogger,
     progress::Progress as ProgressBar,
     record::{Pending, Record, Window},
     saver::Saver,
-    task::{Batch, Picture, Task, TrainedNetwork},
+    task::{Batch, Drawn, Picture, Task, TrainedNetwork},
 };
 use crate::{
     atomic_file::write_atomically,
@@ -25,8 +25,25 @@ use crate::{
     distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     run_files::EXPERIMENT_FILE,
-    torch::{Autocast, Autotune, GradientBuckets, Readback, RoundedWeights, caught, clip_global_norm, memory_so_far},
+    torch::{
+        Autocast, Autotune, GradientBuckets, Readback, RoundedWeights, StepGraphs, StepInputs, caught, global_norm,
+        memory_so_far,
+    },
 };
+
+/// The passes of a step, and what each takes besides its batch.
+struct Passes<D>(Vec<(Batch, Option<D>)>);
+
+impl<D: Drawn> StepInputs for Passes<D> {
+    fn tensors(&mut self) -> Vec<&mut Tensor> {
+        let mut all = Vec::new();
+        for (batch, drawn) in &mut self.0 {
+            all.extend(batch.tensors());
+            all.extend(drawn.iter_mut().flat_map(Drawn::tensors));
+        }
+        all
+    }
+}
 
 /// Owns accumulation, the reduction over ranks, clipping, the finite check, the average, logging, checkpoints and resume.
 ///
@@ -55,6 +72,10 @@ pub struct Trainer<T: Task> {
     buckets: Vec<Option<GradientBuckets>>,
     /// What the passes of each network take in bfloat16.
     rounded: Vec<RoundedWeights>,
+    /// The recorded steps of each network.
+    graphs: Vec<StepGraphs>,
+    /// What a step of each network tells, in order.
+    names: Vec<Vec<&'static str>>,
     /// Whether any rank was asked to save and leave.
     stop: bool,
     /// The videos that any rank could not use.
@@ -120,6 +141,8 @@ impl<T: Task> Trainer<T> {
         }
         let buckets = networks.iter().map(|_| None).collect();
         let rounded = networks.iter().map(|_| RoundedWeights::new()).collect();
+        let graphs = networks.iter().map(|_| StepGraphs::default()).collect();
+        let names = networks.iter().map(|_| Vec::new()).collect();
         Ok(Trainer {
             task,
             run: run.to_path_buf(),
@@ -137,6 +160,8 @@ impl<T: Task> Trainer<T> {
             ranks: Ranks::alone(),
             buckets,
             rounded,
+            graphs,
+            names,
             stop: false,
             skipped_videos: BTreeSet::new(),
             reported_skipped: 0,
@@ -182,7 +207,7 @@ impl<T: Task> Trainer<T> {
                 Ok(batches) => batches,
                 Err(error) => {
                     if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
-                        let saved = self.settle(&mut window).and_then(|()| self.save(record, &window));
+                        let saved = self.settle_last(&mut window).and_then(|()| self.save(record, &window));
                         match saved.and_then(|()| record.saver.finish()) {
                             Ok(()) => tracing::warn!("the checkpoint of step {} is saved", self.progress.step),
                             Err(why) => {
@@ -194,7 +219,7 @@ impl<T: Task> Trainer<T> {
                 }
             };
             let began = Instant::now();
-            self.step(&batches, &mut window)?;
+            self.step(batches, &mut window)?;
             self.progress.seconds = before + start.elapsed().as_secs_f64();
             let step = self.progress.step;
             let out_of_time = self.is_out_of_time()?;
@@ -204,7 +229,7 @@ impl<T: Task> Trainer<T> {
             // after a bad step the weights may be past saving: what is stored then was good at least once
             checkpoint_due |= step % self.config.checkpoint_every == 0 || last || self.stop;
             if logs || shows || checkpoint_due {
-                self.settle(&mut window)?;
+                self.settle_last(&mut window)?;
             }
             window.seconds += began.elapsed().as_secs_f64();
             if self.bad_in_a_row >= self.config.max_bad_steps {
@@ -334,48 +359,32 @@ impl<T: Task> Trainer<T> {
     }
 
     /// Queues one optimizer step of every network.
-    fn step(&mut self, batches: &[Batch], window: &mut Window) -> Result<()> {
+    fn step(&mut self, batches: Vec<Batch>, window: &mut Window) -> Result<()> {
         let step = self.progress.step;
         let rate = self.optimizer_config.learning_rate_at(step, self.config.steps);
+        let position = batches.last().expect("accumulate is at least 1").position;
+        let previous = std::mem::take(&mut self.pending);
+        let mut passes = Passes(Vec::new());
+        for batch in batches {
+            passes.0.push((batch, None));
+        }
         for network in 0..self.networks.len() {
             self.optimizers[network].set_learning_rate(rate);
-            self.optimizers[network].zero_grad()?;
-            let moving = self.networks[network].parameters.moving();
-            let before: Vec<Tensor> = moving.iter().map(Tensor::copy).collect();
-            let mut terms = Vec::new();
-            let buckets = self.buckets[network].as_ref().filter(|_| self.task.takes_part(network, step));
-            for (i, batch) in batches.iter().enumerate() {
-                let scale = 1.0 / self.config.accumulate as f64;
-                let _precision = self.autocast();
-                let _weights = self.rounded[network].pass(self.device);
-                // one reduction a step, of what all its passes have accumulated
-                if let Some(buckets) = buckets.filter(|_| i + 1 == batches.len()) {
-                    buckets.arm();
-                }
-                let found = self.task.gradients(network, batch, step, scale).with_context(|| format!("step {step}"))?;
-                terms.extend(found);
+            for (batch, drawn) in &mut passes.0 {
+                *drawn = Some(self.task.draw(network, batch).with_context(|| format!("step {step}"))?);
             }
-            if let Some(buckets) = buckets {
-                self.ranks.finish(buckets)?;
-            }
-            self.task.after_passes(network, step);
-            if network == 0 {
-                self.settle(window)?;
-            }
-            let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
-            let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
-            let optimizer = &mut self.optimizers[network];
-            let gradients = optimizer.gradients();
-            let norm = clip_global_norm(&gradients, self.config.clip_gradient)?.to_device(self.device);
-            names.push(self.networks[network].gradient_norm);
-            let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
-            let is_bad = values.isfinite().all().logical_not();
-            optimizer.step(&gradients, Some(&is_bad.to_kind(Kind::Float)))?;
-            for (now, before) in moving.iter().zip(&before) {
-                now.shallow_clone().copy_(&before.where_self(&is_bad, now));
-            }
-            self.pending.push(Pending { network, step, names, values: Readback::of(&values)? });
+            let values = if self.alone() && self.task.repeats() && self.optimizers[network].repeats() {
+                let mut graphs = std::mem::take(&mut self.graphs[network]);
+                let values = graphs.run(&mut passes, &mut |passes| self.queue(network, passes));
+                self.graphs[network] = graphs;
+                values
+            } else {
+                self.queue(network, &passes)
+            };
+            let values = Readback::of(&values.with_context(|| format!("step {step}"))?)?;
+            self.pending.push(Pending { network, step, names: self.names[network].clone(), values });
         }
+        self.settle(previous, window)?;
         // what else the ranks must agree on
         let skipped = self.task.skipped_videos();
         let own = [f64::from(u8::from(stop_is_asked())), (skipped.len() - self.reported_skipped) as f64];
@@ -390,22 +399,65 @@ impl<T: Task> Trainer<T> {
                 self.skipped_videos.extend(Vec::<i64>::try_from(numbers)?);
             }
         }
-        let last = batches.last().expect("accumulate is at least 1");
-        self.progress.position = last.position;
+        self.progress.position = position;
         self.progress.step += 1;
         window.steps += 1;
         window.rate = rate;
         Ok(())
     }
 
-    /// Waits for the numbers of the last step, and does what depends on them: the log's means, and, where they are
-    /// finite, the average.
-    fn settle(&mut self, window: &mut Window) -> Result<()> {
-        if self.pending.is_empty() {
+    /// Queues a network's passes and the step that they lead to. The terms of the losses and the norm of the gradient come back
+    /// in float64, in the order of their names.
+    fn queue(&mut self, network: usize, passes: &Passes<T::Drawn>) -> Result<Tensor> {
+        let step = self.progress.step;
+        let moving = self.networks[network].parameters.moving();
+        let before: Vec<Tensor> = moving.iter().map(Tensor::copy).collect();
+        let mut terms = Vec::new();
+        let buckets = self.buckets[network].as_ref().filter(|_| self.task.takes_part(network, step));
+        for (i, (batch, drawn)) in passes.0.iter().enumerate() {
+            let scale = 1.0 / self.config.accumulate as f64;
+            let _precision = self.autocast();
+            let _weights = self.rounded[network].pass(self.device);
+            // one reduction a step, of what all its passes have accumulated
+            if let Some(buckets) = buckets.filter(|_| i + 1 == passes.0.len()) {
+                buckets.arm();
+            }
+            let drawn = drawn.as_ref().expect("it is drawn before the step is queued");
+            terms.extend(self.task.gradients(network, (batch, drawn), step, scale)?);
+        }
+        if let Some(buckets) = buckets {
+            self.ranks.finish(buckets)?;
+        }
+        self.task.after_passes(network, step);
+        let (mut names, terms): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
+        names.push(self.networks[network].gradient_norm);
+        self.names[network] = names;
+        let terms = self.ranks.mean(&Tensor::stack(&terms, 0).to_kind(Kind::Double))?;
+        let optimizer = &mut self.optimizers[network];
+        let gradients = optimizer.gradients();
+        let norm = global_norm(&gradients)?.to_device(self.device);
+        let values = Tensor::cat(&[terms, norm.to_kind(Kind::Double).reshape([1])], 0);
+        let average = self.ema.as_ref().filter(|_| network == 0);
+        optimizer
+            .step(&gradients, StepAround { checked: Some(&values), max_norm: self.config.clip_gradient, average })?;
+        if !moving.is_empty() {
+            let is_bad = values.isfinite().all().logical_not();
+            for (now, before) in moving.iter().zip(&before) {
+                now.shallow_clone().copy_(&before.where_self(&is_bad, now));
+            }
+        }
+        drop(gradients);
+        optimizer.zero_grad()?;
+        Ok(values)
+    }
+
+    /// Waits for the numbers of a step, and does what depends on them: the log's means.
+    fn settle(&mut self, pending: Vec<Pending>, window: &mut Window) -> Result<()> {
+        if pending.is_empty() {
             return Ok(());
         }
         let mut bad = false;
-        for Pending { network, step, names, values } in std::mem::take(&mut self.pending) {
+        for Pending { network, step, names, values } in pending {
             let values = values.wait().with_context(|| format!("step {step}"))?;
             let values: Vec<f64> = values.try_into()?;
             for (name, value) in names.into_iter().zip(&values) {
@@ -413,7 +465,7 @@ impl<T: Task> Trainer<T> {
             }
             if values.iter().all(|value| value.is_finite()) {
                 if let (0, Some(ema)) = (network, &mut self.ema) {
-                    ema.update(&self.networks[0].parameters)?;
+                    ema.count();
                 }
                 continue;
             }
@@ -428,6 +480,12 @@ impl<T: Task> Trainer<T> {
         self.bad_in_a_row = if bad { self.bad_in_a_row + 1 } else { 0 };
         self.progress.skipped_steps += i64::from(bad);
         Ok(())
+    }
+
+    /// [`Self::settle`] of the last step.
+    fn settle_last(&mut self, window: &mut Window) -> Result<()> {
+        let last = std::mem::take(&mut self.pending);
+        self.settle(last, window)
     }
 
     fn too_many_bad(&self) -> Result<()> {

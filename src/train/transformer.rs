@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Tensor};
 
-use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, labels::class_numbers};
+use super::{Batch, LatentFile, Picture, Task, Terms, TrainedNetwork, ahead::ClipsAhead, labels::class_numbers};
 use crate::{
     autoregression::loss,
     codecs::LatentSpace,
@@ -19,7 +19,7 @@ use crate::{
 const SHOWN: u64 = 4;
 
 enum Source {
-    Clips(Loader),
+    Clips(ClipsAhead),
     Codes(LatentFile),
 }
 
@@ -52,7 +52,10 @@ impl TransformerTask {
         let latent = space.latent_shape(data.frames, data.resolution, data.resolution)?;
         let parameters = Parameters::new(device, seed);
         let source = match &experiment.latents {
-            None => Source::Clips(Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?),
+            None => {
+                let loader = Loader::of_rank(data, batch, seed, position, ranks.rank(), ranks.size())?;
+                Source::Clips(ClipsAhead::new(loader, device)?)
+            }
             Some(file) => {
                 let codes = LatentFile::open(file, &space, None, batch, seed, position, ranks)?;
                 ensure!(
@@ -82,6 +85,8 @@ impl TransformerTask {
 }
 
 impl Task for TransformerTask {
+    type Drawn = ();
+
     fn name(&self) -> &'static str {
         "transformer"
     }
@@ -127,17 +132,25 @@ impl Task for TransformerTask {
 
     fn skipped_videos(&self) -> Vec<i64> {
         match &self.source {
-            Source::Clips(loader) => loader.skipped().keys().map(|&video| video.into()).collect(),
+            Source::Clips(loader) => loader.skipped().iter().map(|&video| video.into()).collect(),
             Source::Codes(_) => Vec::new(),
         }
     }
 
-    fn gradients(&mut self, _network: usize, batch: &Batch, _step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradients(&mut self, _network: usize, (batch, ()): (&Batch, &()), _step: i64, scale: f64) -> Result<Terms> {
         let vocabulary = &self.model.vocabulary;
         let start = vocabulary.start(batch.labels.as_ref(), batch.data.size()[0], self.device);
         let (_, loss) = loss(&self.model.network, &start, &vocabulary.tokens(&batch.data));
         backward(&(&loss * scale));
         Ok(vec![("loss", loss.detach())])
+    }
+
+    fn repeats(&self) -> bool {
+        true
     }
 
     fn decays(&self, _network: usize, parameter: &str) -> bool {

@@ -14,7 +14,7 @@ use crate::{
     codecs::{AutoencoderConfig, CodecSettings, Encoded, VideoAutoencoder},
     nn::{Padding, Parameters},
     torch::{Adam, Autocast},
-    train::Optimizer,
+    train::{Optimizer, StepAround},
     weights::{
         lvdm_checkpoint::{DISCRIMINATOR, FIRST_STAGE},
         synthesize,
@@ -232,7 +232,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         weights.push(criterion.adversarial_weight(&x, &reconstruction, last, step));
         generator.zero_grad()?;
         losses.push(criterion.generator_backward(&x, &reconstruction, &posterior, last, step, 1.0).total);
-        generator.step(&generator.gradients(), None)?;
+        generator.step(&generator.gradients(), StepAround::default())?;
 
         discriminator.zero_grad()?;
         let mut adversary_loss = losses[0].zeros_like();
@@ -240,7 +240,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
             let reconstruction = no_grad(|| autoencoder.decode(&autoencoder.encode(&x).sample(&at(&second))));
             adversary_loss = criterion.discriminator_backward(&x, &reconstruction, 1.0).loss;
         }
-        discriminator.step(&discriminator.gradients(), None)?;
+        discriminator.step(&discriminator.gradients(), StepAround::default())?;
         adversary_losses.push(adversary_loss);
     }
     Ok(vec![

@@ -17,7 +17,7 @@ use crate::{
     networks::{AttentionKind, Inputs, Network, Ports, UNet3d, UNetConfig},
     nn::Parameters,
     torch::{Adam, Autocast, backward},
-    train::{Ema, Optimizer},
+    train::{Ema, Optimizer, StepAround},
     weights::lvdm_checkpoint::UNET,
 };
 
@@ -291,7 +291,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         decoupled: true,
     };
     let mut optimizer = Optimizer::new(adam, &parameters);
-    let mut ema = Ema::new(config.ema_decay, &parameters);
+    let ema = Ema::new(config.ema_decay, &parameters);
     let (z_0, noise, t) = (case.input("x_0")?, case.input("noise")?, case.input("t")?);
     let mut losses = Vec::new();
     for step in 0..t.size()[0] {
@@ -307,8 +307,7 @@ pub fn trace(case: &Case) -> Result<Outputs> {
         let loss = objective.loss(&unet, &schedule, &batch);
         optimizer.zero_grad()?;
         backward(&loss);
-        optimizer.step(&optimizer.gradients(), None)?;
-        ema.update(&parameters)?;
+        optimizer.step(&optimizer.gradients(), StepAround { average: Some(&ema), ..StepAround::default() })?;
         losses.push(loss.double_value(&[]));
     }
     Ok(vec![

@@ -197,6 +197,8 @@ struct Toy {
 }
 
 impl Task for Toy {
+    type Drawn = ();
+
     fn name(&self) -> &'static str {
         "toy"
     }
@@ -209,7 +211,11 @@ impl Task for Toy {
         Ok(Batch { data: Tensor::from(1.0f32), text: None, labels: None, samples: vec![0], position: 0 })
     }
 
-    fn gradients(&mut self, _network: usize, batch: &Batch, step: i64, scale: f64) -> Result<Terms> {
+    fn draw(&self, _network: usize, _batch: &Batch) -> Result<()> {
+        Ok(())
+    }
+
+    fn gradients(&mut self, _network: usize, (batch, ()): (&Batch, &()), step: i64, scale: f64) -> Result<Terms> {
         let loss = (&self.weight - &batch.data).square().mean(None);
         (&loss * scale).backward();
         // the gradient is finite everywhere

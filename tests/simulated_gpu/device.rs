@@ -31,6 +31,8 @@ pub struct Counts {
     pub stalls: i64,
     pub autotuned: i64,
     pub tf32: i64,
+    pub graphs: i64,
+    pub allocations: i64,
 }
 
 impl Sub for Counts {
@@ -47,6 +49,8 @@ impl Sub for Counts {
             stalls: self.stalls - other.stalls,
             autotuned: self.autotuned - other.autotuned,
             tf32: self.tf32 - other.tf32,
+            graphs: self.graphs - other.graphs,
+            allocations: self.allocations - other.allocations,
         }
     }
 }
@@ -81,6 +85,14 @@ impl Gpu {
         let mut command = lvdm_in(folder, arguments);
         command.env_remove("CUDA_VISIBLE_DEVICES").env("LD_LIBRARY_PATH", &self.folder).env("SIMULATED_GPUS", "1");
         command
+    }
+
+    /// A copy of `lvdm` in `folder` that finds the device's graphs beside it, as it would find those of a real GPU.
+    pub fn with_graphs(&self, folder: &Path) -> PathBuf {
+        let program = folder.join("lvdm");
+        fs::copy(env!("CARGO_BIN_EXE_lvdm"), &program).unwrap();
+        fs::copy(self.folder.join("liblvdm_graph.so"), folder.join("liblvdm_graph.so")).unwrap();
+        program
     }
 
     /// Runs a command to its end: what it said, and what each of its processes counted.
@@ -128,6 +140,7 @@ fn build() -> Option<Gpu> {
             "-O1",
             "-shared",
             "-fPIC",
+            "-Wl,-soname,libtorch_cuda.so",
             &include("include"),
             &include("include/torch/csrc/api/include"),
         ])
@@ -139,6 +152,15 @@ fn build() -> Option<Gpu> {
         .output()
         .unwrap();
     assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
+    // what opens this finds the functions of the device, on which it depends
+    let graphs = Command::new(compiler)
+        .args(["-shared", "-Wl,--no-as-needed", "-x", "c++", "/dev/null", "-x", "none"])
+        .arg(unfinished.path())
+        .arg("-o")
+        .arg(folder.join("liblvdm_graph.so"))
+        .output()
+        .unwrap();
+    assert!(graphs.status.success(), "{compiler}: {}", String::from_utf8_lossy(&graphs.stderr));
     unfinished.persist(&library).unwrap();
     Some(Gpu { folder })
 }

@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
+mod graphs;
 mod kernels;
 mod measuring;
 mod parity;

@@ -1,8 +1,9 @@
 // A GPU that is not there: registers a second device under LibTorch's name CUDA, whose memory the host may not touch and
 // whose kernels are the CPU's. On a machine without a GPU it shows whether a program puts every tensor where it belongs,
 // never reads device memory from the host, waits for nothing, and keeps nothing in thread-local state that autograd's
-// device threads would miss; and it counts kernels and the bytes they move. It says nothing of precision, cuDNN, streams,
-// NCCL or graphs, and its times are a roofline, no measurement.
+// device threads would miss; and it counts kernels and the bytes they move. It records graphs as CUDA does: what is queued
+// meanwhile is not done, may not come from the host or go there, and is done with the same memory at each launch. It says
+// nothing of precision, cuDNN, streams or NCCL, and its times are a roofline, no measurement.
 //
 //   g++ -std=c++20 -O1 -shared -fPIC -I$LIBTORCH/include -I$LIBTORCH/include/torch/csrc/api/include simulated_gpu.cpp \
 //       -o FOLDER/libtorch_cuda.so -L$LIBTORCH/lib -ltorch_cpu -lc10
@@ -37,7 +38,10 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
+#include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 #include <vector>
@@ -192,7 +196,22 @@ struct Counts {
   std::atomic<long> autotuned{0};         // convolutions for which cuDNN would time its kernels
   std::atomic<long> tf32{0};              // convolutions whose float32 products might be rounded to TF32
   std::atomic<long> stalls{0};            // waits for an event after which nothing was launched, or for all
+  std::atomic<long> graphs{0};            // launches of graphs, which are launches too
+  std::atomic<long> allocations{0};       // of memory, but for graphs and inside of kernels
 } counts;
+
+// What a graph is made of: each does one of its kernels again, with the tensors that it had when it was recorded.
+struct Recording {
+  std::vector<std::function<void()>> kernels;
+};
+Recording *recording = nullptr;  // that is being made: by this thread or by those of autograd that it waits for
+
+void count_launch() {
+  if (recording == nullptr) counts.launches++;
+}
+void may_not_be_recorded(const char *what) {
+  TORCH_CHECK(recording == nullptr, "CUDA error: ", what, " is not permitted when a stream is capturing");
+}
 
 // ---- device ---------------------------------------------------------------------------------------
 
@@ -305,13 +324,14 @@ void charge(const std::string &name, double bytes, double flops, at::ScalarType 
 }
 struct AtEnd {
   ~AtEnd() {
-    char line[512];
+    char line[640];
     int length = std::snprintf(line, sizeof line,
                                "{\"launches\": %ld, \"up\": %ld, \"blocking_up\": %ld, \"down\": %ld, \"blocking_down\": %ld, "
-                               "\"reads\": %ld, \"stalls\": %ld, \"autotuned\": %ld, \"tf32\": %ld}\n",
+                               "\"reads\": %ld, \"stalls\": %ld, \"autotuned\": %ld, \"tf32\": %ld, \"graphs\": %ld, "
+                               "\"allocations\": %ld}\n",
                                counts.launches.load(), counts.up.load(), counts.blocking_up.load(), counts.down.load(),
                                counts.blocking_down.load(), counts.reads.load(), counts.stalls.load(),
-                               counts.autotuned.load(), counts.tf32.load());
+                               counts.autotuned.load(), counts.tf32.load(), counts.graphs.load(), counts.allocations.load());
     if (const char *path = std::getenv("SIMULATED_GPU_COUNTS")) {
       // in one call: several processes may write to one file
       if (int file = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644); file >= 0) {
@@ -345,13 +365,16 @@ at::Tensor &move(at::Tensor &to, const at::Tensor &from, bool non_blocking) {
   if (to.numel() == 0) return to;
   if (in_a_kernel) {
   } else if (to.is_cpu() && from.is_cuda()) {
+    may_not_be_recorded("a copy to the host");
     counts.down++;
     if (!non_blocking || !is_pinned(to.storage().data())) counts.blocking_down++;
   } else if (to.is_cuda() && from.is_cpu()) {
+    may_not_be_recorded("a copy from the host");
     counts.up++;
     if (!non_blocking || !is_pinned(from.storage().data())) counts.blocking_up++;
   } else {
-    counts.launches++;
+    count_launch();
+    if (recording) recording->kernels.push_back([to, from]() mutable { move(to, from, true); });
   }
   if (to.is_cuda() && from.is_cuda() && flag("SIMULATED_GPU_LOG")) charge("aten::copy_", double(to.nbytes()) + from.numel() * from.element_size(), 0, at::kFloat);
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
@@ -361,8 +384,12 @@ at::Tensor &move(at::Tensor &to, const at::Tensor &from, bool non_blocking) {
   return to;
 }
 
+void count_allocation() {
+  if (recording == nullptr && in_a_kernel == 0) counts.allocations++;
+}
 at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                  std::optional<at::Device> device, std::optional<bool> pin, std::optional<at::MemoryFormat> format) {
+  count_allocation();
   TORCH_CHECK(!pin.value_or(false), "Only dense CPU tensors can be pinned");
   c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_generic(size, &device_memory, c10::DispatchKeySet(c10::DispatchKey::CUDA),
@@ -370,6 +397,7 @@ at::Tensor empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype, std:
 }
 at::Tensor empty_strided(at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype,
                          std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>) {
+  count_allocation();
   c10::OptionalDeviceGuard guard(device);
   return at::detail::empty_strided_generic(size, stride, &device_memory, c10::DispatchKeySet(c10::DispatchKey::CUDA),
                                            c10::dtype_or_default(dtype));
@@ -422,6 +450,7 @@ at::Tensor &copy_(at::Tensor &self, const at::Tensor &src, bool non_blocking) {
   return move(self, from, non_blocking);
 }
 at::Scalar local_scalar(const at::Tensor &self) {
+  may_not_be_recorded("a read of a value");
   counts.reads++;
   return host_view(self).item();
 }
@@ -442,6 +471,18 @@ bool reads_values(const std::string &name, const std::vector<at::Tensor> &all) {
   for (size_t i = 1; i < all.size(); i++)
     if (all[i].scalar_type() == at::kBool && all[i].dim() > 0) return true;
   return false;
+}
+
+// Puts what a kernel of a graph gave this time where it gave it when it was recorded.
+void put(const at::Tensor &there, const at::Tensor &now) {
+  if (!now.defined() || now.unsafeGetTensorImpl() == there.unsafeGetTensorImpl()) return;
+  host_view(there).copy_(host_view(now));
+}
+void put(const c10::IValue &there, const c10::IValue &now) {
+  if (now.isTensor()) return put(there.toTensor(), now.toTensor());
+  if (!now.isTensorList()) return;
+  auto tensors = now.toTensorVector(), places = there.toTensorVector();
+  for (size_t i = 0; i < tensors.size(); i++) put(places[i], tensors[i]);
 }
 
 void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
@@ -471,15 +512,20 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
   TORCH_CHECK(!(host && device) || may_mix().count(name),
               "Expected all tensors to be on the same device, but ", name, " got cpu and ", *device);
   if (host && device) {  // as indices: they go to the device first
+    may_not_be_recorded("a copy from the host");
     counts.up++;
     counts.blocking_up++;
   }
-  if (reads_values(name, all)) counts.reads++;
-  counts.launches++;
+  if (reads_values(name, all)) {
+    may_not_be_recorded("a read of a value");
+    counts.reads++;
+  }
+  count_launch();
   if (name == "aten::convolution") {
     counts.autotuned += at::globalContext().benchmarkCuDNN();
     counts.tf32 += at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
   }
+  auto given = recording ? arguments.vec() : std::vector<c10::IValue>();
   in_a_kernel++;
   try {
     at::native::cpu_fallback(op, stack, /*error_on_views=*/true);
@@ -488,6 +534,14 @@ void fallback(const c10::OperatorHandle &op, torch::jit::Stack *stack) {
     throw;
   }
   in_a_kernel--;
+  if (recording && in_a_kernel == 0) {
+    auto found = torch::jit::last(*stack, op.schema().returns().size()).vec();
+    recording->kernels.push_back([op, given, found] {
+      torch::jit::Stack again(given);
+      at::native::cpu_fallback(op, &again, /*error_on_views=*/true);
+      for (size_t i = 0; i < found.size(); i++) put(found[i], again[i]);
+    });
+  }
   if (!flag("SIMULATED_GPU_LOG") || all.empty()) return;
   size_t came = all.size();
   for (auto &v : torch::jit::last(*stack, op.schema().returns().size())) {
@@ -565,7 +619,7 @@ at::Tensor to_gpu(const at::Tensor &t, c10::Device device) {
   return copy;
 }
 void charge_attention(const char *name, const at::Tensor &q, const at::Tensor &k, double passes) {
-  counts.launches++;
+  count_launch();
   if (flag("SIMULATED_GPU_LOG"))
     charge(name, passes * 2 * (q.nbytes() + k.nbytes()), passes * 4 * double(q.numel()) * k.size(-2), q.scalar_type());
 }
@@ -578,7 +632,13 @@ Attention attend(const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, 
   auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(to_host(q), to_host(k), to_host(v), dropout, causal, host_bias, scale);
   charge_attention("attention", q, k, 1);
   auto device = q.device();
-  return {to_gpu(out, device), to_gpu(lse, device), at::Tensor(), at::Tensor(), q.size(2), k.size(2), at::Tensor(), at::Tensor(), at::Tensor()};
+  auto found = std::tuple(to_gpu(out, device), to_gpu(lse, device));
+  if (recording)
+    recording->kernels.push_back([=] {
+      auto again = attend(q, k, v, bias, dropout, causal, false, scale);
+      put(std::get<0>(found), std::get<0>(again)), put(std::get<1>(found), std::get<1>(again));
+    });
+  return {std::get<0>(found), std::get<1>(found), at::Tensor(), at::Tensor(), q.size(2), k.size(2), at::Tensor(), at::Tensor(), at::Tensor()};
 }
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_backward(
     const at::Tensor &gradient, const at::Tensor &q, const at::Tensor &k, const at::Tensor &v, const at::Tensor &bias,
@@ -590,18 +650,72 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> attend_backward(
       to_host(gradient), to_host(q), to_host(k), to_host(v), to_host(out), to_host(lse), dropout, causal, host_bias, scale);
   charge_attention("attention backward", q, k, 2.5);
   auto device = q.device();
-  return {to_gpu(gq, device), to_gpu(gk, device), to_gpu(gv, device), at::Tensor()};
+  std::array<at::Tensor, 3> found{to_gpu(gq, device), to_gpu(gk, device), to_gpu(gv, device)};
+  if (recording)
+    recording->kernels.push_back([=] {
+      at::Tensor none;
+      auto [q_again, k_again, v_again, unused] =
+          attend_backward(gradient, q, k, v, bias, {}, out, lse, none, none, q.size(2), k.size(2), dropout, causal, none, none, scale);
+      put(found[0], q_again), put(found[1], k_again), put(found[2], v_again);
+    });
+  return {found[0], found[1], found[2], at::Tensor()};
 }
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_scaled_dot_product_fused_attention_overrideable", attend);
   m.impl("_scaled_dot_product_fused_attention_overrideable_backward", attend_backward);
 }
 
+// ---- graphs, as `src/torch/graph.cpp` has them ---------------------------------------------------------
+
+// All memory as it was: what is recorded is not done.
+struct Untouched {
+  std::map<char *, std::vector<char>> before;
+
+  Untouched() {
+    std::lock_guard guard(lock());
+    for (auto &[p, block] : blocks()) before[p].assign(real(p), real(p) + block.bytes);
+  }
+  ~Untouched() {
+    std::lock_guard guard(lock());
+    for (auto &[p, bytes] : before)
+      if (auto it = blocks().find(p); it != blocks().end() && it->second.bytes == bytes.size())
+        std::memcpy(real(p), bytes.data(), bytes.size());
+  }
+};
 struct Ready {
   Ready() { c10::SetAllocator(c10::kCUDA, &device_memory, 100); }
 } ready;
 
 }  // namespace
+
+extern "C" char *lvdm_graph_capture(int, void *data, char *(*body)(void *), Recording **graph) {
+  auto made = std::make_unique<Recording>();
+  char *words;
+  {
+    Untouched memory;
+    recording = made.get();
+    words = body(data);
+    recording = nullptr;
+  }
+  if (words == nullptr) *graph = made.release();
+  return words;
+}
+extern "C" char *lvdm_graph_replay(Recording *graph) {
+  counts.launches++, counts.graphs++;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::NoGradGuard no_grad;
+  in_a_kernel++;
+  char *words = nullptr;
+  try {
+    for (auto &kernel : graph->kernels) kernel();
+  } catch (const std::exception &error) {
+    words = strdup(error.what());
+  }
+  in_a_kernel--;
+  return words;
+}
+extern "C" void lvdm_graph_free(Recording *graph) { delete graph; }
 
 namespace at::native {
 REGISTER_CUDA_DISPATCH(_fused_sdp_choice_stub, &one_kernel)

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// The last line of a run's log, without what depends on the clock and the machine.
-fn last_log(run: &Path) -> BTreeMap<String, f64> {
+pub fn last_log(run: &Path) -> BTreeMap<String, f64> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let line: BTreeMap<String, f64> = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     line.into_iter().filter(|(key, _)| !key.contains("second") && !key.contains("memory")).collect()

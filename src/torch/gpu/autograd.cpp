@@ -13,12 +13,6 @@
 
 namespace {
 
-// An operator by name, as a function of the signature that it was defined with.
-template <auto *implementation>
-auto operator_named(const char *name) {
-  using Signature = std::remove_pointer_t<decltype(implementation)>;
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 #define CALL(name, ...)                                                           \
   [&] {                                                                           \
     static const auto handle = operator_named<&operators::name>("lvdm::" #name);  \
@@ -67,7 +61,7 @@ struct Norm : torch::autograd::Function<Norm> {
              data["groups"].toInt(), data["silu"].toBool());
     if (has_stream) dresidual = dx;
     if (scale.size(0) == 1) {
-      auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors);
+      auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors, 0);
       dscale = sums.narrow(0, 0, 1), dshift = sums.narrow(0, 1, 1);
     } else {
       dscale = dfactors.select(1, 0), dshift = dfactors.select(1, 1);
@@ -79,12 +73,13 @@ struct Norm : torch::autograd::Function<Norm> {
 // x [R, D] of rows, as gate, scale and shift, of which each serves R / O
 struct RowNorm : torch::autograd::Function<RowNorm> {
   static variable_list forward(AutogradContext *context, const at::Tensor &x, const Optional &update, const Optional &gate,
-                               const at::Tensor &scale, const at::Tensor &shift, bool plus_one, double eps) {
-    auto [y, stats, stream] = CALL(layer_norm, x, update, gate, scale, shift, plus_one, eps);
+                               const at::Tensor &scale, const at::Tensor &shift, bool plus_one, double eps, bool half) {
+    auto [y, stats, stream] = CALL(layer_norm, x, update, gate, scale, shift, plus_one, eps, half);
     at::Tensor none;
     context->save_for_backward({stream.defined() ? stream : x, gate ? update.value_or(none) : none, gate.value_or(none), scale,
                                 shift, stats});
     context->saved_data["plus_one"] = plus_one;
+    context->saved_data["kind"] = y.scalar_type();
     if (!stream.defined()) return {y};
     return {y, stream};
   }
@@ -93,15 +88,17 @@ struct RowNorm : torch::autograd::Function<RowNorm> {
     auto saved = context->get_saved_variables();
     const auto &x = saved[0], &update = saved[1], &gate = saved[2], &scale = saved[3], &shift = saved[4], &stats = saved[5];
     bool has_stream = gradients.size() > 1;
-    auto like = [&](const at::Tensor &gradient) { return gradient.to(x.scalar_type()).contiguous(); };
-    auto dy = gradients[0].defined() ? like(gradients[0]) : at::zeros_like(x);
-    auto dstream = has_stream && gradients[1].defined() ? std::optional(like(gradients[1])) : std::nullopt;
+    auto kind = context->saved_data["kind"].toScalarType();
+    auto as = [&](const at::Tensor &gradient, at::ScalarType kind) { return gradient.to(kind).contiguous(); };
+    auto dy = gradients[0].defined() ? as(gradients[0], kind) : at::zeros_like(x, kind);
+    auto dstream = has_stream && gradients[1].defined() ? std::optional(as(gradients[1], x.scalar_type())) : std::nullopt;
     auto [dx, dupdate, dfactors] = CALL(layer_norm_backward, x, perhaps(update), perhaps(gate), dy, dstream, scale, shift, stats,
                                         context->saved_data["plus_one"].toBool());
-    auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors);  // [O, 3, D]
+    auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors, 0);  // [O, 3, D]
     auto of_gate = gate.defined() ? sums.select(1, 2) : at::Tensor();
-    if (has_stream && !dupdate.defined()) dupdate = dx;
-    return {dx, dupdate, of_gate, sums.select(1, 0), sums.select(1, 1), at::Tensor(), at::Tensor()};
+    if (!has_stream) dupdate = at::Tensor();
+    else if (!dupdate.defined()) dupdate = dx;
+    return {dx, dupdate, of_gate, sums.select(1, 0), sums.select(1, 1), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -133,7 +130,7 @@ struct Attention : torch::autograd::Function<Attention> {
     auto dout = gradients[0].to(qkv.scalar_type()).contiguous();
     auto [dqkv, dtables] = CALL(frame_attention_backward, qkv, saved[1], saved[2], dout, data["heads"].toInt(),
                                 data["alpha"].toDouble(), data["beta"].toDouble(), data["transposed"].toBool());
-    auto sums = CALL(column_sums, dtables);
+    auto sums = CALL(column_sums, dtables, (saved[1].size(0) - dtables.size(2)) / 2);
     return {dqkv, sums[0], sums[1], at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
@@ -249,15 +246,15 @@ extern "C" char *lvdm_gpu_norm(const at::Tensor *x, const at::Tensor *residual, 
 
 // *y, and *stream where there is an update, of x [R, D]; gate, scale and shift [O, D]
 extern "C" char *lvdm_gpu_layer_norm(const at::Tensor *x, const at::Tensor *update, const at::Tensor *gate,
-                                     const at::Tensor *scale, const at::Tensor *shift, bool plus_one, double eps, at::Tensor **y,
-                                     at::Tensor **stream) {
+                                     const at::Tensor *scale, const at::Tensor *shift, bool plus_one, double eps, bool half,
+                                     at::Tensor **y, at::Tensor **stream) {
   return guarded([&] {
     auto whole = [](const at::Tensor *t) { return t ? std::optional(t->contiguous()) : std::nullopt; };
     // parts of one wider matrix may stay where they are
     bool alike = scale->stride(-1) == 1 && shift->strides() == scale->strides() && (!gate || gate->strides() == scale->strides());
     auto factor = [&](const at::Tensor *t) { return alike ? *t : t->contiguous(); };
     auto found = RowNorm::apply(x->contiguous(), whole(update), gate ? std::optional(factor(gate)) : std::nullopt, factor(scale),
-                                factor(shift), plus_one, eps);
+                                factor(shift), plus_one, eps, half);
     *y = new at::Tensor(found[0]);
     *stream = found.size() > 1 ? new at::Tensor(found[1]) : nullptr;
   });

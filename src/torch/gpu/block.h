@@ -19,6 +19,8 @@ using uint64_t = unsigned long long;
 
 namespace gpu {
 
+constexpr int MOST_THREADS = 256;  // of a block
+
 #ifdef __CUDACC_RTC__
 inline float as_float(uint32_t bits) { return __uint_as_float(bits); }
 inline uint32_t as_bits(float x) { return __float_as_uint(x); }
@@ -42,11 +44,11 @@ struct Block {
 };
 
 template <class Kernel>
-__global__ void run(const Kernel kernel) {
+__global__ void __launch_bounds__(MOST_THREADS) run(const Kernel kernel) {
   kernel(Block());
 }
 #else
-using std::erf, std::exp, std::sqrt;
+using std::erf, std::exp, std::pow, std::sqrt;
 
 inline float as_float(uint32_t bits) { return std::bit_cast<float>(bits); }
 inline uint32_t as_bits(float x) { return std::bit_cast<uint32_t>(x); }
@@ -100,9 +102,9 @@ struct computed_in<double> {
 template <class T>
 using computed = typename computed_in<T>::type;
 
-// So many values that lie side by side, moved as one.
+// So many values that lie side by side, moved as one, or 16 bytes at a time.
 template <class T, int N>
-struct alignas(sizeof(T) * N) Pack {
+struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Pack {
   T values[N];
 };
 
@@ -129,6 +131,13 @@ template <class A>
 inline A sigmoid(A x) {
   return A(1) / (A(1) + exp(-x));
 }
+#ifdef __CUDACC_RTC__
+// by the instructions of a GPU, to 2 parts in 10⁷
+template <>
+inline float sigmoid(float x) {
+  return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+#endif
 template <class A>
 inline A silu(A x) {
   return x * sigmoid(x);

@@ -1,7 +1,7 @@
 // Group norm of [O, S, I, C] over S and a group of C: y = x̂·scale + shift, then perhaps SiLU. With a modulation, [O, 2·C], y is
 // x̂·scale·(1 + m) + shift·(1 + m) + n, where m are the first C of its row and n the others. A sample is one (o, i). A block
 // takes some whole groups of some samples, of each of which `slots` threads share the steps; it reads them twice, the second
-// time from cache.
+// time from cache. Of samples of very many steps, pieces are the blocks' own: a first launch leaves their sums for a second.
 #pragma once
 #include "block.h"
 
@@ -15,12 +15,27 @@ struct NormShape {
   int chunk;       // channels of a block
   int slots;       // threads that share the steps of a sample, a power of two
   int samples;     // of a block
+  int64_t pieces;  // of the steps of a sample
   bool silu;
 
   int64_t count() const { return outer * inner; }
   int64_t chunks() const { return channels / chunk; }
-  int64_t blocks() const { return (count() + samples - 1) / samples * chunks(); }
+  int64_t batches() const { return (count() + samples - 1) / samples; }  // of samples
+  int64_t blocks() const { return batches() * pieces * chunks(); }
   int threads(int together) const { return slots * samples * (chunk / together); }
+};
+
+// What a block takes of it: of some samples, from `n` on, some steps of the channels from `channel` on.
+struct NormPart {
+  int64_t batch, piece, n, channel, begin, end;
+
+  NormPart(const NormShape &s, int64_t index)
+      : batch(index / s.chunks() / s.pieces), piece(index / s.chunks() % s.pieces), n(batch * s.samples),
+        channel(index % s.chunks() * s.chunk) {
+    int64_t each = (s.steps + s.pieces - 1) / s.pieces;
+    begin = piece * each;
+    end = begin + each < s.steps ? begin + each : s.steps;
+  }
 };
 
 // What one thread takes of it: `together` channels of every `slots`-th step of a sample.
@@ -30,18 +45,39 @@ struct NormThread {
   int64_t step;               // from a step to the next
   bool is_there;
 
-  NormThread(const NormShape &s, const Block &block, int thread, int together) {
+  NormThread(const NormShape &s, const NormPart &part, int thread, int together) {
     int lanes = s.chunk / together;
     channel = thread % lanes * together;
     slot = thread / lanes % s.slots;
     sample = thread / lanes / s.slots;
-    n = block.index() / s.chunks() * s.samples + sample;
+    n = part.n + sample;
     is_there = n < s.count();
     o = n / s.inner;
     step = s.inner * s.channels;
-    first = o * s.steps * step + n % s.inner * s.channels + block.index() % s.chunks() * s.chunk + channel;
+    first = o * s.steps * step + n % s.inner * s.channels + part.channel + channel;
   }
 };
+
+// Of the sums of a block, `rows` rows of `width` numbers of which the first row of each slot holds the sum: what is left for a
+// second launch, [O·I, pieces, rows, C], and how it is taken up.
+template <class A>
+inline void leave_sums(const Block &block, const NormShape &s, const NormPart &part, A *const *rows, int count, A *left) {
+  block.each([&](int thread) {
+    for (int i = thread; i < s.samples * s.chunk; i += block.threads()) {
+      int64_t n = part.n + i / s.chunk;
+      if (n >= s.count()) continue;
+      A *to = left + (n * s.pieces + part.piece) * count * s.channels + part.channel + i % s.chunk;
+      for (int row = 0; row < count; row++) to[row * s.channels] = rows[row][i];
+    }
+  });
+}
+template <int N, class A>
+inline void take_up(const NormShape &s, const NormPart &part, const NormThread &t, const A *left, int count, int row, A *sum) {
+  for (int64_t piece = t.slot; piece < s.pieces; piece += s.slots) {
+    const A *from = left + ((t.n * s.pieces + piece) * count + row) * s.channels + part.channel + t.channel;
+    for (int i = 0; i < N; i++) sum[i] += from[i];
+  }
+}
 
 // What a norm multiplies by and adds, for one o and channel.
 template <class A>
@@ -69,7 +105,9 @@ struct GroupNorm {
   const A *added;
   NormFactors<A> factors;
   T *y, *stream;
-  A *stats;  // [O·I, 2, groups]: mean, 1/σ
+  A *stats;       // [O·I, 2, groups]: mean, 1/σ
+  A *left;        // the sums of pieces: this launch leaves them
+  const A *sums_of_pieces;  // or takes them up
 
   static int64_t shared(const NormShape &s) {
     return (2 * s.slots + 1) * s.samples * s.chunk + 2 * s.samples * (s.chunk / s.group);
@@ -80,11 +118,12 @@ struct GroupNorm {
     int width = s.samples * s.chunk, groups = s.chunk / s.group;
     A *sums = block.shared<A>(), *squares = sums + s.slots * width, *pivots = squares + s.slots * width;
     A *means = pivots + width, *inverses = means + s.samples * groups;
-    int64_t c0 = block.index() % s.chunks() * s.chunk;
+    NormPart part(s, block.index());
+    int64_t c0 = part.channel;
 
     // sums of what is beyond the first step's value, so that a large mean takes no digits from the variance
     block.each([&](int thread) {
-      NormThread t(s, block, thread, N);
+      NormThread t(s, part, thread, N);
       A pivot[N] = {}, sum[N] = {}, square[N] = {}, value[N], more[N];
       if (t.is_there) {
         const A *plus = added ? added + t.o * s.channels + c0 + t.channel : nullptr;
@@ -97,7 +136,11 @@ struct GroupNorm {
         };
         take(t.first);
         for (int i = 0; i < N; i++) pivot[i] = value[i];
-        for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+        if (sums_of_pieces) {
+          take_up<N>(s, part, t, sums_of_pieces, 2, 0, sum);
+          take_up<N>(s, part, t, sums_of_pieces, 2, 1, square);
+        }
+        for (int64_t step = sums_of_pieces ? part.end : part.begin + t.slot; step < part.end; step += s.slots) {
           int64_t at = t.first + step * t.step;
           take(at);
           if (residual) store<N>(value, stream + at);
@@ -119,11 +162,15 @@ struct GroupNorm {
     });
     sum_slots(block, sums, s.slots, width);
     sum_slots(block, squares, s.slots, width);
+    if (left) {
+      A *rows[] = {sums, squares};
+      return leave_sums(block, s, part, rows, 2, left);
+    }
 
     block.each([&](int thread) {
       for (int i = thread; i < s.samples * groups; i += block.threads()) {
         int sample = i / groups, first = sample * s.chunk + i % groups * s.group;
-        int64_t n = block.index() / s.chunks() * s.samples + sample;
+        int64_t n = part.n + sample;
         A steps = static_cast<A>(s.steps), mean = 0, beyond = 0;
         for (int c = first; c < first + s.group; c++) mean += pivots[c] + sums[c] / steps;
         mean /= s.group;
@@ -134,7 +181,7 @@ struct GroupNorm {
         A variance = beyond / (steps * s.group);
         means[i] = mean;
         inverses[i] = A(1) / sqrt((variance < 0 ? A(0) : variance) + eps);
-        if (n < s.count()) {
+        if (n < s.count() && part.piece == 0) {
           int64_t all = s.channels / s.group, g = c0 / s.group + i % groups;
           stats[n * 2 * all + g] = means[i];
           stats[n * 2 * all + all + g] = inverses[i];
@@ -143,7 +190,7 @@ struct GroupNorm {
     });
 
     block.each([&](int thread) {
-      NormThread t(s, block, thread, N);
+      NormThread t(s, part, thread, N);
       if (!t.is_there) return;
       A mean[N], gain[N], offset[N], value[N];
       for (int i = 0; i < N; i++) {
@@ -153,7 +200,7 @@ struct GroupNorm {
         offset[i] = factors.of_shift(s, t.o, c0 + c);
       }
       const T *from = residual ? stream : x;
-      for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+      for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
         int64_t at = t.first + step * t.step;
         load<N>(from + at, value);
         for (int i = 0; i < N; i++) {
@@ -180,17 +227,22 @@ struct GroupNormBack {
   A *dfactors;     // [pieces, 2, C]: of scale and of shift
   A *dadded;       // [O, C]
   A *dmodulation;  // [O, 2·C]
+  A *left;         // as above
+  const A *sums_of_pieces;
 
-  static int64_t shared(const NormShape &s) {
-    return 3 * s.slots * s.samples * s.chunk + 2 * s.samples * (s.chunk / s.group);
+  // how many sums there are: that of x̂ is for `added` alone
+  int sums() const { return dadded ? 3 : 2; }
+  int64_t shared(const NormShape &s) const {
+    return sums() * s.slots * s.samples * s.chunk + 2 * s.samples * (s.chunk / s.group);
   }
 
   void operator()(const Block &block) const {
     const NormShape &s = shape;
     int width = s.samples * s.chunk, groups = s.chunk / s.group;
     A *ones = block.shared<A>(), *alongs = ones + s.slots * width, *normals = alongs + s.slots * width;
-    A *means = normals + s.slots * width, *along_means = means + s.samples * groups;
-    int64_t c0 = block.index() % s.chunks() * s.chunk, piece = block.index() / s.chunks();
+    A *means = ones + sums() * s.slots * width, *along_means = means + s.samples * groups;
+    NormPart part(s, block.index());
+    int64_t c0 = part.channel;
     int64_t all = s.channels / s.group;
 
     struct Factors {
@@ -218,11 +270,15 @@ struct GroupNormBack {
     };
 
     block.each([&](int thread) {
-      NormThread t(s, block, thread, N);
+      NormThread t(s, part, thread, N);
       A one[N] = {}, along[N] = {}, normal_sum[N] = {}, normal[N], du[N];
-      if (t.is_there) {
+      if (t.is_there && sums_of_pieces) {
+        take_up<N>(s, part, t, sums_of_pieces, sums(), 0, one);
+        take_up<N>(s, part, t, sums_of_pieces, sums(), 1, along);
+        if (dadded) take_up<N>(s, part, t, sums_of_pieces, sums(), 2, normal_sum);
+      } else if (t.is_there) {
         Factors f = read(t);
-        for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+        for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
           take(f, t.first + step * t.step, normal, du);
           for (int i = 0; i < N; i++) {
             one[i] += du[i];
@@ -232,16 +288,22 @@ struct GroupNormBack {
         }
       }
       int at = t.slot * width + t.sample * s.chunk + t.channel;
-      for (int i = 0; i < N; i++) ones[at + i] = one[i], alongs[at + i] = along[i], normals[at + i] = normal_sum[i];
+      for (int i = 0; i < N; i++) ones[at + i] = one[i], alongs[at + i] = along[i];
+      if (dadded)
+        for (int i = 0; i < N; i++) normals[at + i] = normal_sum[i];
     });
     sum_slots(block, ones, s.slots, width);
     sum_slots(block, alongs, s.slots, width);
     if (dadded) sum_slots(block, normals, s.slots, width);
+    if (left) {
+      A *rows[] = {ones, alongs, normals};
+      return leave_sums(block, s, part, rows, sums(), left);
+    }
 
     block.each([&](int thread) {
       for (int i = thread; i < s.samples * groups; i += block.threads()) {
         int sample = i / groups, first = sample * s.chunk + i % groups * s.group;
-        int64_t n = piece * s.samples + sample, o = n < s.count() ? n / s.inner : 0;
+        int64_t n = part.n + sample, o = n < s.count() ? n / s.inner : 0;
         A mean = 0, along_mean = 0, count = static_cast<A>(s.steps) * s.group;
         for (int c = first; c < first + s.group; c++) {
           A factor = factors.of_scale(s, o, c0 + c - sample * s.chunk);
@@ -251,10 +313,10 @@ struct GroupNormBack {
         means[i] = mean / count;
         along_means[i] = along_mean / count;
       }
-      for (int c = thread; c < s.chunk; c += block.threads()) {
+      for (int c = thread; c < s.chunk && part.piece == 0; c += block.threads()) {
         A of_scale = 0, of_shift = 0;
         for (int sample = 0; sample < s.samples; sample++) {
-          int64_t n = piece * s.samples + sample;
+          int64_t n = part.n + sample;
           if (n >= s.count()) break;
           int64_t o = n / s.inner, at = c0 + c;
           A along = alongs[sample * s.chunk + c], one = ones[sample * s.chunk + c], gain = factors.gain(s, o, at);
@@ -265,13 +327,13 @@ struct GroupNormBack {
             dmodulation[(o * 2 + 1) * s.channels + at] = one;
           }
         }
-        dfactors[piece * 2 * s.channels + c0 + c] = of_scale;
-        dfactors[piece * 2 * s.channels + s.channels + c0 + c] = of_shift;
+        dfactors[part.batch * 2 * s.channels + c0 + c] = of_scale;
+        dfactors[part.batch * 2 * s.channels + s.channels + c0 + c] = of_shift;
       }
     });
 
     block.each([&](int thread) {
-      NormThread t(s, block, thread, N);
+      NormThread t(s, part, thread, N);
       if (!t.is_there) return;
       Factors f = read(t);
       A mean[N], along_mean[N], normal[N], du[N], more[N];
@@ -280,7 +342,7 @@ struct GroupNormBack {
         mean[i] = means[g];
         along_mean[i] = along_means[g];
       }
-      for (int64_t step = t.slot; step < s.steps; step += s.slots) {
+      for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
         int64_t at = t.first + step * t.step;
         take(f, at, normal, du);
         for (int i = 0; i < N; i++) du[i] = f.inverse[i] * (du[i] * f.scale[i] - mean[i] - normal[i] * along_mean[i]);
@@ -290,7 +352,7 @@ struct GroupNormBack {
         }
         store<N>(du, dx + at);
       }
-      if (dadded && t.slot == 0)
+      if (dadded && t.slot == 0 && part.piece == 0)
         for (int i = 0; i < N; i++) {
           int c = t.sample * s.chunk + t.channel + i;
           A sum = f.scale[i] * ones[c] - static_cast<A>(s.steps) * mean[i] - along_mean[i] * normals[c];

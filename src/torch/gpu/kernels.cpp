@@ -1,43 +1,30 @@
-// The kernels of this folder as operators of LibTorch. An operator does the same for every device: it
-// makes the outputs and launches a kernel, on the CPU as a loop over its blocks. A device that hands operators to the CPU, as
+// The kernels of this folder as operators of LibTorch; those over all weights are in optimizer.cpp. An operator does the same for
+// every device: it makes the outputs and launches a kernel, on the CPU as a loop over its blocks. A device that hands operators to the CPU, as
 // a simulated GPU does, needs nothing more; for a real one `src/torch/gpu_kernels.rs` compiles the kernels first.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
 #include <numeric>
 #include <vector>
 
+#include "adam.h"
 #include "cast_all.h"
 #include "column_sums.h"
 #include "frame_attention.h"
 #include "geglu.h"
 #include "group_norm.h"
+#include "launch.h"
 #include "layer_norm.h"
 #include "operators.h"
 #include "repeat_edges.h"
 
-// ---- launching ----------------------------------------------------------------------------------------------------------
-
 namespace {
 
-using Launch = int (*)(void *function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned shared, void *stream,
-                       void **arguments, void **extra);  // cuLaunchKernel
-Launch launch_on_gpu = nullptr;
-int (*make_current)(int device) = nullptr;  // the GPU for the driver's calls of this thread
-constexpr int INVALID_CONTEXT = 201;
+using namespace operators;
 
-// A kernel as the driver knows it, by its name in `gpu`.
-struct Compiled {
-  const char *name;
-  void **function;
-};
-template <class Kernel>
-void *function_of = nullptr;
+// ---- all kernels -------------------------------------------------------------------------------------------------------
 
-using gpu::bfloat16;
 #define OF_EACH_KIND(KERNEL) \
   KERNEL(float, 1), KERNEL(float, 4), KERNEL(gpu::bfloat16, 1), KERNEL(gpu::bfloat16, 8), KERNEL(double, 1)
 #define COMPILED(...) Compiled{"gpu::run<gpu::" #__VA_ARGS__ ">", &function_of<gpu::__VA_ARGS__>}
@@ -45,8 +32,10 @@ using gpu::bfloat16;
 #define NORM_BACK(T, N) COMPILED(GroupNormBack<T, N>)
 #define EDGES(T, N) COMPILED(RepeatEdges<T, N>)
 #define EDGES_BACK(T, N) COMPILED(RepeatEdgesBack<T, N>)
-#define LAYER_NORM(T, N) COMPILED(LayerNorm<T, N>)
-#define LAYER_NORM_BACK(T, N) COMPILED(LayerNormBack<T, N>)
+#define LAYER_NORM(T, N) COMPILED(LayerNorm<T, T, N>)
+#define LAYER_NORM_BACK(T, N) COMPILED(LayerNormBack<T, T, N>)
+#define ATTENTION(T, N) COMPILED(FrameAttention<T, N>)
+#define ATTENTION_BACK(T, N) COMPILED(FrameAttentionBack<T, N>)
 #define GEGLU(T, N) COMPILED(Geglu<T, N>)
 #define GEGLU_BACK(T, N) COMPILED(GegluBack<T, N>)
 
@@ -55,100 +44,23 @@ Compiled compiled[] = {
     OF_EACH_KIND(NORM_BACK),
     OF_EACH_KIND(LAYER_NORM),
     OF_EACH_KIND(LAYER_NORM_BACK),
+    COMPILED(LayerNorm<float, gpu::bfloat16, 1>),
+    COMPILED(LayerNorm<float, gpu::bfloat16, 8>),
+    COMPILED(LayerNormBack<float, gpu::bfloat16, 1>),
+    COMPILED(LayerNormBack<float, gpu::bfloat16, 8>),
     OF_EACH_KIND(GEGLU),
     OF_EACH_KIND(GEGLU_BACK),
     OF_EACH_KIND(EDGES),
     OF_EACH_KIND(EDGES_BACK),
-    COMPILED(FrameAttention<float>),
-    COMPILED(FrameAttention<gpu::bfloat16>),
-    COMPILED(FrameAttention<double>),
-    COMPILED(FrameAttentionBack<float>),
-    COMPILED(FrameAttentionBack<gpu::bfloat16>),
-    COMPILED(FrameAttentionBack<double>),
+    OF_EACH_KIND(ATTENTION),
+    OF_EACH_KIND(ATTENTION_BACK),
     COMPILED(CastAll<float, gpu::bfloat16>),
     COMPILED(CastAll<gpu::bfloat16, float>),
+    COMPILED(PrepareStep),
+    COMPILED(AdamAll),
     COMPILED(ColumnSums<float>),
     COMPILED(ColumnSums<double>),
 };
-
-constexpr int64_t SHARED_BYTES = 48 << 10;  // that every GPU gives a block of its shared memory
-
-// `shared` numbers of kind A for each block.
-template <class A, class Kernel>
-void launch(const Kernel &kernel, c10::Device device, int64_t blocks, int threads, int64_t shared) {
-  if (blocks == 0) return;
-  int64_t bytes = shared * static_cast<int64_t>(sizeof(A));
-  TORCH_CHECK(blocks < int64_t{1} << 31 && threads <= 1024 && bytes <= SHARED_BYTES, "a kernel of ", blocks, " blocks of ",
-              threads, " threads with ", bytes, " bytes");
-  if (device.is_cpu()) {
-    at::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
-      std::vector<double> memory((bytes + sizeof(double) - 1) / sizeof(double));
-      for (int64_t at = from; at < to; at++) kernel(gpu::Block{at, blocks, threads, memory.data()});
-    });
-    return;
-  }
-  TORCH_CHECK(launch_on_gpu && function_of<Kernel>, "the kernels for GPUs are not compiled");
-  c10::impl::VirtualGuardImpl guard(device.type());
-  auto before = guard.exchangeDevice(device);
-  void *stream = guard.getStreamNativeHandle(guard.getStream(device));
-  void *arguments[] = {const_cast<Kernel *>(&kernel)};
-  auto queue = [&] {
-    return launch_on_gpu(function_of<Kernel>, static_cast<unsigned>(blocks), 1, 1, threads, 1, 1, static_cast<unsigned>(bytes),
-                         stream, arguments, nullptr);
-  };
-  int failed = queue();
-  if (failed == INVALID_CONTEXT && make_current(device.index()) == 0) failed = queue();
-  guard.exchangeDevice(before);
-  TORCH_CHECK(failed == 0, "CUDA error ", failed, " at the launch of a kernel of ", blocks, " blocks of ", threads, " threads");
-}
-
-template <class T>
-struct memory_of {
-  using type = T;
-};
-template <>
-struct memory_of<bfloat16> {
-  using type = at::BFloat16;
-};
-
-template <class T>
-const T *in(const at::Tensor &x) {
-  return reinterpret_cast<const T *>(x.const_data_ptr<typename memory_of<T>::type>());
-}
-template <class T>
-T *out(const at::Tensor &x) {
-  return reinterpret_cast<T *>(x.mutable_data_ptr<typename memory_of<T>::type>());
-}
-template <class T>
-const T *in(const std::optional<at::Tensor> &x) {
-  return x && x->defined() ? in<T>(*x) : nullptr;
-}
-
-// body(T{}) for the kind that x has.
-template <class Body>
-void by_kind(const at::Tensor &x, Body body) {
-  switch (x.scalar_type()) {
-    case at::kFloat: return body(float{});
-    case at::kBFloat16: return body(bfloat16{});
-    case at::kDouble: return body(double{});
-    default: TORCH_CHECK(false, "kernels for GPUs take float32, bfloat16 and float64, not ", x.scalar_type());
-  }
-}
-// body(std::integral_constant) for how many values are moved as one: 16 bytes where all rows allow it.
-template <class T, class Body>
-void together(bool whole, Body body) {
-  constexpr int most = std::is_same_v<T, float> ? 4 : std::is_same_v<T, bfloat16> ? 8 : 1;
-  if (whole && most > 1) body(std::integral_constant<int, most>{});
-  else body(std::integral_constant<int, 1>{});
-}
-bool is_aligned(std::initializer_list<std::optional<at::Tensor>> tensors) {
-  return std::all_of(tensors.begin(), tensors.end(), [](const std::optional<at::Tensor> &x) {
-    return !x || !x->defined() || reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 == 0;
-  });
-}
-int64_t in_a_pack(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? 1 : 16 / x.element_size(); }
-at::ScalarType computed_kind(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
-bool has(const std::optional<at::Tensor> &x) { return x && x->defined(); }
 
 }  // namespace
 
@@ -156,10 +68,9 @@ bool has(const std::optional<at::Tensor> &x) { return x && x->defined(); }
 
 namespace operators {
 
-constexpr int64_t NORM_THREADS = 256;
-
 // `pack` values are moved as one, where `aligned`; `pack` is 1 where that would not meet the groups.
 gpu::NormShape norm_shape(const at::Tensor &x, const at::Tensor &scale, int64_t groups, bool silu, bool aligned, int64_t *pack) {
+  constexpr int64_t threads = gpu::MOST_THREADS;
   gpu::NormShape s{x.size(0), x.size(1), x.size(2), x.size(3), scale.size(0)};
   TORCH_CHECK(s.channels % groups == 0 && (s.rows == 1 || (s.rows == s.outer && s.inner == 1)) && s.steps > 0,
               "group norm of ", x.sizes(), " in ", groups, " groups by ", scale.sizes());
@@ -176,11 +87,31 @@ gpu::NormShape norm_shape(const at::Tensor &x, const at::Tensor &scale, int64_t 
   }
   s.chunk = static_cast<int>(chunk);
   int64_t lanes = chunk / *pack;
-  TORCH_CHECK(lanes <= NORM_THREADS, "groups of ", s.group, " channels are more than a block takes");
+  TORCH_CHECK(lanes <= threads, "groups of ", s.group, " channels are more than a block takes");
   s.slots = 1;
-  while (s.slots * 2 * lanes <= NORM_THREADS && s.slots * 8 <= s.steps) s.slots *= 2;
-  s.samples = s.rows > 1 ? 1 : static_cast<int>(std::min<int64_t>(s.count(), NORM_THREADS / (s.slots * lanes)));
+  while (s.slots * 2 * lanes <= threads && s.slots * 8 <= s.steps) s.slots *= 2;
+  // as many samples as have room for three sums of each channel and two of each group
+  int64_t numbers = 3 * s.slots * s.chunk + 2 * (s.chunk / s.group), room = SHARED_BYTES / scale.element_size() / numbers;
+  s.samples = static_cast<int>(std::clamp<int64_t>(std::min(s.count(), threads / (s.slots * lanes)), 1, std::max<int64_t>(1, room)));
+  if (s.rows > 1) s.samples = 1;
+  // where few blocks would have very many steps each, there are more of fewer
+  constexpr int64_t many = 16 << 10, few = 1 << 10, enough_blocks = 1 << 10;
+  s.pieces = 1;
+  if (s.steps > many) s.pieces = std::clamp<int64_t>(enough_blocks / s.blocks(), 1, s.steps / few);
   return s;
+}
+
+// Where a sample's steps are in pieces, a first launch leaves `rows` sums of each.
+template <class A, class Kernel>
+void launch_norm(Kernel &kernel, const at::Tensor &x, const at::TensorOptions &options, int64_t pack, int64_t rows) {
+  const gpu::NormShape &s = kernel.shape;
+  auto run = [&] { launch<A>(kernel, x.device(), s.blocks(), s.threads(static_cast<int>(pack)), kernel.shared(s)); };
+  if (s.pieces == 1) return run();
+  auto sums = at::empty({s.count(), s.pieces, rows, s.channels}, options);
+  kernel.left = out<A>(sums);
+  run();
+  kernel.left = nullptr, kernel.sums_of_pieces = in<A>(sums);
+  run();
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &residual, const Optional &added,
@@ -196,20 +127,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, c
     together<T>(pack > 1, [&](auto n) {
       gpu::GroupNorm<T, n> kernel{s, static_cast<A>(eps), in<T>(x), in<T>(residual), in<A>(added),
                                   {in<A>(scale), in<A>(shift), in<A>(modulation)}, out<T>(y),
-                                  has(residual) ? out<T>(stream) : nullptr, out<A>(stats)};
-      launch<A>(kernel, x.device(), s.blocks(), s.threads(n), kernel.shared(s));
+                                  has(residual) ? out<T>(stream) : nullptr, out<A>(stats), nullptr, nullptr};
+      launch_norm<A>(kernel, x, scale.options(), n, 2);
     });
   });
   return {y, stats, stream};
 }
 
-at::Tensor column_sums(const at::Tensor &x) {
+// Over the first axis. Along the one before the last, so many rows of zeros stand before and behind what is there.
+at::Tensor column_sums(const at::Tensor &x, int64_t zeros) {
   auto sizes = x.sizes().vec();
+  TORCH_CHECK(sizes.size() >= 2 && (zeros == 0 || sizes.size() > 2), "column sums of ", x.sizes());
+  int64_t each = sizes.size() > 2 ? sizes[sizes.size() - 2] * sizes.back() : sizes.back();
+  if (zeros > 0) sizes[sizes.size() - 2] += 2 * zeros;
   auto y = at::empty(at::IntArrayRef(sizes).slice(1), x.options());
   by_kind(x, [&](auto kind) {
     if constexpr (!std::is_same_v<decltype(kind), bfloat16>) {
       using A = decltype(kind);
-      gpu::ColumnSums<A> kernel{x.size(0), y.numel(), in<A>(x), out<A>(y)};
+      gpu::ColumnSums<A> kernel{x.size(0), x.numel() / x.size(0), each, zeros * x.size(-1), in<A>(x), out<A>(y)};
       launch<A>(kernel, x.device(), kernel.blocks(), kernel.COLUMNS * kernel.SLOTS, kernel.shared());
     }
   });
@@ -224,7 +159,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
   auto s = norm_shape(x, scale, groups, silu, is_aligned({x, dy, dstream}), &pack);
   auto dx = at::empty_like(x), dadded = has(added) ? at::empty_like(*added) : at::Tensor();
   auto dmodulation = has(modulation) ? at::empty_like(*modulation) : at::Tensor();
-  auto dfactors = at::empty({s.blocks() / s.chunks(), 2, s.channels}, scale.options());
+  auto dfactors = at::empty({s.batches(), 2, s.channels}, scale.options());
   by_kind(x, [&](auto kind) {
     using T = decltype(kind);
     using A = gpu::computed<T>;
@@ -232,8 +167,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
       gpu::GroupNormBack<T, n> kernel{s, in<T>(x), in<T>(dy), in<T>(dstream), in<A>(added),
                                       {in<A>(scale), in<A>(shift), in<A>(modulation)}, in<A>(stats), out<T>(dx),
                                       out<A>(dfactors), has(added) ? out<A>(dadded) : nullptr,
-                                      has(modulation) ? out<A>(dmodulation) : nullptr};
-      launch<A>(kernel, x.device(), s.blocks(), s.threads(n), kernel.shared(s));
+                                      has(modulation) ? out<A>(dmodulation) : nullptr, nullptr, nullptr};
+      launch_norm<A>(kernel, x, scale.options(), n, kernel.sums());
     });
   });
   return {dx, dfactors, dadded, dmodulation};
@@ -242,18 +177,25 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
 // As many places in a block as have room in 24 KB, and at most eight.
 gpu::FrameAttentionShape attention_shape(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads, bool transposed) {
   int64_t channels = qkv.size(3) / 3;
-  gpu::FrameAttentionShape s{qkv.size(0), qkv.size(1), qkv.size(2), heads, channels / heads, keys.size(0) / 2, 1, transposed};
+  gpu::FrameAttentionShape s{qkv.size(0), qkv.size(1), qkv.size(2), heads, channels / heads, keys.size(0) / 2, 1, 1, transposed};
   auto bytes = [&](int64_t places) {
     return places * (4 * s.frames * s.pitch() + 2 * s.frames * s.frames) * keys.element_size();
   };
   while (s.together < 8 && bytes(2 * s.together) <= 24 << 10) s.together *= 2;
+  while (s.parts < 8 && 2 * s.parts * s.together * s.frames * s.frames <= 2 * s.THREADS) s.parts *= 2;
   return s;
 }
 
 // Whether both ways have room for it.
 bool attention_fits(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads) {
   auto s = attention_shape(qkv, keys, heads, false);
-  return gpu::FrameAttentionBack<float>::shared(s) * keys.element_size() <= SHARED_BYTES;
+  return gpu::FrameAttentionBack<float, 1>::shared(s) * keys.element_size() <= SHARED_BYTES;
+}
+
+// Whether the rows of a head are whole packs.
+bool attention_packs(const gpu::FrameAttentionShape &s, const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values,
+                     const Optional &dout) {
+  return s.width % in_a_pack(qkv) == 0 && is_aligned({qkv, keys, values, dout});
 }
 
 at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values, int64_t heads, double alpha,
@@ -263,26 +205,31 @@ at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const 
   by_kind(qkv, [&](auto kind) {
     using T = decltype(kind);
     using A = gpu::computed<T>;
-    gpu::FrameAttention<T> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<A>(keys), in<A>(values),
-                                  out<T>(y)};
-    launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+    together<T>(attention_packs(s, qkv, keys, values, std::nullopt), [&](auto n) {
+      gpu::FrameAttention<T, n> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<A>(keys), in<A>(values),
+                                       out<T>(y)};
+      launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+    });
   });
   return y;
 }
 
-// dqkv, and [pieces, 2, 2L+1, d], of which the sum is the gradient of both tables
+// dqkv; [pieces, 2, 2L+1, d], of which the sum is the gradient of both tables, but for rows at both ends that no frames use
 std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const at::Tensor &keys,
                                                             const at::Tensor &values, const at::Tensor &dout, int64_t heads,
                                                             double alpha, double beta, bool transposed) {
   auto s = attention_shape(qkv, keys, heads, transposed);
-  int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(s.groups(), 256 / heads));
-  auto dqkv = at::empty_like(qkv), dtables = at::empty({pieces * heads, 2, keys.size(0), s.width}, keys.options());
+  constexpr int64_t most_blocks = 1024;
+  int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(s.groups(), most_blocks / heads));
+  auto dqkv = at::empty_like(qkv), dtables = at::empty({pieces * heads, 2, s.used(), s.width}, keys.options());
   by_kind(qkv, [&](auto kind) {
     using T = decltype(kind);
     using A = gpu::computed<T>;
-    gpu::FrameAttentionBack<T> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<T>(dout), in<A>(keys),
-                                      in<A>(values), out<T>(dqkv), out<A>(dtables), pieces};
-    launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+    together<T>(attention_packs(s, qkv, keys, values, dout), [&](auto n) {
+      gpu::FrameAttentionBack<T, n> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<T>(dout), in<A>(keys),
+                                           in<A>(values), out<T>(dqkv), out<A>(dtables), pieces};
+      launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
+    });
   });
   return {dqkv, dtables};
 }
@@ -329,54 +276,66 @@ gpu::RowsShape rows_shape(const at::Tensor &x, const Optional &gate, const at::T
   };
   TORCH_CHECK(s.rows % s.of_factors == 0 && s.width > 0 && alike(scale) && alike(shift) && (!has(gate) || alike(*gate)),
               "layer norm of ", x.sizes(), " by ", scale.sizes());
+  constexpr int lanes = 32, threads = gpu::MOST_THREADS;
   s.lanes = 1;
-  while (s.lanes < s.THREADS && s.lanes * pack * 2 <= s.width) s.lanes *= 2;
-  // as many rows at a time as the sums of their columns have room for on the way back
-  int64_t room = (SHARED_BYTES / scale.element_size() - 3 * s.THREADS) / (3 * s.width);
-  TORCH_CHECK(room > 0, "layer norm of rows of ", s.width, " values, which are more than a block takes");
-  s.slots = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(s.THREADS / s.lanes, room)));
-  while (s.lanes * s.slots * 2 <= s.THREADS && s.lanes < s.THREADS) s.lanes *= 2;
-  constexpr int64_t most_pieces = 256;
-  s.chunk = std::max<int64_t>(4 * s.slots, (s.each() * s.of_factors + most_pieces - 1) / most_pieces);
+  while (s.lanes < lanes && s.lanes * pack * 2 <= s.width) s.lanes *= 2;
+  s.slots = threads / s.lanes;
+  constexpr int64_t most_pieces = 512;
+  s.chunk = std::max<int64_t>(s.slots, (s.rows + most_pieces - 1) / most_pieces);
   return s;
 }
 
+// body(S{}, T{}) for a stream of x's kind, and for what it takes in and gives of `other`: the same, or bfloat16 beside float32
+template <class Body>
+void by_kinds(const at::Tensor &x, at::ScalarType other, Body body) {
+  if (x.scalar_type() == at::kFloat && other == at::kBFloat16) return body(float{}, bfloat16{});
+  TORCH_CHECK(x.scalar_type() == other, "a stream of ", x.scalar_type(), " beside ", other);
+  by_kind(x, [&](auto kind) { body(kind, kind); });
+}
+
+// y, in bfloat16 where it is to be `half`, as the update then is
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm(const at::Tensor &x, const Optional &update, const Optional &gate,
                                                           const at::Tensor &scale, const at::Tensor &shift, bool plus_one,
-                                                          double eps) {
-  bool whole = x.size(1) % in_a_pack(x) == 0 && is_aligned({x, update});
-  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(x) : 1);
-  auto y = at::empty_like(x), stream = has(update) ? at::empty_like(x) : at::Tensor();
+                                                          double eps, bool half) {
+  auto y = at::empty_like(x, half ? at::kBFloat16 : x.scalar_type()), stream = has(update) ? at::empty_like(x) : at::Tensor();
+  bool whole = x.size(1) % in_a_pack(y) == 0 && is_aligned({x, update});
+  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(y) : 1);
   auto stats = at::empty({s.rows, 2}, scale.options());
-  by_kind(x, [&](auto kind) {
+  by_kinds(x, y.scalar_type(), [&](auto of_stream, auto kind) {
+    using S = decltype(of_stream);
     using T = decltype(kind);
-    using A = gpu::computed<T>;
+    using A = gpu::computed<S>;
     together<T>(whole, [&](auto n) {
-      gpu::LayerNorm<T, n> kernel{s, static_cast<A>(eps), in<T>(x), in<T>(update), {in<A>(scale), in<A>(shift), in<A>(gate)},
-                                  out<T>(y), has(update) ? out<T>(stream) : nullptr, out<A>(stats)};
+      gpu::LayerNorm<S, T, n> kernel{s, static_cast<A>(eps), in<S>(x), in<T>(update), {in<A>(scale), in<A>(shift), in<A>(gate)},
+                                     out<T>(y), has(update) ? out<S>(stream) : nullptr, out<A>(stats)};
       launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
     });
   });
   return {y, stats, stream};
 }
 
-// dx; what comes back along a gated update; [pieces, O, 3, D], of which the sum is the gradient of scale, shift and gate
+// dx; what comes back along an update, where that is something else; [pieces, O, 3, D], of which the sum is the gradient of
+// scale, shift and gate
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Tensor &x, const Optional &update,
                                                                    const Optional &gate, const at::Tensor &dy,
                                                                    const Optional &dstream, const at::Tensor &scale,
                                                                    const at::Tensor &shift, const at::Tensor &stats,
                                                                    bool plus_one) {
-  bool whole = x.size(1) % in_a_pack(x) == 0 && is_aligned({x, update, dy, dstream});
-  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(x) : 1);
-  auto dx = at::empty_like(x), dupdate = has(gate) ? at::empty_like(x) : at::Tensor();
+  bool whole = x.size(1) % in_a_pack(dy) == 0 && is_aligned({x, update, dy, dstream});
+  auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(dy) : 1);
+  bool is_other = has(gate) || x.scalar_type() != dy.scalar_type();
+  auto dx = at::empty_like(x), dupdate = is_other ? at::empty_like(dy) : at::Tensor();
   auto dfactors = at::empty({s.pieces(), s.of_factors, 3, s.width}, scale.options());
-  by_kind(x, [&](auto kind) {
+  int64_t bytes = gpu::LayerNormBack<float, float, 1>::shared(s) * scale.element_size();
+  TORCH_CHECK(bytes <= SHARED_BYTES, "layer norm of rows of ", s.width, " values, which are more than a block takes");
+  by_kinds(x, dy.scalar_type(), [&](auto of_stream, auto kind) {
+    using S = decltype(of_stream);
     using T = decltype(kind);
-    using A = gpu::computed<T>;
+    using A = gpu::computed<S>;
     together<T>(whole, [&](auto n) {
-      gpu::LayerNormBack<T, n> kernel{s, in<T>(x), in<T>(update), in<T>(dy), in<T>(dstream),
-                                      {in<A>(scale), in<A>(shift), in<A>(gate)}, in<A>(stats), out<T>(dx),
-                                      has(gate) ? out<T>(dupdate) : nullptr, out<A>(dfactors)};
+      gpu::LayerNormBack<S, T, n> kernel{s, in<S>(x), in<S>(dstream), in<T>(update), in<T>(dy),
+                                         {in<A>(scale), in<A>(shift), in<A>(gate)}, in<A>(stats), out<S>(dx),
+                                         is_other ? out<T>(dupdate) : nullptr, out<A>(dfactors)};
       launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
     });
   });
@@ -409,33 +368,14 @@ at::Tensor geglu_backward(const at::Tensor &x, const at::Tensor &dy) {
   return dx;
 }
 
-// to[i] <- from[i], cast, of as many as one launch takes; each pair has its values in one order in memory
-void cast_all_(at::TensorList from, at::TensorList to) {
-  static_assert(gpu::CastAll<float, bfloat16>::MOST == MOST_CASTS);
-  TORCH_CHECK(from.size() == to.size() && from.size() <= MOST_CASTS, "casts of ", from.size(), " tensors");
-  if (from.empty()) return;
-  auto cast = [&](auto kernel, const auto *first, auto *second) {
-    using From = std::remove_cvref_t<decltype(*first)>;
-    using To = std::remove_cvref_t<decltype(*second)>;
-    kernel.count = static_cast<int>(from.size());
-    for (int i = 0; i < kernel.count; i++) {
-      TORCH_CHECK(from[i].strides() == to[i].strides() && from[i].sizes() == to[i].sizes(), "a cast of ", from[i].sizes());
-      kernel.take(i, in<From>(from[i]), out<To>(to[i]), from[i].numel());
-    }
-    launch<float>(kernel, from[0].device(), kernel.blocks(), kernel.THREADS, 0);
-  };
-  const float *single = nullptr;
-  const bfloat16 *half = nullptr;
-  if (from[0].scalar_type() == at::kFloat) cast(gpu::CastAll<float, bfloat16>(), single, const_cast<bfloat16 *>(half));
-  else cast(gpu::CastAll<bfloat16, float>(), half, const_cast<float *>(single));
-}
-
 }  // namespace operators
 
 namespace {
 
 void implement(torch::Library &m) {
   m.impl("cast_all_", operators::cast_all_);
+  m.impl("prepare_step_", operators::prepare_step_);
+  m.impl("adam_all_", operators::adam_all_);
   m.impl("geglu", operators::geglu);
   m.impl("geglu_backward", operators::geglu_backward);
   m.impl("layer_norm", operators::layer_norm);
@@ -452,16 +392,20 @@ void implement(torch::Library &m) {
 TORCH_LIBRARY(lvdm, m) {
   m.def("geglu(Tensor x) -> Tensor");
   m.def("geglu_backward(Tensor x, Tensor dy) -> Tensor");
-  m.def("layer_norm(Tensor x, Tensor? update, Tensor? gate, Tensor scale, Tensor shift, bool plus_one, float eps) "
-        "-> (Tensor, Tensor, Tensor)");
+  m.def("layer_norm(Tensor x, Tensor? update, Tensor? gate, Tensor scale, Tensor shift, bool plus_one, float eps, "
+        "bool half) -> (Tensor, Tensor, Tensor)");
   m.def("layer_norm_backward(Tensor x, Tensor? update, Tensor? gate, Tensor dy, Tensor? dstream, Tensor scale, Tensor shift, "
         "Tensor stats, bool plus_one) -> (Tensor, Tensor, Tensor)");
   m.def("cast_all_(Tensor[] from, Tensor(a!)[] to) -> ()");
+  m.def("prepare_step_(Tensor checked, Tensor rate, Tensor(a!) steps, Tensor(b!) averaged, float beta_1, float beta_2, "
+        "float max_norm, float decay, bool warmup) -> Tensor");
+  m.def("adam_all_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!)[] average, "
+        "Tensor numbers, float beta_1, float beta_2, float decay, float eps, bool decoupled) -> ()");
   m.def("group_norm(Tensor x, Tensor? residual, Tensor? added, Tensor? modulation, Tensor scale, Tensor shift, int groups, "
         "float eps, bool silu) -> (Tensor, Tensor, Tensor)");
   m.def("group_norm_backward(Tensor x, Tensor? added, Tensor? modulation, Tensor dy, Tensor? dstream, Tensor scale, "
         "Tensor shift, Tensor stats, int groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("column_sums(Tensor x) -> Tensor");
+  m.def("column_sums(Tensor x, int zeros) -> Tensor");
   m.def("frame_attention(Tensor qkv, Tensor keys, Tensor values, int heads, float alpha, float beta, bool transposed) -> Tensor");
   m.def("frame_attention_backward(Tensor qkv, Tensor keys, Tensor values, Tensor dout, int heads, float alpha, float beta, "
         "bool transposed) -> (Tensor, Tensor)");
