@@ -39,8 +39,8 @@ impl ShardedExtractor<'_> {
 /// Features of clips as they stream by; of the clips no more than a batch is kept.
 pub struct Extraction<'a> {
     extractor: ShardedExtractor<'a>,
-    /// Fewer clips than a batch, `[n, 3, F, H, W]`.
-    pending: Option<Tensor>,
+    /// Together fewer clips than a batch, `[n, 3, F, H, W]` each.
+    pending: Vec<Tensor>,
     /// Of each batch; none where another rank has it.
     rows: Vec<Option<Tensor>>,
 }
@@ -48,7 +48,7 @@ pub struct Extraction<'a> {
 impl<'a> Extraction<'a> {
     /// Of no clips yet.
     pub fn new(extractor: ShardedExtractor<'a>) -> Self {
-        Extraction { extractor, pending: None, rows: Vec::new() }
+        Extraction { extractor, pending: Vec::new(), rows: Vec::new() }
     }
 
     /// Clips u8 `[n, 3, F, H, W]`.
@@ -56,17 +56,23 @@ impl<'a> Extraction<'a> {
     /// # Errors
     /// Clips that the extractor cannot see.
     pub fn take(&mut self, clips: &Tensor) -> Result<()> {
-        let mut clips = match self.pending.take() {
-            None => clips.shallow_clone(),
-            Some(pending) => Tensor::cat(&[&pending, clips], 0),
-        };
         let batch = clips_at_once(self.extractor.device, clips.size()[2]);
+        let mut clips = clips.shallow_clone();
+        let waiting: i64 = self.pending.iter().map(|pending| pending.size()[0]).sum();
+        if waiting > 0 && waiting + clips.size()[0] >= batch {
+            // once a batch, for clips come one by one
+            self.pending.push(clips);
+            clips = Tensor::cat(&self.pending, 0);
+            self.pending.clear();
+        }
         while clips.size()[0] >= batch {
             self.extract(&clips.narrow(0, 0, batch))?;
             clips = clips.narrow(0, batch, clips.size()[0] - batch);
         }
         // a copy: a view would keep all that arrived
-        self.pending = (clips.size()[0] > 0).then(|| clips.copy());
+        if clips.size()[0] > 0 {
+            self.pending.push(clips.copy());
+        }
         Ok(())
     }
 
@@ -82,7 +88,8 @@ impl<'a> Extraction<'a> {
     /// # Errors
     /// No clips; a rank that is gone.
     pub fn finish(mut self) -> Result<Tensor> {
-        if let Some(pending) = self.pending.take() {
+        if !self.pending.is_empty() {
+            let pending = Tensor::cat(&std::mem::take(&mut self.pending), 0);
             self.extract(&pending)?;
         }
         anyhow::ensure!(!self.rows.is_empty(), "there are no clips to measure");
