@@ -157,7 +157,11 @@ mod tests {
             n => Ok(n),
         })
         .unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        let begun = Instant::now();
+        while made.load(Ordering::Relaxed) < READY && begun.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(50));
         assert_eq!(made.load(Ordering::Relaxed), READY);
         for n in 0..5 {
             assert_eq!(ahead.next().unwrap(), n);
