@@ -259,8 +259,6 @@ enum StepState {
 impl StepGraphs {
     /// Ordinary steps before one is recorded: they choose kernels and prepare what is prepared once.
     const ORDINARY: usize = 2;
-    /// Forms that are recorded: the memory of each is its own.
-    const MOST: usize = 2;
 
     /// `body(inputs)`, which gives a tensor of numbers. On a GPU with CUDA graphs ([`cuda_graphs`]) the third step with inputs of
     /// the same shapes and types is captured, and from then on they are copied to where they lay then, and the step is launched
@@ -279,8 +277,7 @@ impl StepGraphs {
         let place = match self.known.iter().position(|known| known.form == form) {
             Some(place) => place,
             None => {
-                let state = if self.known.len() < Self::MOST { StepState::Made(0) } else { StepState::Refused };
-                self.known.push(KnownStep { form, state });
+                self.known.push(KnownStep { form, state: StepState::Made(0) });
                 self.known.len() - 1
             }
         };

@@ -58,8 +58,8 @@ struct NormThread {
   }
 };
 
-// Of the sums of a block, `rows` rows of `width` numbers of which the first row of each slot holds the sum: what is left for a
-// second launch, [O·I, pieces, rows, C], and how it is taken up.
+// The sums of a block over its steps, `count` of them for each of its samples and channels, are left for a second launch, as
+// [O·I, pieces, count, C], where each thread takes up its share of one of them.
 template <class A>
 inline void leave_sums(const Block &block, const NormShape &s, const NormPart &part, A *const *rows, int count, A *left) {
   block.each([&](int thread) {
@@ -105,8 +105,8 @@ struct GroupNorm {
   const A *added;
   NormFactors<A> factors;
   T *y, *stream;
-  A *stats;       // [O·I, 2, groups]: mean, 1/σ
-  A *left;        // the sums of pieces: this launch leaves them
+  A *stats;                 // [O·I, 2, groups]: mean, 1/σ
+  A *left;                  // the sums of pieces: this launch leaves them
   const A *sums_of_pieces;  // or takes them up
 
   static int64_t shared(const NormShape &s) {
