@@ -35,7 +35,7 @@ fn main() {
         ),
     }
 
-    let sources = ["core", "fused", "composed", "gpu/kernels", "gpu/optimizer", "gpu/autograd", "c10d"]
+    let sources = ["core", "fused", "composed", "shapes", "gpu/kernels", "gpu/optimizer", "gpu/autograd", "c10d"]
         .map(|name| format!("src/torch/{name}.cpp"));
     let headers =
         ["guarded.h", "readback.h", "fused", "gpu", "gloo/gloo/context.h"].map(|file| format!("src/torch/{file}"));

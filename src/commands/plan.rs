@@ -13,9 +13,9 @@ use crate::{
 
 /// What a training will need: parameters, operations, memory, hours, and which cards it fits
 ///
-/// Nothing is loaded: neither videos nor weights need be there. Activations are counted in forward passes over the smallest
-/// clips on this machine's CPU, and scaled. Hours are operations over a card's peak times --utilisation, which is an
-/// assumption of yours: nothing is measured.
+/// Nothing is loaded: neither videos nor weights need be there. The networks run for the shapes of their tensors alone, which says
+/// what a training step keeps in memory and which kernels it starts on a GPU. Times are a roofline of these kernels on each
+/// card: nothing is measured.
 #[derive(Debug, clap::Args)]
 pub struct PlanTraining {
     /// Experiment files of `lvdm train` (YAML), then replaced settings, key.path=value
@@ -27,9 +27,6 @@ pub struct PlanTraining {
     /// GPUs that train together
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..), conflicts_with = "markdown")]
     ranks: i64,
-    /// Share of a card's peak that the training is assumed to reach
-    #[arg(long, default_value_t = 0.3)]
-    utilisation: f64,
     /// Codec of a denoiser whose autoencoder run is neither there nor has an experiment: an experiment file of `lvdm train
     /// autoencoder`, or settings such as '{kind: image_autoencoder}'
     #[arg(long, value_name = "FILE|SETTINGS")]
@@ -43,12 +40,6 @@ impl PlanTraining {
     /// # Errors
     /// [`UserError`] for what the user wrote; sizes that do not fit together.
     pub fn run(self) -> Result<()> {
-        if !(self.utilisation > 0.0 && self.utilisation <= 1.0) {
-            let given = self.utilisation;
-            return Err(
-                UserError(format!("--utilisation is a share of the peak, above 0 and at most 1, not {given}")).into()
-            );
-        }
         if let Some(given) = self.device_memory.iter().find(|gib| !(**gib > 0.0 && **gib < 1e6)) {
             return Err(UserError(format!("--device-memory is a number of GB, not {given}")).into());
         }
@@ -59,10 +50,10 @@ impl PlanTraining {
             return Err(UserError("no experiment file is given".into()).into());
         }
         let codec = self.autoencoder.as_deref().map(codec).transpose()?;
-        let options = PlanOptions { codec, ..PlanOptions::default() };
+        let options = PlanOptions { codec };
         let cards: Vec<Card> =
             Card::known().into_iter().chain(self.device_memory.iter().map(|&gib| Card::of_memory(gib))).collect();
-        let table = PlanTable { ranks: self.ranks, utilisation: self.utilisation, cards };
+        let table = PlanTable { ranks: self.ranks, cards };
         if self.markdown {
             say!("{}", PlanTable::HEAD);
         }

@@ -34,8 +34,7 @@ impl Lpips {
         self.vgg.parameters() + self.heads.iter().map(|head| head.numel() as i64).sum::<i64>()
     }
 
-    /// With weights that have shapes and no memory: its distances mean nothing, and what they keep for a backward pass can
-    /// be counted without the file.
+    /// With weights that have shapes and no memory, for [`by_shapes`](crate::torch::by_shapes).
     pub fn unfilled() -> Lpips {
         let (vgg, heads) = Vgg16::unfilled();
         Lpips { vgg, heads, sha256: String::new() }

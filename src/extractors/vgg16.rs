@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use crate::torch::upload;
+use crate::torch::{upload, without_memory};
 use crate::weights::{
     numpy::{Arrays, read_arrays},
     released::LPIPS_VGG16,
@@ -66,18 +66,18 @@ impl Vgg16 {
         Ok(Loaded { vgg, heads, sha256: file.sha256 })
     }
 
-    /// With weights that have shapes and no memory, and heads for [`Loaded::heads`] alike: so that what it keeps in training
-    /// can be counted without its file.
+    /// With weights that have shapes and no memory, and heads for [`Loaded::heads`] alike: so that what it does in training can be
+    /// counted without its file ([`by_shapes`](crate::torch::by_shapes)).
     pub(super) fn unfilled() -> (Self, Vec<Tensor>) {
-        let zeros = |shape: &[i64]| Tensor::zeros([1], (Kind::Float, Device::Cpu)).expand(shape, false);
+        let weights = |shape: &[i64]| without_memory(shape, Kind::Float);
         let mut inputs = 3;
         let mut conv = |outputs: i64| {
-            let weight = zeros(&[outputs, inputs, 3, 3]);
+            let weight = weights(&[outputs, inputs, 3, 3]);
             inputs = outputs;
-            Conv { weight, bias: zeros(&[outputs]) }
+            Conv { weight, bias: weights(&[outputs]) }
         };
         let groups = GROUPS.iter().map(|group| group.iter().map(|&outputs| conv(outputs)).collect()).collect();
-        let heads = GROUPS.iter().map(|group| zeros(&[group[0], 1, 1])).collect();
+        let heads = GROUPS.iter().map(|group| weights(&[group[0], 1, 1])).collect();
         let constant = |values: [f64; 3]| Tensor::from_slice(&values).to_kind(Kind::Float).view([3, 1, 1]);
         (Vgg16 { groups, shift: constant(SHIFT), scale: constant(SCALE) }, heads)
     }

@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 use super::{Adapter, channels_last};
 use crate::{
     random::{Purpose, stream},
-    torch::upload_all,
+    torch::{upload_all, without_memory},
 };
 
 /// How a parameter starts.
@@ -154,6 +154,20 @@ impl Parameters {
     pub fn require_grad(&self, required: bool) {
         for entry in self.entries.borrow_mut().iter_mut().filter(|e| e.trainable) {
             let _ = entry.tensor.requires_grad_(required);
+        }
+    }
+
+    /// Leaves all tensors their shapes and takes their memory away, for [`by_shapes`](crate::torch::by_shapes).
+    pub fn forget_memory(&self) {
+        for entry in self.entries.borrow().iter() {
+            let mut shape = entry.tensor.size();
+            if entry.channels_last {
+                let channels = shape.remove(1);
+                shape.push(channels);
+            }
+            let bare = without_memory(&shape, entry.tensor.kind());
+            let bare = if entry.channels_last { bare.movedim_int(-1, 1) } else { bare };
+            no_grad(|| entry.tensor.shallow_clone().set_data(&bare));
         }
     }
 

@@ -6,23 +6,28 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Activations, Plan, PlanOptions, Variant, codec::codec};
+use super::{
+    Activations, Plan, PlanOptions, Sampling, Variant,
+    codec::codec,
+    work::{Trained, without_gradients},
+};
 use crate::{
     checkpoint,
-    codecs::{CodecSettings, Pixels},
+    codecs::{CodecSettings, Pixels, VideoCodec},
     experiment::{DiffusionExperiment, Precision},
     models::{ports, seen},
-    networks::{Inputs, Network, NetworkConfig, Ports},
+    networks::{Inputs, Network, NetworkConfig},
     nn::Parameters,
     run_files::TEXT_ENCODER_FILE,
     text::{ClipText, ClipTextConfig, TextEncoderConfig},
-    torch::{Autocast, Kept, kept_for_backward},
+    torch::{Autocast, FixedWeights, kept_for_backward, without_memory},
 };
 
 /// `file` is where the experiment stands.
 pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &PlanOptions) -> Result<Plan> {
     let DiffusionExperiment { data, network, .. } = experiment;
     let trainer = experiment.trainer.clone();
+    let (batch, precision) = (trainer.batch, trainer.precision);
     let mut notes = Vec::new();
 
     let planned = codec(file, &experiment.autoencoder, options)?;
@@ -51,40 +56,31 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     }
     let text = experiment.text.as_ref().map(|text| text_encoder(&text.encoder, network, &mut notes)).transpose()?;
 
-    let [parameters, trained] = count(experiment, network, latent)?;
     let frozen_codec = Parameters::unfilled(Device::Cpu);
-    let _codec = codec.build(&frozen_codec.root());
+    let built_codec = codec.build(&frozen_codec.root());
     let frozen_text = Parameters::unfilled(Device::Cpu);
-    let _text = text.as_ref().map(|config| ClipText::new(&frozen_text.root(), config));
+    let text_encoder = text.as_ref().map(|config| ClipText::new(&frozen_text.root(), config));
+    frozen_codec.forget_memory();
+    frozen_text.forget_memory();
     let tokens = text.as_ref().map_or(0, |config| config.positions);
 
     let own = serde_json::to_value(network)?.get("recompute").cloned();
     let recomputes = !matches!(own, None | Some(Value::Bool(false)));
     // one that computes again says what both ways keep
     let counted = if own.is_some() && !recomputes { recomputing(network)? } else { network.clone() };
-    let of = format!("{:?}", (&counted, ports(experiment, with_images), tokens, experiment.trained, trainer.precision));
-    let known = options.counted.borrow().get(&of).copied();
-    let [whole, recomputed] = match known {
-        Some(known) => known,
-        None => {
-            // the lowest level has two rows and columns
-            let unit = [multiple_of[0], 2 * multiple_of[1], 2 * multiple_of[2]];
-            let units = [1, 2, 3].map(|axis| with_images[axis] as f64 / unit[axis - 1] as f64);
-            Activations::of(units, &|batch, size| {
-                let [frames, height, width] = [0, 1, 2].map(|axis| size[axis] * unit[axis]);
-                forward(experiment, &counted, batch, [latent[0], frames, height, width], tokens)
-            })?
-        }
+    let [whole, recomputed] = {
+        let built = ByShapes::new(experiment, &counted, latent, tokens)?;
+        Activations::of(&|batch| Ok(kept_for_backward(|| built.loss(batch))))?
     };
-    options.counted.borrow_mut().insert(of, [whole, recomputed]);
     let variant = |recompute: &str, kept| Variant { recompute: recompute.into(), kept };
     let activations = match &own {
         None => vec![variant("", whole)],
         Some(own) if recomputes => vec![variant(&own.to_string(), recomputed), variant("false", whole)],
         Some(_) => vec![variant("false", whole), variant("true", recomputed)],
     };
-    notes.extend(activations.iter().find_map(|variant| variant.kept.note()));
 
+    let built = ByShapes::new(experiment, network, latent, tokens)?;
+    let [parameters, trained] = [built.all, built.parameters.count()];
     let flops = network.flops(&ports(experiment, latent), latent, tokens);
     let of_step = network.flops(&ports(experiment, latent), with_images, tokens);
     // forward, backward to the activations, and to the weights that training moves
@@ -100,6 +96,18 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         if recomputes { " (what is recomputed as a whole one)" } else { "" },
         if encoding > 0 { ", and its encoding" } else { "" },
     ));
+    let of_clips = without_gradients(precision, || {
+        if experiment.latents.is_none() {
+            let clips = [batch, 3, data.frames, data.resolution, data.resolution];
+            drop(built_codec.encode(&without_memory(&clips, Kind::Float)));
+        }
+        if let Some(encoder) = &text_encoder {
+            drop(encoder.forward(&Tensor::zeros([batch, tokens], (Kind::Int64, Device::Cpu))));
+        }
+    });
+    let averaged = trainer.ema_decay.is_some();
+    let of = Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged };
+    let kernels = of_clips.times(trainer.accumulate).then(of.step(&|| built.loss(batch))?);
     Ok(Plan {
         title: format!("a denoiser ({}) of latents {latent:?} of the {}", word(network)?, codec.name()),
         parameters,
@@ -108,6 +116,8 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         frozen: frozen_codec.count() + frozen_text.count(),
         forward: flops,
         step: of_step * passes + to_weights + encoding,
+        kernels,
+        sampling: Some(built.sampling(&*built_codec)?),
         activations,
         trainer,
         notes,
@@ -126,59 +136,86 @@ fn recomputing(network: &NetworkConfig) -> Result<NetworkConfig> {
     Ok(serde_json::from_value(settings)?)
 }
 
-/// The network without memory for its weights, those that training moves asking for gradients.
-fn declared(
-    experiment: &DiffusionExperiment,
-    network: &NetworkConfig,
-    ports: &Ports,
-) -> Result<(Box<dyn Network>, Parameters, i64)> {
-    let parameters = Parameters::unfilled(Device::Cpu);
-    let scope = parameters.root().with_adapters(experiment.trained.adapter());
-    let built = network.build(&scope, ports).context("network")?;
-    let all = parameters.count();
-    parameters.train_only(|name| experiment.moves(name));
-    parameters.require_grad(true);
-    Ok((built, parameters, all))
-}
-
-/// All parameters, and those that training moves.
-fn count(experiment: &DiffusionExperiment, network: &NetworkConfig, latent: [i64; 4]) -> Result<[i64; 2]> {
-    let (_, parameters, all) = declared(experiment, network, &ports(experiment, latent))?;
-    Ok([all, parameters.count()])
-}
-
-/// What a forward pass over latents of this shape keeps.
-fn forward(
-    experiment: &DiffusionExperiment,
-    network: &NetworkConfig,
-    batch: i64,
+/// A network whose weights have no memory; those that training moves ask for gradients.
+struct ByShapes<'a> {
+    experiment: &'a DiffusionExperiment,
+    network: Box<dyn Network>,
+    parameters: Parameters,
+    /// The number of all its parameters.
+    all: i64,
     latent: [i64; 4],
     tokens: i64,
-) -> Result<Kept> {
-    let ports = ports(experiment, latent);
-    let (built, ..) = declared(experiment, network, &ports)?;
-    let [channels, frames, height, width] = latent;
-    let float = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, Device::Cpu));
-    let number = || Tensor::zeros([batch], (Kind::Int64, Device::Cpu));
-    let given = Inputs {
-        concat: if ports.concat > 0 { vec![float(&[batch, ports.concat, frames, height, width])] } else { Vec::new() },
-        mask: ports.mask.then(|| float(&[batch, 1, frames, height, width])),
-        around: (ports.past + ports.future > 0)
-            .then(|| float(&[batch, channels, ports.past + ports.future, height, width])),
-        text: ports.text.map(|width| float(&[batch, tokens, width])),
-        label: ports.classes.map(|_| number()),
-        level: ports.levels.map(|_| number()),
-        // of a network that drops none it is not read
-        dropout: Some(number()),
-        concat_time: ports.concat_time.then(|| float(&[batch])),
-        stills: false,
-    };
-    let z_t = float(&[batch, channels, frames, height, width]);
-    let t = float(&[batch]);
-    Ok(kept_for_backward(|| {
-        let _precision = Autocast::bfloat16(Device::Cpu, experiment.trainer.precision == Precision::Bf16);
-        built.forward(&z_t, &t, &given).to_kind(Kind::Float)
-    }))
+}
+
+impl<'a> ByShapes<'a> {
+    fn new(
+        experiment: &'a DiffusionExperiment,
+        network: &NetworkConfig,
+        latent: [i64; 4],
+        tokens: i64,
+    ) -> Result<Self> {
+        let parameters = Parameters::unfilled(Device::Cpu);
+        let scope = parameters.root().with_adapters(experiment.trained.adapter());
+        let built = network.build(&scope, &ports(experiment, latent)).context("network")?;
+        let all = parameters.count();
+        parameters.forget_memory();
+        parameters.train_only(|name| experiment.moves(name));
+        parameters.require_grad(true);
+        Ok(ByShapes { experiment, network: built, parameters, all, latent, tokens })
+    }
+
+    /// What it makes of a batch of clips, or of single frames.
+    fn forward(&self, batch: i64, stills: bool) -> Tensor {
+        let ([channels, frames, height, width], ports) = (self.latent, self.network.ports());
+        let frames = if stills { 1 } else { frames };
+        let float = |shape: &[i64]| without_memory(shape, Kind::Float);
+        let number = || without_memory(&[batch], Kind::Int64);
+        let beside = |channels: i64| float(&[batch, channels, frames, height, width]);
+        let around = ports.past + ports.future;
+        let given = Inputs {
+            concat: if ports.concat > 0 { vec![beside(ports.concat)] } else { Vec::new() },
+            mask: ports.mask.then(|| beside(1)),
+            around: (around > 0).then(|| float(&[batch, channels, around, height, width])),
+            text: ports.text.map(|width| float(&[batch, self.tokens, width])),
+            label: ports.classes.map(|_| number()),
+            level: ports.levels.map(|_| number()),
+            // of a network that drops none it is not read
+            dropout: Some(number()),
+            concat_time: ports.concat_time.then(|| float(&[batch])),
+            stills,
+        };
+        let half = self.experiment.trainer.precision == Precision::Bf16;
+        let _precision = Autocast::bfloat16(Device::Cpu, half);
+        self.network.forward(&beside(channels), &float(&[batch]), &given).to_kind(Kind::Float)
+    }
+
+    /// A loss of a batch, with the single frames that stand beside its clips.
+    fn loss(&self, batch: i64) -> Tensor {
+        let stills = batch * self.experiment.images;
+        let of = |made: Tensor| made.square().mean(None);
+        let clips = of(self.forward(batch, false));
+        if stills > 0 { clips + of(self.forward(stills, true)) } else { clips }
+    }
+
+    fn sampling(&self, codec: &dyn VideoCodec) -> Result<Sampling> {
+        let DiffusionExperiment { trainer, text, labels, sampler, schedule, .. } = self.experiment;
+        let guidance = match (text, labels) {
+            (Some(text), _) => text.guidance,
+            (None, Some(labels)) => labels.guidance,
+            (None, None) => 1.0,
+        };
+        let clips = if guidance == 1.0 { trainer.batch } else { 2 * trainer.batch };
+        let _weights = FixedWeights::new();
+        let call = || without_gradients(trainer.precision, || drop(self.forward(clips, false)));
+        // the first one casts the weights
+        let [_, call] = [call(), call()];
+        let decoding = without_gradients(trainer.precision, || {
+            let z_0 = without_memory(&[&[trainer.batch], &self.latent[..]].concat(), Kind::Float);
+            drop(codec.decode(&z_0));
+        });
+        let calls = sampler.start(&*schedule.build()?)?.times().len() as i64;
+        Ok(Sampling { calls, call, decoding })
+    }
 }
 
 /// The settings of the text encoder that a run carries, or of one as wide as the network's texts.

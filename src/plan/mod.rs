@@ -8,6 +8,7 @@ mod codec;
 mod denoiser;
 mod needs;
 mod transformer;
+mod work;
 
 use std::path::Path;
 
@@ -16,8 +17,9 @@ use serde_yaml::Value;
 
 pub use self::{
     activations::Activations,
-    cards::{CARDS, Card},
-    needs::{Plan, PlanOptions, Variant},
+    cards::{CARDS, Card, Rates},
+    needs::{Plan, PlanOptions, Sampling, Variant},
+    work::{Roofline, Work},
 };
 use crate::{
     experiment::{AutoencoderExperiment, DiffusionExperiment, TransformerExperiment, UserError, read},
@@ -36,7 +38,7 @@ pub fn of(file: &Path, overrides: &[String], options: &PlanOptions) -> Result<Pl
         Kind::Autoencoder => {
             let experiment: AutoencoderExperiment = read(file, overrides)?;
             experiment.check_settings().map_err(wrong)?;
-            as_on_gpu(|| autoencoder::plan(&experiment, options)).with_context(|| file.display().to_string())
+            as_on_gpu(|| autoencoder::plan(&experiment)).with_context(|| file.display().to_string())
         }
         Kind::Diffusion => {
             let experiment: DiffusionExperiment = read(file, overrides)?;

@@ -1,8 +1,6 @@
 //! What one training needs, and what follows from that for a card.
 
-use std::{cell::RefCell, collections::BTreeMap};
-
-use super::{Activations, Card};
+use super::{Activations, Card, Roofline, Work};
 use crate::{
     codecs::CodecConfig,
     experiment::{Precision, TrainerConfig},
@@ -32,10 +30,32 @@ pub struct Plan {
     /// What the forward pass keeps for the backward pass: with the experiment's own `network.recompute`, then with the
     /// other; a network without that setting has one.
     pub activations: Vec<Variant>,
+    /// The kernels of a training step on one GPU.
+    pub kernels: Work,
+    /// Those of sampling a batch; none of what is not sampled from, or not by a walk from noise.
+    pub sampling: Option<Sampling>,
     /// Steps, batch, passes a step, precision.
     pub trainer: TrainerConfig,
     /// What was assumed or left out, in whole sentences.
     pub notes: Vec<String>,
+}
+
+/// Sampling with the experiment's own sampler, of as many clips as a training's batch has.
+#[derive(Debug, Clone)]
+pub struct Sampling {
+    /// How often the network is called.
+    pub calls: i64,
+    /// The kernels of a call: with guidance, over twice the clips.
+    pub call: Work,
+    /// Those of the codec's decoder.
+    pub decoding: Work,
+}
+
+impl Sampling {
+    /// All of it.
+    pub fn whole(&self) -> Work {
+        self.call.clone().times(self.calls).then(self.decoding.clone())
+    }
 }
 
 /// Activations under one setting of `network.recompute`.
@@ -52,9 +72,6 @@ pub struct Variant {
 pub struct PlanOptions {
     /// The codec of a denoiser whose autoencoder run is not there, and has no experiment either.
     pub codec: Option<CodecConfig>,
-    /// What was counted of earlier files, without and with recomputation, by all that it depends on: many experiments train
-    /// the same network.
-    pub counted: RefCell<BTreeMap<String, [Activations; 2]>>,
 }
 
 impl Plan {
@@ -87,13 +104,20 @@ impl Plan {
         (left / activations.clip.max(1)).max(0)
     }
 
-    /// Hours of the whole training on such cards at this share of their peak, at most those of `trainer.minutes`; each does
-    /// its own batch at the same time.
-    pub fn hours(&self, card: &Card, utilisation: f64) -> Option<f64> {
-        let peak = card.peak(self.trainer.precision, self.trainer.tf32)? * 1e12;
-        let flops = self.step as f64 * self.clips(1) as f64 * self.trainer.steps as f64;
-        let most = self.trainer.minutes.map_or(f64::INFINITY, |minutes| minutes / 60.0);
-        Some((flops / (peak * utilisation) / 3600.0).min(most))
+    /// Whether the batch that the training has fits a card.
+    pub fn fits_itself(&self, card: &Card) -> bool {
+        self.fits(card, &self.activations[0].kept) >= self.trainer.batch
+    }
+
+    /// How long a training step takes on such a card by its roofline; none where its rates are not known.
+    pub fn step_on(&self, card: &Card) -> Option<Roofline> {
+        self.kernels.on(card, self.trainer.tf32)
+    }
+
+    /// Hours of the whole training at that rate, at most those of `trainer.minutes`; each card does its own batch at the same time.
+    pub fn hours(&self, card: &Card) -> Option<f64> {
+        let hours = self.step_on(card)?.seconds() * self.trainer.steps as f64 / 3600.0;
+        Some(self.trainer.minutes.map_or(hours, |minutes| hours.min(minutes / 60.0)))
     }
 
     /// The precision of products and convolutions, for people.

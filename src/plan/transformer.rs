@@ -5,18 +5,19 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tch::{Device, Kind, Tensor};
 
-use super::{Activations, Plan, PlanOptions, Variant, codec::codec};
+use super::{
+    Activations, Plan, PlanOptions, Variant,
+    codec::codec,
+    work::{Trained, without_gradients},
+};
 use crate::{
     autoregression::loss,
     experiment::{DiffusionSpace, Precision, TransformerExperiment},
     models::sequences,
     networks::{Gpt, GptConfig, Sequences},
     nn::Parameters,
-    torch::{Autocast, kept_for_backward},
+    torch::{Autocast, kept_for_backward, without_memory},
 };
-
-/// Tokens of the smallest sequences that are counted.
-const UNIT: i64 = 16;
 
 /// `file` is where the experiment stands.
 pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &PlanOptions) -> Result<Plan> {
@@ -34,13 +35,16 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
                 .into(),
         );
     }
-    let parameters = Parameters::unfilled(Device::Cpu);
-    let _network = Gpt::new(&parameters.root(), network, sequences);
     let frozen = Parameters::unfilled(Device::Cpu);
-    let _codec = codec.build(&frozen.root());
+    let built_codec = codec.build(&frozen.root());
+    frozen.forget_memory();
 
-    let half = trainer.precision == Precision::Bf16;
-    let [whole, recomputed] = kept(network, sequences, half)?;
+    let (batch, precision) = (trainer.batch, trainer.precision);
+    let [whole, recomputed] = {
+        // which tokens see which changes nothing of what is kept
+        let again = ByShapes::new(&GptConfig { recompute: true, ..network.clone() }, sequences);
+        Activations::of(&|batch| Ok(kept_for_backward(|| again.loss(batch, precision))))?
+    };
     let variant = |recompute: bool, kept| Variant { recompute: recompute.to_string(), kept };
     let mut activations = vec![variant(false, whole), variant(true, recomputed)];
     if network.recompute {
@@ -57,7 +61,17 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
         "A clip in a training step counts as {passes} forward passes{}.",
         if encoding > 0 { ", and its encoding" } else { "" },
     ));
-    let count = parameters.count();
+    let built = ByShapes::new(network, sequences);
+    let count = built.parameters.count();
+    let averaged = trainer.ema_decay.is_some();
+    let encoded = without_gradients(precision, || {
+        if experiment.latents.is_none() {
+            let clips = [batch, 3, data.frames, data.resolution, data.resolution];
+            drop(built_codec.encode(&without_memory(&clips, Kind::Float)));
+        }
+    });
+    let step = Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged };
+    let kernels = encoded.times(trainer.accumulate).then(step.step(&|| built.loss(batch, precision))?);
     Ok(Plan {
         title: format!(
             "a transformer over {} tokens of latents {latent:?} of the {}, {} to choose from",
@@ -71,27 +85,35 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
         frozen: frozen.count(),
         forward: flops,
         step: passes * flops + encoding,
+        kernels,
+        sampling: None,
         activations,
         trainer,
         notes,
     })
 }
 
-/// What a forward pass to the loss keeps of a sequence, and what where blocks are computed again.
-fn kept(network: &GptConfig, sequences: Sequences, half: bool) -> Result<[Activations; 2]> {
-    let network = GptConfig { recompute: true, ..network.clone() };
-    // a sequence has one axis; which tokens see which changes nothing of what is kept
-    let units = [sequences.length as f64 / UNIT as f64, 1.0, 1.0];
-    Activations::of(units, &|batch, [length, rows, columns]| {
+/// A network whose weights have no memory, and sequences of so many tokens.
+struct ByShapes {
+    gpt: Gpt,
+    parameters: Parameters,
+    length: i64,
+}
+
+impl ByShapes {
+    fn new(network: &GptConfig, sequences: Sequences) -> Self {
         let parameters = Parameters::unfilled(Device::Cpu);
-        let tokens = length * rows * columns * UNIT;
-        let gpt = Gpt::new(&parameters.root(), &network, Sequences { length: tokens, unmasked: 0, ..sequences });
+        let gpt = Gpt::new(&parameters.root(), network, sequences);
+        parameters.forget_memory();
         parameters.require_grad(true);
-        let numbers = |shape: &[i64]| Tensor::zeros(shape, (Kind::Int64, Device::Cpu));
-        let (start, tokens) = (numbers(&[batch]), numbers(&[batch, tokens]));
-        Ok(kept_for_backward(|| {
-            let _precision = Autocast::bfloat16(Device::Cpu, half);
-            loss(&gpt, &start, &tokens).1
-        }))
-    })
+        ByShapes { gpt, parameters, length: sequences.length }
+    }
+
+    /// The loss of a batch.
+    fn loss(&self, batch: i64, precision: Precision) -> Tensor {
+        let numbers = |shape: &[i64]| without_memory(shape, Kind::Int64);
+        let (start, tokens) = (numbers(&[batch]), numbers(&[batch, self.length]));
+        let _precision = Autocast::bfloat16(Device::Cpu, precision == Precision::Bf16);
+        loss(&self.gpt, &start, &tokens).1
+    }
 }

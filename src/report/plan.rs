@@ -1,15 +1,13 @@
 //! What a plan says, for people.
 
 use super::with_commas;
-use crate::plan::{Activations, Card, Plan, Variant};
+use crate::plan::{Activations, Card, Plan, Variant, Work};
 
 /// Shows plans.
 #[derive(Debug)]
 pub struct PlanTable {
     /// GPUs that train together.
     pub ranks: i64,
-    /// Share of a card's peak that is assumed to be reached.
-    pub utilisation: f64,
     /// The cards that are asked about.
     pub cards: Vec<Card>,
 }
@@ -59,37 +57,70 @@ impl PlanTable {
         }
         lines.push(amount("together", plan.state_bytes() + own.kept.bytes(trainer.batch)));
 
+        lines.push(format!(
+            "\nkernels of {} clips on one GPU     starts         GB",
+            trainer.batch * trainer.accumulate
+        ));
+        let work = |what: &str, work: &Work| {
+            let (starts, bytes) = (with_commas(work.kernels()), gigabytes(work.bytes()));
+            format!("  {what:24} {starts:>14} {bytes:>10}   {}", flops(work.flops()))
+        };
+        lines.push(work("a training step", &plan.kernels));
+        if let Some(sampling) = &plan.sampling {
+            lines.push(work("a call in sampling", &sampling.call));
+            let decoded = if sampling.decoding.kernels() > 0 { ", decoded" } else { "" };
+            lines.push(work(&format!("sampling: {} calls{decoded}", sampling.calls), &sampling.whole()));
+        }
+
+        lines.extend(longest(plan));
+
         let columns = |cells: Vec<String>| cells.into_iter().map(|cell| format!("{cell:>24}")).collect::<String>();
         let head = |variant: &Variant| match variant.recompute.as_str() {
             "" => "batch that fits".to_string(),
             recompute => format!("batch, recompute: {recompute}"),
         };
         lines.push(format!(
-            "\n{:12} {:>6}{}   hours for {} steps at {} % of the peak",
+            "\n{:12} {:>6}{}  ms a step  bound by products / memory / starts  hours{}",
             "card",
             "GB",
             columns(plan.activations.iter().map(head).collect()),
-            with_commas(trainer.steps),
-            100.0 * self.utilisation
+            if plan.sampling.is_some() { "  sampling, s" } else { "" },
         ));
         for card in &self.cards {
             let batches = columns(plan.activations.iter().map(|variant| fits(plan, card, &variant.kept)).collect());
-            let (memory, hours) = (card.memory >> 30, self.hours(plan, card));
-            lines.push(format!("{:12} {memory:>6}{batches}   {hours}", card.name));
+            let (memory, time) = (card.memory >> 30, self.time(plan, card));
+            lines.push(format!("{:12} {memory:>6}{batches}  {time}", card.name));
         }
         lines.push(format!(
-            "A batch is what fits {} % of the memory; what the codec needs while it encodes is not counted.\n",
-            100.0 * Card::USABLE
+            "A batch is what fits {} % of the memory; what the codec needs while it encodes is not counted. Times are a roofline: \
+             a kernel lasts as long as its products take at {} % of the card's peak or its bytes at {} % of its bandwidth, and \
+             {} µs at the least. Reading data and waiting for other GPUs are not in them.\n",
+            100.0 * Card::USABLE,
+            100.0 * Card::PEAK_REACHED,
+            100.0 * Card::BANDWIDTH_REACHED,
+            1e6 * Card::KERNEL,
         ));
         lines.join("\n")
     }
 
-    /// Of a training that fits the card as its file says.
-    fn hours(&self, plan: &Plan, card: &Card) -> String {
-        if plan.fits(card, &plan.activations[0].kept) < plan.trainer.batch {
+    /// How long a card takes that the training fits as its file says.
+    fn time(&self, plan: &Plan, card: &Card) -> String {
+        let Some(step) = plan.step_on(card) else { return "–".into() };
+        if !plan.fits_itself(card) {
             return "does not fit".into();
         }
-        match plan.hours(card, self.utilisation) {
+        let share = |part: f64| format!("{:.0} %", 100.0 * part / step.seconds());
+        let bounds = [step.products, step.memory, step.starts].map(share).join(" / ");
+        let sampling = plan.sampling.as_ref().and_then(|sampling| sampling.whole().on(card, plan.trainer.tf32));
+        let sampling = sampling.map_or(String::new(), |time| format!(" {:>12.2}", time.seconds()));
+        format!("{:>9.1}  {bounds:>36} {:>6}{sampling}", 1e3 * step.seconds(), self.hours(plan, card))
+    }
+
+    fn hours(&self, plan: &Plan, card: &Card) -> String {
+        if !plan.fits_itself(card) {
+            return "does not fit".into();
+        }
+        match plan.hours(card) {
             None => "–".into(),
             // of few hours the tenths too
             Some(hours) if hours < 10.0 => format!("{hours:.1}"),
@@ -123,6 +154,19 @@ impl PlanTable {
             hours,
         )
     }
+}
+
+/// The operations that take most of a training step on an H100.
+fn longest(plan: &Plan) -> Option<String> {
+    const SHOWN: usize = 6;
+    let card = Card::known().into_iter().find(|card| card.name == COLUMNS[2])?;
+    let whole = plan.step_on(&card)?.seconds();
+    let of_each =
+        |(name, work): (&str, Work)| Some((work.on(&card, plan.trainer.tf32)?.seconds() / whole, name.to_string()));
+    let mut all: Vec<(f64, String)> = plan.kernels.operations().into_iter().filter_map(of_each).collect();
+    all.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let shown = all.iter().take(SHOWN).map(|(share, name)| format!("{:.0} % {name}", 100.0 * share));
+    Some(format!("  most of a step's time on an {}: {}", card.name, shown.collect::<Vec<_>>().join("; ")))
 }
 
 /// The batch that fits, for people.

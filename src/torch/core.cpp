@@ -270,13 +270,6 @@ extern "C" char *lvdm_peak_host_memory(void *data, void (*call)(void *), int64_t
   });
 }
 
-// The bytes of host tensors that the call inside `lvdm_peak_host_memory` which runs now holds; 0 outside of one.
-extern "C" int64_t lvdm_host_memory_now() {
-  auto *state = c10::ThreadLocalDebugInfo::get(c10::DebugInfoKind::PROFILER_STATE);
-  auto *memory = dynamic_cast<HostMemory *>(state);
-  return memory ? memory->now : 0;
-}
-
 // *peak is the most bytes of tensors that a GPU held since the last reset
 extern "C" char *lvdm_device_memory(int index, bool reset, int64_t *peak) {
   return guarded([&] {

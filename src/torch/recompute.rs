@@ -7,7 +7,7 @@ use std::{
 
 use tch::Tensor;
 
-use super::{caught::attempt, check, host_memory_now, peak_host_memory, pointers};
+use super::{by_shapes, caught::attempt, check, held_by_shapes, pointers};
 
 type Body = Box<dyn Fn(&[Tensor]) -> Tensor + Send>;
 
@@ -55,7 +55,7 @@ unsafe extern "C" fn drop_body(data: *mut c_void) {
     drop(unsafe { Box::from_raw(data.cast::<Body>()) });
 }
 
-/// What a forward pass leaves in memory for its backward pass, in bytes of host tensors.
+/// What a forward pass leaves in memory for its backward pass, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     /// All of it, were nothing computed again.
@@ -71,16 +71,15 @@ thread_local! {
     static COUNTED: RefCell<Option<Vec<[i64; 2]>>> = const { RefCell::new(None) };
 }
 
-/// What the forward pass `body` keeps for a backward pass, which is not run: parameters that are asked for gradients may be
-/// without memory.
+/// What the forward pass `body` keeps of tensors [`without_memory`](super::without_memory) for a backward pass, which is not run.
 ///
 /// # Panics
 /// Where `body` does.
 pub fn kept_for_backward(body: impl FnOnce() -> Tensor) -> Kept {
     let before = COUNTED.replace(Some(Vec::new()));
-    let ((_output, whole), _) = peak_host_memory(|| {
+    let ((_output, whole), _) = by_shapes(|| {
         let output = body();
-        (output, host_memory_now())
+        (output, held_by_shapes())
     });
     let counted = COUNTED.replace(before).unwrap_or_default();
     // what goes in stays, and so does what comes out, which is what goes into the next
@@ -90,9 +89,9 @@ pub fn kept_for_backward(body: impl FnOnce() -> Tensor) -> Kept {
 
 /// Runs the body as its second run will, and notes what that keeps.
 fn count(inputs: &[&Tensor], body: impl Fn(&[Tensor]) -> Tensor) -> Tensor {
-    let before = host_memory_now();
+    let before = held_by_shapes();
     let output = body(&inputs.iter().map(|input| input.shallow_clone()).collect::<Vec<_>>());
-    let bytes = [host_memory_now() - before, (output.numel() * output.kind().elt_size_in_bytes()) as i64];
+    let bytes = [held_by_shapes() - before, (output.numel() * output.kind().elt_size_in_bytes()) as i64];
     COUNTED.with_borrow_mut(|counted| counted.as_mut().expect("counting").push(bytes));
     output
 }

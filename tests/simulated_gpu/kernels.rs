@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use lvdm::checkpoint;
+use lvdm::{
+    checkpoint,
+    plan::{PlanOptions, Work},
+};
 
 use crate::{
     common::{Said, same_checkpoint, source, succeed_in},
@@ -23,6 +26,34 @@ fn work(gpu: &Gpu, changes: &[&str]) -> (i64, f64) {
     (counts[0].launches, gigabytes)
 }
 
+/// What `lvdm plan` says of a forward pass and a step of that network at batch 2, counted as the simulated GPU does: a convolution
+/// with its bias as one, and so its gradients; what a step of Adam reads and writes once.
+fn planned(precision: &str) -> (i64, f64) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("diffusion.yaml");
+    let text = "data: {dataset: {kind: folder, root: nowhere}, frames: 16, resolution: 256}\n\
+                autoencoder: runs/mine\nlatents: nowhere\n\
+                unet: {channels: 64, multipliers: [1, 2, 3, 4], blocks_per_level: 3, attention_factors: [2, 4, 8], heads: 4}\n\
+                optimizer: {kind: adamw, learning_rate: 1.0e-5, weight_decay: 0.01}\ntrainer: {steps: 100, batch: 2}\n";
+    fs::write(&file, text).unwrap();
+    let codec = serde_yaml::from_str("{factors: [4, 8, 8], latent_channels: 4}").unwrap();
+    let options = PlanOptions { codec: Some(codec) };
+    let plan = lvdm::plan::of(&file, &[format!("trainer.{precision}")], &options).unwrap();
+    let counted = |work: &Work| {
+        let operations = work.operations();
+        let of = |names: &[&str], what: fn(&Work) -> i64| -> i64 {
+            names.iter().filter_map(|name| operations.get(name)).map(what).sum()
+        };
+        let apart = ["bias", "bias, gradient"];
+        let starts = of(&[&apart[..], &["convolution, gradient of its input"]].concat(), Work::kernels);
+        // parameters and two moments, of these and gradients
+        let bytes = of(&apart, Work::bytes) + of(&["lvdm::adam_all_"], Work::bytes) * 3 / 7;
+        (work.kernels() - starts, work.bytes() - bytes)
+    };
+    let [step, call] = [&plan.kernels, &plan.sampling.as_ref().unwrap().call].map(counted);
+    (step.0 + call.0, (step.1 + call.1) as f64 / 1e9)
+}
+
 /// A GPU is bound by the host that starts its kernels, and by memory: of the U-Net in `experiments/bench/unet_c64.yaml` at batch
 /// 2, a forward pass and a training step together keep to these bars, and so does a forward pass of sampling.
 #[test]
@@ -35,6 +66,14 @@ fn a_step_starts_few_kernels_and_moves_few_bytes() {
         println!("{precision}: forward and step are {launches} kernels and {gigabytes:.2} GB");
         assert!(launches > 500 && launches <= most, "{precision}: {launches} kernels");
         assert!(gigabytes > 1.0 && gigabytes <= most_gigabytes, "{precision}: {gigabytes} GB");
+        let (planned, planned_gigabytes) = planned(precision);
+        println!("{precision}: `lvdm plan` says {planned} and {planned_gigabytes:.2} GB");
+        assert!(
+            (planned - launches).abs() * 33 < launches,
+            "{precision}: {planned} kernels planned, {launches} counted"
+        );
+        let ratio = planned_gigabytes / gigabytes;
+        assert!((0.9..1.1).contains(&ratio), "{precision}: {planned_gigabytes} GB planned, {gigabytes} counted");
     }
     // twice, of which one warms up
     let walk = |steps: i64| {

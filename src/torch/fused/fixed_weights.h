@@ -23,6 +23,12 @@ struct PackedWeight {
   std::optional<at::Tensor> bias;
 };
 
+// What tells weights apart: where they lie, or, of one without memory, its storage.
+const void *address(const at::Tensor &weight) {
+  auto *data = weight.const_data_ptr();
+  return data ? data : weight.storage().unsafeGetStorageImpl();
+}
+
 struct FixedWeights {
   int64_t depth = 0;
   std::map<std::tuple<const void *, at::ScalarType, int64_t, std::vector<int64_t>>, PackedWeight> packed;
@@ -60,9 +66,10 @@ at::Tensor cast_weight(const at::Tensor &weight) {
   if (!weights_are_fixed()) return rounded_weight(weight);
   auto kind = at::autocast::get_autocast_dtype(device);
   if (weight.scalar_type() != at::kFloat) return weight;
-  std::tuple key{weight.const_data_ptr(), kind, int64_t{0}, std::vector<int64_t>{}};
+  std::tuple key{address(weight), kind, int64_t{0}, std::vector<int64_t>{}};
   if (auto found = fixed_weights.packed.find(key); found != fixed_weights.packed.end()) return found->second.kernel;
-  if (device == at::kCPU && !fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return weight;
+  bool is_on_host = device == at::kCPU && weight.const_data_ptr();
+  if (is_on_host && !fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return weight;
   auto cast = weight.to(kind);
   fixed_weights.packed[key] = {weight, cast, {}};
   return cast;
@@ -75,7 +82,7 @@ at::Tensor fixed_conv(const at::Tensor &x, const at::Tensor &weight, const std::
   if (!weights_are_fixed() || !(mixed ? in_bfloat16 : in_float32)) return {};
   auto kind = mixed ? at::kBFloat16 : at::kFloat;
   std::vector<int64_t> strides{stride, stride}, paddings{padding, padding}, ones{1, 1};
-  std::tuple key{weight.const_data_ptr(), kind, stride, x.sizes().vec()};
+  std::tuple key{address(weight), kind, stride, x.sizes().vec()};
   auto found = fixed_weights.packed.find(key);
   if (found == fixed_weights.packed.end()) {
     if (!fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return {};

@@ -413,6 +413,7 @@ TORCH_LIBRARY(lvdm, m) {
   m.def("repeat_edges_backward(Tensor dy, int[] pads) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(lvdm, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(lvdm, Meta, m) { implement(m); }
 
 }  // namespace
 

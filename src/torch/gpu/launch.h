@@ -1,4 +1,5 @@
-// How operators launch a kernel: on the CPU as a loop over its blocks, on a GPU by the driver.
+// How operators launch a kernel: on the CPU as a loop over its blocks, on a GPU by the driver, on Meta, where there are shapes
+// alone, not at all.
 #pragma once
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -37,6 +38,7 @@ void launch(const Kernel &kernel, c10::Device device, int64_t blocks, int thread
   int64_t bytes = shared * static_cast<int64_t>(sizeof(A));
   TORCH_CHECK(blocks < int64_t{1} << 31 && threads <= gpu::MOST_THREADS && bytes <= SHARED_BYTES, "a kernel of ", blocks, " blocks of ",
               threads, " threads with ", bytes, " bytes");
+  if (device.is_meta()) return;
   if (device.is_cpu()) {
     at::parallel_for(0, blocks, 1, [&](int64_t from, int64_t to) {
       std::vector<double> memory((bytes + sizeof(double) - 1) / sizeof(double));
@@ -68,13 +70,14 @@ struct memory_of<bfloat16> {
   using type = at::BFloat16;
 };
 
+// A tensor of the device Meta has no memory.
 template <class T>
 const T *in(const at::Tensor &x) {
-  return reinterpret_cast<const T *>(x.const_data_ptr<typename memory_of<T>::type>());
+  return x.is_meta() ? nullptr : reinterpret_cast<const T *>(x.const_data_ptr<typename memory_of<T>::type>());
 }
 template <class T>
 T *out(const at::Tensor &x) {
-  return reinterpret_cast<T *>(x.mutable_data_ptr<typename memory_of<T>::type>());
+  return x.is_meta() ? nullptr : reinterpret_cast<T *>(x.mutable_data_ptr<typename memory_of<T>::type>());
 }
 template <class T>
 const T *in(const std::optional<at::Tensor> &x) {
@@ -100,7 +103,7 @@ void together(bool whole, Body body) {
 }
 inline bool is_aligned(std::initializer_list<std::optional<at::Tensor>> tensors) {
   return std::all_of(tensors.begin(), tensors.end(), [](const std::optional<at::Tensor> &x) {
-    return !x || !x->defined() || reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 == 0;
+    return !x || !x->defined() || x->is_meta() || reinterpret_cast<uintptr_t>(x->const_data_ptr()) % 16 == 0;
   });
 }
 inline int64_t in_a_pack(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? 1 : 16 / x.element_size(); }
