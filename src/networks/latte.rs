@@ -12,7 +12,10 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
-    nn::{Init, Linear, ResidualStream, Scope, attention, full_precision, linear_flops, timestep_embedding},
+    nn::{
+        Init, Linear, ResidualStream, Scope, attention, frames_in_place, full_precision, linear_flops,
+        timestep_embedding,
+    },
     torch::{Autocast, recompute},
 };
 
@@ -233,8 +236,14 @@ impl Block {
     }
 
     fn attend(&self, x: &Tensor) -> Tensor {
-        let along = |x: &Tensor| if self.over == Axis::Frames { x.transpose(1, 2) } else { x.shallow_clone() };
-        let qkv = along(&self.qkv.forward(x)); // [B, F, N, 3·D], or frames and places exchanged
+        let over_frames = self.over == Axis::Frames;
+        let qkv = self.qkv.forward(x); // [B, F, N, 3·D]
+        let in_place = if over_frames { frames_in_place(&qkv, self.heads) } else { None };
+        if let Some(attended) = in_place {
+            return self.proj.forward(&attended);
+        }
+        let along = |x: &Tensor| if over_frames { x.transpose(1, 2) } else { x.shallow_clone() };
+        let qkv = along(&qkv); // frames and places exchanged where it is over frames
         let (b, outer, inner, width) = qkv.size4().expect("tokens [B, F, N, 3·D]");
         let parts = qkv.reshape([b * outer, inner, width]).chunk(3, -1);
         let attended = attention(&parts[0], &parts[1], &parts[2], self.heads);

@@ -145,7 +145,7 @@ impl RelativePosition {
             KeyTerm::Scaled => PositionTerms { alpha: width.powf(-0.5), beta: width.powf(-0.5), transposed: false },
         };
         if has_gpu_kernels(qkv.device()) {
-            return gpu_frame_attention(qkv, &self.keys, &self.values, heads, terms);
+            return gpu_frame_attention(qkv, Some([&self.keys, &self.values]), heads, terms);
         }
         let qkv = full_precision(qkv);
         if !fuses(&qkv) || frames > 32 {
@@ -154,6 +154,19 @@ impl RelativePosition {
         let (keys, values) = (self.rows(&self.keys, frames), self.rows(&self.values, frames));
         Some(frame_attention(&qkv, &keys, &values, heads, terms))
     }
+}
+
+/// Attention over frames without positions, of q, k and v in one, `[B, F, P, 3·C]` → `[B, F, P, C]`: no frame is moved in
+/// memory. None where there is no kernel for it, or one that is faster: a GPU's general kernel fills its tiles where sequences
+/// are long.
+pub fn frames_in_place(qkv: &Tensor, heads: i64) -> Option<Tensor> {
+    const MOST_FRAMES: i64 = 16;
+    let (_, frames, _, channels) = qkv.size4().expect("[B, F, P, 3·C]");
+    if !has_gpu_kernels(qkv.device()) || frames > MOST_FRAMES || qkv.kind() == Kind::Double {
+        return None;
+    }
+    let alpha = ((channels / 3 / heads) as f64).powf(-0.5);
+    gpu_frame_attention(qkv, None, heads, PositionTerms { alpha, beta: 0.0, transposed: false })
 }
 
 /// Whether [`RelativePosition::in_place`] has a kernel on this device, for clips that are not too long.
@@ -191,6 +204,36 @@ mod tests {
                 assert!(difference < 1e-6, "{at_once} at once: {difference}");
             }
         }
+    }
+
+    /// The kernel of GPUs without tables against LibTorch's attention, forward and backward.
+    #[test]
+    fn frames_in_place_are_attention() {
+        let (b, p, c, heads) = (2, 9, 24, 3);
+        for f in [1, 4, 16] {
+            let noise = |step, shape: &[i64]| normal(2, Purpose::Evaluation, 0, step, shape).to_kind(Kind::BFloat16);
+            let run = |kind: Kind, in_place: bool| {
+                let qkv = noise(0, &[b, f, p, 3 * c]).to_kind(kind).set_requires_grad(true);
+                let y = if in_place {
+                    as_on_gpu(|| frames_in_place(&qkv, heads)).expect("a kernel")
+                } else {
+                    let tracks = qkv.transpose(1, 2).reshape([b * p, f, 3 * c]).chunk(3, -1);
+                    attention(&tracks[0], &tracks[1], &tracks[2], heads).reshape([b, p, f, c]).transpose(1, 2)
+                };
+                assert_eq!((y.kind(), y.size()), (kind, vec![b, f, p, c]));
+                (&y * noise(1, &[b, f, p, c]).to_kind(kind)).sum(Kind::Float).backward();
+                [y, qkv.grad()].map(|t| t.detach().to_kind(Kind::Double))
+            };
+            let wanted = run(Kind::Double, false);
+            for (kind, bound) in [(Kind::Float, 2e-6), (Kind::BFloat16, 4e-3)] {
+                for (found, wanted) in run(kind, true).iter().zip(&wanted) {
+                    let error = ((found - wanted).norm() / wanted.norm()).double_value(&[]);
+                    assert!(error < bound, "{f} frames, {kind:?}: {error}");
+                }
+            }
+        }
+        let long = Tensor::zeros([1, 17, 2, 72], (Kind::Float, Device::Cpu));
+        assert!(as_on_gpu(|| frames_in_place(&long, heads)).is_none() && frames_in_place(&long, heads).is_none());
     }
 
     /// The kernels of the CPU and of GPUs against the explicit products in float64, forward and backward, also for clips that

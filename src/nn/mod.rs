@@ -17,7 +17,9 @@ mod parameters;
 mod timestep;
 
 pub use adapter::Adapter;
-pub use attention::{KeyTerm, RelativePosition, attends_in_place, attention, causal_attention, masked_attention};
+pub use attention::{
+    KeyTerm, RelativePosition, attends_in_place, attention, causal_attention, frames_in_place, masked_attention,
+};
 pub use conv::{Conv2d, Conv3d, Padding, SpatialConv, TransposedConv3d};
 pub use dropout::Dropout;
 pub use frame_stack::FrameStack;

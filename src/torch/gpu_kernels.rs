@@ -162,21 +162,22 @@ pub fn gpu_geglu(x: &Tensor) -> Tensor {
     output(|y| unsafe { lvdm_gpu_geglu(x.as_ptr().cast(), y) })
 }
 
-/// As [`frame_attention`](super::frame_attention), in the kind of `qkv` and with the tables `[2L+1, C/heads]` themselves:
-/// rows of distances from −L to L, those beyond counting as L. None where a block has no room for so many frames.
+/// As [`frame_attention`](super::frame_attention), in the kind of `qkv` and with the `tables` of keys and values themselves,
+/// `[2L+1, C/heads]`: rows of distances from −L to L, those beyond counting as L. Without tables there are no positions. None
+/// where a block has no room for so many frames.
 ///
 /// # Panics
 /// On shapes that do not fit, as ordinary `tch` calls do.
 pub fn gpu_frame_attention(
     qkv: &Tensor,
-    keys: &Tensor,
-    values: &Tensor,
+    tables: Option<[&Tensor; 2]>,
     heads: i64,
     terms: PositionTerms,
 ) -> Option<Tensor> {
     let PositionTerms { alpha, beta, transposed } = terms;
-    let [x, k, v] = [qkv, keys, values].map(|t| t.as_ptr().cast::<c_void>());
-    // SAFETY: live tensors, of which the first has four axes.
+    let x = qkv.as_ptr().cast();
+    let [k, v] = tables.map_or([std::ptr::null(); 2], |tables| tables.map(|t| t.as_ptr().cast::<c_void>()));
+    // SAFETY: live tensors, of which the first has four axes, and two or none.
     assert!(qkv.dim() == 4 && qkv.size()[3] % (3 * heads) == 0, "[B, F, P, 3·C], not {qkv:?}");
     if !unsafe { lvdm_gpu_attention_fits(x, k, heads) } {
         return None;

@@ -115,9 +115,10 @@ struct GatedGelu : torch::autograd::Function<GatedGelu> {
 };
 
 struct Attention : torch::autograd::Function<Attention> {
-  static at::Tensor forward(AutogradContext *context, const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values,
+  static at::Tensor forward(AutogradContext *context, const at::Tensor &qkv, const Optional &keys, const Optional &values,
                             int64_t heads, double alpha, double beta, bool transposed) {
-    context->save_for_backward({qkv, keys, values});
+    at::Tensor none;
+    context->save_for_backward({qkv, keys.value_or(none), values.value_or(none)});
     auto &data = context->saved_data;
     data["heads"] = heads, data["alpha"] = alpha, data["beta"] = beta, data["transposed"] = transposed;
     return CALL(frame_attention, qkv, keys, values, heads, alpha, beta, transposed);
@@ -125,13 +126,18 @@ struct Attention : torch::autograd::Function<Attention> {
 
   static variable_list backward(AutogradContext *context, variable_list gradients) {
     auto saved = context->get_saved_variables();
-    const auto &qkv = saved[0];
+    const auto &qkv = saved[0], &keys = saved[1];
     auto &data = context->saved_data;
     auto dout = gradients[0].to(qkv.scalar_type()).contiguous();
-    auto [dqkv, dtables] = CALL(frame_attention_backward, qkv, saved[1], saved[2], dout, data["heads"].toInt(),
+    auto [dqkv, dtables] = CALL(frame_attention_backward, qkv, perhaps(keys), perhaps(saved[2]), dout, data["heads"].toInt(),
                                 data["alpha"].toDouble(), data["beta"].toDouble(), data["transposed"].toBool());
-    auto sums = CALL(column_sums, dtables, (saved[1].size(0) - dtables.size(2)) / 2);
-    return {dqkv, sums[0], sums[1], at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    variable_list result(7);
+    result[0] = dqkv;
+    if (keys.defined()) {
+      auto sums = CALL(column_sums, dtables, (keys.size(0) - dtables.size(2)) / 2);
+      result[1] = sums[0], result[2] = sums[1];
+    }
+    return result;
   }
 };
 
@@ -270,11 +276,12 @@ extern "C" char *lvdm_gpu_geglu(const at::Tensor *x, at::Tensor **y) {
   });
 }
 
+// `keys` and `values` may be null
 extern "C" char *lvdm_gpu_frame_attention(const at::Tensor *qkv, const at::Tensor *keys, const at::Tensor *values, int64_t heads,
                                           double alpha, double beta, bool transposed, at::Tensor **y) {
   return guarded([&] {
-    *y = new at::Tensor(Attention::apply(qkv->contiguous(), keys->contiguous(), values->contiguous(), heads, alpha, beta,
-                                         transposed));
+    auto given = [](const at::Tensor *t) { return t ? std::optional(t->contiguous()) : std::nullopt; };
+    *y = new at::Tensor(Attention::apply(qkv->contiguous(), given(keys), given(values), heads, alpha, beta, transposed));
   });
 }
 

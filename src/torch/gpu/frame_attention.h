@@ -1,7 +1,8 @@
-// Attention over the frames of each place, with relative positions. For a place and a head, with q, k, v [F, d]:
+// Attention over the frames of each place, with relative positions or without. For a place and a head, with q, k, v [F, d]:
 //   score[t, s] = α q_t·k_s + β q_t·K[s − t], or, transposed, … + β q_s·K[t − s];  w = softmax over s;
 //   out_t = Σ_s w[t, s]·(v_s + V[s − t]),
-// where the tables K and V have rows for distances of at most L, and those beyond count as L.
+// where the tables K and V have rows for distances of at most L, and those beyond count as L. Without positions there are no
+// tables (null, L = −1).
 #pragma once
 #include "block.h"
 
@@ -18,7 +19,7 @@ struct FrameAttentionShape {
   int pitch() const { return static_cast<int>(width) + 8; }  // of a row in shared memory: rows that are read together lie in other banks
   // the tables' rows that some two frames have between them: so many, from the first on
   int reach() const { return static_cast<int>(frames - 1 < distance ? frames - 1 : distance); }
-  int used() const { return 2 * reach() + 1; }
+  int used() const { return distance < 0 ? 0 : 2 * reach() + 1; }
   int first_used() const { return static_cast<int>(distance) - reach(); }
   int row(int from, int to) const {
     int l = static_cast<int>(distance), by = to - from;
@@ -103,10 +104,11 @@ struct FrameAttentionPart {
     sum_rows(block, weights, [&](int u, int t, int to) {
       const A *one = q + (u * f + t) * pitch, *other = k + (u * f + to) * pitch;
       const A *asks = s.transposed ? q + (u * f + to) * pitch : one;
-      const A *place = keys + (s.transposed ? s.row(to, t) : s.row(t, to)) * d;
+      const A *place = keys ? keys + (s.transposed ? s.row(to, t) : s.row(t, to)) * d : nullptr;
       return [=, a = alpha, b = beta](int c) {
-        A x[V], y[V], z[V], w[V], dot = 0, position = 0;
-        load<V>(one + c, x), load<V>(other + c, y), load<V>(asks + c, z), load<V>(place + c, w);
+        A x[V], y[V], z[V] = {}, w[V] = {}, dot = 0, position = 0;
+        load<V>(one + c, x), load<V>(other + c, y);
+        if (place) load<V>(asks + c, z), load<V>(place + c, w);
         for (int i = 0; i < V; i++) dot += x[i] * y[i], position += z[i] * w[i];
         return a * dot + b * position;
       };
@@ -146,10 +148,10 @@ struct FrameAttention {
       for (int i = thread; i < p.there * p.f * packs; i += block.threads()) {
         int c = i % packs * V, t = i / packs % p.f, u = i / packs / p.f;
         const A *row = p.weights + u * p.square + t * p.f;
-        A sum[V] = {}, v[V], place[V];
+        A sum[V] = {}, v[V], place[V] = {};
         for (int to = 0; to < p.f; to++) {
           load<V>(p.v + (u * p.f + to) * p.pitch + c, v);
-          load<V>(values + s.row(t, to) * p.d + c, place);
+          if (values) load<V>(values + s.row(t, to) * p.d + c, place);
           for (int j = 0; j < V; j++) sum[j] += row[to] * (v[j] + place[j]);
         }
         store<V>(sum, out + p.at(u, t, s.heads * s.width) + c);
@@ -168,7 +170,7 @@ struct FrameAttentionBack {
   const T *qkv, *dout;
   const A *keys, *values;
   T *dqkv;
-  A *dtables;      // [blocks, 2, rows that are used, d]: of the keys' table and of the values'
+  A *dtables;      // [blocks, 2, rows that are used, d]: of the keys' table and of the values', where there are any
   int64_t pieces;  // blocks of a head
 
   int64_t blocks() const { return pieces * shape.heads; }
@@ -193,10 +195,12 @@ struct FrameAttentionBack {
       });
       p.weigh(block);
       p.sum_rows(block, ds, [&](int u, int t, int to) {
-        const A *of = dy + (u * f + t) * p.pitch, *v = p.v + (u * f + to) * p.pitch, *place = values + s.row(t, to) * d;
+        const A *of = dy + (u * f + t) * p.pitch, *v = p.v + (u * f + to) * p.pitch;
+        const A *place = values ? values + s.row(t, to) * d : nullptr;
         return [=](int c) {
-          A x[V], y[V], z[V], sum = 0;
-          load<V>(of + c, x), load<V>(v + c, y), load<V>(place + c, z);
+          A x[V], y[V], z[V] = {}, sum = 0;
+          load<V>(of + c, x), load<V>(v + c, y);
+          if (place) load<V>(place + c, z);
           for (int i = 0; i < V; i++) sum += x[i] * (y[i] + z[i]);
           return sum;
         };
@@ -213,13 +217,13 @@ struct FrameAttentionBack {
         for (int i = thread; i < p.there * f * packs; i += block.threads()) {
           int c = i % packs * V, t = i / packs % f, u = i / packs / f;
           const A *weights = p.weights + u * p.square, *slopes = ds + u * p.square;
-          A dq[V] = {}, dk[V] = {}, dv[V] = {}, k[V], q[V], of[V], place[V];
+          A dq[V] = {}, dk[V] = {}, dv[V] = {}, k[V], q[V], of[V], place[V] = {};
           for (int to = 0; to < f; to++) {
             int other = (u * f + to) * p.pitch + c;
             load<V>(p.k + other, k);
             load<V>(p.q + other, q);
             load<V>(dy + other, of);
-            load<V>(keys + s.row(t, to) * d + c, place);
+            if (keys) load<V>(keys + s.row(t, to) * d + c, place);
             A own = slopes[t * f + to], turned = slopes[to * f + t], weight = weights[to * f + t];
             // q_t has asked for the scores of its own row, or, transposed, of its own column
             A asked = s.transposed ? turned : own;

@@ -174,12 +174,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
   return {dx, dfactors, dadded, dmodulation};
 }
 
+int64_t computed_size(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? sizeof(double) : sizeof(float); }
+
 // As many places in a block as have room in 24 KB, and at most eight.
-gpu::FrameAttentionShape attention_shape(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads, bool transposed) {
-  int64_t channels = qkv.size(3) / 3;
-  gpu::FrameAttentionShape s{qkv.size(0), qkv.size(1), qkv.size(2), heads, channels / heads, keys.size(0) / 2, 1, 1, transposed};
+gpu::FrameAttentionShape attention_shape(const at::Tensor &qkv, const Optional &keys, int64_t heads, bool transposed) {
+  int64_t channels = qkv.size(3) / 3, distance = has(keys) ? keys->size(0) / 2 : -1;
+  gpu::FrameAttentionShape s{qkv.size(0), qkv.size(1), qkv.size(2), heads, channels / heads, distance, 1, 1, transposed};
   auto bytes = [&](int64_t places) {
-    return places * (4 * s.frames * s.pitch() + 2 * s.frames * s.frames) * keys.element_size();
+    return places * (4 * s.frames * s.pitch() + 2 * s.frames * s.frames) * computed_size(qkv);
   };
   while (s.together < 8 && bytes(2 * s.together) <= 24 << 10) s.together *= 2;
   while (s.parts < 8 && 2 * s.parts * s.together * s.frames * s.frames <= 2 * s.THREADS) s.parts *= 2;
@@ -187,18 +189,18 @@ gpu::FrameAttentionShape attention_shape(const at::Tensor &qkv, const at::Tensor
 }
 
 // Whether both ways have room for it.
-bool attention_fits(const at::Tensor &qkv, const at::Tensor &keys, int64_t heads) {
+bool attention_fits(const at::Tensor &qkv, const Optional &keys, int64_t heads) {
   auto s = attention_shape(qkv, keys, heads, false);
-  return gpu::FrameAttentionBack<float, 1>::shared(s) * keys.element_size() <= SHARED_BYTES;
+  return gpu::FrameAttentionBack<float, 1>::shared(s) * computed_size(qkv) <= SHARED_BYTES;
 }
 
 // Whether the rows of a head are whole packs.
-bool attention_packs(const gpu::FrameAttentionShape &s, const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values,
+bool attention_packs(const gpu::FrameAttentionShape &s, const at::Tensor &qkv, const Optional &keys, const Optional &values,
                      const Optional &dout) {
   return s.width % in_a_pack(qkv) == 0 && is_aligned({qkv, keys, values, dout});
 }
 
-at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values, int64_t heads, double alpha,
+at::Tensor frame_attention(const at::Tensor &qkv, const Optional &keys, const Optional &values, int64_t heads, double alpha,
                            double beta, bool transposed) {
   auto s = attention_shape(qkv, keys, heads, transposed);
   auto y = at::empty({s.clips, s.frames, s.places, s.heads * s.width}, qkv.options());
@@ -214,20 +216,22 @@ at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const 
   return y;
 }
 
-// dqkv; [pieces, 2, 2L+1, d], of which the sum is the gradient of both tables, but for rows at both ends that no frames use
-std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const at::Tensor &keys,
-                                                            const at::Tensor &values, const at::Tensor &dout, int64_t heads,
-                                                            double alpha, double beta, bool transposed) {
+// dqkv; [pieces, 2, 2L+1, d], of which the sum is the gradient of both tables, but for rows at both ends that no frames use;
+// nothing without tables
+std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const Optional &keys, const Optional &values,
+                                                            const at::Tensor &dout, int64_t heads, double alpha, double beta,
+                                                            bool transposed) {
   auto s = attention_shape(qkv, keys, heads, transposed);
   constexpr int64_t most_blocks = 1024;
   int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(s.groups(), most_blocks / heads));
-  auto dqkv = at::empty_like(qkv), dtables = at::empty({pieces * heads, 2, s.used(), s.width}, keys.options());
+  auto dqkv = at::empty_like(qkv);
+  auto dtables = has(keys) ? at::empty({pieces * heads, 2, s.used(), s.width}, keys->options()) : at::Tensor();
   by_kind(qkv, [&](auto kind) {
     using T = decltype(kind);
     using A = gpu::computed<T>;
     together<T>(attention_packs(s, qkv, keys, values, dout), [&](auto n) {
       gpu::FrameAttentionBack<T, n> kernel{s, static_cast<A>(alpha), static_cast<A>(beta), in<T>(qkv), in<T>(dout), in<A>(keys),
-                                           in<A>(values), out<T>(dqkv), out<A>(dtables), pieces};
+                                           in<A>(values), out<T>(dqkv), has(keys) ? out<A>(dtables) : nullptr, pieces};
       launch<A>(kernel, qkv.device(), kernel.blocks(), s.THREADS, kernel.shared(s));
     });
   });
@@ -406,8 +410,8 @@ TORCH_LIBRARY(lvdm, m) {
   m.def("group_norm_backward(Tensor x, Tensor? added, Tensor? modulation, Tensor dy, Tensor? dstream, Tensor scale, "
         "Tensor shift, Tensor stats, int groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("column_sums(Tensor x, int zeros) -> Tensor");
-  m.def("frame_attention(Tensor qkv, Tensor keys, Tensor values, int heads, float alpha, float beta, bool transposed) -> Tensor");
-  m.def("frame_attention_backward(Tensor qkv, Tensor keys, Tensor values, Tensor dout, int heads, float alpha, float beta, "
+  m.def("frame_attention(Tensor qkv, Tensor? keys, Tensor? values, int heads, float alpha, float beta, bool transposed) -> Tensor");
+  m.def("frame_attention_backward(Tensor qkv, Tensor? keys, Tensor? values, Tensor dout, int heads, float alpha, float beta, "
         "bool transposed) -> (Tensor, Tensor)");
   m.def("repeat_edges(Tensor x, int[] pads) -> Tensor");
   m.def("repeat_edges_backward(Tensor dy, int[] pads) -> Tensor");
@@ -440,6 +444,7 @@ extern "C" bool lvdm_gpu_falls_back() {
   return c10::Dispatcher::singleton().hasBackendFallbackForDispatchKey(c10::DispatchKey::CUDA);
 }
 
+// `keys` may be null
 extern "C" bool lvdm_gpu_attention_fits(const at::Tensor *qkv, const at::Tensor *keys, int64_t heads) {
-  return operators::attention_fits(*qkv, *keys, heads);
+  return operators::attention_fits(*qkv, keys ? std::optional(*keys) : std::nullopt, heads);
 }

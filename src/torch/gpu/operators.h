@@ -28,11 +28,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
                                                                    const at::Tensor &shift, const at::Tensor &stats,
                                                                    bool plus_one);
 
-at::Tensor frame_attention(const at::Tensor &qkv, const at::Tensor &keys, const at::Tensor &values, int64_t heads, double alpha,
+at::Tensor frame_attention(const at::Tensor &qkv, const Optional &keys, const Optional &values, int64_t heads, double alpha,
                            double beta, bool transposed);
-std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const at::Tensor &keys,
-                                                            const at::Tensor &values, const at::Tensor &dout, int64_t heads,
-                                                            double alpha, double beta, bool transposed);
+std::tuple<at::Tensor, at::Tensor> frame_attention_backward(const at::Tensor &qkv, const Optional &keys, const Optional &values,
+                                                            const at::Tensor &dout, int64_t heads, double alpha, double beta,
+                                                            bool transposed);
 
 at::Tensor repeat_edges(const at::Tensor &x, at::IntArrayRef pads);
 at::Tensor repeat_edges_backward(const at::Tensor &dy, at::IntArrayRef pads);
