@@ -50,6 +50,7 @@ pub struct OptimizerConfig {
     /// The first step of the warm-up has a learning rate of zero and so changes nothing (as released by MCVD), where it
     /// else has one part of `warmup`.
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
     pub warmup_from_zero: bool,
     /// What becomes of the learning rate after the warm-up.
     #[serde(default)]
@@ -199,6 +200,7 @@ pub struct TrainerConfig {
     pub ema_decay: Option<f64>,
     /// The average follows the weights more closely at first: at its n-th update its decay is at most (1 + n)/(10 + n).
     #[serde(default = "yes", skip_serializing_if = "is_true")]
+    #[schemars(extend("default" = true))]
     pub ema_warmup: bool,
     /// Largest norm of the gradient over all parameters; a larger gradient is scaled down to it. `null` for no limit.
     #[serde(default)]
