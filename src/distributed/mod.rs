@@ -3,6 +3,7 @@
 //! `--nproc`, or the environment of torchrun, SLURM or MPI, says how many there are and which one this is ([`run`]). They
 //! exchange tensors through [`Ranks`]. A process that works alone has a `Ranks` too, whose calls then do nothing.
 
+mod buckets;
 mod keys;
 mod launch;
 mod place;
@@ -11,6 +12,7 @@ mod rendezvous;
 mod stop;
 mod watch;
 
+pub use buckets::BucketSizes;
 pub use launch::{Launch, run};
 pub use place::{Place, here, rank, ranks_here};
 pub use ranks::{Backend, Ranks};

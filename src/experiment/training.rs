@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::torch::{Adam, Autocast, Tf32};
 
@@ -139,6 +139,31 @@ impl Precision {
     }
 }
 
+/// The type in which gradients are summed over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceDtype {
+    /// float32.
+    #[default]
+    F32,
+    /// bfloat16: half of the bytes; each rank's part of the mean, and each sum of parts, is rounded to 8 significant bits.
+    Bf16,
+}
+
+impl ReduceDtype {
+    /// As LibTorch calls it.
+    pub fn kind(self) -> Kind {
+        match self {
+            ReduceDtype::F32 => Kind::Float,
+            ReduceDtype::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == ReduceDtype::default()
+    }
+}
+
 /// How exactly the networks compute when they sample, decode or encode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Numerics {
@@ -185,6 +210,10 @@ pub struct TrainerConfig {
     /// Precision of forward and backward passes; weights, gradients and the optimizer stay in float32.
     #[serde(default)]
     pub precision: Precision,
+    /// Type in which gradients are summed where several ranks train together. Before and after it they are float32.
+    #[serde(default, skip_serializing_if = "ReduceDtype::is_default")]
+    #[schemars(extend("default" = "f32"))]
+    pub reduce_dtype: ReduceDtype,
     /// Where to compute: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,

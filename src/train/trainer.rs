@@ -176,7 +176,7 @@ impl<T: Task> Trainer<T> {
         self.ranks = ranks.clone();
         for (network, buckets) in self.networks.iter().zip(&mut self.buckets) {
             let parameters: Vec<Tensor> = network.parameters.trainable().into_iter().map(|(_, t)| t).collect();
-            *buckets = ranks.buckets(&parameters)?;
+            *buckets = ranks.buckets(&parameters, self.config.reduce_dtype.kind())?;
         }
         Ok(self)
     }

@@ -125,7 +125,7 @@ fn a_hanging_rank_is_named() {
 #[test]
 fn work_of_one_rank_may_take_longer_than_ranks_wait() {
     let folder = tempfile::tempdir().unwrap();
-    for worker in workers("slow", folder.path()) {
+    for worker in workers::<2>("slow", folder.path()) {
         let (status, text) = ends_within(worker, 120);
         assert_eq!(status, 0, "{text}");
     }

@@ -16,11 +16,11 @@ use lvdm::{
     autoregression,
     codecs::{AutoencoderConfig, Encoded, VideoAutoencoder, VideoCodec, Vqgan, VqganConfig},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
-    distributed::{self, Launch, Ranks},
+    distributed::{self, BucketSizes, Launch, Ranks},
     networks::{Gpt, GptConfig, Ports, Sequences, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::DeviceName,
+    torch::{DeviceName, Reduced},
     train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::common::{
     noise, plain_loss,
-    processes::{said, start},
+    processes::{said, start_ranks},
     relative_error, wake,
 };
 
@@ -48,14 +48,14 @@ type Found = Vec<(String, Tensor)>;
 /// Runs one backward pass over all ranks, in small buckets, of which some must go out early.
 fn reduced(ranks: &Ranks, parameters: &Parameters, prefix: &str, backward: impl FnOnce() -> f64) -> Found {
     let list: Vec<Tensor> = parameters.trainable().into_iter().map(|(_, t)| t).collect();
-    let buckets = ranks.buckets_of(&list, 4 << 10).unwrap();
+    let buckets = ranks.buckets_of(&list, list[0].kind(), BucketSizes::of(4 << 10)).unwrap();
     if let Some(buckets) = &buckets {
         buckets.arm();
     }
     let loss = backward();
     if let Some(buckets) = &buckets {
         ranks.finish(buckets).unwrap();
-        let (early, all) = ranks.overlap().unwrap();
+        let Reduced { early, all, .. } = ranks.reduced().unwrap();
         assert!(all > 3 && early > all / 2, "{early} of {all} buckets went out during the backward pass");
     }
     let mut found: Found =
@@ -187,6 +187,41 @@ fn transformer_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     })
 }
 
+/// Gradients that are summed in bfloat16 are those of float32 but for its rounding, the same on all ranks, and half of the
+/// bytes.
+fn rounded_gradients(ranks: &Ranks) {
+    let parameters = Parameters::new(Device::Cpu, 1);
+    let weights: Vec<Tensor> =
+        (0..40).map(|i| parameters.root().parameter(format!("weight.{i}"), &[i % 7 + 1, 33], Init::ONES)).collect();
+    let reduced = |kind: Kind| {
+        let buckets = ranks.buckets_of(&weights, kind, BucketSizes::of(4 << 10)).unwrap().unwrap();
+        buckets.arm();
+        for (i, weight) in weights.iter().enumerate().filter(|(i, _)| *i != 11) {
+            let own = noise((100 * ranks.rank() + i) as u64, &weight.size());
+            (weight * own).sum(None).backward();
+        }
+        ranks.finish(&buckets).unwrap();
+        let gradients: Vec<Tensor> = weights.iter().map(|weight| weight.grad().copy()).collect();
+        parameters.zero_grad();
+        (gradients, ranks.reduced().unwrap().bytes)
+    };
+    let ((exact, whole), (rounded, half)) = (reduced(Kind::Float), reduced(Kind::BFloat16));
+    let numbers: usize = weights.iter().map(Tensor::numel).sum();
+    assert_eq!((whole, half), (4 * numbers as i64, 2 * numbers as i64));
+    for (i, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+        assert!(rounded.kind() == Kind::Float && rounded.equal(&rounded.to_kind(Kind::BFloat16).to_kind(Kind::Float)));
+        // each part is rounded to 8 significant bits, and so is each of the sums of one more part
+        let own = noise((100 * ranks.rank() + i) as u64, &weights[i].size()).abs();
+        let parts = ranks.mean(&own).unwrap() * if i == 11 { 0.0 } else { 1.0 };
+        let bound: Tensor = parts * (ranks.size() as f64 * 2f64.powi(-8) * 1.01);
+        let apart = (exact - rounded).abs();
+        assert!((&apart - &bound).max().double_value(&[]) <= 0.0, "gradient {i}: {apart} of {bound}");
+        assert_eq!(apart.max().double_value(&[]) > 0.0, i != 11, "gradient {i} is not rounded");
+    }
+    let named: Vec<_> = rounded.into_iter().enumerate().map(|(i, t)| (format!("gradient {i}"), t)).collect();
+    ranks.ensure_same("summed in bfloat16", &named).unwrap();
+}
+
 /// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
@@ -293,6 +328,10 @@ fn worker() {
                 assert_eq!(skipped, 1, "rank {}", ranks.rank());
                 continue;
             }
+            if name == "rounded" {
+                rounded_gradients(ranks);
+                continue;
+            }
             if name == "slow" {
                 let long = Duration::from_secs(8);
                 train_toy(ranks, &Path::new(&out).join("slow"), false, long)?;
@@ -327,14 +366,24 @@ fn worker() {
     }
 }
 
-/// Two ranks of this test's own program.
-pub fn workers(job: &str, out: &Path) -> [Child; 2] {
-    start(|| {
+/// Ranks of this test's own program.
+pub fn workers<const RANKS: usize>(job: &str, out: &Path) -> [Child; RANKS] {
+    start_ranks(|| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["gradients::worker", "--exact", "--ignored", "--nocapture"]);
         command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
         command
     })
+}
+
+/// Of two ranks and of three.
+#[test]
+fn gradients_may_travel_in_bfloat16() {
+    let folder = tempfile::tempdir().unwrap();
+    let workers = workers::<2>("rounded", folder.path()).into_iter().chain(workers::<3>("rounded", folder.path()));
+    for said in workers.map(said) {
+        assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    }
 }
 
 /// The reduced gradients, losses, adaptive weight, running statistics and codebook of two ranks are those of one rank with the
@@ -354,7 +403,7 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
         "transformer.float",
         "transformer.recompute",
     ];
-    for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
+    for worker in workers::<2>(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     }
