@@ -9,6 +9,7 @@ mod launch;
 mod place;
 mod ranks;
 mod rendezvous;
+mod shards;
 mod stop;
 mod watch;
 
@@ -16,4 +17,5 @@ pub use buckets::BucketSizes;
 pub use launch::{Launch, run};
 pub use place::{Place, here, rank, ranks_here};
 pub use ranks::{Backend, Ranks};
+pub use shards::{Shards, owners};
 pub use stop::{Catching, OnSignal, Stopped, ask_to_stop, catch_signals, stop_is_asked};

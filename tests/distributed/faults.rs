@@ -158,16 +158,16 @@ fn a_rank_that_fails_is_named() {
     assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
 }
 
-/// SIGTERM and SIGUSR1, to one process or to ranks: saved, left with status 75, and gone on from to the bit.
+/// SIGTERM and SIGUSR1, to one process, to ranks, or to ranks that share out the optimizer's state: saved, left with status 75, and gone on from to the bit.
 #[test]
 fn a_signal_saves_and_leaves() {
     let folder = workplace();
     let at = folder.path();
     let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=1", "trainer.log_every=7"];
     let more = ["trainer.checkpoint_every=1000", "trainer.steps=100000"];
-    for (signal_name, two) in [("TERM", false), ("USR1", true)] {
+    let two = ["--nproc", "2", "trainer.shard_optimizer=true"];
+    for (signal_name, launch) in [("TERM", &[][..]), ("USR1", &two[..2]), ("TERM", &two)] {
         let _ = fs::remove_dir_all(at.join("runs"));
-        let launch: &[&str] = if two { &["--nproc", "2"] } else { &[] };
         let mut command = lvdm_in(at, &[&train[..], &more, launch].concat());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_for(at, 1);

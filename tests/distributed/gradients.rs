@@ -13,7 +13,7 @@ use lvdm::{
         AutoencoderLoss, AutoencoderLossConfig, CodecLossSettings, DiscriminatorConfig, TatsLossConfig, TrainPass,
         VideoDiscriminatorConfig,
     },
-    autoregression,
+    autoregression, checkpoint,
     codecs::{AutoencoderConfig, Encoded, VideoAutoencoder, VideoCodec, Vqgan, VqganConfig},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
     distributed::{self, BucketSizes, Launch, Ranks},
@@ -29,8 +29,9 @@ use tch::{Device, Kind, Tensor};
 use crate::common::{
     noise, plain_loss,
     processes::{said, start_ranks},
-    relative_error, wake,
+    relative_error, same_checkpoint, wake,
 };
+use crate::sharded;
 
 /// What a worker process is to do, and where it leaves what it found.
 const JOB: &str = "LVDM_TEST_JOB";
@@ -263,16 +264,20 @@ impl Task for Toy {
     }
 }
 
-/// Four steps; returns how many were left out.
-fn train_toy(ranks: &Ranks, run: &Path, bad: bool, pictures: Duration) -> Result<i64> {
+/// Four steps, with the optimizer's state shared out or not; returns how many were left out.
+fn train_toy(ranks: &Ranks, run: &Path, bad: bool, sharded: bool, pictures: Duration) -> Result<i64> {
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
     let task = Toy { parameters, weight: weight.shallow_clone(), bad, pictures };
-    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9});
+    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9,
+        "shard_optimizer": sharded});
     let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1}))?;
     let config = serde_json::from_value(config)?;
-    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), Device::Cpu, None)?;
-    let progress = trainer.over(ranks)?.train()?;
+    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), ranks, None)?;
+    // two moments and an average of the one number, and how many steps there were
+    let has_a_share = !sharded || ranks.is_first();
+    assert_eq!(trainer.bytes_held(), if has_a_share { 3 * 4 + 4 } else { 4 });
+    let progress = trainer.train()?;
     assert_eq!(progress.step, 4, "rank {}", ranks.rank());
     ranks.ensure_same("after it", &[("weight".to_string(), weight)])?;
     Ok(progress.skipped_steps)
@@ -324,17 +329,23 @@ fn worker() {
             if name == "nan" {
                 // a loss that is not finite on one rank leaves the step out on all
                 let bad = ranks.rank() == 1;
-                let skipped = train_toy(ranks, &Path::new(&out).join("nan"), bad, Duration::ZERO)?;
-                assert_eq!(skipped, 1, "rank {}", ranks.rank());
+                for (run, sharded) in [("nan", false), ("nan-sharded", true)] {
+                    let skipped = train_toy(ranks, &Path::new(&out).join(run), bad, sharded, Duration::ZERO)?;
+                    assert_eq!(skipped, 1, "{run}, rank {}", ranks.rank());
+                }
                 continue;
             }
             if name == "rounded" {
                 rounded_gradients(ranks);
                 continue;
             }
+            if name == "shares" {
+                sharded::shares(ranks);
+                continue;
+            }
             if name == "slow" {
                 let long = Duration::from_secs(8);
-                train_toy(ranks, &Path::new(&out).join("slow"), false, long)?;
+                train_toy(ranks, &Path::new(&out).join("slow"), false, false, long)?;
                 // three pieces: the last one keeps one rank at work, and the other waits
                 let make = |number: usize| {
                     std::thread::sleep(if number == 2 { long } else { Duration::ZERO });
@@ -407,6 +418,9 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     }
+    // a step that is left out moves nothing on the ranks that share the optimizer's state either
+    let [plain, sharded] = ["nan", "nan-sharded"].map(|run| checkpoint::path(&folder.path().join(run), 4));
+    same_checkpoint(&plain, &sharded);
     for name in names {
         let bound = if name.contains("float") { 1e-5 } else { 1e-10 };
         let (two, _) = read_safetensors(&folder.path().join(name)).unwrap();
