@@ -81,7 +81,7 @@ fn toy(run: &Path, settings: Value, nan: fn(i64) -> bool) -> Result<Progress> {
     let weight = parameters.root().parameter("weight", &[3], Init::ZEROS);
     let seen = parameters.root().buffer("seen", &[1], Init::ZEROS);
     let task = Toy { parameters, weight, seen, position, nan };
-    Trainer::new(task, run, &config, &optimizer, &json!({"is": "a toy"}), Device::Cpu, resume)?.train()
+    Trainer::new(task, run, &config, &optimizer, &json!({"is": "a toy"}), &Ranks::alone(), resume)?.train()
 }
 
 /// What moves without an optimizer is where it was after a step that is left out, and goes on from a checkpoint.
@@ -161,7 +161,7 @@ fn networks_are_left_out_one_by_one() {
         let networks = [0, 1].map(|seed| Parameters::new(Device::Cpu, seed));
         let weights = [0, 1].map(|i: usize| networks[i].root().parameter("weight", &[1], Init::ZEROS));
         let task = Pair { networks, weights, position: 0 };
-        let trainer = Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), Device::Cpu, None);
+        let trainer = Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), &Ranks::alone(), None);
         let progress = trainer.unwrap().train().unwrap();
         assert_eq!((progress.skipped_steps, progress.ema_updates, progress.position), (2, 5, 12));
         let logged: Vec<bool> = metrics(folder.path()).iter().map(|line| line["other_loss"].is_null()).collect();
@@ -241,7 +241,10 @@ fn precision_reaches_encoding_and_pictures_and_not_measurements() {
         let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
         let seen = Rc::default();
         let task = Witness { parameters, weight, seen: Rc::clone(&seen) };
-        Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), Device::Cpu, None).unwrap().train().unwrap();
+        Trainer::new(task, folder.path(), &config, &optimizer, &json!({}), &Ranks::alone(), None)
+            .unwrap()
+            .train()
+            .unwrap();
         let expected = [("fetched", kind), ("trained", kind), ("shown", kind), ("measured", Kind::Float)];
         assert_eq!(*seen.borrow(), BTreeMap::from(expected), "{precision}");
     }

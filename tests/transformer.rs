@@ -128,7 +128,7 @@ fn train(experiment: &TransformerExperiment, run: &Path) -> Trainer<TransformerT
     let resume = resume_point(run, "transformer", &ranks).unwrap();
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     let task = TransformerTask::new(experiment, space(), CPU, position, &ranks).unwrap();
-    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, CPU, resume).unwrap()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, &ranks, resume).unwrap()
 }
 
 /// A transformer with random weights that are large enough to matter.

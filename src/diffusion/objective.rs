@@ -47,6 +47,7 @@ pub struct Objective {
     pub loss: Loss,
     /// Mean or sum over the elements of a clip.
     #[serde(skip_serializing_if = "is_mean")]
+    #[schemars(extend("default" = "mean"))]
     pub reduction: Reduction,
     /// How much the error at each time counts; other than constant only with `loss: l2`.
     pub weight: LossWeightConfig,

@@ -6,14 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Place,
+    BucketSizes, Place,
     rendezvous::{self, Arrival, Rendezvous},
     watch::Watch,
 };
-use crate::torch::{GradientBuckets, Listener, Overlap, ProcessGroup, Store, checksums};
-
-/// Bytes of gradients that go out together: small enough to begin early, large enough to be worth a call.
-const BUCKET: i64 = 25 << 20;
+use crate::torch::{GradientBuckets, Listener, ProcessGroup, Reduced, Store, checksums};
 
 /// What sums the gradients that lie on GPUs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -36,7 +33,10 @@ struct Inner {
     group: ProcessGroup,
     store: Store,
     watch: Watch,
-    overlap: Cell<Overlap>,
+    /// Those that suit the backend which sums the gradients.
+    bucket_sizes: Cell<BucketSizes>,
+    /// The last reduction of gradients.
+    reduced: Cell<Reduced>,
     timeout: Duration,
     /// How often the ranks met.
     meetings: Cell<u64>,
@@ -89,8 +89,9 @@ impl Ranks {
                 watch.blame()
             )
         })?;
-        let (overlap, meetings) = (Cell::new(Overlap { early: 0, all: 0 }), Cell::new(0));
-        Ok((Ranks { inner: Some(Rc::new(Inner { place, group, store, watch, overlap, timeout, meetings })) }, device))
+        let (bucket_sizes, reduced, meetings) = (Cell::new(BucketSizes::GLOO), Cell::default(), Cell::new(0));
+        let inner = Inner { place, group, store, watch, bucket_sizes, reduced, timeout, meetings };
+        Ok((Ranks { inner: Some(Rc::new(inner)) }, device))
     }
 
     /// Gradients will lie on this device: those of a GPU are summed by `backend`. What ranks exchange besides stays on
@@ -101,9 +102,12 @@ impl Ranks {
     pub fn train_on(&self, device: Device, backend: Backend) -> Result<()> {
         let (Some(inner), Device::Cuda(index)) = (&self.inner, device) else { return Ok(()) };
         Self::call(inner, |group| match backend {
-            Backend::Nccl => group
-                .add_gpu(&inner.store, inner.place.rank, index, inner.timeout)
-                .context("NCCL sums the gradients of several GPUs (--backend gloo does it without, and slowly)"),
+            Backend::Nccl => {
+                inner.bucket_sizes.set(BucketSizes::NCCL);
+                group
+                    .add_gpu(&inner.store, inner.place.rank, index, inner.timeout)
+                    .context("NCCL sums the gradients of several GPUs (--backend gloo does it without, and slowly)")
+            }
             Backend::Gloo => {
                 group.sum_gpu_by_host();
                 Ok(())
@@ -168,10 +172,28 @@ impl Ranks {
     /// # Errors
     /// As [`Self::sum`].
     pub fn of_first(&self, value: i64) -> Result<i64> {
-        let Some(inner) = &self.inner else { return Ok(value) };
         let mut tensor = Tensor::from_slice(&[value]);
-        Self::call(inner, |group| group.broadcast(&mut tensor, 0))?;
+        self.broadcast(&mut tensor, 0)?;
         Ok(tensor.int64_value(&[0]))
+    }
+
+    /// The tensor, of one shape and type on all ranks, becomes that of rank `root`. A GPU's is queued, not waited for.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn broadcast(&self, tensor: &mut Tensor, root: usize) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        Self::call(inner, |group| group.broadcast(tensor, root))
+    }
+
+    /// Waits until what is queued on a GPU for all ranks is done: the host may then read it and waits for no rank in the
+    /// driver.
+    ///
+    /// # Errors
+    /// As [`Self::sum`].
+    pub fn settle(&self) -> Result<()> {
+        let Some(inner) = &self.inner else { return Ok(()) };
+        Self::call(inner, ProcessGroup::settle)
     }
 
     /// Waits for all ranks, however long what they still do takes: at the store, in no call that would be given up. Where
@@ -221,21 +243,24 @@ impl Ranks {
         }
     }
 
-    /// Gradients of these parameters, to be reduced to their means; none where this process is alone.
+    /// Gradients of these parameters, to be reduced to their means as numbers of this kind; none where this process is alone.
     ///
     /// # Errors
     /// LibTorch's own.
-    pub fn buckets(&self, parameters: &[Tensor]) -> Result<Option<GradientBuckets>> {
-        self.buckets_of(parameters, BUCKET)
+    pub fn buckets(&self, parameters: &[Tensor], kind: Kind) -> Result<Option<GradientBuckets>> {
+        let Some(inner) = &self.inner else { return Ok(None) };
+        self.buckets_of(parameters, kind, inner.bucket_sizes.get())
     }
 
-    /// As [`Self::buckets`], of about so many bytes each.
+    /// As [`Self::buckets`], of these sizes.
     ///
     /// # Errors
     /// As [`Self::buckets`].
-    pub fn buckets_of(&self, parameters: &[Tensor], bytes: i64) -> Result<Option<GradientBuckets>> {
+    pub fn buckets_of(&self, parameters: &[Tensor], kind: Kind, sizes: BucketSizes) -> Result<Option<GradientBuckets>> {
         let Some(inner) = &self.inner else { return Ok(None) };
-        GradientBuckets::new(&inner.group, parameters, bytes).map(Some)
+        let bytes = |parameter: &Tensor| (parameter.numel() * kind.elt_size_in_bytes()) as i64;
+        let counts = sizes.counts(&parameters.iter().map(bytes).collect::<Vec<_>>());
+        GradientBuckets::new(&inner.group, parameters, &counts, kind).map(Some)
     }
 
     /// Waits until the gradients are means over all ranks.
@@ -244,14 +269,13 @@ impl Ranks {
     /// As [`Self::sum`].
     pub fn finish(&self, buckets: &GradientBuckets) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
-        let overlap = Self::call(inner, |_| buckets.finish())?;
-        inner.overlap.set(overlap);
+        inner.reduced.set(Self::call(inner, |_| buckets.finish())?);
         Ok(())
     }
 
-    /// How many buckets of the last reduction were sent while the backward pass still ran, of how many.
-    pub fn overlap(&self) -> Option<(i64, i64)> {
-        self.inner.as_ref().map(|inner| (inner.overlap.get().early, inner.overlap.get().all))
+    /// What the last reduction of gradients was.
+    pub fn reduced(&self) -> Option<Reduced> {
+        self.inner.as_ref().map(|inner| inner.reduced.get())
     }
 
     /// Checks that all ranks hold the same tensors, by a checksum of each.
@@ -261,7 +285,7 @@ impl Ranks {
     pub fn ensure_same(&self, when: &str, tensors: &[(String, Tensor)]) -> Result<()> {
         let Some(inner) = &self.inner else { return Ok(()) };
         // before the hashes wait in the driver for whatever it still does
-        Self::call(inner, ProcessGroup::settle)?;
+        self.settle()?;
         let mut hashes = vec![tensors.len() as i64];
         hashes.extend(checksums(tensors.iter().map(|(_, tensor)| tensor))?);
         let counts = Self::call(inner, |group| group.gather(&Tensor::from_slice(&hashes[..1])))?;
@@ -344,7 +368,9 @@ impl Ranks {
     /// The host tensor that one rank has.
     fn from(&self, root: usize, tensor: Option<&Tensor>) -> Result<Tensor> {
         let own = || tensor.context("this rank has made nothing");
-        let Some(inner) = &self.inner else { return Ok(own()?.shallow_clone()) };
+        if self.inner.is_none() {
+            return Ok(own()?.shallow_clone());
+        }
         // type, number of axes, axes
         let mut head = [0i64; 10];
         if root == self.rank() {
@@ -355,14 +381,14 @@ impl Ranks {
             head[2..2 + tensor.dim()].copy_from_slice(&tensor.size());
         }
         let mut head = Tensor::from_slice(&head);
-        Self::call(inner, |group| group.broadcast(&mut head, root))?;
+        self.broadcast(&mut head, root)?;
         let head: Vec<i64> = Vec::try_from(head)?;
         let mut tensor = if root == self.rank() {
             own()?.shallow_clone()
         } else {
             Tensor::zeros(&head[2..2 + head[1] as usize], (KINDS[head[0] as usize], Device::Cpu))
         };
-        Self::call(inner, |group| group.broadcast(&mut tensor, root))?;
+        self.broadcast(&mut tensor, root)?;
         Ok(tensor)
     }
 
@@ -454,7 +480,7 @@ mod tests {
         let made = ranks.share(3, |i| Ok(Tensor::from(i as i64))).unwrap();
         assert_eq!(made.iter().map(|t| t.int64_value(&[])).collect::<Vec<_>>(), [0, 1, 2]);
         ranks.ensure_same("at the start", &[]).unwrap();
-        assert!(ranks.buckets(&[]).unwrap().is_none());
+        assert!(ranks.buckets(&[], Kind::Float).unwrap().is_none());
     }
 
     #[test]

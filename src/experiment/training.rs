@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::torch::{Adam, Autocast, Tf32};
 
@@ -50,6 +50,7 @@ pub struct OptimizerConfig {
     /// The first step of the warm-up has a learning rate of zero and so changes nothing (as released by MCVD), where it
     /// else has one part of `warmup`.
     #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
     pub warmup_from_zero: bool,
     /// What becomes of the learning rate after the warm-up.
     #[serde(default)]
@@ -138,6 +139,31 @@ impl Precision {
     }
 }
 
+/// The type in which gradients are summed over ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceDtype {
+    /// float32.
+    #[default]
+    F32,
+    /// bfloat16: half of the bytes; each rank's part of the mean, and each sum of parts, is rounded to 8 significant bits.
+    Bf16,
+}
+
+impl ReduceDtype {
+    /// As LibTorch calls it.
+    pub fn kind(self) -> Kind {
+        match self {
+            ReduceDtype::F32 => Kind::Float,
+            ReduceDtype::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == ReduceDtype::default()
+    }
+}
+
 /// How exactly the networks compute when they sample, decode or encode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Numerics {
@@ -184,6 +210,15 @@ pub struct TrainerConfig {
     /// Precision of forward and backward passes; weights, gradients and the optimizer stay in float32.
     #[serde(default)]
     pub precision: Precision,
+    /// Type in which gradients are summed where several ranks train together. Before and after it they are float32.
+    #[serde(default, skip_serializing_if = "ReduceDtype::is_default")]
+    #[schemars(extend("default" = "f32"))]
+    pub reduce_dtype: ReduceDtype,
+    /// Each rank keeps the optimizer's moments and the moving average of its share of the parameters alone (ZeRO stage 1,
+    /// Rajbhandari et al. 2020): less memory, one more exchange a step, the same results to the bit. One rank keeps all.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[schemars(extend("default" = false))]
+    pub shard_optimizer: bool,
     /// Where to compute: `auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:N`.
     #[serde(default = "auto")]
     pub device: String,
@@ -199,6 +234,7 @@ pub struct TrainerConfig {
     pub ema_decay: Option<f64>,
     /// The average follows the weights more closely at first: at its n-th update its decay is at most (1 + n)/(10 + n).
     #[serde(default = "yes", skip_serializing_if = "is_true")]
+    #[schemars(extend("default" = true))]
     pub ema_warmup: bool,
     /// Largest norm of the gradient over all parameters; a larger gradient is scaled down to it. `null` for no limit.
     #[serde(default)]

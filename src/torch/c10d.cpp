@@ -87,9 +87,10 @@ extern "C" char *lvdm_store_has(const Store *store, const char *key, bool *has) 
 
 namespace {
 
-// A sum under way.
-struct Sum {
+// A call under way: the tensor becomes the sum over ranks, or that of one of them.
+struct Call {
   at::Tensor tensor;
+  std::optional<int> root;          // whose tensor it becomes; none for the sum
   std::optional<Readback> by_host;  // of a GPU's tensor that goes by way of the host
   Work work;
 };
@@ -97,7 +98,7 @@ struct Sum {
 struct Group {
   Backend host;
   Backend device;        // none without a GPU
-  bool by_host = false;  // tensors of a GPU are summed on the host
+  bool by_host = false;  // tensors of a GPU are summed and broadcast on the host
   int size;
   Milliseconds timeout;
   std::atomic<bool> failed = false;  // a call was not answered
@@ -131,13 +132,13 @@ struct Group {
     }
   }
 
-  Sum start_sum(const at::Tensor &tensor) {
-    Sum sum{tensor, {}, {}};
+  Call begin(const at::Tensor &tensor, std::optional<int> root = {}) {
+    Call made{tensor, root, {}, {}};
     if (by_host && tensor.is_cuda())
-      sum.by_host.emplace(tensor);
+      made.by_host.emplace(tensor);
     else
-      sum.work = start(tensor);
-    return sum;
+      made.work = start(tensor, root);
+    return made;
   }
 
   // What is queued afterwards finds the result of a call. The host waits for it only where the tensor is its own: NCCL's
@@ -177,22 +178,24 @@ struct Group {
     });
   }
 
-  // The tensor is the sum when this is over. By way of the host that is copied back without waiting for it.
-  void wait(Sum &sum) {
-    if (!sum.by_host) return wait(sum.work, sum.tensor);
-    auto &host = sum.by_host->wait();
-    auto work = start(host);
+  // The tensor is the result when this is over. By way of the host that is copied back without waiting for it.
+  void wait(Call &made) {
+    if (!made.by_host) return wait(made.work, made.tensor);
+    auto &host = made.by_host->wait();
+    auto work = start(host, made.root);
     call([&] { work->wait(); });
-    sum.tensor.copy_(host, /*non_blocking=*/true);
+    made.tensor.copy_(host, /*non_blocking=*/true);
   }
 
  private:
   std::mutex mutex;  // sums within a backward pass are queued by its thread
   std::vector<Work> queued, marked;
 
-  Work start(const at::Tensor &tensor) {
+  Work start(const at::Tensor &tensor, std::optional<int> root) {
     std::vector<at::Tensor> list = {tensor};
-    return call([&] { return of(tensor).allreduce(list); });
+    c10d::BroadcastOptions options;
+    if (root) options.rootRank = *root;
+    return call([&] { return root ? of(tensor).broadcast(list, options) : of(tensor).allreduce(list); });
   }
 };
 
@@ -240,7 +243,7 @@ extern "C" void lvdm_group_add_device(SharedGroup *group, Backend *device) {
   delete device;
 }
 
-// From here on Gloo sums a GPU's tensors too, by way of the host.
+// From here on Gloo sums and broadcasts a GPU's tensors too, by way of the host.
 extern "C" void lvdm_group_sum_by_host(const SharedGroup *group) { (*group)->by_host = true; }
 
 extern "C" void lvdm_group_free(SharedGroup *group) { delete group; }
@@ -257,7 +260,7 @@ extern "C" char *lvdm_group_abort(const SharedGroup *group) {
 extern "C" char *lvdm_group_sum(const SharedGroup *group, at::Tensor *tensor) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    auto sum = (*group)->start_sum(*tensor);
+    auto sum = (*group)->begin(*tensor);
     (*group)->wait(sum);
   });
 }
@@ -265,10 +268,8 @@ extern "C" char *lvdm_group_sum(const SharedGroup *group, at::Tensor *tensor) {
 extern "C" char *lvdm_group_broadcast(const SharedGroup *group, at::Tensor *tensor, int root) {
   return guarded([&] {
     at::NoGradGuard no_grad;
-    c10d::BroadcastOptions options;
-    options.rootRank = root;
-    std::vector<at::Tensor> list = {*tensor};
-    (*group)->wait((*group)->call([&] { return (*group)->of(*tensor).broadcast(list, options); }), *tensor);
+    auto broadcast = (*group)->begin(*tensor, root);
+    (*group)->wait(broadcast);
   });
 }
 
@@ -317,7 +318,7 @@ struct Handle : torch::CustomClassHolder {
 struct SumOverRanks : torch::autograd::Function<SumOverRanks> {
   static at::Tensor sum(const SharedGroup &group, const at::Tensor &x) {
     auto total = x.detach().clone(at::MemoryFormat::Contiguous);
-    auto under_way = group->start_sum(total);
+    auto under_way = group->begin(total);
     group->wait(under_way);
     // in x's order in memory: what is summed up afterwards rounds as it does without a group
     return at::empty_like(x).copy_(total);
@@ -357,7 +358,7 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     std::vector<at::Tensor> views;
     size_t waiting;
     bool again;  // a gradient changed after it was sent
-    std::optional<Sum> sum;
+    std::optional<Call> sum;
   };
 
   SharedGroup group;
@@ -370,35 +371,17 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
   std::exception_ptr failure;
   std::mutex mutex;  // on a GPU the hooks run on the backward thread
 
-  Buckets(SharedGroup group, std::vector<at::Tensor> list, int64_t bytes)
+  // Bucket b holds the next counts[b] parameters, from the last one to the first, and sums their gradients in flats[b].
+  Buckets(SharedGroup group, std::vector<at::Tensor> list, const std::vector<at::Tensor> &flats, const int64_t *counts)
       : group(std::move(group)), parameters(std::move(list)), bucket_of(parameters.size()), ready(parameters.size()) {
-    at::NoGradGuard no_grad;
-    // the backward pass reaches the last parameters first
-    std::vector<std::vector<size_t>> members;
-    int64_t held = 0;
-    for (size_t i = parameters.size(); i-- > 0;) {
-      bool fits = !members.empty() && held + int64_t(parameters[i].nbytes()) <= bytes;
-      if (fits) {
-        auto &other = parameters[members.back().front()];
-        fits = other.dtype() == parameters[i].dtype() && other.device() == parameters[i].device();
-      }
-      if (!fits) {
-        members.emplace_back();
-        held = 0;
-      }
-      members.back().push_back(i);
-      held += parameters[i].nbytes();
-    }
-    for (auto &of : members) {
-      int64_t count = 0;
-      for (auto i : of) {
-        bucket_of[i] = buckets.size();
-        count += parameters[i].numel();
-      }
-      Bucket bucket{of, at::zeros({count}, parameters[of[0]].options().requires_grad(false)), {}, 0, false, {}};
+    size_t next = parameters.size();
+    for (size_t b = 0; b < flats.size(); b++) {
+      Bucket bucket{{}, flats[b], {}, 0, false, {}};
       int64_t at = 0;
-      for (auto i : of) {
-        auto &p = parameters[i];
+      for (int64_t k = 0; k < counts[b]; k++) {
+        auto &p = parameters[--next];
+        bucket_of[next] = b;
+        bucket.members.push_back(next);
         bucket.views.push_back(bucket.flat.narrow(0, at, p.numel()).view(p.sizes()));
         at += p.numel();
       }
@@ -459,18 +442,19 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     }
   }
 
+  // The mean is the sum of parts, each of which is divided before it is rounded to the type in which the bucket travels.
   void send(Bucket &bucket) {
     at::NoGradGuard no_grad;
+    auto ranks = at::scalar_tensor(int64_t{group->size}, at::kLong);
     for (size_t k = 0; k < bucket.members.size(); k++) {
       auto &gradient = parameters[bucket.members[k]].grad();
       // a parameter that took no part has a gradient of zero
       if (gradient.defined())
-        bucket.views[k].copy_(gradient);
+        at::div_out(bucket.views[k], gradient, ranks);
       else
         bucket.views[k].zero_();
     }
-    bucket.flat.div_(group->size);
-    bucket.sum = group->start_sum(bucket.flat);
+    bucket.sum = group->begin(bucket.flat);
   }
 
   // Sends what is left, waits for all and puts the means into the parameters' gradients.
@@ -491,11 +475,12 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
     group->settle();
     for (auto &bucket : buckets)
       for (size_t k = 0; k < bucket.members.size(); k++) {
-        auto &gradient = parameters[bucket.members[k]].mutable_grad();
+        auto &parameter = parameters[bucket.members[k]];
+        auto &gradient = parameter.mutable_grad();
         if (gradient.defined())
           gradient.copy_(bucket.views[k]);
         else
-          gradient = bucket.views[k].clone();
+          gradient = bucket.views[k].to(parameter.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
       }
   }
 };
@@ -505,11 +490,13 @@ struct Buckets : std::enable_shared_from_this<Buckets> {
 using SharedBuckets = std::shared_ptr<Buckets>;
 
 extern "C" char *lvdm_buckets_new(const SharedGroup *group, at::Tensor *const *parameters, int64_t count,
-                                  int64_t bytes, SharedBuckets **buckets) {
+                                  at::Tensor *const *flats, const int64_t *counts, int64_t buckets_count,
+                                  SharedBuckets **buckets) {
   return guarded([&] {
-    std::vector<at::Tensor> list;
+    std::vector<at::Tensor> list, memory;
     for (int64_t i = 0; i < count; i++) list.push_back(*parameters[i]);
-    auto made = std::make_shared<Buckets>(*group, std::move(list), bytes);
+    for (int64_t b = 0; b < buckets_count; b++) memory.push_back(*flats[b]);
+    auto made = std::make_shared<Buckets>(*group, std::move(list), memory, counts);
     made->attach();
     *buckets = new SharedBuckets(std::move(made));
   });
@@ -519,11 +506,16 @@ extern "C" void lvdm_buckets_free(SharedBuckets *buckets) { delete buckets; }
 
 extern "C" void lvdm_buckets_arm(const SharedBuckets *buckets) { (*buckets)->arm(); }
 
-// *early of *all buckets were sent before the backward pass was over.
-extern "C" char *lvdm_buckets_finish(const SharedBuckets *buckets, int64_t *early, int64_t *all) {
+// What a reduction was.
+struct Reduced {
+  int64_t early, all, bytes;
+};
+
+extern "C" char *lvdm_buckets_finish(const SharedBuckets *buckets, Reduced *reduced) {
   return guarded([&] {
     (*buckets)->finish();
-    *early = (*buckets)->early;
-    *all = (*buckets)->buckets.size();
+    int64_t bytes = 0;
+    for (auto &bucket : (*buckets)->buckets) bytes += bucket.flat.nbytes();
+    *reduced = {int64_t((*buckets)->early), int64_t((*buckets)->buckets.size()), bytes};
   });
 }

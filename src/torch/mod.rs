@@ -52,7 +52,7 @@ pub use graph::{StepGraphs, StepInputs, cuda_graphs, replayed};
 pub use kernel_choice::{Autotune, Tf32, allow_tf32, be_deterministic, compute_exactly};
 pub use memory::{memory_so_far, peak_host_memory, peak_memory};
 pub use multi_tensor::{Adam, AverageDecay, clear_gradients, clip_to_norm, global_norm, lerp_all};
-pub use process_group::{GradientBuckets, Listener, Overlap, ProcessGroup, Store};
+pub use process_group::{GradientBuckets, Listener, ProcessGroup, Reduced, Store};
 pub use processor::{Bfloat16, Processor, SHORTCUTS, Shortcuts, Vectors, processor, shortcuts};
 pub use recompute::{Kept, kept_for_backward, recompute};
 pub use rounded_weights::RoundedWeights;

@@ -245,6 +245,9 @@ pub fn global_norm(gradients: &[Tensor]) -> Result<Tensor> {
 /// # Errors
 /// LibTorch's own.
 pub fn clip_to_norm(gradients: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<()> {
+    if gradients.is_empty() {
+        return Ok(());
+    }
     let factor = (max_norm / (norm + 1e-6)).clamp_max(1.0);
     // SAFETY: a list of live tensors and a live scalar.
     check(unsafe { lvdm_foreach_mul(pointers(gradients).as_ptr(), gradients.len() as i64, factor.as_ptr().cast()) })

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use libloading::os::unix::{Library, RTLD_NOW};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{backend::GpuPart, check, free, pointers};
 
@@ -58,12 +58,14 @@ unsafe extern "C" {
         group: *const c_void,
         parameters: *const *mut c_void,
         count: i64,
-        bytes: i64,
+        flats: *const *mut c_void,
+        counts: *const i64,
+        buckets_count: i64,
         buckets: *mut *mut c_void,
     ) -> *mut c_char;
     fn lvdm_buckets_free(buckets: *mut c_void);
     fn lvdm_buckets_arm(buckets: *const c_void);
-    fn lvdm_buckets_finish(buckets: *const c_void, early: *mut i64, all: *mut i64) -> *mut c_char;
+    fn lvdm_buckets_finish(buckets: *const c_void, reduced: *mut Reduced) -> *mut c_char;
 }
 
 fn text(text: &str) -> Result<CString> {
@@ -254,7 +256,8 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// From here on tensors of a GPU may be summed, by Gloo: each is copied to the host, summed there and copied back.
+    /// From here on tensors of a GPU may be summed and broadcast, by Gloo: each is copied to the host, and the result is
+    /// copied back.
     pub fn sum_gpu_by_host(&self) {
         // SAFETY: a live group.
         unsafe { lvdm_group_sum_by_host(self.group.0) }
@@ -274,7 +277,7 @@ impl ProcessGroup {
         check(unsafe { lvdm_group_sum(self.group.0, tensor.as_ptr().cast_mut().cast()) })
     }
 
-    /// The tensor becomes that of process `root`.
+    /// The tensor becomes that of process `root`. A GPU's is queued, not waited for.
     ///
     /// # Errors
     /// As [`Self::sum`].
@@ -369,25 +372,49 @@ pub struct GradientBuckets {
     buckets: *mut c_void,
 }
 
-/// How many buckets were sent while the backward pass still ran.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Overlap {
+/// What a reduction of gradients was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Reduced {
     /// Buckets that were sent before the backward pass was over.
     pub early: i64,
     /// All buckets.
     pub all: i64,
+    /// What a process sums with the others, over all buckets.
+    pub bytes: i64,
 }
 
 impl GradientBuckets {
-    /// Watches the gradients of these parameters; a bucket holds about `bytes` of them.
+    /// Watches the gradients of these parameters, and sums them as numbers of this kind. The first bucket holds those of the
+    /// last `counts[0]` parameters, since a backward pass comes to them first, the second one those of the `counts[1]` before
+    /// them, and so on.
     ///
     /// # Errors
     /// LibTorch's own.
-    pub fn new(group: &ProcessGroup, parameters: &[Tensor], bytes: i64) -> Result<Self> {
+    pub fn new(group: &ProcessGroup, parameters: &[Tensor], counts: &[usize], kind: Kind) -> Result<Self> {
+        assert_eq!(counts.iter().sum::<usize>(), parameters.len(), "each parameter is in one bucket");
+        let mut rest = parameters;
+        let mut flats = Vec::new();
+        for count in counts {
+            let (before, members) = rest.split_at(rest.len() - count);
+            let numbers: usize = members.iter().map(Tensor::numel).sum();
+            flats.push(Tensor::f_zeros([numbers as i64], (kind, members[0].device()))?);
+            rest = before;
+        }
+        let counts: Vec<i64> = counts.iter().map(|&count| count as i64).collect();
         let mut buckets = std::ptr::null_mut();
-        // SAFETY: a live group and tensors; `buckets` receives an owned pointer where there is no error.
+        // SAFETY: a live group and tensors, a flat tensor and a count for each bucket; `buckets` receives an owned pointer
+        // where there is no error.
         check(unsafe {
-            lvdm_buckets_new(group.group.0, pointers(parameters).as_ptr(), parameters.len() as i64, bytes, &mut buckets)
+            lvdm_buckets_new(
+                group.group.0,
+                pointers(parameters).as_ptr(),
+                parameters.len() as i64,
+                pointers(&flats).as_ptr(),
+                counts.as_ptr(),
+                counts.len() as i64,
+                &mut buckets,
+            )
         })?;
         Ok(GradientBuckets { buckets })
     }
@@ -402,11 +429,11 @@ impl GradientBuckets {
     ///
     /// # Errors
     /// A process that is gone or does not answer in time.
-    pub fn finish(&self) -> Result<Overlap> {
-        let mut overlap = Overlap { early: 0, all: 0 };
-        // SAFETY: ours.
-        check(unsafe { lvdm_buckets_finish(self.buckets, &mut overlap.early, &mut overlap.all) })?;
-        Ok(overlap)
+    pub fn finish(&self) -> Result<Reduced> {
+        let mut reduced = Reduced::default();
+        // SAFETY: ours, and a place for the answer.
+        check(unsafe { lvdm_buckets_finish(self.buckets, &mut reduced) })?;
+        Ok(reduced)
     }
 }
 

@@ -1,9 +1,10 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
+    distributed::{Ranks, Shards},
     experiment::TrainerConfig,
     nn::Parameters,
     torch::{AverageDecay, lerp_all, upload_all},
@@ -15,23 +16,31 @@ pub struct Ema {
     decay: f64,
     warmup: bool,
     updates: i64,
+    shards: Rc<Shards>,
+    /// Of the parameters that this rank owns.
     average: Vec<(String, Tensor)>,
     /// The updates as the device counts them: a float64 scalar.
     counted: Tensor,
 }
 
 impl Ema {
-    /// Starts at the present weights.
+    /// Starts at the present weights, all of which this process averages.
     pub fn new(decay: f64, parameters: &Parameters) -> Self {
-        let average: Vec<(String, Tensor)> =
-            parameters.trainable().into_iter().map(|(n, t)| (n, no_grad(|| t.detach().copy()))).collect();
-        let device = average.first().map_or(Device::Cpu, |(_, t)| t.device());
-        Ema { decay, warmup: true, updates: 0, average, counted: Tensor::zeros([], (Kind::Double, device)) }
+        let shards = Shards::new(&Ranks::alone(), &parameters.trainable());
+        Self::begin(decay, true, parameters, &Rc::new(shards))
     }
 
-    /// The average that a training keeps, if it does.
-    pub fn of(config: &TrainerConfig, parameters: &Parameters) -> Option<Self> {
-        config.ema_decay.map(|decay| Ema { warmup: config.ema_warmup, ..Ema::new(decay, parameters) })
+    /// The average that a training keeps, if it does: this rank that of its share of the parameters.
+    pub fn of(config: &TrainerConfig, parameters: &Parameters, shards: &Rc<Shards>) -> Option<Self> {
+        config.ema_decay.map(|decay| Self::begin(decay, config.ema_warmup, parameters, shards))
+    }
+
+    fn begin(decay: f64, warmup: bool, parameters: &Parameters, shards: &Rc<Shards>) -> Self {
+        let trainable = parameters.trainable();
+        let now = |i: usize| (trainable[i].0.clone(), no_grad(|| trainable[i].1.detach().copy()));
+        let average = shards.own().map(now).collect();
+        let counted = Tensor::zeros([], (Kind::Double, parameters.device()));
+        Ema { decay, warmup, updates: 0, shards: Rc::clone(shards), average, counted }
     }
 
     /// How kernels of a GPU update it.
@@ -40,7 +49,7 @@ impl Ema {
         (AverageDecay { updates: &self.counted, decay: self.decay, warmup: self.warmup }, average)
     }
 
-    /// Takes in weights, those of the parameters in order, unless `left_out`, a float32 scalar on their device, is one.
+    /// Takes in weights, those of the parameters that this rank averages, in order, unless `left_out`, a float32 scalar on their device, is one.
     ///
     /// # Errors
     /// LibTorch's own.
@@ -78,9 +87,17 @@ impl Ema {
         self.updates += 1;
     }
 
-    /// (name, average) of each trainable parameter.
+    /// (name, average) of each trainable parameter that this rank averages.
     pub fn named(&self) -> &[(String, Tensor)] {
         &self.average
+    }
+
+    /// (name, average) of all trainable parameters, on rank 0. All ranks must call it together.
+    ///
+    /// # Errors
+    /// A rank that is gone or late.
+    pub fn whole(&self) -> Result<Vec<(String, Tensor)>> {
+        self.shards.gather(&self.average.iter().map(|(_, t)| t.shallow_clone()).collect::<Vec<_>>())
     }
 
     /// How often it was updated, as far as the host knows.

@@ -1,10 +1,11 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::{Context, Result, ensure};
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Kind, Tensor, no_grad};
 
 use super::Ema;
 use crate::{
+    distributed::{Ranks, Shards},
     nn::Parameters,
     torch::{Adam, clear_gradients, clip_to_norm, has_gpu_kernels, upload, upload_all},
 };
@@ -17,15 +18,19 @@ pub struct StepAround<'a> {
     pub checked: Option<&'a Tensor>,
     /// The gradients are scaled down to this norm; with `checked`.
     pub max_norm: Option<f64>,
-    /// Takes in the weights as they are after the step.
+    /// Takes in the weights as they are after the step: of the same share of the parameters as the optimizer's.
     pub average: Option<&'a Ema>,
 }
 
-/// Adam or AdamW over all trainable parameters of a network, with a state that can be stored.
+/// Adam or AdamW over all trainable parameters of a network, with a state that can be stored. Where ranks share them out, each
+/// moves its own and gets the others' from their owners.
 pub struct Optimizer {
     adam: Adam,
-    names: Vec<String>,
+    shards: Rc<Shards>,
+    /// All of them.
     parameters: Vec<Tensor>,
+    /// Of those that this rank owns, and so what follows.
+    names: Vec<String>,
     first_moments: Vec<Tensor>,
     second_moments: Vec<Tensor>,
     /// How many steps there were: a float32 scalar on the device, of all parameters together.
@@ -37,17 +42,23 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Over the trainable ones of `parameters`, with moments of zero.
+    /// Over the trainable ones of `parameters`, all of which this process moves, with moments of zero.
     pub fn new(adam: Adam, parameters: &Parameters) -> Self {
+        Self::over(adam, parameters, &Rc::new(Shards::new(&Ranks::alone(), &parameters.trainable())))
+    }
+
+    /// As [`Self::new`], where ranks have shared out the trainable parameters.
+    pub fn over(adam: Adam, parameters: &Parameters, shards: &Rc<Shards>) -> Self {
+        let device = parameters.device();
         let (names, parameters): (Vec<_>, Vec<_>) = parameters.trainable().into_iter().unzip();
-        let zeros = || parameters.iter().map(|p| p.detach().zeros_like()).collect();
-        let device = parameters.first().map_or(Device::Cpu, Tensor::device);
+        let zeros = || shards.own().map(|i| parameters[i].detach().zeros_like()).collect();
         let steps = Tensor::zeros([], (Kind::Float, device));
         let by_kernels = has_gpu_kernels(device) && parameters.iter().all(|p| p.kind() == Kind::Float);
         let rate = by_kernels.then(|| upload(&Tensor::from(adam.learning_rate), device));
         Optimizer {
             adam,
-            names,
+            shards: Rc::clone(shards),
+            names: shards.own().map(|i| names[i].clone()).collect(),
             first_moments: zeros(),
             second_moments: zeros(),
             steps,
@@ -106,8 +117,14 @@ impl Optimizer {
     /// Moves the parameters by [`Self::gradients`], which it may scale.
     ///
     /// # Errors
-    /// LibTorch's own.
+    /// LibTorch's own. Where ranks have shared the parameters out, a rank that is gone or late.
     pub fn step(&mut self, gradients: &[Tensor], around: StepAround) -> Result<()> {
+        self.step_own(&self.shards.share(&self.parameters), &self.shards.share(gradients), around)?;
+        self.shards.spread(&self.parameters)
+    }
+
+    /// Moves the parameters that this rank owns.
+    fn step_own(&mut self, parameters: &[Tensor], gradients: &[Tensor], around: StepAround) -> Result<()> {
         let StepAround { checked, max_norm, average } = around;
         if let Some(rate) = &self.rate {
             let (decay, averages) = average.map(Ema::on_gpu).unzip();
@@ -116,7 +133,7 @@ impl Optimizer {
                 let average = averages.as_ref().map(|all| chosen(all));
                 let [first, second] = [&self.first_moments, &self.second_moments].map(|all| chosen(all));
                 let moments = [first.as_slice(), &second];
-                adam.step_on_gpu(&chosen(&self.parameters), &chosen(gradients), moments, average.as_deref(), &numbers)
+                adam.step_on_gpu(&chosen(parameters), &chosen(gradients), moments, average.as_deref(), &numbers)
             });
         }
         if let (Some(checked), Some(max_norm)) = (checked, max_norm) {
@@ -129,12 +146,12 @@ impl Optimizer {
             self.of_each(|adam, chosen| {
                 let [first, second] = [&self.first_moments, &self.second_moments].map(|all| chosen(all));
                 let moments = [first.as_slice(), &second];
-                adam.step(&chosen(&self.parameters), &chosen(gradients), moments, &self.steps, left_out.as_ref())
+                adam.step(&chosen(parameters), &chosen(gradients), moments, &self.steps, left_out.as_ref())
             })?;
             if let Some(left_out) = &left_out {
                 self.steps -= left_out;
             }
-            average.map_or(Ok(()), |average| average.take_in(&self.parameters, left_out.as_ref()))
+            average.map_or(Ok(()), |average| average.take_in(parameters, left_out.as_ref()))
         })
     }
 
@@ -153,19 +170,36 @@ impl Optimizer {
         Ok(())
     }
 
-    /// What a checkpoint stores: `exp_avg.…`, `exp_avg_sq.…` of each parameter, and `step`.
+    /// What this rank holds: `exp_avg.…`, `exp_avg_sq.…` of each parameter that it owns, and `step`.
     pub fn state(&self) -> Vec<(String, Tensor)> {
+        let named = |moments: &[Tensor]| {
+            self.names.iter().cloned().zip(moments.iter().map(Tensor::shallow_clone)).collect::<Vec<_>>()
+        };
+        self.stored([named(&self.first_moments), named(&self.second_moments)])
+    }
+
+    /// What a checkpoint stores: the state of all parameters, on rank 0. All ranks must call it together.
+    ///
+    /// # Errors
+    /// A rank that is gone or late.
+    pub fn whole_state(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(self.stored([self.shards.gather(&self.first_moments)?, self.shards.gather(&self.second_moments)?]))
+    }
+
+    /// Named moments, and the number of steps, by their names in a checkpoint.
+    fn stored(&self, moments: [Vec<(String, Tensor)>; 2]) -> Vec<(String, Tensor)> {
         let mut state = Vec::new();
-        for (i, name) in self.names.iter().enumerate() {
-            state.push((format!("exp_avg.{name}"), self.first_moments[i].shallow_clone()));
-            state.push((format!("exp_avg_sq.{name}"), self.second_moments[i].shallow_clone()));
+        for (prefix, named) in ["exp_avg", "exp_avg_sq"].into_iter().zip(moments) {
+            state.extend(named.into_iter().map(|(name, moment)| (format!("{prefix}.{name}"), moment)));
         }
-        if !self.names.is_empty() {
+        if !self.parameters.is_empty() {
             state.push(("step".to_string(), self.steps.shallow_clone()));
         }
         state
     }
 
+    /// Goes on from a stored state, of which this rank takes what it holds.
+    ///
     /// # Errors
     /// Names what is missing or of another shape.
     pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
@@ -190,6 +224,8 @@ fn same_layout(a: &Tensor, b: &Tensor) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use tch::Device;
+
     use super::*;
     use crate::{
         nn::Init,
@@ -234,7 +270,8 @@ mod tests {
             let adam = Adam { learning_rate: 0.1, betas: (0.9, 0.99), weight_decay: 0.2, eps: 1e-8, decoupled };
             let mut optimizer = Optimizer::new(adam, &parameters).decaying(|name| name != "weight.1");
             let config = serde_json::json!({"steps": 1, "batch": 1, "ema_decay": 0.6, "ema_warmup": warmup});
-            let ema = Ema::of(&serde_json::from_value(config).unwrap(), &parameters).unwrap();
+            let shards = Rc::new(Shards::new(&Ranks::alone(), &parameters.trainable()));
+            let ema = Ema::of(&serde_json::from_value(config).unwrap(), &parameters, &shards).unwrap();
             for step in 0..6 {
                 optimizer.set_learning_rate(0.1 / (step + 1) as f64);
                 optimizer.zero_grad().unwrap();

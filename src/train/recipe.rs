@@ -47,8 +47,7 @@ pub fn train_autoencoder(
     let position = resume.as_ref().map_or(0, |found| found.progress.position);
     SettingsChanges::since(resume.as_ref(), experiment)?.check(run, change_settings, ranks)?;
     let task = AutoencoderTask::new(experiment, device, position, ranks)?;
-    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    trainer.over(ranks)?.train()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, ranks, resume)?.train()
 }
 
 /// Trains a denoiser, or goes on with it. A new run first gets a copy of the autoencoder and of the text encoder that it works
@@ -96,8 +95,7 @@ pub fn train_diffusion(
     let text = experiment.text.as_ref().map(|_| open_text_encoder(&text_file, device)).transpose()?;
     let space = space_of(experiment, run, device)?;
     let task = DiffusionTask::new(experiment, space, text, device, position, resume.is_none(), ranks)?;
-    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    trainer.over(ranks)?.train()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, ranks, resume)?.train()
 }
 
 /// Trains a transformer over codes, or goes on with it. A new run first gets a copy of the autoencoder whose codes they are.
@@ -130,6 +128,5 @@ pub fn train_transformer(
         false => carry_autoencoder(&experiment.autoencoder, run),
     })?;
     let task = TransformerTask::new(experiment, open_latent_space(&own, device)?, device, position, ranks)?;
-    let trainer = Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, device, resume)?;
-    trainer.over(ranks)?.train()
+    Trainer::new(task, run, &experiment.trainer, &experiment.optimizer, experiment, ranks, resume)?.train()
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -22,7 +23,7 @@ use crate::{
     atomic_file::write_atomically,
     checkpoint::{self, Checkpoint, Progress},
     data::pictures,
-    distributed::{OnSignal, Ranks, ask_to_stop, catch_signals, stop_is_asked},
+    distributed::{OnSignal, Ranks, Shards, ask_to_stop, catch_signals, stop_is_asked},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     run_files::EXPERIMENT_FILE,
     torch::{
@@ -85,25 +86,30 @@ pub struct Trainer<T: Task> {
 }
 
 impl<T: Task> Trainer<T> {
-    /// Starts a run, or goes on from `resume`. `experiment` is written into the run and its checkpoints.
+    /// Starts a run, or goes on from `resume`, together with the other ranks, which must be given the same. `experiment` is
+    /// written into the run and its checkpoints.
     ///
     /// # Errors
-    /// A folder that cannot be written; a checkpoint of another architecture.
+    /// A checkpoint of another architecture. LibTorch's own.
     pub fn new(
         task: T,
         run: &Path,
         config: &TrainerConfig,
         optimizer_config: &OptimizerConfig,
         experiment: &impl serde::Serialize,
-        device: Device,
+        ranks: &Ranks,
         resume: Option<Checkpoint>,
     ) -> Result<Self> {
         let networks = task.networks();
+        let sharing = if config.shard_optimizer { ranks.clone() } else { Ranks::alone() };
+        let shared_out = |network: &TrainedNetwork| Rc::new(Shards::new(&sharing, &network.parameters.trainable()));
+        let shards: Vec<Rc<Shards>> = networks.iter().map(shared_out).collect();
         let optimizer = |(i, network): (usize, &TrainedNetwork)| {
-            Optimizer::new(optimizer_config.adam(), &network.parameters).decaying(|name| task.decays(i, name))
+            Optimizer::over(optimizer_config.adam(), &network.parameters, &shards[i])
+                .decaying(|name| task.decays(i, name))
         };
         let mut optimizers: Vec<Optimizer> = networks.iter().enumerate().map(optimizer).collect();
-        let mut ema = Ema::of(config, &networks[0].parameters);
+        let mut ema = Ema::of(config, &networks[0].parameters, &shards[0]);
         let mut progress = Progress { step: 0, position: 0, ema_updates: 0, skipped_steps: 0, seconds: 0.0 };
         let mut window = Window::default();
         if let Some(found) = resume {
@@ -132,14 +138,18 @@ impl<T: Task> Trainer<T> {
             }
             let average = found.part("ema");
             if average.is_empty() {
-                ema = Ema::of(config, &networks[0].parameters);
+                ema = Ema::of(config, &networks[0].parameters, &shards[0]);
             } else if let Some(ema) = &mut ema {
                 ema.load_state(found.progress.ema_updates, &average)?;
             }
             window.restore(&found.part("window"));
             progress = found.progress;
         }
-        let buckets = networks.iter().map(|_| None).collect();
+        let reduced = |network: &TrainedNetwork| {
+            let parameters: Vec<Tensor> = network.parameters.trainable().into_iter().map(|(_, t)| t).collect();
+            ranks.buckets(&parameters, config.reduce_dtype.kind())
+        };
+        let buckets = networks.iter().map(reduced).collect::<Result<_>>()?;
         let rounded = networks.iter().map(|_| RoundedWeights::new()).collect();
         let graphs = networks.iter().map(|_| StepGraphs::default()).collect();
         let names = networks.iter().map(|_| Vec::new()).collect();
@@ -149,7 +159,7 @@ impl<T: Task> Trainer<T> {
             config: config.clone(),
             optimizer_config: optimizer_config.clone(),
             experiment: serde_json::to_value(experiment)?,
-            device,
+            device: networks[0].parameters.device(),
             networks,
             optimizers,
             ema,
@@ -157,7 +167,7 @@ impl<T: Task> Trainer<T> {
             pending: Vec::new(),
             bad_in_a_row: 0,
             window,
-            ranks: Ranks::alone(),
+            ranks: ranks.clone(),
             buckets,
             rounded,
             graphs,
@@ -168,17 +178,13 @@ impl<T: Task> Trainer<T> {
         })
     }
 
-    /// Shares the training with other processes, which must have been given the same.
-    ///
-    /// # Errors
-    /// LibTorch's own.
-    pub fn over(mut self, ranks: &Ranks) -> Result<Self> {
-        self.ranks = ranks.clone();
-        for (network, buckets) in self.networks.iter().zip(&mut self.buckets) {
-            let parameters: Vec<Tensor> = network.parameters.trainable().into_iter().map(|(_, t)| t).collect();
-            *buckets = ranks.buckets(&parameters)?;
-        }
-        Ok(self)
+    /// Bytes of the optimizers' state and of the average that this rank holds.
+    pub fn bytes_held(&self) -> usize {
+        let bytes = |named: &[(String, Tensor)]| -> usize {
+            named.iter().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes()).sum()
+        };
+        let states: usize = self.optimizers.iter().map(|optimizer| bytes(&optimizer.state())).sum();
+        states + self.ema.as_ref().map_or(0, |ema| bytes(ema.named()))
     }
 
     /// Trains until the last step, until the time is over, or until it is asked to stop, and returns how far it came. Only rank 0
@@ -207,7 +213,10 @@ impl<T: Task> Trainer<T> {
                 Ok(batches) => batches,
                 Err(error) => {
                     if let Some(record) = record.as_mut().filter(|_| self.progress.step > resumed && self.alone()) {
-                        let saved = self.settle_last(&mut window).and_then(|()| self.save(record, &window));
+                        let saved = self.settle_last(&mut window).and_then(|()| {
+                            let gathered = self.gather()?;
+                            self.save(record, &window, gathered)
+                        });
                         match saved.and_then(|()| record.saver.finish()) {
                             Ok(()) => tracing::warn!("the checkpoint of step {} is saved", self.progress.step),
                             Err(why) => {
@@ -259,8 +268,9 @@ impl<T: Task> Trainer<T> {
                 record.bar.step(step as u64, &message);
             }
             if shows {
+                let average = self.ema.as_ref().map(Ema::whole).transpose()?;
                 self.on_first(&mut record, |trainer, record| {
-                    if let Err(error) = trainer.show(&mut record.log, step) {
+                    if let Err(error) = trainer.show(&mut record.log, step, average.as_deref()) {
                         record.missing_pictures += 1;
                         tracing::warn!("step {step}: there is no picture of it: {error:#}; training goes on");
                     }
@@ -273,7 +283,8 @@ impl<T: Task> Trainer<T> {
                 checkpoint_due = false;
                 self.progress.seconds = before + start.elapsed().as_secs_f64();
                 self.ensure_same()?;
-                self.on_first(&mut record, |trainer, record| trainer.save(record, &window))?;
+                let gathered = self.gather()?;
+                self.on_first(&mut record, |trainer, record| trainer.save(record, &window, gathered))?;
             }
         }
         self.ranks.on_first(|| {
@@ -501,24 +512,28 @@ impl<T: Task> Trainer<T> {
         )
     }
 
-    /// Runs `body` with the averaged weights in the network.
-    fn averaged<R>(&mut self, body: impl FnOnce(&mut T) -> Result<R>) -> Result<R> {
-        let Some(ema) = &self.ema else { return body(&mut self.task) };
+    /// Runs `body` with the averaged weights in the network, if there are any.
+    fn averaged<R>(
+        &mut self,
+        average: Option<&[(String, Tensor)]>,
+        body: impl FnOnce(&mut T) -> Result<R>,
+    ) -> Result<R> {
+        let Some(average) = average else { return body(&mut self.task) };
         let own = self.networks[0].parameters.trainable();
         let raw: Vec<Tensor> = own.iter().map(|(_, t)| t.detach().copy()).collect();
         let put = |values: &mut dyn Iterator<Item = Tensor>| {
             tch::no_grad(|| own.iter().zip(values).for_each(|((_, t), value)| t.shallow_clone().copy_(&value)));
         };
-        put(&mut ema.named().iter().map(|(_, t)| t.shallow_clone()));
+        put(&mut average.iter().map(|(_, t)| t.shallow_clone()));
         let result = body(&mut self.task);
         put(&mut raw.into_iter());
         result
     }
 
-    fn show(&mut self, log: &mut RunLogger, step: i64) -> Result<()> {
+    fn show(&mut self, log: &mut RunLogger, step: i64, average: Option<&[(String, Tensor)]>) -> Result<()> {
         let precision = self.autocast();
         // caught in here, so that the weights are put back
-        let shown = self.averaged(|task| caught(|| task.pictures()))?;
+        let shown = self.averaged(average, |task| caught(|| task.pictures()))?;
         drop(precision);
         for Picture { name, clips } in shown {
             let frames = clips.size()[2];
@@ -533,19 +548,27 @@ impl<T: Task> Trainer<T> {
         Ok(())
     }
 
-    fn save(&mut self, record: &mut Record, window: &Window) -> Result<()> {
-        let mut tensors: BTreeMap<String, Tensor> = BTreeMap::new();
+    /// What ranks may have shared out, whole on rank 0. All of them must come here.
+    fn gather(&self) -> Result<Gathered> {
+        let mut optimizers = Vec::new();
         for (network, optimizer) in self.networks.iter().zip(&self.optimizers) {
+            let state = optimizer.whole_state()?.into_iter();
+            optimizers.extend(state.map(|(n, t)| (format!("optimizer.{}.{n}", network.name), t)));
+        }
+        Ok(Gathered { optimizers, average: self.ema.as_ref().map(Ema::whole).transpose()? })
+    }
+
+    fn save(&mut self, record: &mut Record, window: &Window, gathered: Gathered) -> Result<()> {
+        let mut tensors: BTreeMap<String, Tensor> = gathered.optimizers.into_iter().collect();
+        for network in &self.networks {
             let named = network.parameters.named();
             tensors.extend(named.into_iter().map(|(n, t)| (format!("{}.{n}", network.name), t)));
-            let state = optimizer.state();
-            tensors.extend(state.into_iter().map(|(n, t)| (format!("optimizer.{}.{n}", network.name), t)));
         }
         if let Some(ema) = &self.ema {
             self.progress.ema_updates = ema.updates();
-            tensors.extend(ema.named().iter().map(|(n, t)| (format!("ema.{n}"), t.shallow_clone())));
         }
-        tensors.extend(self.averaged(|task| task.measure())?);
+        tensors.extend(self.averaged(gathered.average.as_deref(), |task| task.measure())?);
+        tensors.extend(gathered.average.into_iter().flatten().map(|(n, t)| (format!("ema.{n}"), t)));
         tensors.extend(window.stored());
         let checkpoint = Checkpoint {
             task: self.task.name().to_string(),
@@ -555,4 +578,10 @@ impl<T: Task> Trainer<T> {
         };
         record.saver.save(checkpoint, checkpoint::path(&self.run, self.progress.step))
     }
+}
+
+/// What a checkpoint stores besides the networks, by name.
+struct Gathered {
+    optimizers: Vec<(String, Tensor)>,
+    average: Option<Vec<(String, Tensor)>>,
 }

@@ -30,9 +30,14 @@ pub fn start_rank(mut command: Command, rank: usize, size: usize, host: &str, po
 }
 
 /// Starts one process for each of two ranks, as torchrun would.
-pub fn start(mut command: impl FnMut() -> Command) -> [Child; 2] {
+pub fn start(command: impl FnMut() -> Command) -> [Child; 2] {
+    start_ranks(command)
+}
+
+/// As [`start`], for so many ranks.
+pub fn start_ranks<const RANKS: usize>(mut command: impl FnMut() -> Command) -> [Child; RANKS] {
     let port = free_port();
-    [0, 1].map(|rank| start_rank(command(), rank, 2, "127.0.0.1", port))
+    std::array::from_fn(|rank| start_rank(command(), rank, RANKS, "127.0.0.1", port))
 }
 
 /// Waits for a process to end.

@@ -125,7 +125,7 @@ fn a_hanging_rank_is_named() {
 #[test]
 fn work_of_one_rank_may_take_longer_than_ranks_wait() {
     let folder = tempfile::tempdir().unwrap();
-    for worker in workers("slow", folder.path()) {
+    for worker in workers::<2>("slow", folder.path()) {
         let (status, text) = ends_within(worker, 120);
         assert_eq!(status, 0, "{text}");
     }
@@ -158,16 +158,16 @@ fn a_rank_that_fails_is_named() {
     assert!(said.err.contains("another architecture") && said.err.contains("error: rank "), "{}", said.err);
 }
 
-/// SIGTERM and SIGUSR1, to one process or to ranks: saved, left with status 75, and gone on from to the bit.
+/// SIGTERM and SIGUSR1, to one process, to ranks, or to ranks that share out the optimizer's state: saved, left with status 75, and gone on from to the bit.
 #[test]
 fn a_signal_saves_and_leaves() {
     let folder = workplace();
     let at = folder.path();
     let train = ["train", "autoencoder", "autoencoder.yaml", "trainer.batch=1", "trainer.log_every=7"];
     let more = ["trainer.checkpoint_every=1000", "trainer.steps=100000"];
-    for (signal_name, two) in [("TERM", false), ("USR1", true)] {
+    let two = ["--nproc", "2", "trainer.shard_optimizer=true"];
+    for (signal_name, launch) in [("TERM", &[][..]), ("USR1", &two[..2]), ("TERM", &two)] {
         let _ = fs::remove_dir_all(at.join("runs"));
-        let launch: &[&str] = if two { &["--nproc", "2"] } else { &[] };
         let mut command = lvdm_in(at, &[&train[..], &more, launch].concat());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         wait_for(at, 1);

@@ -13,14 +13,14 @@ use lvdm::{
         AutoencoderLoss, AutoencoderLossConfig, CodecLossSettings, DiscriminatorConfig, TatsLossConfig, TrainPass,
         VideoDiscriminatorConfig,
     },
-    autoregression,
+    autoregression, checkpoint,
     codecs::{AutoencoderConfig, Encoded, VideoAutoencoder, VideoCodec, Vqgan, VqganConfig},
     diffusion::{NoiseSchedule, Objective, ScheduleConfig},
-    distributed::{self, Launch, Ranks},
+    distributed::{self, BucketSizes, Launch, Ranks},
     networks::{Gpt, GptConfig, Ports, Sequences, UNet3d, UNetConfig},
     nn::{Init, Parameters},
     safetensors::{read_safetensors, write_safetensors_atomically},
-    torch::DeviceName,
+    torch::{DeviceName, Reduced},
     train::{Batch, Picture, Task, Terms, TrainedNetwork, Trainer},
 };
 use serde_json::{Value, json};
@@ -28,9 +28,10 @@ use tch::{Device, Kind, Tensor};
 
 use crate::common::{
     noise, plain_loss,
-    processes::{said, start},
-    relative_error, wake,
+    processes::{said, start_ranks},
+    relative_error, same_checkpoint, wake,
 };
+use crate::sharded;
 
 /// What a worker process is to do, and where it leaves what it found.
 const JOB: &str = "LVDM_TEST_JOB";
@@ -48,14 +49,14 @@ type Found = Vec<(String, Tensor)>;
 /// Runs one backward pass over all ranks, in small buckets, of which some must go out early.
 fn reduced(ranks: &Ranks, parameters: &Parameters, prefix: &str, backward: impl FnOnce() -> f64) -> Found {
     let list: Vec<Tensor> = parameters.trainable().into_iter().map(|(_, t)| t).collect();
-    let buckets = ranks.buckets_of(&list, 4 << 10).unwrap();
+    let buckets = ranks.buckets_of(&list, list[0].kind(), BucketSizes::of(4 << 10)).unwrap();
     if let Some(buckets) = &buckets {
         buckets.arm();
     }
     let loss = backward();
     if let Some(buckets) = &buckets {
         ranks.finish(buckets).unwrap();
-        let (early, all) = ranks.overlap().unwrap();
+        let Reduced { early, all, .. } = ranks.reduced().unwrap();
         assert!(all > 3 && early > all / 2, "{early} of {all} buckets went out during the backward pass");
     }
     let mut found: Found =
@@ -187,6 +188,41 @@ fn transformer_gradients(ranks: &Ranks, kind: Kind, recompute: bool) -> Found {
     })
 }
 
+/// Gradients that are summed in bfloat16 are those of float32 but for its rounding, the same on all ranks, and half of the
+/// bytes.
+fn rounded_gradients(ranks: &Ranks) {
+    let parameters = Parameters::new(Device::Cpu, 1);
+    let weights: Vec<Tensor> =
+        (0..40).map(|i| parameters.root().parameter(format!("weight.{i}"), &[i % 7 + 1, 33], Init::ONES)).collect();
+    let reduced = |kind: Kind| {
+        let buckets = ranks.buckets_of(&weights, kind, BucketSizes::of(4 << 10)).unwrap().unwrap();
+        buckets.arm();
+        for (i, weight) in weights.iter().enumerate().filter(|(i, _)| *i != 11) {
+            let own = noise((100 * ranks.rank() + i) as u64, &weight.size());
+            (weight * own).sum(None).backward();
+        }
+        ranks.finish(&buckets).unwrap();
+        let gradients: Vec<Tensor> = weights.iter().map(|weight| weight.grad().copy()).collect();
+        parameters.zero_grad();
+        (gradients, ranks.reduced().unwrap().bytes)
+    };
+    let ((exact, whole), (rounded, half)) = (reduced(Kind::Float), reduced(Kind::BFloat16));
+    let numbers: usize = weights.iter().map(Tensor::numel).sum();
+    assert_eq!((whole, half), (4 * numbers as i64, 2 * numbers as i64));
+    for (i, (exact, rounded)) in exact.iter().zip(&rounded).enumerate() {
+        assert!(rounded.kind() == Kind::Float && rounded.equal(&rounded.to_kind(Kind::BFloat16).to_kind(Kind::Float)));
+        // each part is rounded to 8 significant bits, and so is each of the sums of one more part
+        let own = noise((100 * ranks.rank() + i) as u64, &weights[i].size()).abs();
+        let parts = ranks.mean(&own).unwrap() * if i == 11 { 0.0 } else { 1.0 };
+        let bound: Tensor = parts * (ranks.size() as f64 * 2f64.powi(-8) * 1.01);
+        let apart = (exact - rounded).abs();
+        assert!((&apart - &bound).max().double_value(&[]) <= 0.0, "gradient {i}: {apart} of {bound}");
+        assert_eq!(apart.max().double_value(&[]) > 0.0, i != 11, "gradient {i} is not rounded");
+    }
+    let named: Vec<_> = rounded.into_iter().enumerate().map(|(i, t)| (format!("gradient {i}"), t)).collect();
+    ranks.ensure_same("summed in bfloat16", &named).unwrap();
+}
+
 /// One number that is trained; at the second step the loss of a `bad` rank is NaN.
 struct Toy {
     parameters: Parameters,
@@ -228,16 +264,20 @@ impl Task for Toy {
     }
 }
 
-/// Four steps; returns how many were left out.
-fn train_toy(ranks: &Ranks, run: &Path, bad: bool, pictures: Duration) -> Result<i64> {
+/// Four steps, with the optimizer's state shared out or not; returns how many were left out.
+fn train_toy(ranks: &Ranks, run: &Path, bad: bool, sharded: bool, pictures: Duration) -> Result<i64> {
     let parameters = Parameters::new(Device::Cpu, 0);
     let weight = parameters.root().parameter("weight", &[1], Init::ZEROS);
     let task = Toy { parameters, weight: weight.shallow_clone(), bad, pictures };
-    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9});
+    let config = json!({"steps": 4, "batch": 1, "log_every": 4, "picture_every": 2, "ema_decay": 0.9,
+        "shard_optimizer": sharded});
     let optimizer = serde_json::from_value(json!({"kind": "adam", "learning_rate": 0.1}))?;
     let config = serde_json::from_value(config)?;
-    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), Device::Cpu, None)?;
-    let progress = trainer.over(ranks)?.train()?;
+    let trainer = Trainer::new(task, run, &config, &optimizer, &json!({}), ranks, None)?;
+    // two moments and an average of the one number, and how many steps there were
+    let has_a_share = !sharded || ranks.is_first();
+    assert_eq!(trainer.bytes_held(), if has_a_share { 3 * 4 + 4 } else { 4 });
+    let progress = trainer.train()?;
     assert_eq!(progress.step, 4, "rank {}", ranks.rank());
     ranks.ensure_same("after it", &[("weight".to_string(), weight)])?;
     Ok(progress.skipped_steps)
@@ -289,13 +329,23 @@ fn worker() {
             if name == "nan" {
                 // a loss that is not finite on one rank leaves the step out on all
                 let bad = ranks.rank() == 1;
-                let skipped = train_toy(ranks, &Path::new(&out).join("nan"), bad, Duration::ZERO)?;
-                assert_eq!(skipped, 1, "rank {}", ranks.rank());
+                for (run, sharded) in [("nan", false), ("nan-sharded", true)] {
+                    let skipped = train_toy(ranks, &Path::new(&out).join(run), bad, sharded, Duration::ZERO)?;
+                    assert_eq!(skipped, 1, "{run}, rank {}", ranks.rank());
+                }
+                continue;
+            }
+            if name == "rounded" {
+                rounded_gradients(ranks);
+                continue;
+            }
+            if name == "shares" {
+                sharded::shares(ranks);
                 continue;
             }
             if name == "slow" {
                 let long = Duration::from_secs(8);
-                train_toy(ranks, &Path::new(&out).join("slow"), false, long)?;
+                train_toy(ranks, &Path::new(&out).join("slow"), false, false, long)?;
                 // three pieces: the last one keeps one rank at work, and the other waits
                 let make = |number: usize| {
                     std::thread::sleep(if number == 2 { long } else { Duration::ZERO });
@@ -327,14 +377,24 @@ fn worker() {
     }
 }
 
-/// Two ranks of this test's own program.
-pub fn workers(job: &str, out: &Path) -> [Child; 2] {
-    start(|| {
+/// Ranks of this test's own program.
+pub fn workers<const RANKS: usize>(job: &str, out: &Path) -> [Child; RANKS] {
+    start_ranks(|| {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["gradients::worker", "--exact", "--ignored", "--nocapture"]);
         command.env(JOB, job).env(OUT, out).env("OMP_NUM_THREADS", "1");
         command
     })
+}
+
+/// Of two ranks and of three.
+#[test]
+fn gradients_may_travel_in_bfloat16() {
+    let folder = tempfile::tempdir().unwrap();
+    let workers = workers::<2>("rounded", folder.path()).into_iter().chain(workers::<3>("rounded", folder.path()));
+    for said in workers.map(said) {
+        assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
+    }
 }
 
 /// The reduced gradients, losses, adaptive weight, running statistics and codebook of two ranks are those of one rank with the
@@ -354,10 +414,13 @@ fn two_ranks_have_the_gradients_of_the_doubled_batch() {
         "transformer.float",
         "transformer.recompute",
     ];
-    for worker in workers(&(names.join(",") + ",differ,nan"), folder.path()) {
+    for worker in workers::<2>(&(names.join(",") + ",differ,nan"), folder.path()) {
         let said = said(worker);
         assert_eq!(said.status, 0, "{}\n{}", said.out, said.err);
     }
+    // a step that is left out moves nothing on the ranks that share the optimizer's state either
+    let [plain, sharded] = ["nan", "nan-sharded"].map(|run| checkpoint::path(&folder.path().join(run), 4));
+    same_checkpoint(&plain, &sharded);
     for name in names {
         let bound = if name.contains("float") { 1e-5 } else { 1e-10 };
         let (two, _) = read_safetensors(&folder.path().join(name)).unwrap();

@@ -5,6 +5,7 @@ mod common;
 
 mod faults;
 mod gradients;
+mod sharded;
 mod whole_runs;
 
 use std::{collections::BTreeMap, fs, path::Path};

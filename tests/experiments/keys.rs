@@ -71,6 +71,10 @@ fn the_page_of_keys_lists_what_shipped_files_say() {
     }
     let without: Vec<&str> = page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
     assert!(without.is_empty(), "{without:?}");
+    // also where a file leaves the default out
+    let is_null = |line: &&str| line.contains(" | `null` | ") && !line.contains("`null` | `null` | ");
+    let null: Vec<&str> = page.lines().filter(is_null).collect();
+    assert!(null.is_empty(), "a default of null, which the key cannot be: {null:?}");
 }
 
 #[test]

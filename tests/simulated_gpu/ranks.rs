@@ -34,6 +34,7 @@ fn two_gpus_train_as_two_ranks_of_the_cpu() {
     let Some(gpu) = Gpu::simulated() else { return };
     let folder = workplace(4);
     let at = folder.path();
+    let sharded = "trainer.shard_optimizer=true";
     for (task, more) in [("autoencoder", "loss.sync_batch_norm=true"), ("diffusion", "unet.recompute=true")] {
         let file = format!("{task}.yaml");
         let train = |which: &str, device: &str, steps: &str| -> Vec<String> {
@@ -60,6 +61,11 @@ fn two_gpus_train_as_two_ranks_of_the_cpu() {
         }
         on_gpus("parts", "trainer.steps=4");
         same_checkpoint(&last("parts"), &last("whole"));
+        // each GPU holds the optimizer's state of its share
+        let sharded =
+            [&train(&run("sharded"), "trainer.device=cuda", "trainer.steps=4")[..], &[sharded.into()]].concat();
+        on_two(gpu, at, &as_strs(&sharded));
+        same_checkpoint(&last("sharded"), &last("whole"));
     }
 }
 
