@@ -10,7 +10,7 @@ use lvdm::{
     autoregression::loss,
     codecs::{CodecConfig, ImageAutoencoderConfig},
     distributed::Ranks,
-    experiment::{AutoencoderExperiment, DiffusionExperiment, Precision, TransformerExperiment, read},
+    experiment::{AutoencoderExperiment, DiffusionExperiment, Precision, ReduceDtype, TransformerExperiment, read},
     networks::{Gpt, GptConfig, Inputs, Ports, Sequences},
     nn::Parameters,
     plan::{Card, Plan, PlanOptions, Rates},
@@ -113,15 +113,20 @@ fn codec_classes_and_recomputation() {
 fn memory_and_hours_by_hand() {
     let mut plan = plan("demo/diffusion.yaml", &[]);
     let count = plan.parameters;
-    assert_eq!(plan.state().map(|(_, bytes)| bytes)[..4], [4 * count, 4 * count, 8 * count, 4 * count]);
+    assert_eq!(plan.state(1).map(|(_, bytes)| bytes)[..4], [4 * count, 4 * count, 8 * count, 4 * count]);
+    assert_eq!((plan.state(1)[5].1, plan.state(8)[5].1), (0, 4 * count));
+    (plan.trainer.shard_optimizer, plan.trainer.reduce_dtype) = (true, ReduceDtype::Bf16);
+    let share = (count + 3) / 4;
+    assert_eq!(plan.state(4).map(|(_, bytes)| bytes)[2..], [8 * share, 4 * share, 4 * plan.frozen, 2 * count]);
+    assert_eq!(plan.state(1)[2].1, 8 * count);
     let kept = plan.activations[0].kept;
     let card = |bytes: i64, peak: f64, bandwidth: f64| Card {
         name: "x".into(),
         memory: bytes,
         rates: Some(Rates { peaks: [0.0, 8.0 * peak, peak], bandwidth }),
     };
-    let room = |batch: i64| ((plan.state_bytes() + kept.bytes(batch)) as f64 / Card::USABLE).ceil() as i64 + 8;
-    assert_eq!([0, 1, 7].map(|batch| plan.fits(&card(room(batch), 1.0, 1.0), &kept)), [0, 1, 7]);
+    let room = |batch: i64| ((plan.state_bytes(1) + kept.bytes(batch)) as f64 / Card::USABLE).ceil() as i64 + 8;
+    assert_eq!([0, 1, 7].map(|batch| plan.fits(&card(room(batch), 1.0, 1.0), 1, &kept)), [0, 1, 7]);
 
     // the demo trains in float32: on a card that moves bytes in no time its products alone count, and so on
     let near = |found: f64, wanted: f64| assert!((found / wanted - 1.0).abs() < 1e-9, "{found}, not {wanted}");

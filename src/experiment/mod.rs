@@ -24,7 +24,7 @@ pub use load::{parse, read};
 pub use long_video::{Curve, CurveSource, LongEvaluationExperiment, LongVideoConfig, WholeVideoConfig};
 pub use protocols::{EvaluationConfig, built_in_protocols, protocol};
 pub use superresolution::SuperResolution;
-pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, TrainerConfig};
+pub use training::{Decay, Numerics, OptimizerConfig, OptimizerKind, Precision, ReduceDtype, TrainerConfig};
 pub use transformer::{SequenceLabels, TransformerExperiment};
 pub use user_error::UserError;
 pub use validate::Experiment;

@@ -3,7 +3,7 @@
 use super::{Activations, Card, Roofline, Work};
 use crate::{
     codecs::CodecConfig,
-    experiment::{Precision, TrainerConfig},
+    experiment::{Precision, ReduceDtype, TrainerConfig},
 };
 
 /// Bytes of a number of the weights, of their gradients, and of each of Adam's two moments.
@@ -80,33 +80,41 @@ impl Plan {
         self.trainer.batch * self.trainer.accumulate * ranks
     }
 
-    /// Bytes of weights, gradients, Adam's moments, the moving average, and frozen weights: what is there whatever the
-    /// batch.
-    pub fn state(&self) -> [(&'static str, i64); 5] {
+    /// Bytes on each of so many GPUs that are there whatever the batch: of weights, gradients, Adam's moments, the moving average,
+    /// frozen weights, and of gradients on their way to the other GPUs. With `trainer.shard_optimizer` each GPU holds its share of
+    /// moments and average.
+    pub fn state(&self, ranks: i64) -> [(&'static str, i64); 6] {
+        let share = |count: i64| if self.trainer.shard_optimizer { (count + ranks - 1) / ranks } else { count };
+        let travels = match self.trainer.reduce_dtype {
+            _ if ranks == 1 => 0,
+            ReduceDtype::F32 => FLOAT,
+            ReduceDtype::Bf16 => FLOAT / 2,
+        };
         [
             ("weights", self.parameters * FLOAT),
             ("gradients", self.trained * FLOAT),
-            ("optimizer", 2 * self.trained * FLOAT),
-            ("average", self.averaged * FLOAT),
+            ("optimizer", 2 * share(self.trained) * FLOAT),
+            ("average", share(self.averaged) * FLOAT),
             ("frozen networks", self.frozen * FLOAT),
+            ("gradients on their way", self.trained * travels),
         ]
     }
 
     /// Bytes of [`Self::state`] together.
-    pub fn state_bytes(&self) -> i64 {
-        self.state().iter().map(|(_, bytes)| bytes).sum()
+    pub fn state_bytes(&self, ranks: i64) -> i64 {
+        self.state(ranks).iter().map(|(_, bytes)| bytes).sum()
     }
 
-    /// The largest batch of a forward pass that fits a card, of whose memory [`Card::USABLE`] is counted on; 0 where none
-    /// does.
-    pub fn fits(&self, card: &Card, activations: &Activations) -> i64 {
-        let left = (card.memory as f64 * Card::USABLE) as i64 - self.state_bytes() - activations.fixed;
+    /// The largest batch of a forward pass that fits each of so many cards, of whose memory [`Card::USABLE`] is counted on; 0
+    /// where none does.
+    pub fn fits(&self, card: &Card, ranks: i64, activations: &Activations) -> i64 {
+        let left = (card.memory as f64 * Card::USABLE) as i64 - self.state_bytes(ranks) - activations.fixed;
         (left / activations.clip.max(1)).max(0)
     }
 
-    /// Whether the batch that the training has fits a card.
-    pub fn fits_itself(&self, card: &Card) -> bool {
-        self.fits(card, &self.activations[0].kept) >= self.trainer.batch
+    /// Whether the batch that the training has fits each of so many cards.
+    pub fn fits_itself(&self, card: &Card, ranks: i64) -> bool {
+        self.fits(card, ranks, &self.activations[0].kept) >= self.trainer.batch
     }
 
     /// How long a training step takes on such a card by its roofline; none where its rates are not known.

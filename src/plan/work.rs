@@ -2,13 +2,14 @@
 //! each kernel lasts as long as its products need at the card's peak or its bytes at the card's bandwidth, whichever is more, and
 //! no kernel less than it takes to start one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::Result;
 use tch::{Device, Tensor, no_grad};
 
 use super::Card;
 use crate::{
+    distributed::{Ranks, Shards},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
     torch::{Autocast, Kernel, RoundedWeights, backward, by_shapes, global_norm},
@@ -124,8 +125,9 @@ impl Trained<'_> {
     pub fn step(&self, pass: &dyn Fn() -> Tensor) -> Result<Work> {
         let Trained { parameters, trainer, optimizer, averaged } = *self;
         let (made, _) = by_shapes(|| {
-            let average = Ema::of(trainer, parameters).filter(|_| averaged);
-            (Optimizer::new(optimizer.adam(), parameters), average, RoundedWeights::new())
+            let alone = Rc::new(Shards::new(&Ranks::alone(), &parameters.trainable()));
+            let average = Ema::of(trainer, parameters, &alone).filter(|_| averaged);
+            (Optimizer::over(optimizer.adam(), parameters, &alone), average, RoundedWeights::new())
         });
         let (mut optimizer, average, mut weights) = made;
         let mut run = || {

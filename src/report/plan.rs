@@ -46,7 +46,9 @@ impl PlanTable {
             "memory on each GPU, in GB (2^30 bytes); weights and moments in float32, products in {precision}"
         ));
         let amount = |what: &str, bytes: i64| format!("  {what:24} {:>8}", gigabytes(bytes));
-        lines.extend(plan.state().iter().map(|(what, bytes)| amount(what, *bytes)));
+        lines.extend(
+            plan.state(self.ranks).iter().filter(|(_, bytes)| *bytes > 0).map(|(what, bytes)| amount(what, *bytes)),
+        );
         let own = &plan.activations[0];
         if !own.recompute.is_empty() {
             lines.push(format!("  activations of {} clips", trainer.batch));
@@ -55,7 +57,7 @@ impl PlanTable {
             let what = if recompute.is_empty() { "activations".into() } else { format!("  recompute: {recompute}") };
             lines.push(format!("{}   {}", amount(&what, kept.bytes(trainer.batch)), formula(kept)));
         }
-        lines.push(amount("together", plan.state_bytes() + own.kept.bytes(trainer.batch)));
+        lines.push(amount("together", plan.state_bytes(self.ranks) + own.kept.bytes(trainer.batch)));
 
         lines.push(format!(
             "\nkernels of {} clips on one GPU     starts         GB",
@@ -87,7 +89,8 @@ impl PlanTable {
             if plan.sampling.is_some() { "  sampling, s" } else { "" },
         ));
         for card in &self.cards {
-            let batches = columns(plan.activations.iter().map(|variant| fits(plan, card, &variant.kept)).collect());
+            let batches =
+                columns(plan.activations.iter().map(|variant| self.fits(plan, card, &variant.kept)).collect());
             let (memory, time) = (card.memory >> 30, self.time(plan, card));
             lines.push(format!("{:12} {memory:>6}{batches}  {time}", card.name));
         }
@@ -103,10 +106,18 @@ impl PlanTable {
         lines.join("\n")
     }
 
+    /// The batch that fits, for people.
+    fn fits(&self, plan: &Plan, card: &Card, activations: &Activations) -> String {
+        match plan.fits(card, self.ranks, activations) {
+            0 => "none".into(),
+            batch => batch.to_string(),
+        }
+    }
+
     /// How long a card takes that the training fits as its file says.
     fn time(&self, plan: &Plan, card: &Card) -> String {
         let Some(step) = plan.step_on(card) else { return "–".into() };
-        if !plan.fits_itself(card) {
+        if !plan.fits_itself(card, self.ranks) {
             return "does not fit".into();
         }
         let share = |part: f64| format!("{:.0} %", 100.0 * part / step.seconds());
@@ -117,7 +128,7 @@ impl PlanTable {
     }
 
     fn hours(&self, plan: &Plan, card: &Card) -> String {
-        if !plan.fits_itself(card) {
+        if !plan.fits_itself(card, self.ranks) {
             return "does not fit".into();
         }
         match plan.hours(card) {
@@ -141,14 +152,14 @@ impl PlanTable {
             (_, Some(other)) => format!("{} ({})", clip(other), clip(own)),
             (_, None) => clip(own),
         };
-        let batches = COLUMNS.map(|name| fits(plan, named(name), &own.kept));
+        let batches = COLUMNS.map(|name| self.fits(plan, named(name), &own.kept));
         let hours = self.hours(plan, named(COLUMNS[2]));
         format!(
             "| {name} | {} | {} | {} | {} | {activations} | {} | {} | {} |",
             with_commas(plan.parameters),
             with_commas(plan.trained),
             flops(plan.step),
-            gigabytes(plan.state_bytes() + own.kept.fixed),
+            gigabytes(plan.state_bytes(self.ranks) + own.kept.fixed),
             plan.clips(1),
             batches.join(" / "),
             hours,
@@ -167,14 +178,6 @@ fn longest(plan: &Plan) -> Option<String> {
     all.sort_by(|a, b| b.0.total_cmp(&a.0));
     let shown = all.iter().take(SHOWN).map(|(share, name)| format!("{:.0} % {name}", 100.0 * share));
     Some(format!("  most of a step's time on an {}: {}", card.name, shown.collect::<Vec<_>>().join("; ")))
-}
-
-/// The batch that fits, for people.
-fn fits(plan: &Plan, card: &Card, activations: &Activations) -> String {
-    match plan.fits(card, activations) {
-        0 => "none".into(),
-        batch => batch.to_string(),
-    }
 }
 
 fn formula(kept: &Activations) -> String {
