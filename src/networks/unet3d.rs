@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
     nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, full_precision, timestep_embedding},
-    torch::recompute,
+    torch::{Autocast, has_gpu_kernels, recompute},
     weights::stable_diffusion::is_temporal,
 };
 
@@ -375,7 +375,10 @@ impl Network for UNet3d {
         }
         let embedding = embedding.silu();
         let x = FrameStack { stills: given.stills, ..FrameStack::fold(&given.beside(z_t, &self.ports)) };
-        let context = given.text.as_ref();
+        // in mixed precision every layer would cast it anew
+        let rounds = |text: &Tensor| has_gpu_kernels(text.device()) && Autocast::is_on(text.device());
+        let cast = given.text.as_ref().filter(|text| rounds(text)).map(|text| text.to_kind(Kind::BFloat16));
+        let context = cast.as_ref().or(given.text.as_ref());
 
         let mut skips: Vec<FrameStack> = Vec::new();
         let mut h = x;

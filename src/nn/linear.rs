@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Adapter, Init, Scope};
-use crate::torch::{Autocast, cast_weight, fixed_conv, fuses};
+use crate::torch::{Autocast, cast_weight, fixed_conv, fuses, has_gpu_kernels};
 
 /// Floating-point operations of a linear map of so many rows, two a multiply-add.
 pub fn linear_flops(rows: i64, inputs: i64, outputs: i64) -> i64 {
@@ -70,6 +70,17 @@ impl Linear {
         }
     }
 
+    /// What several maps of the same inputs give, one after the other along the last axis: on a GPU by one product, whose way
+    /// back is one too.
+    pub fn side_by_side(maps: &[&Linear], x: &Tensor) -> Tensor {
+        let is_plain = |map: &&Linear| map.adapter.is_none() && map.bias.is_none() && map.weight.dim() == 2;
+        if !has_gpu_kernels(x.device()) || !maps.iter().all(is_plain) {
+            return Tensor::cat(&maps.iter().map(|map| map.forward(x)).collect::<Vec<_>>(), -1);
+        }
+        let weights: Vec<Tensor> = maps.iter().map(|map| cast_weight(&map.weight)).collect();
+        x.linear(&Tensor::cat(&weights, 0), None::<Tensor>)
+    }
+
     /// As [`Self::forward`], never in mixed precision: for the few rows that steer all others.
     pub fn forward_full(&self, x: &Tensor) -> Tensor {
         let _precision = Autocast::bfloat16(x.device(), false);
@@ -104,4 +115,45 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         None => pixels.conv2d(&kernel, bias, [1; 2], [0; 2], [1; 2], 1),
     };
     y.permute([0, 2, 3, 1]).reshape(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+    use crate::{
+        nn::Parameters,
+        random::{Purpose, normal},
+        torch::as_on_gpu,
+    };
+
+    /// One product of three maps is the three products, and so is its way back; a map with a bias is taken by itself.
+    #[test]
+    fn maps_side_by_side_are_each_map() {
+        for bias in [false, true] {
+            let run = |at_once: bool| -> Vec<Tensor> {
+                let parameters = Parameters::new(Device::Cpu, 3);
+                let scope = parameters.root();
+                let map =
+                    |name: &str, outputs| Linear::with_init(&scope.sub(name), 24, outputs, Init::fan_in(24), bias);
+                let maps = [map("q", 16), map("k", 16), map("v", 8)];
+                drop(scope);
+                let x = normal(3, Purpose::Evaluation, 0, 0, &[2, 5, 24]).set_requires_grad(true);
+                let all = maps.each_ref();
+                let y = if at_once {
+                    as_on_gpu(|| Linear::side_by_side(&all, &x))
+                } else {
+                    Tensor::cat(&all.map(|map| map.forward(&x)), -1)
+                };
+                (&y * normal(3, Purpose::Evaluation, 1, 0, &[2, 5, 40])).sum(Kind::Float).backward();
+                let gradients = parameters.trainable().into_iter().map(|(_, weight)| weight.grad());
+                [y.detach(), x.grad()].into_iter().chain(gradients).collect()
+            };
+            for (found, wanted) in run(true).iter().zip(&run(false)) {
+                let error = ((found - wanted).norm() / wanted.norm()).double_value(&[]);
+                assert!(error < 1e-6, "{error}");
+            }
+        }
+    }
 }

@@ -92,9 +92,9 @@ impl GroupNorm {
         };
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
         let y = if has_kernel(&places, c, self.groups) {
-            let (added, modulation) = (added.map(rows), modulation.map(rows));
+            let modulation = modulation.map(rows);
             let norm = GpuNorm::of(&places, &weight, &bias, self.groups, self.eps, silu);
-            gpu_norm(GpuNorm { added: added.as_ref(), modulation: modulation.as_ref(), ..norm }).0
+            gpu_norm(GpuNorm { added, modulation: modulation.as_ref(), ..norm }).0
         } else if let Some(modulation) = modulation {
             let parts = modulation.chunk(2, 1);
             let scale = &parts[0] + 1.0;

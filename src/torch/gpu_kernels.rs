@@ -70,7 +70,7 @@ pub struct GpuNorm<'a> {
     pub x: &'a Tensor,
     /// Added to x, of its shape: the sum, in the kind of x, comes back too.
     pub residual: Option<&'a Tensor>,
-    /// `[O, C]`, added for the norm alone.
+    /// `[A, C]`, added for the norm alone; each row to O/A neighbours.
     pub added: Option<&'a Tensor>,
     /// `[O, 2·C]`: what scale and shift are multiplied by, less one, and then what is added.
     pub modulation: Option<&'a Tensor>,

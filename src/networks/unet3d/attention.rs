@@ -170,10 +170,27 @@ impl CrossAttention {
 
     /// x `[N, T, C]`, context `[N, S, context]` → `[N, T, C]`
     fn forward(&self, x: &Tensor, context: &Tensor) -> Tensor {
-        let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context), self.to_v.forward(context));
+        self.attend(&self.to_q.forward(x), &self.to_k.forward(context), &self.to_v.forward(context))
+    }
+
+    /// Of x to itself.
+    fn of_itself(&self, x: &Tensor) -> Tensor {
+        if !has_gpu_kernels(x.device()) {
+            return self.forward(x, x);
+        }
+        let parts = self.qkv(x).chunk(3, -1);
+        self.attend(&parts[0], &parts[1], &parts[2])
+    }
+
+    /// Queries, keys and values of x, `[N, T, 3·C]`.
+    fn qkv(&self, x: &Tensor) -> Tensor {
+        Linear::side_by_side(&[&self.to_q, &self.to_k, &self.to_v], x)
+    }
+
+    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
         self.to_out.forward(&match &self.relative {
-            None => attention(&q, &k, &v, self.heads),
-            Some(relative) => relative.attention(&q, &k, &v, self.heads, KeyTerm::Scaled),
+            None => attention(q, k, v, self.heads),
+            Some(relative) => relative.attention(q, k, v, self.heads, KeyTerm::Scaled),
         })
     }
 }
@@ -183,8 +200,7 @@ impl CrossAttention {
     fn over_frames(&self, x: &Tensor, frames: i64) -> Option<Tensor> {
         let relative = self.relative.as_ref()?;
         let (bf, places, _) = x.size3().expect("[B·F, P, C]");
-        let qkv = Tensor::cat(&[self.to_q.forward(x), self.to_k.forward(x), self.to_v.forward(x)], -1);
-        let qkv = qkv.reshape([bf / frames, frames, places, -1]);
+        let qkv = self.qkv(x).reshape([bf / frames, frames, places, -1]);
         Some(self.to_out.forward(&relative.in_place(&qkv, self.heads, KeyTerm::Scaled)?.flatten(0, 1)))
     }
 }
@@ -247,7 +263,7 @@ impl TransformerBlock {
         let [norm1, norm2, norm3] = &self.norms;
         let mut stream = ResidualStream::new(&x.positions()); // [B·F, P, C]
         let normed = stream.normed(norm1);
-        stream.add(self.attn1.forward(&normed, &normed));
+        stream.add(self.attn1.of_itself(&normed));
         self.over_frames(0, x, &mut stream);
         // all places of all frames ask the one text
         let normed = stream.normed(norm2);
@@ -273,7 +289,7 @@ impl TransformerBlock {
         let sum = x.from_positions(&stream.sum());
         let tracks = sum.tracks();
         let normed = norm.forward(&tracks);
-        let tracks = &tracks + attention.forward(&normed, &normed);
+        let tracks = &tracks + attention.of_itself(&normed);
         *stream = ResidualStream::new(&sum.from_tracks(&tracks).positions());
     }
 }

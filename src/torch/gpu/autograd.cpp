@@ -60,6 +60,7 @@ struct Norm : torch::autograd::Function<Norm> {
         CALL(group_norm_backward, x, perhaps(added), perhaps(modulation), like(gradients[0]), dstream, scale, shift, stats,
              data["groups"].toInt(), data["silu"].toBool());
     if (has_stream) dresidual = dx;
+    if (added.defined() && added.size(0) < dadded.size(0)) dadded = dadded.view({added.size(0), -1, added.size(1)}).sum(1);
     if (scale.size(0) == 1) {
       auto sums = dfactors.size(0) == 1 ? dfactors[0] : CALL(column_sums, dfactors, 0);
       dscale = sums.narrow(0, 0, 1), dshift = sums.narrow(0, 1, 1);

@@ -17,6 +17,7 @@ struct NormShape {
   int samples;     // of a block
   int64_t pieces;  // of the steps of a sample
   bool silu;
+  int64_t of_added;  // samples' o that share a row of what is added
 
   int64_t count() const { return outer * inner; }
   int64_t chunks() const { return channels / chunk; }
@@ -94,7 +95,7 @@ struct NormFactors {
   }
 };
 
-// `residual`, where it is given, is added to x first, and the sum, as it is in memory, is the stream; `added`, [O, C], is
+// `residual`, where it is given, is added to x first, and the sum, as it is in memory, is the stream; `added`, [A, C], is
 // added for the norm alone.
 template <class T, int N>
 struct GroupNorm {
@@ -126,7 +127,7 @@ struct GroupNorm {
       NormThread t(s, part, thread, N);
       A pivot[N] = {}, sum[N] = {}, square[N] = {}, value[N], more[N];
       if (t.is_there) {
-        const A *plus = added ? added + t.o * s.channels + c0 + t.channel : nullptr;
+        const A *plus = added ? added + t.o / s.of_added * s.channels + c0 + t.channel : nullptr;
         auto take = [&](int64_t at) {
           load<N>(x + at, value);
           if (residual) {
@@ -195,7 +196,7 @@ struct GroupNorm {
       A mean[N], gain[N], offset[N], value[N];
       for (int i = 0; i < N; i++) {
         int c = t.channel + i, g = t.sample * groups + c / s.group;
-        mean[i] = means[g] - (added ? added[t.o * s.channels + c0 + c] : A(0));
+        mean[i] = means[g] - (added ? added[t.o / s.of_added * s.channels + c0 + c] : A(0));
         gain[i] = inverses[g] * factors.of_scale(s, t.o, c0 + c);
         offset[i] = factors.of_shift(s, t.o, c0 + c);
       }
@@ -225,7 +226,7 @@ struct GroupNormBack {
   const A *stats;
   T *dx;
   A *dfactors;     // [pieces, 2, C]: of scale and of shift
-  A *dadded;       // [O, C]
+  A *dadded;       // [O, C]: for each o its share of the row
   A *dmodulation;  // [O, 2·C]
   A *left;         // as above
   const A *sums_of_pieces;
@@ -252,7 +253,7 @@ struct GroupNormBack {
       Factors f;
       for (int i = 0; i < N; i++) {
         int64_t c = c0 + t.channel + i, g = t.n * 2 * all + c / s.group;
-        f.mean[i] = stats[g] - (added ? added[t.o * s.channels + c] : A(0));
+        f.mean[i] = stats[g] - (added ? added[t.o / s.of_added * s.channels + c] : A(0));
         f.inverse[i] = stats[g + all];
         f.scale[i] = factors.of_scale(s, t.o, c);
         f.shift[i] = factors.of_shift(s, t.o, c);

@@ -69,13 +69,16 @@ Compiled compiled[] = {
 namespace operators {
 
 // `pack` values are moved as one, where `aligned`; `pack` is 1 where that would not meet the groups.
-gpu::NormShape norm_shape(const at::Tensor &x, const at::Tensor &scale, int64_t groups, bool silu, bool aligned, int64_t *pack) {
+gpu::NormShape norm_shape(const at::Tensor &x, const Optional &added, const at::Tensor &scale, int64_t groups, bool silu, bool aligned,
+                          int64_t *pack) {
   constexpr int64_t threads = gpu::MOST_THREADS;
   gpu::NormShape s{x.size(0), x.size(1), x.size(2), x.size(3), scale.size(0)};
   TORCH_CHECK(s.channels % groups == 0 && (s.rows == 1 || (s.rows == s.outer && s.inner == 1)) && s.steps > 0,
               "group norm of ", x.sizes(), " in ", groups, " groups by ", scale.sizes());
+  TORCH_CHECK(!has(added) || s.outer % added->size(0) == 0, "group norm of ", x.sizes(), " with ", added->sizes());
   s.group = static_cast<int>(s.channels / groups);
   s.silu = silu;
+  s.of_added = has(added) ? s.outer / added->size(0) : 1;
   // whole groups in whole packs, of 32 bytes or more
   int64_t unit = std::lcm<int64_t>(s.group, in_a_pack(x));
   *pack = aligned && s.channels % unit == 0 ? in_a_pack(x) : 1;
@@ -118,7 +121,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, c
                                                           const Optional &modulation, const at::Tensor &scale,
                                                           const at::Tensor &shift, int64_t groups, double eps, bool silu) {
   int64_t pack;
-  auto s = norm_shape(x, scale, groups, silu, is_aligned({x, residual}), &pack);
+  auto s = norm_shape(x, added, scale, groups, silu, is_aligned({x, residual}), &pack);
   auto y = at::empty_like(x), stream = has(residual) ? at::empty_like(x) : at::Tensor();
   auto stats = at::empty({s.count(), 2, groups}, scale.options());
   by_kind(x, [&](auto kind) {
@@ -151,13 +154,14 @@ at::Tensor column_sums(const at::Tensor &x, int64_t zeros) {
   return y;
 }
 
-// dx; [pieces, 2, C], of which the sum is the gradient of scale and shift; those of `added` and of the modulation
+// dx; [pieces, 2, C], of which the sum is the gradient of scale and shift; [O, C], of which the sums over those that share a row
+// are that of `added`; that of the modulation
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
     const at::Tensor &x, const Optional &added, const Optional &modulation, const at::Tensor &dy, const Optional &dstream,
     const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats, int64_t groups, bool silu) {
   int64_t pack;
-  auto s = norm_shape(x, scale, groups, silu, is_aligned({x, dy, dstream}), &pack);
-  auto dx = at::empty_like(x), dadded = has(added) ? at::empty_like(*added) : at::Tensor();
+  auto s = norm_shape(x, added, scale, groups, silu, is_aligned({x, dy, dstream}), &pack);
+  auto dx = at::empty_like(x), dadded = has(added) ? at::empty({s.outer, s.channels}, scale.options()) : at::Tensor();
   auto dmodulation = has(modulation) ? at::empty_like(*modulation) : at::Tensor();
   auto dfactors = at::empty({s.batches(), 2, s.channels}, scale.options());
   by_kind(x, [&](auto kind) {
