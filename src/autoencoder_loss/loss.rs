@@ -70,6 +70,12 @@ pub trait CodecLoss {
     /// Whether the discriminators take part at this step.
     fn is_adversarial(&self, step: i64) -> bool;
 
+    /// At steps of one form the losses are computed in the same way, whatever the step and the numbers of the samples. None where
+    /// a step is like no other.
+    fn form(&self, _step: i64) -> Option<i64> {
+        None
+    }
+
     /// Accumulates the gradient of the autoencoder's loss.
     fn backward_autoencoder(&self, pass: &TrainPass) -> Vec<(&'static str, Tensor)>;
 

@@ -473,6 +473,14 @@ impl CodecLoss for AutoencoderLoss {
         AutoencoderLoss::is_adversarial(self, step)
     }
 
+    /// Before the discriminators come in, and once their warm-up is over; LPIPS looks at other frames at every step unless it
+    /// looks at all.
+    fn form(&self, step: i64) -> Option<i64> {
+        let is_adversarial = self.is_adversarial(step);
+        let repeats = self.config.perceptual_every <= 1 && !(is_adversarial && self.warmup(step) < 1.0);
+        repeats.then_some(is_adversarial.into())
+    }
+
     fn backward_autoencoder(&self, pass: &TrainPass) -> Vec<(&'static str, Tensor)> {
         let TrainPass { x, reconstruction, encoded, last_kernel, step, scale, .. } = *pass;
         let terms = self.generator_backward(x, reconstruction, encoded, last_kernel, step, scale);

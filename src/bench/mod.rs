@@ -118,7 +118,7 @@ fn unet(bench: &UNetBench, autoencoder: Option<&dyn VideoCodec>, clock: &Clock, 
         optimizer.zero_grad()?;
         Ok(loss.detach())
     };
-    let timing = clock.time(|| graphs.run(&mut OneInput(z.shallow_clone()), &mut step).map(drop))?;
+    let timing = clock.time(|| graphs.run(0, &mut OneInput(z.shallow_clone()), &mut step).map(drop))?;
     let more = json!({"batch": batch, "recompute": serde_json::to_value(network)?["recompute"]});
     drop(autotune);
     table.line("unet_train_step", &timing, Some(3 * flops), false, more);

@@ -244,7 +244,7 @@ pub struct StepGraphs {
 }
 
 struct KnownStep {
-    form: Form,
+    form: (i64, Form),
     state: StepState,
 }
 
@@ -260,20 +260,25 @@ impl StepGraphs {
     /// Ordinary steps before one is recorded: they choose kernels and prepare what is prepared once.
     const ORDINARY: usize = 2;
 
-    /// `body(inputs)`, which gives a tensor of numbers. On a GPU with CUDA graphs ([`cuda_graphs`]) the third step with inputs of
-    /// the same shapes and types is captured, and from then on they are copied to where they lay then, and the step is launched
-    /// as a whole. Whatever else `body` reads, it must find in the same tensors at every step. Where it cannot be captured, a
+    /// `body(inputs)`, which gives a tensor of numbers. On a GPU with CUDA graphs ([`cuda_graphs`]) the third step of one `form` with
+    /// inputs of the same shapes and types is captured, and from then on they are copied to where they lay then, and the step is
+    /// launched as a whole. Whatever else `body` reads, it must find in the same tensors at every step. Where it cannot be captured, a
     /// warning says why, and all steps are ordinary ones.
     ///
     /// # Errors
     /// Those of `body`.
-    pub fn run<I: StepInputs>(&mut self, inputs: &mut I, body: &mut dyn FnMut(&I) -> Result<Tensor>) -> Result<Tensor> {
+    pub fn run<I: StepInputs>(
+        &mut self,
+        form: i64,
+        inputs: &mut I,
+        body: &mut dyn FnMut(&I) -> Result<Tensor>,
+    ) -> Result<Tensor> {
         let mut tensors = inputs.tensors();
         let Some(Device::Cuda(device)) = tensors.first().map(|t| t.device()).filter(|_| cuda_graphs()) else {
             return body(inputs);
         };
         let shown: Vec<&Tensor> = tensors.iter().map(|t| &**t).collect();
-        let form = Form::of(&shown, Device::Cuda(device));
+        let form = (form, Form::of(&shown, Device::Cuda(device)));
         let place = match self.known.iter().position(|known| known.form == form) {
             Some(place) => place,
             None => {

@@ -132,6 +132,11 @@ impl Task for AutoencoderTask {
         Ok(terms)
     }
 
+    fn form(&self, step: i64) -> Option<i64> {
+        // the entries of a codebook that nobody takes are drawn anew
+        self.loss.form(step).filter(|_| self.experiment.autoencoder.codebook().is_none())
+    }
+
     fn after_passes(&mut self, network: usize, step: i64) {
         if network == 0 {
             self.autoencoder.after_passes(step);

@@ -360,8 +360,8 @@ impl Task for DiffusionTask {
         Ok(vec![("loss", loss.detach())])
     }
 
-    fn repeats(&self) -> bool {
-        true
+    fn form(&self, _step: i64) -> Option<i64> {
+        Some(0)
     }
 
     fn pictures(&mut self) -> Result<Vec<Picture>> {

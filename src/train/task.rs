@@ -96,10 +96,10 @@ pub trait Task {
     /// Where the batch does not fit the network.
     fn gradients(&mut self, network: usize, pass: (&Batch, &Self::Drawn), step: i64, scale: f64) -> Result<Terms>;
 
-    /// Whether [`Self::gradients`] queues the same work for every batch of one form at every step: then a GPU may record a
-    /// step and launch it as a whole from then on.
-    fn repeats(&self) -> bool {
-        false
+    /// At steps of one form [`Self::gradients`] queues the same work for every batch of the same shapes: then a GPU may record
+    /// such a step and launch it as a whole from then on. None for a step that is like no other.
+    fn form(&self, _step: i64) -> Option<i64> {
+        None
     }
 
     /// Called once a step when all passes of a network are done, before its parameters move. What moves without a gradient

@@ -384,13 +384,15 @@ impl<T: Task> Trainer<T> {
             for (batch, drawn) in &mut passes.0 {
                 *drawn = Some(self.task.draw(network, batch).with_context(|| format!("step {step}"))?);
             }
-            let values = if self.alone() && self.task.repeats() && self.optimizers[network].repeats() {
-                let mut graphs = std::mem::take(&mut self.graphs[network]);
-                let values = graphs.run(&mut passes, &mut |passes| self.queue(network, passes));
-                self.graphs[network] = graphs;
-                values
-            } else {
-                self.queue(network, &passes)
+            let repeats = self.alone() && self.optimizers[network].repeats();
+            let values = match self.task.form(step).filter(|_| repeats) {
+                Some(form) => {
+                    let mut graphs = std::mem::take(&mut self.graphs[network]);
+                    let values = graphs.run(form, &mut passes, &mut |passes| self.queue(network, passes));
+                    self.graphs[network] = graphs;
+                    values
+                }
+                None => self.queue(network, &passes),
             };
             let values = Readback::of(&values.with_context(|| format!("step {step}"))?)?;
             self.pending.push(Pending { network, step, names: self.names[network].clone(), values });

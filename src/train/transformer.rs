@@ -149,8 +149,8 @@ impl Task for TransformerTask {
         Ok(vec![("loss", loss.detach())])
     }
 
-    fn repeats(&self) -> bool {
-        true
+    fn form(&self, _step: i64) -> Option<i64> {
+        Some(0)
     }
 
     fn decays(&self, _network: usize, parameter: &str) -> bool {

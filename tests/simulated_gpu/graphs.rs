@@ -113,13 +113,44 @@ fn steps_of_other_networks_are_recorded() {
     }
 }
 
-/// A training that is not the same at every step goes on step by step.
+/// Of an autoencoder both networks' steps are recorded: while there are no discriminators, and anew when they have come in; not
+/// while what they count grows.
+#[test]
+fn steps_of_autoencoders_are_recorded() {
+    let Some(gpu) = Gpu::simulated() else { return };
+    let folder = workplace(4);
+    let train = ["train", "autoencoder", "autoencoder.yaml"];
+    for (name, more) in [
+        ("judged", &[][..]),
+        ("bf16", &["trainer.precision=bf16", "trainer.clip_gradient=0.1", "trainer.accumulate=2"]),
+        ("both", &["loss.adversarial_start=3", "loss.adversarial_warmup=2", "loss.kl_weight=1.0e-6"]),
+        ("matched", &["loss.feature_matching=1.0", "loss.video_discriminator={channels: 4, layers: 2}"]),
+    ] {
+        let (step, said) = trains_the_same(gpu, folder.path(), name, &[&train, more].concat());
+        assert!(step.graphs == 2 && !said.err.contains(REFUSED), "{name}: {step:?}\n{}", said.err);
+    }
+}
+
+/// A training that is not the same at every step goes on step by step: a codebook draws entries anew.
 #[test]
 fn steps_that_differ_are_not_recorded() {
     let Some(gpu) = Gpu::simulated() else { return };
-    let folder = workplace(4);
-    let (step, said) = trains_the_same(gpu, folder.path(), "ae", &["train", "autoencoder", "autoencoder.yaml"]);
-    assert!(step.graphs == 0 && !said.err.contains(REFUSED), "{step:?}\n{}", said.err);
+    let folder = workplace(8);
+    let at = folder.path();
+    for (name, more) in [
+        ("growing", &["loss.adversarial_warmup=90"][..]),
+        (
+            "codes",
+            &[
+                "autoencoder={kind: vqgan, channels: 4, factors: [2, 8, 8], latent_channels: 4, codebook: {codes: 24}}",
+                "loss={kind: tats, perceptual_weight: 0.0, adversarial_start: 0, discriminator: {channels: 4, layers: 1}}",
+            ],
+        ),
+    ] {
+        let (step, said) =
+            trains_the_same(gpu, at, name, &[&["train", "autoencoder", "autoencoder.yaml"], more].concat());
+        assert!(step.graphs == 0 && !said.err.contains(REFUSED), "{name}: {step:?}\n{}", said.err);
+    }
 }
 
 /// Without our own kernels the learning rate of a step comes from the host: it is not recorded.
