@@ -15,7 +15,7 @@ use lvdm::{
     nn::Parameters,
     plan::{Card, Plan, PlanOptions, Rates},
     random::{Purpose, normal},
-    torch::{Autocast, as_on_gpu, backward, peak_host_memory},
+    torch::{Autocast, Bfloat16, as_on_gpu, backward, peak_host_memory, processor},
 };
 use tch::{Device, Kind, Tensor};
 
@@ -251,8 +251,13 @@ fn activations_are_those_of_a_step_of_denoisers() {
         };
         let ((), measured) = as_on_gpu(|| peak_host_memory(step));
         let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
-        // what is on its way is as much where little is kept
-        let most = if half && overrides.contains(&RECOMPUTE) { 1.7 } else { 1.25 };
+        // what is on its way is as much where little is kept; where bfloat16 is emulated, float32 copies come on top
+        let emulated = processor().bfloat16 != Bfloat16::Native;
+        let most = match half && overrides.contains(&RECOMPUTE) {
+            true if emulated => 2.5,
+            true => 1.7,
+            false => 1.25,
+        };
         check(&format!("{file} {overrides:?}"), &plan(file, &overrides), 8, measured, most);
     }
 }
