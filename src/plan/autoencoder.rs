@@ -19,7 +19,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment) -> Result<Plan> {
     let (frames, side) = (data.frames, data.resolution);
     let latent = codec.latent_shape(frames, side, side).context("data")?;
 
-    let built = ByShapes::new(experiment, latent);
+    let built = Bare::new(experiment, latent);
     let [own, judged] = [&built.parameters, &built.discriminators].map(Parameters::count);
     let frames_seen = loss.frames_perceived(frames);
     let kept = built.kept()?;
@@ -33,12 +33,17 @@ pub(super) fn plan(experiment: &AutoencoderExperiment) -> Result<Plan> {
     // clips and reconstructions, and the gradient by these; the discriminators' own update codes once more, and moves them
     let judging = if adversary > 0 { coded + 8 * adversary } else { 0 };
     let step = 3 * (coded + perceived) + (judging as f64 * with_adversary) as i64;
-    let notes = vec![
+    let mut notes = vec![
         "A clip in a training step counts as three passes of encoding and decoding, three of LPIPS where it looks (the \
          clip, its reconstruction, and back), and, in the steps in which there are discriminators (loss.adversarial_start), \
          one more of encoding and decoding and eight of theirs; what is said is the mean of all steps."
             .to_string(),
     ];
+    if start.is_some() {
+        notes.push(
+            "Kernels and hours are those of a step with discriminators, as if they were there from the start.".into(),
+        );
+    }
     Ok(Plan {
         title: format!("a {} of clips {:?} with latents {latent:?}", codec.name(), [3, frames, side, side]),
         parameters: own + judged,
@@ -56,7 +61,7 @@ pub(super) fn plan(experiment: &AutoencoderExperiment) -> Result<Plan> {
 }
 
 /// Codec and judges of a training, whose weights have no memory.
-struct ByShapes<'a> {
+struct Bare<'a> {
     experiment: &'a AutoencoderExperiment,
     latent: [i64; 4],
     codec: Box<dyn VideoCodec>,
@@ -66,7 +71,7 @@ struct ByShapes<'a> {
     lpips: Lpips,
 }
 
-impl<'a> ByShapes<'a> {
+impl<'a> Bare<'a> {
     fn new(experiment: &'a AutoencoderExperiment, latent: [i64; 4]) -> Self {
         let [parameters, discriminators] = [(); 2].map(|()| Parameters::unfilled(Device::Cpu));
         let codec = experiment.autoencoder.build(&parameters.root());
@@ -76,7 +81,7 @@ impl<'a> ByShapes<'a> {
             parameters.forget_memory();
             parameters.require_grad(true);
         }
-        ByShapes { experiment, latent, codec, parameters, judge, discriminators, lpips }
+        Bare { experiment, latent, codec, parameters, judge, discriminators, lpips }
     }
 
     fn half(&self) -> bool {
@@ -129,9 +134,8 @@ impl<'a> ByShapes<'a> {
     /// The kernels of a step in which the losses have set in.
     fn step(&self) -> Result<Work> {
         let AutoencoderExperiment { trainer, optimizer, .. } = self.experiment;
-        let averaged = trainer.ema_decay.is_some();
         let of = |parameters, averaged| Trained { parameters, trainer, optimizer, averaged };
-        let own = of(&self.parameters, averaged).step(&|| {
+        let own = of(&self.parameters, true).step(&|| {
             let made = self.coded(trainer.batch);
             let distance = (&made - self.clips(trainer.batch)).abs().mean(None);
             [self.perceived(&made), self.judged(&made)].into_iter().flatten().fold(distance, |sum, loss| sum + loss)

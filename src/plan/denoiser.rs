@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Activations, Plan, PlanOptions, Sampling, Variant,
     codec::codec,
-    work::{Trained, without_gradients},
+    work::{Trained, of_encoding, without_gradients},
 };
 use crate::{
     checkpoint,
@@ -69,7 +69,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
     // one that computes again says what both ways keep
     let counted = if own.is_some() && !recomputes { recomputing(network)? } else { network.clone() };
     let [whole, recomputed] = {
-        let built = ByShapes::new(experiment, &counted, latent, tokens)?;
+        let built = Bare::new(experiment, &counted, latent, tokens)?;
         Activations::of(&|batch| Ok(kept_for_backward(|| built.loss(batch))))?
     };
     let variant = |recompute: &str, kept| Variant { recompute: recompute.into(), kept };
@@ -79,7 +79,7 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         Some(_) => vec![variant("false", whole), variant("true", recomputed)],
     };
 
-    let built = ByShapes::new(experiment, network, latent, tokens)?;
+    let built = Bare::new(experiment, network, latent, tokens)?;
     let [parameters, trained] = [built.all, built.parameters.count()];
     let flops = network.flops(&ports(experiment, latent), latent, tokens);
     let of_step = network.flops(&ports(experiment, latent), with_images, tokens);
@@ -96,18 +96,15 @@ pub(super) fn plan(file: &Path, experiment: &DiffusionExperiment, options: &Plan
         if recomputes { " (what is recomputed as a whole one)" } else { "" },
         if encoding > 0 { ", and its encoding" } else { "" },
     ));
-    let of_clips = without_gradients(precision, || {
-        if experiment.latents.is_none() {
-            let clips = [batch, 3, data.frames, data.resolution, data.resolution];
-            drop(built_codec.encode(&without_memory(&clips, Kind::Float)));
-        }
+    let text_of_clips = without_gradients(precision, || {
         if let Some(encoder) = &text_encoder {
             drop(encoder.forward(&Tensor::zeros([batch, tokens], (Kind::Int64, Device::Cpu))));
         }
     });
-    let averaged = trainer.ema_decay.is_some();
-    let of = Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged };
-    let kernels = of_clips.times(trainer.accumulate).then(of.step(&|| built.loss(batch))?);
+    let of_clips = of_encoding(&*built_codec, data, &trainer, experiment.latents.is_some()).then(text_of_clips);
+    let step =
+        Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged: true };
+    let kernels = of_clips.times(trainer.accumulate).then(step.step(&|| built.loss(batch))?);
     Ok(Plan {
         title: format!("a denoiser ({}) of latents {latent:?} of the {}", word(network)?, codec.name()),
         parameters,
@@ -137,7 +134,7 @@ fn recomputing(network: &NetworkConfig) -> Result<NetworkConfig> {
 }
 
 /// A network whose weights have no memory; those that training moves ask for gradients.
-struct ByShapes<'a> {
+struct Bare<'a> {
     experiment: &'a DiffusionExperiment,
     network: Box<dyn Network>,
     parameters: Parameters,
@@ -147,7 +144,7 @@ struct ByShapes<'a> {
     tokens: i64,
 }
 
-impl<'a> ByShapes<'a> {
+impl<'a> Bare<'a> {
     fn new(
         experiment: &'a DiffusionExperiment,
         network: &NetworkConfig,
@@ -161,7 +158,7 @@ impl<'a> ByShapes<'a> {
         parameters.forget_memory();
         parameters.train_only(|name| experiment.moves(name));
         parameters.require_grad(true);
-        Ok(ByShapes { experiment, network: built, parameters, all, latent, tokens })
+        Ok(Bare { experiment, network: built, parameters, all, latent, tokens })
     }
 
     /// What it makes of a batch of clips, or of single frames.

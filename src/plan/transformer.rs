@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 use super::{
     Activations, Plan, PlanOptions, Variant,
     codec::codec,
-    work::{Trained, without_gradients},
+    work::{Trained, of_encoding},
 };
 use crate::{
     autoregression::loss,
@@ -42,7 +42,7 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
     let (batch, precision) = (trainer.batch, trainer.precision);
     let [whole, recomputed] = {
         // which tokens see which changes nothing of what is kept
-        let again = ByShapes::new(&GptConfig { recompute: true, ..network.clone() }, sequences);
+        let again = Bare::new(&GptConfig { recompute: true, ..network.clone() }, sequences);
         Activations::of(&|batch| Ok(kept_for_backward(|| again.loss(batch, precision))))?
     };
     let variant = |recompute: bool, kept| Variant { recompute: recompute.to_string(), kept };
@@ -61,16 +61,11 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
         "A clip in a training step counts as {passes} forward passes{}.",
         if encoding > 0 { ", and its encoding" } else { "" },
     ));
-    let built = ByShapes::new(network, sequences);
+    let built = Bare::new(network, sequences);
     let count = built.parameters.count();
-    let averaged = trainer.ema_decay.is_some();
-    let encoded = without_gradients(precision, || {
-        if experiment.latents.is_none() {
-            let clips = [batch, 3, data.frames, data.resolution, data.resolution];
-            drop(built_codec.encode(&without_memory(&clips, Kind::Float)));
-        }
-    });
-    let step = Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged };
+    let step =
+        Trained { parameters: &built.parameters, trainer: &trainer, optimizer: &experiment.optimizer, averaged: true };
+    let encoded = of_encoding(&*built_codec, data, &trainer, experiment.latents.is_some());
     let kernels = encoded.times(trainer.accumulate).then(step.step(&|| built.loss(batch, precision))?);
     Ok(Plan {
         title: format!(
@@ -94,19 +89,19 @@ pub(super) fn plan(file: &Path, experiment: &TransformerExperiment, options: &Pl
 }
 
 /// A network whose weights have no memory, and sequences of so many tokens.
-struct ByShapes {
+struct Bare {
     gpt: Gpt,
     parameters: Parameters,
     length: i64,
 }
 
-impl ByShapes {
+impl Bare {
     fn new(network: &GptConfig, sequences: Sequences) -> Self {
         let parameters = Parameters::unfilled(Device::Cpu);
         let gpt = Gpt::new(&parameters.root(), network, sequences);
         parameters.forget_memory();
         parameters.require_grad(true);
-        ByShapes { gpt, parameters, length: sequences.length }
+        Bare { gpt, parameters, length: sequences.length }
     }
 
     /// The loss of a batch.

@@ -5,14 +5,16 @@
 use std::{collections::BTreeMap, rc::Rc};
 
 use anyhow::Result;
-use tch::{Device, Tensor, no_grad};
+use tch::{Device, Kind, Tensor, no_grad};
 
 use super::Card;
 use crate::{
+    codecs::VideoCodec,
+    data::DataConfig,
     distributed::{Ranks, Shards},
     experiment::{OptimizerConfig, Precision, TrainerConfig},
     nn::Parameters,
-    torch::{Autocast, Kernel, RoundedWeights, backward, by_shapes, global_norm},
+    torch::{Autocast, Kernel, RoundedWeights, backward, by_shapes, global_norm, without_memory},
     train::{Ema, Optimizer, StepAround},
 };
 
@@ -108,12 +110,26 @@ pub(super) fn without_gradients(precision: Precision, body: impl FnOnce()) -> Wo
     Work::once(by_shapes(pass).1.kernels)
 }
 
+/// The kernels of encoding the clips of a pass; none where a training reads latents.
+pub(super) fn of_encoding(
+    codec: &dyn VideoCodec,
+    data: &DataConfig,
+    trainer: &TrainerConfig,
+    reads_latents: bool,
+) -> Work {
+    if reads_latents {
+        return Work::default();
+    }
+    let clips = without_memory(&[trainer.batch, 3, data.frames, data.resolution, data.resolution], Kind::Float);
+    without_gradients(trainer.precision, || drop(codec.encode(&clips)))
+}
+
 /// A network that is trained, of parameters without memory.
 pub(super) struct Trained<'a> {
     pub parameters: &'a Parameters,
     pub trainer: &'a TrainerConfig,
     pub optimizer: &'a OptimizerConfig,
-    /// Whether the training keeps a moving average of its weights.
+    /// Whether it is the network of which a training may keep a moving average.
     pub averaged: bool,
 }
 
@@ -142,7 +158,7 @@ impl Trained<'_> {
         let (_, further) = if trainer.accumulate > 1 { by_shapes(&mut run) } else { ((), first) };
         let (moved, update) = by_shapes(|| {
             let gradients = optimizer.gradients();
-            let norm = global_norm(&gradients)?.to_kind(tch::Kind::Double).reshape([1]);
+            let norm = global_norm(&gradients)?.to_kind(Kind::Double).reshape([1]);
             let around =
                 StepAround { checked: Some(&norm), max_norm: trainer.clip_gradient, average: average.as_ref() };
             optimizer.step(&gradients, around)
