@@ -143,7 +143,7 @@ impl Spatin {
         let (_, c, h, w) = x.x.size4().expect("images [B, C, h, w]");
         let [one, zero] = [1.0, 0.0].map(|value| Tensor::full([1, c], value, (Kind::Float, x.x.device())));
         let [one, zero] = [one, zero].map(|t| if x.x.kind() == Kind::Double { t.to_kind(Kind::Double) } else { t });
-        let normal = normalize_frames(x, &one, &zero, groups(c), 1e-6, false);
+        let normal = normalize_frames(x, [&one, &zero], groups(c), 1e-6, false, false);
         let around = x.with(around.upsample_nearest2d([h, w], None, None));
         let shared = self.shared.forward(&around);
         let shared = shared.with(shared.x.silu());
@@ -166,7 +166,8 @@ impl ActNorm {
         }
     }
 
-    fn forward(&self, x: &FrameStack, condition: &Condition) -> FrameStack {
+    /// In mixed precision a convolution is to take it, where it `may_round`.
+    fn forward(&self, x: &FrameStack, condition: &Condition, may_round: bool) -> FrameStack {
         let parts = self.dense.forward_full(&condition.time.silu()).chunk(2, 1);
         let (scale, shift) = (&parts[0] + 1.0, &parts[1]);
         match (&self.spatin, &condition.around) {
@@ -175,7 +176,7 @@ impl ActNorm {
                 let of_places = |t: &Tensor| t.unsqueeze(-1).unsqueeze(-1);
                 y.with((&y.x * of_places(&scale) + of_places(shift)).silu())
             }
-            _ => normalize_frames(x, &scale, shift, groups(x.x.size()[1]), 1e-5, true),
+            _ => normalize_frames(x, [&scale, shift], groups(x.x.size()[1]), 1e-5, true, may_round),
         }
     }
 }
@@ -213,8 +214,8 @@ impl ResBlock {
     }
 
     fn forward(&self, x: &FrameStack, condition: &Condition) -> FrameStack {
-        let h = resampled(&self.norms[0].forward(x, condition), self.resample);
-        let h = self.norms[1].forward(&self.convs[0].rounded(&h), condition);
+        let h = resampled(&self.norms[0].forward(x, condition, self.resample == Resample::No), self.resample);
+        let h = self.norms[1].forward(&self.convs[0].rounded(&h), condition, true);
         let h = h.with(self.dropout.forward(&h.x, condition.dropout.as_ref()));
         let h = self.convs[1].forward(&h);
         let x = resampled(x, self.resample);

@@ -11,8 +11,10 @@ use tch::{Kind, Tensor};
 
 use super::{Inputs, Network, NetworkSettings, Ports, Takes};
 use crate::{
-    nn::{FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, full_precision, timestep_embedding},
-    torch::{Autocast, has_gpu_kernels, recompute},
+    nn::{
+        FrameStack, GroupNorm, Init, Linear, Scope, SpatialConv, full_precision, full_sum, rounded, timestep_embedding,
+    },
+    torch::{Keeps, recompute},
     weights::stable_diffusion::is_temporal,
 };
 
@@ -140,19 +142,30 @@ impl ResBlock {
         }
     }
 
-    /// x, and SiLU of the time embedding, `[B, 4·channels]`.
-    fn forward(&self, x: &FrameStack, embedding: &Tensor) -> FrameStack {
+    /// x, on the way up what was left on the way down, whose channels are behind those of x, and SiLU of the time embedding,
+    /// `[B, 4·channels]`.
+    fn forward(&self, x: &FrameStack, left: Option<&FrameStack>, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
-        let h = self.in_conv.rounded(&self.in_norm.of_frames(x, over, None, true));
+        let (h, x) = match (left, &self.skip) {
+            (Some(left), Some(_)) => self.in_norm.of_pair(x, left, over, true),
+            (Some(left), None) => {
+                let x = x.with(Tensor::cat(&[&x.x, &left.x], 1));
+                self.in_norm.of_stream(&x, None, over, true, Keeps::Stream)
+            }
+            (None, Some(_)) => self.in_norm.of_stream(x, None, over, true, Keeps::Narrow),
+            (None, None) => self.in_norm.of_stream(x, None, over, true, Keeps::Stream),
+        };
+        let h = self.in_conv.rounded(&h);
         let time = self.time.forward_full(embedding); // [B, ·]
         let h = if self.adaptive {
             self.out_norm.of_frames(&h, over, Some(&time), true)
         } else {
             self.out_norm.of_frames_plus(&h, &time, over, true)
         };
+        let h = self.out_conv.rounded(&h);
         match &self.skip {
-            Some(skip) => &x.from_positions(&skip.forward(&x.positions())) + &self.out_conv.forward(&h),
-            None => x + &self.out_conv.rounded(&h),
+            Some(skip) => x.with(full_sum(&x.from_positions(&skip.forward(&x.positions())).x, &h.x)),
+            None => &x + &h,
         }
     }
 }
@@ -187,47 +200,85 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
+    fn forward(&self, x: &FrameStack, given: Given) -> FrameStack {
+        let Given { left, embedding, context } = given;
         match self {
             Layer::Conv(conv) | Layer::Down(conv) => conv.forward(x),
-            Layer::Res(block) => block.forward(x, embedding),
+            Layer::Res(block) => {
+                let left = left.map(|left| x.with(left.shallow_clone()));
+                block.forward(x, left.as_ref(), embedding.expect("a residual block is given the time"))
+            }
             Layer::Factorized(block) => block.forward(x),
             Layer::Joint(block) => block.forward(x),
             Layer::Text(block) => block.forward(x, context.expect("a network that attends to a text is given one")),
             Layer::Up(conv) => {
                 let (_, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
-                conv.forward(&x.with(x.x.upsample_nearest2d([2 * h, 2 * w], None, None)))
+                conv.forward(&x.with(rounded(&x.x).upsample_nearest2d([2 * h, 2 * w], None, None)))
             }
         }
     }
 }
 
+/// What a layer is given besides.
+struct Given<'a> {
+    /// For the residual blocks that begin the way up: what was left on the way down, as frames `[B·F, C, H, W]`.
+    left: Option<&'a Tensor>,
+    /// For all residual blocks: SiLU of the time embedding, `[B, 4·channels]`.
+    embedding: Option<&'a Tensor>,
+    /// The text, where there is one.
+    context: Option<&'a Tensor>,
+}
+
 /// Layers in a row.
 struct Block {
-    // where activations are computed again, a GPU's backward pass does it in a thread of its own
-    layers: Vec<Arc<Mutex<Layer>>>,
+    layers: Vec<Place>,
     recompute: bool,
+}
+
+/// A layer at its place.
+struct Place {
+    // where activations are computed again, a GPU's backward pass does it in a thread of its own
+    layer: Arc<Mutex<Layer>>,
+    takes_time: bool,
 }
 
 impl Block {
     fn new(layers: impl IntoIterator<Item = Layer>, recompute: bool) -> Self {
-        Block { layers: layers.into_iter().map(|layer| Arc::new(Mutex::new(layer))).collect(), recompute }
+        let place = |layer| {
+            let takes_time = matches!(layer, Layer::Res(_));
+            Place { layer: Arc::new(Mutex::new(layer)), takes_time }
+        };
+        Block { layers: layers.into_iter().map(place).collect(), recompute }
     }
 
-    fn forward(&self, x: FrameStack, embedding: &Tensor, context: Option<&Tensor>) -> FrameStack {
-        self.layers.iter().fold(x, |x, layer| {
+    /// x, and what its first layer is given of the way down; `embeddings` has one for each residual block, in the order of use.
+    fn forward(
+        &self,
+        x: FrameStack,
+        mut left: Option<Tensor>,
+        embeddings: &mut impl Iterator<Item = Tensor>,
+        context: Option<&Tensor>,
+    ) -> FrameStack {
+        self.layers.iter().fold(x, |x, place| {
             // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
-            let of = |layer: &Mutex<Layer>, x: &FrameStack, embedding: &Tensor, context: Option<&Tensor>| {
-                layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, embedding, context)
+            let of = |layer: &Mutex<Layer>, x: &FrameStack, given: Given| {
+                layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, given)
             };
+            let (left, embedding) = (left.take(), if place.takes_time { embeddings.next() } else { None });
+            let given = Given { left: left.as_ref(), embedding: embedding.as_ref(), context };
             if !self.recompute {
-                return of(layer, &x, embedding, context);
+                return of(&place.layer, &x, given);
             }
-            let (layer, frames, stills) = (Arc::clone(layer), x.frames, x.stills);
-            let inputs: Vec<&Tensor> = [&x.x, embedding].into_iter().chain(context).collect();
+            let (layer, frames, stills) = (Arc::clone(&place.layer), x.frames, x.stills);
+            let others = [given.left, given.embedding, given.context];
+            let (inputs, is_there) =
+                ([&x.x].into_iter().chain(others.into_iter().flatten()), others.map(|other| other.is_some()));
+            let inputs: Vec<&Tensor> = inputs.collect();
             let output = recompute(&inputs, move |inputs| {
+                let mut others = inputs[1..].iter();
+                let [left, embedding, context] = is_there.map(|is_there| if is_there { others.next() } else { None });
                 let x = FrameStack { x: inputs[0].shallow_clone(), frames, stills };
-                of(&layer, &x, &inputs[1], inputs.get(2)).x
+                of(&layer, &x, Given { left, embedding, context }).x
             });
             x.with(output)
         })
@@ -263,6 +314,7 @@ pub struct UNet3d {
     output_blocks: Vec<Block>,
     out_norm: GroupNorm,
     out_conv: SpatialConv,
+    res_blocks: i64,
     channels: i64,
     per_frame: bool,
     ports: Ports,
@@ -336,6 +388,8 @@ impl UNet3d {
         }
 
         let out = scope.sub("out");
+        let blocks = input_blocks.iter().chain([&middle_block]).chain(&output_blocks);
+        let res_blocks = blocks.flat_map(|block| &block.layers).filter(|place| place.takes_time).count() as i64;
         UNet3d {
             time_embed,
             concat_time_embed,
@@ -346,6 +400,7 @@ impl UNet3d {
             output_blocks,
             out_norm: GroupNorm::new(&out.sub(0), config.norm_groups, channels, 1e-5),
             out_conv: SpatialConv::zero(&out.sub(2), channels, ports.outputs, 3),
+            res_blocks,
             channels: config.channels,
             per_frame: config.norm_per_frame,
             ports: ports.clone(),
@@ -373,23 +428,24 @@ impl Network for UNet3d {
         if let (Some(table), Some(label)) = (&self.class_emb, &given.label) {
             embedding += table.index_select(0, label);
         }
-        let embedding = embedding.silu();
+        // one for each residual block, so that what comes back from them is added up at once
+        let embeddings = embedding.silu().expand([self.res_blocks, -1, -1], false).unbind(0);
+        let embeddings = &mut embeddings.into_iter();
         let x = FrameStack { stills: given.stills, ..FrameStack::fold(&given.beside(z_t, &self.ports)) };
         // in mixed precision every layer would cast it anew
-        let rounds = |text: &Tensor| has_gpu_kernels(text.device()) && Autocast::is_on(text.device());
-        let cast = given.text.as_ref().filter(|text| rounds(text)).map(|text| text.to_kind(Kind::BFloat16));
-        let context = cast.as_ref().or(given.text.as_ref());
+        let context = given.text.as_ref().map(rounded);
+        let context = context.as_ref();
 
         let mut skips: Vec<FrameStack> = Vec::new();
         let mut h = x;
         for block in &self.input_blocks {
-            h = block.forward(h, &embedding, context);
+            h = block.forward(h, None, embeddings, context);
             skips.push(h.with(h.x.shallow_clone()));
         }
-        h = self.middle_block.forward(h, &embedding, context);
+        h = self.middle_block.forward(h, None, embeddings, context);
         for block in &self.output_blocks {
             let skip = skips.pop().expect("as many skips as output blocks");
-            h = block.forward(h.with(Tensor::cat(&[&h.x, &skip.x], 1)), &embedding, context);
+            h = block.forward(h, Some(skip.x), embeddings, context);
         }
         let h = self.out_norm.of_frames(&h, over(self.per_frame), None, true);
         full_precision(&self.out_conv.forward(&h).video().contiguous())

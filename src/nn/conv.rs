@@ -137,11 +137,10 @@ impl SpatialConv {
         SpatialConv { weight, bias: scope.parameter("bias", &[outputs], Init::ZEROS), stride: 1 }
     }
 
-    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`. In mixed precision what blocks add up is float32 again on the CPU,
-    /// and bfloat16 where a GPU's kernels take that without casts in between.
+    /// `[B·F, inputs, H, W]` → `[B·F, outputs, H/s, W/s]`, in mixed precision float32 again: what blocks add up.
     pub fn forward(&self, x: &FrameStack) -> FrameStack {
         let y = self.rounded(x);
-        if has_gpu_kernels(y.x.device()) { y } else { y.with(full_precision(&y.x)) }
+        y.with(full_precision(&y.x))
     }
 
     /// As [`Self::forward`], in mixed precision bfloat16: for what is normalised next, or added to float32.

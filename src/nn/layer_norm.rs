@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Init, Scope, full_precision};
+use super::{Init, Scope, full_precision, full_sum, norm::rounded_sum, rounded};
 use crate::torch::{Autocast, GpuLayerNorm, gpu_layer_norm, has_gpu_kernels};
 
 /// Layer normalisation over the last axis.
@@ -56,7 +56,7 @@ struct Update {
 }
 
 impl ResidualStream {
-    /// It starts as `x`, whose kind it keeps.
+    /// It starts as `x`. On a GPU it keeps its kind, but in mixed precision what is added makes it float32.
     pub fn new(x: &Tensor) -> Self {
         ResidualStream { x: x.shallow_clone(), update: None }
     }
@@ -81,11 +81,29 @@ impl ResidualStream {
         if let Some(Update { values, gate }) = self.update.take() {
             let sum = match gate {
                 Some(gate) => &self.x + gate * values,
+                None if self.is_mixed() => full_sum(&self.x, &values),
                 None => &self.x + values,
             };
-            self.x = if has_gpu_kernels(sum.device()) { sum.to_kind(self.x.kind()) } else { sum };
+            let keeps = has_gpu_kernels(sum.device()) && !self.is_mixed();
+            self.x = if keeps { sum.to_kind(self.x.kind()) } else { sum };
         }
         self.x.shallow_clone()
+    }
+
+    /// The sum as a map takes it: in mixed precision, on a GPU, bfloat16.
+    pub fn rounded_sum(&mut self) -> Tensor {
+        match self.update.take() {
+            Some(Update { values, gate: None }) => rounded_sum(&self.x, &values),
+            update => {
+                self.update = update;
+                rounded(&self.sum())
+            }
+        }
+    }
+
+    /// Whether what comes and goes is bfloat16, beside a sum in float32.
+    fn is_mixed(&self) -> bool {
+        has_gpu_kernels(self.x.device()) && Autocast::is_on(self.x.device()) && self.x.kind() != Kind::Double
     }
 
     /// Its layer norm.
@@ -112,15 +130,14 @@ impl ResidualStream {
 
     /// By `[O, D]` factors, each for as many tokens in turn.
     fn by_kernel(&mut self, scale: &Tensor, shift: &Tensor, plus_one: bool, eps: f64) -> Option<Tensor> {
-        let (shape, kind) = (self.x.size(), self.x.kind());
+        let shape = self.x.size();
         // what a block of the way back has room for
-        let widest = if kind == Kind::Double { 1850 } else { 3900 };
+        let widest = if self.x.kind() == Kind::Double { 1850 } else { 3900 };
         if !has_gpu_kernels(self.x.device()) || shape[shape.len() - 1] > widest {
             return None;
         }
-        // in mixed precision what comes and goes is bfloat16, whatever the sum is
-        let half = kind != Kind::BFloat16 && Autocast::is_on(self.x.device());
-        let rows = |t: &Tensor, kind| t.to_kind(kind).reshape([-1, shape[shape.len() - 1]]);
+        let half = self.is_mixed();
+        let rows = |t: &Tensor| t.reshape([-1, shape[shape.len() - 1]]);
         let gate_fits =
             |update: &Update| update.gate.as_ref().is_none_or(|gate| gate.flatten(0, -2).size() == scale.size());
         if !self.update.as_ref().is_none_or(gate_fits) {
@@ -128,14 +145,13 @@ impl ResidualStream {
         }
         let update = self.update.take();
         let gate = update.as_ref().and_then(|update| Some(update.gate.as_ref()?.flatten(0, -2)));
-        let values = update.map(|update| rows(&update.values, if half { Kind::BFloat16 } else { kind }));
-        let x = rows(&self.x, kind);
+        let kind = if half { Kind::BFloat16 } else { self.x.kind() };
+        let values = update.map(|update| rows(&update.values.to_kind(kind)));
+        let x = rows(&self.x);
         let norm =
             GpuLayerNorm { x: &x, update: values.as_ref(), gate: gate.as_ref(), scale, shift, plus_one, half, eps };
         let (y, stream) = gpu_layer_norm(norm);
-        if let Some(stream) = stream {
-            self.x = stream.view(shape.as_slice());
-        }
+        self.x = stream.view(shape.as_slice());
         Some(y.view(shape.as_slice()))
     }
 }
@@ -199,6 +215,58 @@ mod tests {
             let (found, wanted) = (run(true), run(false));
             compare("sum", &found[..1], &wanted[..1], 1e-6);
             compare("norms and gradients", &found[1..], &wanted[1..], 4e-3);
+        }
+    }
+
+    /// Where it starts in bfloat16, the first thing that is added makes it float32, gated or not; and at its end a map takes it
+    /// rounded once.
+    #[test]
+    fn a_sum_that_starts_and_ends_in_bfloat16() {
+        for (width, gated) in [(32, false), (13, false), (32, true)] {
+            let run = |mixed: bool| {
+                let kind = |small| if mixed { small } else { Kind::Double };
+                let tokens = [2, 3, 5, width];
+                let leaf = |step| noise(kind(Kind::BFloat16), step, &tokens).set_requires_grad(true);
+                let (x, first, second) = (leaf(1), leaf(2), leaf(3));
+                let gate = noise(kind(Kind::Float), 4, &[1, 1, 1, width]).set_requires_grad(true);
+                let parameters = Parameters::new(Device::Cpu, 0);
+                let norm = LayerNorm::new(&parameters.root(), width);
+                parameters.to_kind(kind(Kind::Float));
+                let _autocast = Autocast::bfloat16(Device::Cpu, mixed);
+                let body = || {
+                    let mut stream = ResidualStream::new(&x);
+                    let a = stream.normed(&norm);
+                    if gated {
+                        stream.add_gated(&gate, first.shallow_clone());
+                        let _ = stream.modulated(&gate, &gate);
+                    } else {
+                        stream.add(first.shallow_clone());
+                    }
+                    let b = stream.normed(&norm);
+                    let sum = stream.sum();
+                    stream.add(second.shallow_clone());
+                    [sum, stream.rounded_sum(), a, b]
+                };
+                let found = if mixed { as_on_gpu(body) } else { body() };
+                if mixed {
+                    let kinds = [Kind::Float, Kind::BFloat16, Kind::BFloat16, Kind::BFloat16];
+                    assert_eq!(found.each_ref().map(Tensor::kind), kinds);
+                }
+                let loss = found
+                    .iter()
+                    .zip(5..)
+                    .map(|(t, step)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &tokens)).sum(None));
+                loss.reduce(|a, b| a + b).unwrap().backward();
+                let [weight, bias] = norm.factors();
+                let mut all: Vec<Tensor> = [&x, &first, &second, weight, bias].map(Tensor::grad).into();
+                if gated {
+                    all.push(gate.grad());
+                }
+                found.iter().chain(&all).map(|t| t.detach().to_kind(Kind::Double)).collect::<Vec<_>>()
+            };
+            let (found, wanted) = (run(true), run(false));
+            compare("sum", &found[..1], &wanted[..1], 1e-6);
+            compare("norms and gradients", &found[1..], &wanted[1..], 5e-3);
         }
     }
 

@@ -1,7 +1,7 @@
 use tch::Tensor;
 
 use super::{Adapter, Init, Scope};
-use crate::torch::{Autocast, cast_weight, fixed_conv, fuses, has_gpu_kernels};
+use crate::torch::{Autocast, cast_weight, cast_weights, fixed_conv, fuses, has_gpu_kernels};
 
 /// Floating-point operations of a linear map of so many rows, two a multiply-add.
 pub fn linear_flops(rows: i64, inputs: i64, outputs: i64) -> i64 {
@@ -77,8 +77,8 @@ impl Linear {
         if !has_gpu_kernels(x.device()) || !maps.iter().all(is_plain) {
             return Tensor::cat(&maps.iter().map(|map| map.forward(x)).collect::<Vec<_>>(), -1);
         }
-        let weights: Vec<Tensor> = maps.iter().map(|map| cast_weight(&map.weight)).collect();
-        x.linear(&Tensor::cat(&weights, 0), None::<Tensor>)
+        let weights: Vec<&Tensor> = maps.iter().map(|map| &map.weight).collect();
+        x.linear(&cast_weights(&weights), None::<Tensor>)
     }
 
     /// As [`Self::forward`], never in mixed precision: for the few rows that steer all others.
@@ -119,14 +119,54 @@ fn product(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, no_grad};
 
     use super::*;
     use crate::{
         nn::Parameters,
         random::{Purpose, normal},
-        torch::as_on_gpu,
+        torch::{FixedWeights, RoundedWeights, as_on_gpu},
     };
+
+    /// In mixed precision their weights are cast into one matrix, in a pass that is trained through and where they are fixed;
+    /// gradients are those of the maps apart.
+    #[test]
+    fn maps_side_by_side_are_cast_together() {
+        let run = |at_once: bool, passes: usize| -> Vec<Tensor> {
+            let parameters = Parameters::new(Device::Cpu, 3);
+            let scope = parameters.root();
+            let map = |name: &str, outputs| Linear::without_bias(&scope.sub(name), 24, outputs);
+            let maps = [map("q", 16), map("k", 16), map("v", 8)];
+            drop(scope);
+            let all = maps.each_ref();
+            let x = normal(3, Purpose::Evaluation, 0, 0, &[2, 5, 24]).to_kind(Kind::BFloat16);
+            let forward = || match at_once {
+                true => Linear::side_by_side(&all, &x),
+                false => Tensor::cat(&all.map(|map| map.forward(&x)), -1),
+            };
+            let _autocast = Autocast::bfloat16(Device::Cpu, true);
+            as_on_gpu(|| {
+                let mut found = Vec::new();
+                let mut weights = RoundedWeights::new();
+                for pass in 0..passes {
+                    let _pass = weights.pass(Device::Cpu);
+                    let y = forward();
+                    let wanted = normal(3, Purpose::Evaluation, 1, pass as u64, &[2, 5, 40]);
+                    (&y * wanted.to_kind(Kind::BFloat16)).sum(Kind::Float).backward();
+                    found.push(y.detach());
+                }
+                found.extend(parameters.trainable().into_iter().map(|(_, weight)| weight.grad()));
+                let _fixed = FixedWeights::new();
+                found.extend([0, 1].map(|_| no_grad(forward)));
+                found
+            })
+        };
+        for (found, wanted) in run(true, 3).iter().zip(&run(false, 3)) {
+            assert_eq!(found.kind(), wanted.kind());
+            let error = ((found - wanted).norm() / wanted.norm()).double_value(&[]);
+            assert!(error < 1e-3, "{error}");
+        }
+    }
 
     /// One product of three maps is the three products, and so is its way back; a map with a bias is taken by itself.
     #[test]

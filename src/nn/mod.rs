@@ -26,6 +26,6 @@ pub use frame_stack::FrameStack;
 pub use layer_norm::{LayerNorm, ResidualStream};
 pub use linear::{Linear, linear_flops};
 pub use memory_layout::{channels_last, prefers_channels_last};
-pub use norm::{BatchNorm, GroupNorm, Over, Statistics, full_precision, normalize_frames};
+pub use norm::{BatchNorm, GroupNorm, Over, Statistics, full_precision, full_sum, normalize_frames, rounded};
 pub use parameters::{Entry, Init, Parameters, Scope, fnv1a64};
 pub use timestep::timestep_embedding;

@@ -5,7 +5,10 @@ use tch::{Kind, Tensor, no_grad};
 use super::{FrameStack, Init, Scope, prefers_channels_last};
 use crate::{
     distributed::Ranks,
-    torch::{GpuNorm, composed_norm, fuses, gpu_norm, group_norm, has_gpu_kernels, takes_gpu_path},
+    torch::{
+        Autocast, GpuNorm, Keeps, composed_norm, fuses, gpu_mixed_sum, gpu_norm, group_norm, has_gpu_kernels,
+        takes_gpu_path,
+    },
 };
 
 /// Half precision becomes float32; float32 and float64 stay what they are.
@@ -56,46 +59,78 @@ pub enum Over {
 impl GroupNorm {
     /// x̂·w + b. Where a `modulation` is given (`[B, 2·C]`; not over tracks), this is multiplied by 1 + its first half, and its
     /// second half is added, as a residual block takes in the time embedding. With `silu`, SiLU follows. It is one pass over
-    /// memory, on the CPU and on a GPU, and the result has the kind of x where kernels of our own make it.
+    /// memory, on the CPU and on a GPU. What a GPU's kernels make is bfloat16 in mixed precision, and else of the kind of x.
     pub fn of_frames(&self, x: &FrameStack, over: Over, modulation: Option<&Tensor>, silu: bool) -> FrameStack {
-        self.of_places(x, over, None, modulation, silu)
+        self.of_places(x, over, Takes { modulation, ..Takes::default() }, silu).0
     }
 
     /// The norm of x + added, `[B, C]` (not over tracks); with `silu`, SiLU follows.
     pub fn of_frames_plus(&self, x: &FrameStack, added: &Tensor, over: Over, silu: bool) -> FrameStack {
         if has_kernel(&x.x, x.x.size()[1], self.groups) {
-            return self.of_places(x, over, Some(added), None, silu);
+            return self.of_places(x, over, Takes { added: Some(added), ..Takes::default() }, silu).0;
         }
         let added = added.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
         self.of_frames(&x.with(&x.x + added), over, None, silu)
     }
 
-    fn of_places(
+    /// The norm of x + update, and what the other branch of a residual block takes: that sum, or, where a map is what takes
+    /// it, in the kind that maps take. What comes back from there is added on a GPU by the kernel of the norm's way back.
+    pub fn of_stream(
         &self,
         x: &FrameStack,
+        update: Option<&FrameStack>,
         over: Over,
-        added: Option<&Tensor>,
-        modulation: Option<&Tensor>,
         silu: bool,
-    ) -> FrameStack {
-        let (bf, c, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
+        keeps: Keeps,
+    ) -> (FrameStack, FrameStack) {
+        if has_kernel(&x.x, x.x.size()[1], self.groups) {
+            let (y, kept) = self.of_places(x, over, Takes { update, keeps, ..Takes::default() }, silu);
+            return (y, kept.expect("what is kept"));
+        }
+        let sum = update.map_or_else(|| x.with(x.x.shallow_clone()), |update| x + update);
+        (self.of_frames(&sum, over, None, silu), sum)
+    }
+
+    /// The norm of x and another side by side along channels, and the two in one piece, as a map takes them.
+    pub fn of_pair(&self, x: &FrameStack, beside: &FrameStack, over: Over, silu: bool) -> (FrameStack, FrameStack) {
+        if has_kernel(&x.x, self.weight.size()[0], self.groups) && x.x.kind() == beside.x.kind() {
+            let takes = Takes { beside: Some(beside), keeps: Keeps::Narrow, ..Takes::default() };
+            let (y, kept) = self.of_places(x, over, takes, silu);
+            return (y, kept.expect("what is kept"));
+        }
+        self.of_stream(&x.with(Tensor::cat(&[&x.x, &beside.x], 1)), None, over, silu, Keeps::Narrow)
+    }
+
+    fn of_places(&self, x: &FrameStack, over: Over, takes: Takes, silu: bool) -> (FrameStack, Option<FrameStack>) {
+        let (bf, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let (b, f) = (bf / x.frames, x.frames);
-        let places = x.positions().reshape(match over {
-            Over::Clip => [b, f * h * w, 1, c],
-            Over::Frame => [bf, h * w, 1, c],
-            Over::Track => [b, f, h * w, c],
-        });
+        let places_of = |x: &FrameStack| {
+            x.positions().reshape(match over {
+                Over::Clip => [b, f * h * w, 1, -1],
+                Over::Frame => [bf, h * w, 1, -1],
+                Over::Track => [b, f, h * w, -1],
+            })
+        };
+        let places = places_of(x);
         // rows of clips → rows of what is normalised
         let rows = |t: &Tensor| match over {
             Over::Frame if f > 1 => t.repeat_interleave_self_int(f, 0, None),
             _ => t.shallow_clone(),
         };
+        let back = |y: Tensor| x.from_positions(&y.view([bf, h * w, -1]));
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let y = if has_kernel(&places, c, self.groups) {
+        let Takes { beside, update, added, modulation, keeps } = takes;
+        if has_kernel(&places, self.weight.size()[0], self.groups) {
+            let half = rounds(&places);
+            let kind = if half { Kind::BFloat16 } else { places.kind() };
             let modulation = modulation.map(rows);
+            let (beside, update) = (beside.map(places_of), update.map(|update| places_of(update).to_kind(kind)));
             let norm = GpuNorm::of(&places, &weight, &bias, self.groups, self.eps, silu);
-            gpu_norm(GpuNorm { added, modulation: modulation.as_ref(), ..norm }).0
-        } else if let Some(modulation) = modulation {
+            let (beside, modulation, update) = (beside.as_ref(), modulation.as_ref(), update.as_ref());
+            let (y, kept) = gpu_norm(GpuNorm { beside, update, added, modulation, half, keeps, ..norm });
+            return (back(y), kept.map(back));
+        }
+        let y = if let Some(modulation) = modulation {
             let parts = modulation.chunk(2, 1);
             let scale = &parts[0] + 1.0;
             let (scale, shift) = (weight * &scale, bias * &scale + &parts[1]);
@@ -103,7 +138,7 @@ impl GroupNorm {
         } else {
             self.normalize_groups(&places, &weight, &bias, silu)
         };
-        x.from_positions(&y.view([bf, h * w, c]))
+        (back(y), None)
     }
 
     /// Normalises `[B, C, F, H, W]` over F, H and W and applies SiLU. Videos with channels last in memory keep that order,
@@ -120,15 +155,66 @@ impl GroupNorm {
         y.view([b, f, h, w, c]).permute([0, 4, 1, 2, 3])
     }
 
-    /// `[N, T, C]`, over T.
-    pub fn of_tokens(&self, tokens: &Tensor) -> Tensor {
+    /// The norm over T of tokens `[N, T, C]`, and the tokens, for the sum that they take part in besides.
+    pub fn of_tokens(&self, tokens: &Tensor) -> (Tensor, Tensor) {
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        self.normalize_groups(&tokens.unsqueeze(2), &weight, &bias, false).squeeze_dim(2)
+        let places = tokens.unsqueeze(2);
+        if has_kernel(tokens, tokens.size()[2], self.groups) {
+            let norm = GpuNorm::of(&places, &weight, &bias, self.groups, self.eps, false);
+            let (y, kept) = gpu_norm(GpuNorm { half: rounds(tokens), keeps: Keeps::Stream, ..norm });
+            return (y.squeeze_dim(2), kept.expect("what is kept").squeeze_dim(2));
+        }
+        let y = self.normalize_groups(&places, &weight, &bias, false);
+        (y.squeeze_dim(2), tokens.shallow_clone())
     }
 
     fn normalize_groups(&self, x: &Tensor, scale: &Tensor, shift: &Tensor, silu: bool) -> Tensor {
-        normalize_groups(x, scale, shift, self.groups, self.eps, silu)
+        normalize_groups(x, scale, shift, self.groups, self.eps, silu, true)
     }
+}
+
+/// What a norm of frames takes in and gives besides.
+struct Takes<'a> {
+    beside: Option<&'a FrameStack>,
+    update: Option<&'a FrameStack>,
+    added: Option<&'a Tensor>,
+    modulation: Option<&'a Tensor>,
+    keeps: Keeps,
+}
+
+impl Default for Takes<'_> {
+    fn default() -> Self {
+        Takes { beside: None, update: None, added: None, modulation: None, keeps: Keeps::Nothing }
+    }
+}
+
+/// Whether what is made of x for convolutions and products is bfloat16, which they take in mixed precision.
+fn rounds(x: &Tensor) -> bool {
+    x.kind() == Kind::Float && Autocast::is_on(x.device())
+}
+
+/// What convolutions and products take in mixed precision, rounded at once where a GPU has kernels that add up in float32
+/// beside it; else x.
+pub fn rounded(x: &Tensor) -> Tensor {
+    if has_gpu_kernels(x.device()) && rounds(x) { x.to_kind(Kind::BFloat16) } else { x.shallow_clone() }
+}
+
+/// Whether a GPU's kernel adds b, of bfloat16, to a of another kind than the sum: both lie alike, one value after another.
+fn mixes(a: &Tensor, b: &Tensor) -> bool {
+    let (size, stride) = (a.size(), a.stride());
+    let reach: i64 = size.iter().zip(&stride).map(|(size, stride)| (size - 1) * stride).sum();
+    let is_dense = reach + 1 == a.numel() as i64;
+    has_gpu_kernels(a.device()) && b.kind() == Kind::BFloat16 && is_dense && size == b.size() && stride == b.stride()
+}
+
+/// a + b, in float32 where they are bfloat16.
+pub fn full_sum(a: &Tensor, b: &Tensor) -> Tensor {
+    if a.kind() == Kind::BFloat16 && mixes(a, b) { gpu_mixed_sum(a, b) } else { full_precision(a) + b }
+}
+
+/// [`rounded`] a + b.
+pub fn rounded_sum(a: &Tensor, b: &Tensor) -> Tensor {
+    if rounds(a) && mixes(a, b) { gpu_mixed_sum(a, b) } else { rounded(&(a + b)) }
 }
 
 /// Whether a GPU's kernel normalises this: a block takes whole groups.
@@ -138,24 +224,35 @@ fn has_kernel(x: &Tensor, channels: i64, groups: i64) -> bool {
 }
 
 /// Group normalisation of frames, of each alone, whose factors come from outside: x̂·scale + shift (`[B·F, C]` or `[1, C]`
-/// each). With `silu`, SiLU follows.
+/// each). With `silu`, SiLU follows. In mixed precision a GPU's kernel makes bfloat16 of it where it `may_round`, as what a
+/// convolution takes may.
 pub fn normalize_frames(
     x: &FrameStack,
-    scale: &Tensor,
-    shift: &Tensor,
+    [scale, shift]: [&Tensor; 2],
     groups: i64,
     eps: f64,
     silu: bool,
+    may_round: bool,
 ) -> FrameStack {
-    x.from_positions(&normalize_groups(&x.positions().unsqueeze(2), scale, shift, groups, eps, silu).squeeze_dim(2))
+    let places = x.positions().unsqueeze(2);
+    x.from_positions(&normalize_groups(&places, scale, shift, groups, eps, silu, may_round).squeeze_dim(2))
 }
 
 /// Normalises `[O, S, I, C]` over S and each group's channels, multiplies by `scale` and adds `shift` (`[O, C]` or
 /// `[1, C]`); with `silu`, SiLU follows. Where our own kernel does not serve, these are LibTorch's operations on memory
 /// in the order that it has: LibTorch's group norm would first bring the channels to the front on a GPU.
-fn normalize_groups(x: &Tensor, scale: &Tensor, shift: &Tensor, groups: i64, eps: f64, silu: bool) -> Tensor {
+fn normalize_groups(
+    x: &Tensor,
+    scale: &Tensor,
+    shift: &Tensor,
+    groups: i64,
+    eps: f64,
+    silu: bool,
+    may_round: bool,
+) -> Tensor {
     if has_kernel(x, x.size()[3], groups) {
-        return gpu_norm(GpuNorm::of(x, scale, shift, groups, eps, silu)).0;
+        let half = may_round && rounds(x);
+        return gpu_norm(GpuNorm { half, ..GpuNorm::of(x, scale, shift, groups, eps, silu) }).0;
     }
     if takes_gpu_path(x.device()) {
         return composed_norm(x, scale, shift, groups, eps, silu);
@@ -389,7 +486,8 @@ mod tests {
     fn the_kernel_adds_before_it_normalises() {
         let groups = 32;
         let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
-        let run = |steps: i64, kind: Kind, by_kernel: bool, far: f64| {
+        // of a stream of a kind, and what is added to it and comes out of another
+        let run = |steps: i64, [kind, small]: [Kind; 2], by_kernel: bool, far: f64| {
             let shape = [2, steps, 1, 64];
             let factors = if kind == Kind::Double { kind } else { Kind::Float };
             // the numbers that bfloat16 has, in every kind
@@ -397,17 +495,18 @@ mod tests {
                 let values = (noise(step, shape) + far).to_kind(Kind::BFloat16).to_kind(kind);
                 values.set_requires_grad(true)
             };
-            let [x, residual] = [(1, far), (2, 0.0)].map(|(step, far)| leaf(kind, step, &shape, far));
+            let (x, update) = (leaf(kind, 1, &shape, far), leaf(small, 2, &shape, 0.0));
             let [added, scale, shift] =
                 [(3, 2), (4, 1), (5, 1)].map(|(step, rows)| leaf(factors, step, &[rows, 64], 0.0));
             let modulation = leaf(factors, 8, &[2, 128], 0.0);
             let (y, stream) = if by_kernel {
-                let (residual, added, modulation) = (Some(&residual), Some(&added), Some(&modulation));
+                let (update, added, modulation) = (Some(&update), Some(&added), Some(&modulation));
                 let norm = GpuNorm::of(&x, &scale, &shift, groups, 1e-5, true);
-                let (y, stream) = gpu_norm(GpuNorm { residual, added, modulation, ..norm });
+                let (half, keeps) = (kind != small, Keeps::Stream);
+                let (y, stream) = gpu_norm(GpuNorm { update, added, modulation, half, keeps, ..norm });
                 (y, stream.unwrap())
             } else {
-                let stream = &x + &residual;
+                let stream = &x + &update;
                 let rounded = stream.to_kind(Kind::Double);
                 let parts = modulation.chunk(2, 1);
                 let (scale, shift) = (&scale * (&parts[0] + 1.0), &shift * (&parts[0] + 1.0) + &parts[1]);
@@ -420,20 +519,124 @@ mod tests {
             let loss = (&y.to_kind(Kind::Double) * noise(6, &shape)).sum(None)
                 + (stream.to_kind(Kind::Double) * noise(7, &shape)).sum(None);
             loss.backward();
-            assert_eq!((y.kind(), stream.kind()), (if by_kernel { kind } else { Kind::Double }, kind));
-            let gradients = [&x, &residual, &added, &modulation, &scale, &shift].map(Tensor::grad);
+            assert_eq!((y.kind(), stream.kind()), (if by_kernel { small } else { Kind::Double }, kind));
+            let gradients = [&x, &update, &added, &modulation, &scale, &shift].map(Tensor::grad);
             let [dx, dr, da, dm, ds, db] = gradients;
             [y.detach(), stream.detach(), dx, dr, da, dm, ds, db].map(|t| t.to_kind(Kind::Double))
         };
         // so many steps that they are in pieces
         const MANY: i64 = 17_000;
+        let [double, single, half] = [Kind::Double, Kind::Float, Kind::BFloat16].map(|kind| [kind; 2]);
         for steps in [40, MANY] {
-            compare(run(steps, Kind::Double, true, 3.0), &run(steps, Kind::Double, false, 3.0), 1e-11);
+            compare(run(steps, double, true, 3.0), &run(steps, double, false, 3.0), 1e-11);
         }
         // LibTorch's operations see the stream as the kernel rounds it
-        compare(run(40, Kind::Float, true, 100.0), &run(40, Kind::Float, false, 100.0), 2e-5);
-        compare(run(40, Kind::BFloat16, true, 3.0), &run(40, Kind::BFloat16, false, 3.0), 4e-3);
-        compare(run(MANY, Kind::BFloat16, true, 3.0), &run(MANY, Kind::BFloat16, false, 3.0), 4e-3);
+        compare(run(40, single, true, 100.0), &run(40, single, false, 100.0), 2e-5);
+        for kinds in [half, [Kind::Float, Kind::BFloat16]] {
+            for steps in [40, MANY] {
+                compare(run(steps, kinds, true, 3.0), &run(steps, kinds, false, 3.0), 4e-3);
+            }
+        }
+    }
+
+    /// What comes back to the sum and to a map of it besides is added to what comes back through the norm; and where only that
+    /// was used, it is all.
+    #[test]
+    fn what_is_kept_beside_a_norm() {
+        let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
+        let shape = [2, 40, 1, 64];
+        let run = |kind: Kind, half: bool, keeps: Keeps, weights: [f64; 2]| {
+            let factors = if kind == Kind::Double { kind } else { Kind::Float };
+            let x = noise(1, &shape).to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true);
+            let [scale, shift] = [2, 3].map(|step| noise(step, &[1, 64]).to_kind(factors));
+            let norm = GpuNorm::of(&x, &scale, &shift, 32, 1e-5, true);
+            let (y, kept) = gpu_norm(GpuNorm { half, keeps, ..norm });
+            let kept = kept.unwrap();
+            let small = if half { Kind::BFloat16 } else { kind };
+            assert_eq!((y.kind(), kept.kind()), (small, if keeps == Keeps::Narrow { small } else { kind }));
+            let parts = [(&y, 4, weights[0]), (&kept, 5, weights[1])]
+                .map(|(t, step, weight)| (t.to_kind(Kind::Double) * noise(step, &shape)).sum(None) * weight);
+            let [first, second] = parts;
+            let loss = if weights[0] == 0.0 { second } else { first + second };
+            loss.backward();
+            [kept.detach(), x.grad()].map(|t| t.to_kind(Kind::Double))
+        };
+        for weights in [[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]] {
+            let wanted = run(Kind::Double, false, Keeps::Stream, weights);
+            let kept = noise(1, &shape).to_kind(Kind::BFloat16).to_kind(Kind::Double);
+            assert_eq!(wanted[0], kept, "what is kept is x");
+            if weights[0] == 0.0 {
+                compare([wanted[1].shallow_clone()], &[noise(5, &shape)], 1e-12);
+            }
+            for (kind, half, keeps, bound) in [
+                (Kind::Double, false, Keeps::Narrow, 1e-12),
+                (Kind::Float, false, Keeps::Narrow, 1e-6),
+                (Kind::Float, true, Keeps::Stream, 4e-3),
+                (Kind::Float, true, Keeps::Narrow, 4e-3),
+                (Kind::BFloat16, false, Keeps::Stream, 4e-3),
+            ] {
+                compare(run(kind, half, keeps, weights), &wanted, bound);
+            }
+        }
+    }
+
+    /// Two stacks side by side are their concatenation, whose groups may lie in both; in whole packs and not, in pieces too.
+    #[test]
+    fn the_norm_of_a_pair() {
+        let noise = |step, shape: &[i64]| normal(1, Purpose::Evaluation, 0, step, shape).to_kind(Kind::Double);
+        for (steps, inner, [first, second], groups, rows) in
+            [(40, 1, [40, 24], 4, 1), (7, 3, [13, 3], 2, 1), (30, 1, [8, 56], 32, 2), (17_000, 1, [32, 16], 4, 1)]
+        {
+            let c = first + second;
+            let run = |kind: Kind, half: bool, by_pair: bool| {
+                let factors = if kind == Kind::Double { kind } else { Kind::Float };
+                let leaf = |kind, step, shape: &[i64]| {
+                    noise(step, shape).to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true)
+                };
+                let [x, beside] =
+                    [(1, first), (2, second)].map(|(step, width)| leaf(kind, step, &[2, steps, inner, width]));
+                let [scale, shift] = [3, 4].map(|step| leaf(factors, step, &[rows, c]));
+                let joined = Tensor::cat(&[&x, &beside], 3);
+                let (x_given, beside_given) = if by_pair { (&x, Some(&beside)) } else { (&joined, None) };
+                let norm = GpuNorm::of(x_given, &scale, &shift, groups, 1e-5, true);
+                let (y, kept) = gpu_norm(GpuNorm { beside: beside_given, half, keeps: Keeps::Narrow, ..norm });
+                let kept = kept.unwrap();
+                assert_eq!(kept.kind(), y.kind());
+                let [dy, dkept] = [5, 6].map(|step| noise(step, &[2, steps, inner, c]));
+                let loss = (y.to_kind(Kind::Double) * dy).sum(None) + (kept.to_kind(Kind::Double) * dkept).sum(None);
+                loss.backward();
+                let gradients = [&x, &beside, &scale, &shift].map(Tensor::grad);
+                let [dx, dbeside, dscale, dshift] = gradients;
+                [y.detach(), kept.detach(), dx, dbeside, dscale, dshift].map(|t| t.to_kind(Kind::Double))
+            };
+            let wanted = run(Kind::Double, false, false);
+            for (kind, half, bound) in
+                [(Kind::Double, false, 1e-12), (Kind::Float, false, 1e-5), (Kind::Float, true, 5e-3)]
+            {
+                compare(run(kind, half, true), &wanted, bound);
+            }
+        }
+    }
+
+    /// A residual block's sums, rounded once, in whole packs and not; and their gradients.
+    #[test]
+    fn sums_in_another_kind_than_their_parts() {
+        for shape in [[2, 8, 3, 4], [1, 5, 3, 1]] {
+            let leaf = |step, kind| {
+                let noise = normal(1, Purpose::Evaluation, 0, step, &shape).to_kind(kind);
+                noise.set_requires_grad(true)
+            };
+            for (from, to) in [(Kind::BFloat16, Kind::Float), (Kind::Float, Kind::BFloat16)] {
+                let (a, b) = (leaf(1, from), leaf(2, Kind::BFloat16));
+                let y = gpu_mixed_sum(&a, &b);
+                let exact = a.detach().to_kind(Kind::Float) + b.detach().to_kind(Kind::Float);
+                assert_eq!((y.kind(), y.detach()), (to, exact.to_kind(to)), "{from:?} to {to:?}");
+                let dy = normal(1, Purpose::Evaluation, 0, 3, &shape).to_kind(to);
+                (&y * &dy).sum(Kind::Double).backward();
+                assert_eq!(a.grad(), dy.to_kind(from));
+                assert_eq!(b.grad(), dy.to_kind(Kind::BFloat16));
+            }
+        }
     }
 
     #[test]

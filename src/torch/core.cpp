@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "gpu/rounded_weights.h"
 #include "guarded.h"
@@ -178,14 +179,21 @@ struct AutocastState {
 };
 
 // Runs `body` without keeping its activations, and once more in the backward pass. Gradients of
-// the parameters that `body` uses are accumulated there, as in an ordinary backward pass.
+// the parameters that `body` uses are accumulated there, as in an ordinary backward pass. What it takes of the weights that a
+// pass has rounded, the second run rounds at once.
 struct Recompute : torch::autograd::Function<Recompute> {
   static at::Tensor forward(torch::autograd::AutogradContext *context, std::shared_ptr<Body> body,
                             at::TensorList inputs) {
     context->save_for_backward(inputs.vec());
-    context->saved_data["body"] = c10::IValue::make_capsule(
-        c10::make_intrusive<Held>(std::move(body), AutocastState()));
-    return held(context)->body->operator()({inputs.begin() + 1, inputs.end()});
+    context->saved_data["body"] = c10::IValue::make_capsule(c10::make_intrusive<Held>(std::move(body)));
+    auto kept = held(context);
+    struct Learning {
+      RoundedWeights *of = rounded_weights, *before = nullptr;
+      explicit Learning(RoundedWeights *part) { if (of) before = std::exchange(of->part, part); }
+      Learning(const Learning &) = delete;
+      ~Learning() { if (of) of->part = before; }
+    } learning(&kept->weights);
+    return (*kept->body)({inputs.begin() + 1, inputs.end()});
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
@@ -194,15 +202,13 @@ struct Recompute : torch::autograd::Function<Recompute> {
     auto kept = held(context);
     std::vector<at::Tensor> inputs;
     at::Tensor output;
-    AutocastState outside;
     {
       at::AutoGradMode with_grad(true);
-      NoRoundedWeights own_weights;
-      kept->autocast.apply();
+      Inside inside(*kept);
+      kept->weights.begin();
       for (size_t i = 1; i < saved.size(); i++)
         inputs.push_back(saved[i].detach().set_requires_grad(saved[i].requires_grad()));
       output = (*kept->body)(inputs);
-      outside.apply();
     }
     // a block with nothing that is trained, behind inputs that are not: there is no gradient to make
     if (output.requires_grad()) torch::autograd::backward({output}, {gradients[0]});
@@ -214,8 +220,25 @@ struct Recompute : torch::autograd::Function<Recompute> {
   struct Held : torch::CustomClassHolder {
     std::shared_ptr<Body> body;
     AutocastState autocast;
-    Held(std::shared_ptr<Body> body, AutocastState autocast)
-        : body(std::move(body)), autocast(autocast) {}
+    bool rounds = rounded_weights != nullptr;
+    RoundedWeights weights;
+    explicit Held(std::shared_ptr<Body> body) : body(std::move(body)) {}
+  };
+
+  // While it lives, this thread's precision is that of the first run, and the weights that it took are rounded.
+  struct Inside {
+    Held &kept;
+    AutocastState outside;
+    RoundedWeights *before;
+    explicit Inside(Held &kept) : kept(kept), before(std::exchange(rounded_weights, kept.rounds ? &kept.weights : nullptr)) {
+      kept.autocast.apply();
+    }
+    Inside(const Inside &) = delete;
+    ~Inside() {
+      kept.weights.forget();
+      outside.apply();
+      rounded_weights = before;
+    }
   };
 
   static c10::intrusive_ptr<Held> held(torch::autograd::AutogradContext *context) {

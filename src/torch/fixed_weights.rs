@@ -17,7 +17,7 @@ use super::{
 unsafe extern "C" {
     fn lvdm_fixed_weights(begin: bool) -> bool;
     fn lvdm_weights_are_fixed() -> bool;
-    fn lvdm_cast_weight(weight: *const c_void, y: *mut *mut c_void) -> *mut c_char;
+    fn lvdm_cast_weights(weights: *const *const c_void, count: i64, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_fixed_conv(
         x: *const c_void,
         weight: *const c_void,
@@ -77,8 +77,17 @@ pub(super) fn weights_are_fixed() -> bool {
 /// ([`FixedWeights`]), or cast together with all others ([`RoundedWeights`](super::RoundedWeights)). Itself in full precision,
 /// and elsewhere.
 pub fn cast_weight(weight: &Tensor) -> Tensor {
-    // SAFETY: a live tensor.
-    output(|y| unsafe { lvdm_cast_weight(weight.as_ptr().cast(), y) })
+    cast_weights(&[weight])
+}
+
+/// Several weights, one behind the other along their first axis, as [`cast_weight`] has each.
+///
+/// # Panics
+/// On weights whose other axes differ, as ordinary `tch` calls do.
+pub fn cast_weights(weights: &[&Tensor]) -> Tensor {
+    let pointers: Vec<_> = weights.iter().map(|weight| weight.as_ptr().cast()).collect();
+    // SAFETY: so many live tensors.
+    output(|y| unsafe { lvdm_cast_weights(pointers.as_ptr(), pointers.len() as i64, y) })
 }
 
 /// Convolution of `[N, C, H, W]` by `[outputs, C, k, k]` by a kernel that oneDNN brings into its order once, in bfloat16 under

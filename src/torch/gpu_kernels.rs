@@ -23,7 +23,8 @@ unsafe extern "C" {
     fn lvdm_gpu_falls_back() -> bool;
     fn lvdm_gpu_norm(
         x: *const c_void,
-        residual: *const c_void,
+        beside: *const c_void,
+        update: *const c_void,
         added: *const c_void,
         modulation: *const c_void,
         scale: *const c_void,
@@ -31,9 +32,12 @@ unsafe extern "C" {
         groups: i64,
         eps: f64,
         silu: bool,
+        half: bool,
+        keeps: i64,
         y: *mut *mut c_void,
-        stream: *mut *mut c_void,
+        kept: *mut *mut c_void,
     ) -> *mut c_char;
+    fn lvdm_gpu_mixed_sum(a: *const c_void, b: *const c_void, y: *mut *mut c_void) -> *mut c_char;
     fn lvdm_gpu_layer_norm(
         x: *const c_void,
         update: *const c_void,
@@ -63,13 +67,26 @@ unsafe extern "C" {
 
 // ---- what networks call -------------------------------------------------------------------------------------------------
 
+/// What a group norm gives beside y.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeps {
+    /// Nothing.
+    Nothing,
+    /// x + update, or x where there is none: what comes back to it is added by the kernel of the way back.
+    Stream,
+    /// x, and what is beside it, in one piece and the kind of y.
+    Narrow,
+}
+
 /// What a group norm takes in and how ([`gpu_norm`]).
 #[derive(Clone, Copy)]
 pub struct GpuNorm<'a> {
     /// `[O, S, I, C]`
     pub x: &'a Tensor,
-    /// Added to x, of its shape: the sum, in the kind of x, comes back too.
-    pub residual: Option<&'a Tensor>,
+    /// `[O, S, I, B]` of further channels, which are behind those of x; not with an update, nor with [`Keeps::Stream`].
+    pub beside: Option<&'a Tensor>,
+    /// Added to x, of its shape and of the kind of y.
+    pub update: Option<&'a Tensor>,
     /// `[A, C]`, added for the norm alone; each row to O/A neighbours.
     pub added: Option<&'a Tensor>,
     /// `[O, 2·C]`: what scale and shift are multiplied by, less one, and then what is added.
@@ -84,32 +101,51 @@ pub struct GpuNorm<'a> {
     pub eps: f64,
     /// Whether SiLU follows.
     pub silu: bool,
+    /// Whether y is bfloat16, beside a float32 x; else it is of the kind of x.
+    pub half: bool,
+    /// What comes beside y.
+    pub keeps: Keeps,
 }
 
 impl<'a> GpuNorm<'a> {
-    /// Of x alone.
+    /// Of x alone, in its kind.
     pub fn of(x: &'a Tensor, scale: &'a Tensor, shift: &'a Tensor, groups: i64, eps: f64, silu: bool) -> Self {
-        GpuNorm { x, residual: None, added: None, modulation: None, scale, shift, groups, eps, silu }
+        let (half, keeps) = (false, Keeps::Nothing);
+        let (beside, update, added, modulation) = (None, None, None, None);
+        GpuNorm { x, beside, update, added, modulation, scale, shift, groups, eps, silu, half, keeps }
     }
 }
 
-/// Group norm over S and each group of channels, times `scale` plus `shift`, in the kind of x; and, where there is a
-/// residual, x + residual. Where [`has_gpu_kernels`] says so. Differentiable once.
+/// Group norm over S and each group of channels, times `scale` plus `shift`; and what is kept. Where [`has_gpu_kernels`] says
+/// so. Differentiable once.
 ///
 /// # Panics
 /// On shapes that do not fit, as ordinary `tch` calls do.
 pub fn gpu_norm(norm: GpuNorm) -> (Tensor, Option<Tensor>) {
-    let GpuNorm { x, residual, added, modulation, scale, shift, groups, eps, silu } = norm;
-    let (mut y, mut stream) = (null_mut(), null_mut());
+    let GpuNorm { x, beside, update, added, modulation, scale, shift, groups, eps, silu, half, keeps } = norm;
+    let (mut y, mut kept) = (null_mut(), null_mut());
     let given = |t: Option<&Tensor>| t.map_or(std::ptr::null(), |t| t.as_ptr().cast::<c_void>());
     let [x, scale, shift] = [x, scale, shift].map(|t| given(Some(t)));
-    // SAFETY: live tensors or none, whose shapes the operator checks; `y` and `stream` receive owned tensors or null.
+    let [beside, update, added, modulation] = [beside, update, added, modulation].map(given);
+    let keeps = keeps as i64;
+    // SAFETY: live tensors or none, whose shapes the operator checks; `y` and `kept` receive owned tensors or null.
     unsafe {
-        let [residual, added, modulation] = [residual, added, modulation].map(given);
-        let call = lvdm_gpu_norm(x, residual, added, modulation, scale, shift, groups, eps, silu, &mut y, &mut stream);
+        let (y, kept) = (&mut y, &mut kept);
+        let call =
+            lvdm_gpu_norm(x, beside, update, added, modulation, scale, shift, groups, eps, silu, half, keeps, y, kept);
         check(call).unwrap_or_else(|error| panic!("{error}"));
-        (Tensor::from_ptr(y.cast()), (!stream.is_null()).then(|| Tensor::from_ptr(stream.cast())))
+        (Tensor::from_ptr(y.cast()), (!kept.is_null()).then(|| Tensor::from_ptr(kept.cast())))
     }
+}
+
+/// a + b, in float32 of an `a` in bfloat16, and in bfloat16 of one in float32; b is bfloat16. Where [`has_gpu_kernels`] says so.
+/// Differentiable once.
+///
+/// # Panics
+/// On shapes or strides that differ, as ordinary `tch` calls do.
+pub fn gpu_mixed_sum(a: &Tensor, b: &Tensor) -> Tensor {
+    // SAFETY: two live tensors, whose shapes the operator checks.
+    output(|y| unsafe { lvdm_gpu_mixed_sum(a.as_ptr().cast(), b.as_ptr().cast(), y) })
 }
 
 /// What a layer norm takes in and how ([`gpu_layer_norm`]).
@@ -117,7 +153,7 @@ pub fn gpu_norm(norm: GpuNorm) -> (Tensor, Option<Tensor>) {
 pub struct GpuLayerNorm<'a> {
     /// `[R, D]`
     pub x: &'a Tensor,
-    /// Of the shape of x and the kind of y: x + update, or x + gate·update, is normalised, and comes back too, in the kind of x.
+    /// Of the shape of x and the kind of y: x + update, or x + gate·update, is normalised, and comes back too.
     pub update: Option<&'a Tensor>,
     /// `[O, D]`, each row for R / O rows of x.
     pub gate: Option<&'a Tensor>,
@@ -127,28 +163,28 @@ pub struct GpuLayerNorm<'a> {
     pub shift: &'a Tensor,
     /// Whether rows are multiplied by 1 + scale.
     pub plus_one: bool,
-    /// Whether y is bfloat16, beside a float32 x; else it is of the kind of x.
+    /// Whether y is bfloat16, beside a sum in float32 or what it starts from in either; else all are of the kind of x.
     pub half: bool,
     /// Added to the variance.
     pub eps: f64,
 }
 
-/// Layer norm of each row, times its factors plus its shifts; and, where there is an update, what was
-/// normalised. Where [`has_gpu_kernels`] says so. Differentiable once.
+/// Layer norm of each row, times its factors plus its shifts; and what was normalised: what comes back to that is added by the
+/// kernel of the way back. Where [`has_gpu_kernels`] says so. Differentiable once.
 ///
 /// # Panics
 /// On shapes that do not fit, as ordinary `tch` calls do.
-pub fn gpu_layer_norm(norm: GpuLayerNorm) -> (Tensor, Option<Tensor>) {
+pub fn gpu_layer_norm(norm: GpuLayerNorm) -> (Tensor, Tensor) {
     let GpuLayerNorm { x, update, gate, scale, shift, plus_one, half, eps } = norm;
     let (mut y, mut stream) = (null_mut(), null_mut());
     let given = |t: Option<&Tensor>| t.map_or(std::ptr::null(), |t| t.as_ptr().cast::<c_void>());
     let [x, scale, shift] = [x, scale, shift].map(|t| given(Some(t)));
     let [update, gate] = [update, gate].map(given);
-    // SAFETY: live tensors or none, whose shapes the operator checks; `y` and `stream` receive owned tensors or null.
+    // SAFETY: live tensors or none, whose shapes the operator checks; `y` and `stream` receive owned tensors.
     unsafe {
         let call = lvdm_gpu_layer_norm(x, update, gate, scale, shift, plus_one, eps, half, &mut y, &mut stream);
         check(call).unwrap_or_else(|error| panic!("{error}"));
-        (Tensor::from_ptr(y.cast()), (!stream.is_null()).then(|| Tensor::from_ptr(stream.cast())))
+        (Tensor::from_ptr(y.cast()), Tensor::from_ptr(stream.cast()))
     }
 }
 
@@ -221,7 +257,7 @@ pub fn has_gpu_kernels(device: Device) -> bool {
 
 // ---- how they come to a GPU ---------------------------------------------------------------------------------------------
 
-const SOURCES: [(&CStr, &str); 10] = [
+const SOURCES: [(&CStr, &str); 11] = [
     (c"adam.h", include_str!("gpu/adam.h")),
     (c"block.h", include_str!("gpu/block.h")),
     (c"cast_all.h", include_str!("gpu/cast_all.h")),
@@ -231,6 +267,7 @@ const SOURCES: [(&CStr, &str); 10] = [
     (c"group_norm.h", include_str!("gpu/group_norm.h")),
     (c"layer_norm.h", include_str!("gpu/layer_norm.h")),
     (c"many_tensors.h", include_str!("gpu/many_tensors.h")),
+    (c"mixed_sum.h", include_str!("gpu/mixed_sum.h")),
     (c"repeat_edges.h", include_str!("gpu/repeat_edges.h")),
 ];
 

@@ -41,11 +41,11 @@ pub use caught::{caught, locate_panics};
 pub use checksum::checksums;
 pub use composed::{composed_edges, composed_norm};
 pub use device::{DeviceName, Machine, device_name, processor_or_gpu, say_device};
-pub use fixed_weights::{FixedWeights, cast_weight, fixed_conv};
+pub use fixed_weights::{FixedWeights, cast_weight, cast_weights, fixed_conv};
 pub use fused::{PositionTerms, frame_attention, fuses, group_norm, repeat_edges, transposed_conv};
 pub use gpu_kernels::{
-    GpuCode, GpuLayerNorm, GpuNorm, gpu_compiler, gpu_frame_attention, gpu_geglu, gpu_layer_norm, gpu_norm,
-    gpu_repeat_edges, has_gpu_kernels,
+    GpuCode, GpuLayerNorm, GpuNorm, Keeps, gpu_compiler, gpu_frame_attention, gpu_geglu, gpu_layer_norm, gpu_mixed_sum,
+    gpu_norm, gpu_repeat_edges, has_gpu_kernels,
 };
 pub use gpu_path::{as_on_gpu, takes_gpu_path};
 pub use graph::{StepGraphs, StepInputs, cuda_graphs, replayed};

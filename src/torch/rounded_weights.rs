@@ -72,3 +72,46 @@ impl Drop for RoundedPass<'_> {
         unsafe { lvdm_rounded_weights_end(self.before) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::torch::{as_on_gpu, cast_weight, cast_weights, recompute};
+
+    /// Weights that a block takes once more on the way back have the same gradients as where its activations are kept, pass
+    /// after pass; some are taken outside of it too, and some stand side by side.
+    #[test]
+    fn a_block_that_is_computed_again() {
+        tch::manual_seed(1);
+        let weights: Vec<Tensor> =
+            (0..4).map(|_| Tensor::randn([8, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true)).collect();
+        let x = Tensor::randn([5, 8], (Kind::Float, Device::Cpu));
+        let block = |weights: &[Tensor], x: &Tensor| {
+            let h = x.linear(&cast_weights(&[&weights[0], &weights[1]]), None::<Tensor>).gelu("none");
+            (h.narrow(1, 0, 8) * h.narrow(1, 8, 8)).linear(&cast_weight(&weights[2]), None::<Tensor>)
+        };
+        let run = |again: bool| -> Vec<Tensor> {
+            let _autocast = Autocast::bfloat16(Device::Cpu, true);
+            let copies = || weights.iter().map(Tensor::shallow_clone).collect::<Vec<_>>();
+            as_on_gpu(|| {
+                let mut rounded = RoundedWeights::new();
+                for _ in 0..3 {
+                    let _pass = rounded.pass(Device::Cpu);
+                    let x = x.linear(&cast_weight(&weights[3]), None::<Tensor>);
+                    let (of, x) = (copies(), x.to_kind(Kind::Float));
+                    let y = if again { recompute(&[&x], move |x| block(&of, &x[0])) } else { block(&of, &x) };
+                    y.linear(&cast_weight(&weights[3]), None::<Tensor>).square().sum(Kind::Float).backward();
+                }
+            });
+            weights.iter().map(|weight| weight.grad().copy()).collect()
+        };
+        let found = run(true);
+        weights.iter().for_each(|weight| weight.shallow_clone().zero_grad());
+        for (found, wanted) in found.iter().zip(&run(false)) {
+            let error = ((found - wanted).norm() / wanted.norm()).double_value(&[]);
+            assert!(wanted.norm().double_value(&[]) > 0.0 && error < 1e-6, "{error}");
+        }
+    }
+}

@@ -55,7 +55,8 @@ fn planned(precision: &str) -> (i64, f64) {
 }
 
 /// A GPU is bound by the host that starts its kernels, and by memory: of the U-Net in `experiments/bench/unet_c64.yaml` at batch
-/// 2, a forward pass and a training step together keep to these bars, and so does a forward pass of sampling.
+/// 2, a forward pass and a training step together keep to these bars, and so do a step that computes activations again and a forward
+/// pass of sampling.
 #[test]
 fn a_step_starts_few_kernels_and_moves_few_bytes() {
     let Some(gpu) = Gpu::simulated() else { return };
@@ -75,6 +76,14 @@ fn a_step_starts_few_kernels_and_moves_few_bytes() {
         let ratio = planned_gigabytes / gigabytes;
         assert!((0.9..1.1).contains(&ratio), "{precision}: {planned_gigabytes} GB planned, {gigabytes} counted");
     }
+    // weights that a block computes with again are cast together again
+    let of_step = |recompute| {
+        let run = |repeats| work(gpu, &["unet.batch=2", "precision=bf16", recompute, repeats]).0;
+        run("repeats=2") - run("repeats=1")
+    };
+    let [kept, again] = ["unet.network.recompute=false", "unet.network.recompute=true"].map(of_step);
+    println!("bf16: {kept} kernels, {again} where activations are computed again");
+    assert!(again > kept && 2 * again < 3 * kept, "{kept} and {again} kernels");
     // twice, of which one warms up
     let walk = |steps: i64| {
         let samplers = format!("unet.samplers=[{{kind: ddim, steps: {steps}, eta: 0.0}}]");

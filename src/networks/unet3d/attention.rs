@@ -9,7 +9,7 @@ use crate::{
         FrameStack, GroupNorm, Init, KeyTerm, LayerNorm, Linear, Over, RelativePosition, ResidualStream, Scope,
         attends_in_place, attention,
     },
-    torch::{gpu_geglu, has_gpu_kernels},
+    torch::{Keeps, gpu_geglu, has_gpu_kernels},
 };
 
 /// Group norm, multi-head self-attention, a projection that starts at zero, and the residual, over `[N, T, C]`.
@@ -37,10 +37,16 @@ impl SelfAttention {
         }
     }
 
-    /// `attend(q, k, v)` over tokens `[N, T, C]`; the norm pools over T.
+    /// `attend(q, k, v)` over tokens `[N, T, C]`; the norm pools over T. The tokens, and what is to be added to them.
+    fn parts(&self, tokens: &Tensor, attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) -> [Tensor; 2] {
+        let (normed, tokens) = self.norm.of_tokens(tokens);
+        let qkv = self.qkv.forward(&normed).chunk(3, -1);
+        [tokens, self.proj_out.forward(&attend(&qkv[0], &qkv[1], &qkv[2]))]
+    }
+
     fn with(&self, tokens: &Tensor, attend: impl Fn(&Tensor, &Tensor, &Tensor) -> Tensor) -> Tensor {
-        let qkv = self.qkv.forward(&self.norm.of_tokens(tokens)).chunk(3, -1);
-        tokens + self.proj_out.forward(&attend(&qkv[0], &qkv[1], &qkv[2]))
+        let [tokens, update] = self.parts(tokens, attend);
+        tokens + update
     }
 
     /// Without positions.
@@ -68,13 +74,19 @@ impl FactorizedAttention {
     }
 
     pub(super) fn forward(&self, x: &FrameStack) -> FrameStack {
-        let x = x.from_positions(&self.spatial.forward(&x.positions()));
+        let heads = self.spatial.heads;
+        let parts = self.spatial.parts(&x.positions(), |q, k, v| attention(q, k, v, heads));
+        let [x, update] = parts.map(|positions| x.from_positions(&positions));
         if x.stills {
-            return x;
+            return &x + &update;
         }
-        if let Some(x) = self.temporal_in_place(&x) {
-            return x;
+        match &self.relative {
+            Some(relative) if attends_in_place(&x.x) => self.over_frames_in_place(&x, &update, relative),
+            _ => self.over_frames(&(&x + &update)),
         }
+    }
+
+    fn over_frames(&self, x: &FrameStack) -> FrameStack {
         let tracks = x.tracks();
         let tracks = match &self.relative {
             None => self.temporal.forward(&tracks),
@@ -85,16 +97,17 @@ impl FactorizedAttention {
         x.from_tracks(&tracks)
     }
 
-    /// The temporal half without moving frames in memory, where there are kernels for it.
-    fn temporal_in_place(&self, x: &FrameStack) -> Option<FrameStack> {
-        let (relative, layer) = (self.relative.as_ref().filter(|_| attends_in_place(&x.x))?, &self.temporal);
-        let normed = layer.norm.of_frames(x, Over::Track, None, false).positions(); // [B·F, P, C]
-        let qkv = layer.qkv.forward(&normed);
+    /// Of x + update, without moving frames in memory, where there are kernels for it.
+    fn over_frames_in_place(&self, x: &FrameStack, update: &FrameStack, relative: &RelativePosition) -> FrameStack {
+        let layer = &self.temporal;
+        let (normed, x) = layer.norm.of_stream(x, Some(update), Over::Track, false, Keeps::Stream);
+        let qkv = layer.qkv.forward(&normed.positions());
         let (bf, places, channels) = qkv.size3().expect("[B·F, P, 3·C]");
         let by_clip = qkv.reshape([bf / x.frames, x.frames, places, channels]);
-        let attended = relative.in_place(&by_clip, layer.heads, KeyTerm::Transposed)?;
-        let attended = layer.proj_out.forward(&attended.flatten(0, 1));
-        Some(x.from_positions(&(x.positions() + attended)))
+        let Some(attended) = relative.in_place(&by_clip, layer.heads, KeyTerm::Transposed) else {
+            return self.over_frames(&x);
+        };
+        &x + &x.from_positions(&layer.proj_out.forward(&attended.flatten(0, 1)))
     }
 }
 
@@ -273,7 +286,7 @@ impl TransformerBlock {
         self.over_frames(1, x, &mut stream);
         let normed = stream.normed(norm3);
         stream.add(self.ff.forward(&normed));
-        x.from_positions(&stream.sum())
+        x.from_positions(&stream.rounded_sum())
     }
 
     /// One of the layers over frames, where there are any; `x` is the stack whose positions the stream is of.
@@ -316,9 +329,9 @@ impl Transformer {
     }
 
     pub(super) fn forward(&self, x: &FrameStack, context: &Tensor) -> FrameStack {
-        let h = self.norm.of_frames(x, over(self.per_frame), None, false);
+        let (h, x) = self.norm.of_stream(x, None, over(self.per_frame), false, Keeps::Stream);
         let h = h.from_positions(&self.proj_in.forward(&h.positions()));
         let h = self.block.forward(&h, context);
-        x + &h.from_positions(&self.proj_out.forward(&h.positions()))
+        &x + &h.from_positions(&self.proj_out.forward(&h.positions()))
     }
 }

@@ -18,7 +18,7 @@ namespace {
 
 // A weight in the form in which a product or convolution takes it.
 struct PackedWeight {
-  at::Tensor weight;  // keeps alive the memory that the key points to
+  std::vector<at::Tensor> weights;  // keep alive the memory that the key points to
   at::Tensor kernel;
   std::optional<at::Tensor> bias;
 };
@@ -59,19 +59,24 @@ using Pointwise = at::Tensor(const at::Tensor &, const at::Tensor &, const std::
 
 bool weights_are_fixed() { return fixed_weights.depth > 0 && !at::GradMode::is_enabled(); }
 
-// The weight as autocast would cast it at every call: kept while weights are fixed, or one of those cast together.
-at::Tensor cast_weight(const at::Tensor &weight) {
-  auto device = weight.device().type();
-  if (!at::autocast::is_autocast_enabled(device)) return weight;
-  if (!weights_are_fixed()) return rounded_weight(weight);
+// The weights, one behind the other along their first axis, as autocast would cast them at every call: kept while weights are
+// fixed, or one of those cast together.
+at::Tensor cast_weights(const std::vector<at::Tensor> &weights) {
+  auto joined = [&] { return weights.size() == 1 ? weights[0] : at::cat(weights); };
+  auto device = weights[0].device().type();
+  if (!at::autocast::is_autocast_enabled(device)) return joined();
+  if (!weights_are_fixed()) return rounded_weights_joined(weights);
   auto kind = at::autocast::get_autocast_dtype(device);
-  if (weight.scalar_type() != at::kFloat) return weight;
-  std::tuple key{address(weight), kind, int64_t{0}, std::vector<int64_t>{}};
+  if (weights[0].scalar_type() != at::kFloat) return joined();
+  std::vector<int64_t> others;
+  for (size_t i = 1; i < weights.size(); i++) others.push_back(reinterpret_cast<int64_t>(address(weights[i])));
+  std::tuple key{address(weights[0]), kind, int64_t{0}, others};
   if (auto found = fixed_weights.packed.find(key); found != fixed_weights.packed.end()) return found->second.kernel;
-  bool is_on_host = device == at::kCPU && weight.const_data_ptr();
-  if (is_on_host && !fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return weight;
+  auto weight = joined();
+  bool is_on_host = device == at::kCPU && weights[0].const_data_ptr();
+  if (is_on_host && !fixed_weights.has_room(weights[0], weight.numel() * c10::elementSize(kind))) return weight;
   auto cast = weight.to(kind);
-  fixed_weights.packed[key] = {weight, cast, {}};
+  fixed_weights.packed[key] = {weights, cast, {}};
   return cast;
 }
 
@@ -88,7 +93,7 @@ at::Tensor fixed_conv(const at::Tensor &x, const at::Tensor &weight, const std::
     if (!fixed_weights.has_room(weight, weight.numel() * c10::elementSize(kind))) return {};
     auto kernel = at::mkldnn_reorder_conv2d_weight(weight.to(kind).to_mkldnn(), paddings, strides, ones, 1, x.sizes());
     auto offset = bias ? std::optional(bias->to(kind)) : std::nullopt;
-    found = fixed_weights.packed.emplace(key, PackedWeight{weight, kernel, offset}).first;
+    found = fixed_weights.packed.emplace(key, PackedWeight{{weight}, kernel, offset}).first;
   }
   auto &[held, kernel, offset] = found->second;
   static auto convolution = c10::Dispatcher::singleton()
@@ -109,8 +114,12 @@ extern "C" bool lvdm_fixed_weights(bool begin) {
 
 extern "C" bool lvdm_weights_are_fixed() { return weights_are_fixed(); }
 
-extern "C" char *lvdm_cast_weight(const at::Tensor *weight, at::Tensor **y) {
-  return guarded([&] { *y = new at::Tensor(cast_weight(*weight)); });
+extern "C" char *lvdm_cast_weights(const at::Tensor *const *weights, int64_t count, at::Tensor **y) {
+  return guarded([&] {
+    std::vector<at::Tensor> all;
+    for (int64_t i = 0; i < count; i++) all.push_back(*weights[i]);
+    *y = new at::Tensor(cast_weights(all));
+  });
 }
 
 // *y <- nullptr where there is nothing to gain, or the processor's kernels cannot be kept in this precision

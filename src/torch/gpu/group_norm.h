@@ -10,6 +10,7 @@ namespace gpu {
 // How a norm is shared out.
 struct NormShape {
   int64_t outer, steps, inner, channels;
+  int64_t first;   // channels of x; those behind are of what lies beside it
   int64_t rows;    // of scale and shift: 1, or outer
   int group;       // channels of a group
   int chunk;       // channels of a block
@@ -44,6 +45,8 @@ struct NormThread {
   int slot, sample, channel;  // the channel within the chunk
   int64_t n, o, first;        // the sample's number, its o, and where its first step's value lies
   int64_t step;               // from a step to the next
+  bool is_beside;             // not of x
+  int64_t in_first, in_step;  // as `first` and `step`, in that of x and what is beside it in which it lies
   bool is_there;
 
   NormThread(const NormShape &s, const NormPart &part, int thread, int together) {
@@ -56,6 +59,11 @@ struct NormThread {
     o = n / s.inner;
     step = s.inner * s.channels;
     first = o * s.steps * step + n % s.inner * s.channels + part.channel + channel;
+    int64_t c = part.channel + channel;
+    is_beside = c >= s.first;
+    int64_t width = is_beside ? s.channels - s.first : s.first;
+    in_step = s.inner * width;
+    in_first = o * s.steps * in_step + n % s.inner * width + (is_beside ? c - s.first : c);
   }
 };
 
@@ -95,17 +103,21 @@ struct NormFactors {
   }
 };
 
-// `residual`, where it is given, is added to x first, and the sum, as it is in memory, is the stream; `added`, [A, C], is
-// added for the norm alone.
-template <class T, int N>
+// x is of kind S, and of kind T is what is added to it and what comes out. An update, where there is one, is added to x first,
+// and the sum, as it is in memory, is the stream; `added`, [A, C], is added for the norm alone. What lies beside x has the
+// channels behind those of x.
+template <class S, class T, int N>
 struct GroupNorm {
-  using A = computed<T>;
+  using A = computed<S>;
   NormShape shape;
   A eps;
-  const T *x, *residual;
+  const S *x, *beside;
+  const T *update;
   const A *added;
   NormFactors<A> factors;
-  T *y, *stream;
+  T *y;
+  S *stream;
+  T *narrow;                // x, and what is beside it, as kind T
   A *stats;                 // [O·I, 2, groups]: mean, 1/σ
   A *left;                  // the sums of pieces: this launch leaves them
   const A *sums_of_pieces;  // or takes them up
@@ -128,14 +140,15 @@ struct GroupNorm {
       A pivot[N] = {}, sum[N] = {}, square[N] = {}, value[N], more[N];
       if (t.is_there) {
         const A *plus = added ? added + t.o / s.of_added * s.channels + c0 + t.channel : nullptr;
+        const S *from = t.is_beside ? beside : x;
         auto take = [&](int64_t at) {
-          load<N>(x + at, value);
-          if (residual) {
-            load<N>(residual + at, more);
-            for (int i = 0; i < N; i++) value[i] = rounded<T>(value[i] + more[i]);
+          load<N>(from + at, value);
+          if (update) {
+            load<N>(update + at, more);
+            for (int i = 0; i < N; i++) value[i] = rounded<S>(value[i] + more[i]);
           }
         };
-        take(t.first);
+        take(t.in_first);
         for (int i = 0; i < N; i++) pivot[i] = value[i];
         if (sums_of_pieces) {
           take_up<N>(s, part, t, sums_of_pieces, 2, 0, sum);
@@ -143,8 +156,9 @@ struct GroupNorm {
         }
         for (int64_t step = sums_of_pieces ? part.end : part.begin + t.slot; step < part.end; step += s.slots) {
           int64_t at = t.first + step * t.step;
-          take(at);
-          if (residual) store<N>(value, stream + at);
+          take(t.in_first + step * t.in_step);
+          if (update) store<N>(value, stream + at);
+          if (narrow) store<N>(value, narrow + at);
           for (int i = 0; i < N; i++) {
             A beyond = value[i] - pivot[i];
             sum[i] += beyond;
@@ -200,31 +214,32 @@ struct GroupNorm {
         gain[i] = inverses[g] * factors.of_scale(s, t.o, c0 + c);
         offset[i] = factors.of_shift(s, t.o, c0 + c);
       }
-      const T *from = residual ? stream : x;
+      const S *from = update ? stream : t.is_beside ? beside : x;
       for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
-        int64_t at = t.first + step * t.step;
-        load<N>(from + at, value);
+        load<N>(from + t.in_first + step * t.in_step, value);
         for (int i = 0; i < N; i++) {
           A u = (value[i] - mean[i]) * gain[i] + offset[i];
           value[i] = s.silu ? silu(u) : u;
         }
-        store<N>(value, y + at);
+        store<N>(value, y + t.first + step * t.step);
       }
     });
   }
 };
 
-// The way back. `x` is the stream where there was a residual, and `dstream` what comes back along it. Of scale and shift each
-// block gives the sums over its samples, or, where they have a row for each o, that row.
-template <class T, int N>
+// The way back. `x` is the stream where there was an update; `dstream` and `dnarrow` are what comes back to it otherwise. Of
+// scale and shift each block gives the sums over its samples, or, where they have a row for each o, that row.
+template <class S, class T, int N>
 struct GroupNormBack {
-  using A = computed<T>;
+  using A = computed<S>;
   NormShape shape;
-  const T *x, *dy, *dstream;
+  const S *x, *beside, *dstream;
+  const T *dnarrow, *dy;
   const A *added;
   NormFactors<A> factors;
   const A *stats;
-  T *dx;
+  S *dx, *dbeside;
+  T *dupdate;      // where it is not dx
   A *dfactors;     // [pieces, 2, C]: of scale and of shift
   A *dadded;       // [O, C]: for each o its share of the row
   A *dmodulation;  // [O, 2·C]
@@ -261,9 +276,9 @@ struct GroupNormBack {
       return f;
     };
     // x̂, and the gradient of u = x̂·scale + shift
-    auto take = [&](const Factors &f, int64_t at, A *normal, A *du) {
-      load<N>(x + at, normal);
-      load<N>(dy + at, du);
+    auto take = [&](const NormThread &t, const Factors &f, int64_t step, A *normal, A *du) {
+      load<N>((t.is_beside ? beside : x) + t.in_first + step * t.in_step, normal);
+      load<N>(dy + t.first + step * t.step, du);
       for (int i = 0; i < N; i++) {
         normal[i] = (normal[i] - f.mean[i]) * f.inverse[i];
         if (s.silu) du[i] *= silu_slope(normal[i] * f.scale[i] + f.shift[i]);
@@ -280,7 +295,7 @@ struct GroupNormBack {
       } else if (t.is_there) {
         Factors f = read(t);
         for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
-          take(f, t.first + step * t.step, normal, du);
+          take(t, f, step, normal, du);
           for (int i = 0; i < N; i++) {
             one[i] += du[i];
             along[i] += du[i] * normal[i];
@@ -344,14 +359,19 @@ struct GroupNormBack {
         along_mean[i] = along_means[g];
       }
       for (int64_t step = part.begin + t.slot; step < part.end; step += s.slots) {
-        int64_t at = t.first + step * t.step;
-        take(f, at, normal, du);
+        int64_t at = t.first + step * t.step, in = t.in_first + step * t.in_step;
+        take(t, f, step, normal, du);
         for (int i = 0; i < N; i++) du[i] = f.inverse[i] * (du[i] * f.scale[i] - mean[i] - normal[i] * along_mean[i]);
         if (dstream) {
-          load<N>(dstream + at, more);
+          load<N>(dstream + in, more);
           for (int i = 0; i < N; i++) du[i] += more[i];
         }
-        store<N>(du, dx + at);
+        if (dnarrow) {
+          load<N>(dnarrow + at, more);
+          for (int i = 0; i < N; i++) du[i] += more[i];
+        }
+        store<N>(du, (t.is_beside ? dbeside : dx) + in);
+        if (dupdate) store<N>(du, dupdate + at);
       }
       if (dadded && t.slot == 0 && part.piece == 0)
         for (int i = 0; i < N; i++) {

@@ -16,6 +16,7 @@
 #include "group_norm.h"
 #include "launch.h"
 #include "layer_norm.h"
+#include "mixed_sum.h"
 #include "operators.h"
 #include "repeat_edges.h"
 
@@ -28,8 +29,9 @@ using namespace operators;
 #define OF_EACH_KIND(KERNEL) \
   KERNEL(float, 1), KERNEL(float, 4), KERNEL(gpu::bfloat16, 1), KERNEL(gpu::bfloat16, 8), KERNEL(double, 1)
 #define COMPILED(...) Compiled{"gpu::run<gpu::" #__VA_ARGS__ ">", &function_of<gpu::__VA_ARGS__>}
-#define NORM(T, N) COMPILED(GroupNorm<T, N>)
-#define NORM_BACK(T, N) COMPILED(GroupNormBack<T, N>)
+#define OF_BOTH(NAME) COMPILED(NAME<float, gpu::bfloat16, 1>), COMPILED(NAME<float, gpu::bfloat16, 8>)
+#define NORM(T, N) COMPILED(GroupNorm<T, T, N>)
+#define NORM_BACK(T, N) COMPILED(GroupNormBack<T, T, N>)
 #define EDGES(T, N) COMPILED(RepeatEdges<T, N>)
 #define EDGES_BACK(T, N) COMPILED(RepeatEdgesBack<T, N>)
 #define LAYER_NORM(T, N) COMPILED(LayerNorm<T, T, N>)
@@ -41,19 +43,23 @@ using namespace operators;
 
 Compiled compiled[] = {
     OF_EACH_KIND(NORM),
+    OF_BOTH(GroupNorm),
     OF_EACH_KIND(NORM_BACK),
+    OF_BOTH(GroupNormBack),
     OF_EACH_KIND(LAYER_NORM),
+    OF_BOTH(LayerNorm),
     OF_EACH_KIND(LAYER_NORM_BACK),
-    COMPILED(LayerNorm<float, gpu::bfloat16, 1>),
-    COMPILED(LayerNorm<float, gpu::bfloat16, 8>),
-    COMPILED(LayerNormBack<float, gpu::bfloat16, 1>),
-    COMPILED(LayerNormBack<float, gpu::bfloat16, 8>),
+    OF_BOTH(LayerNormBack),
     OF_EACH_KIND(GEGLU),
     OF_EACH_KIND(GEGLU_BACK),
     OF_EACH_KIND(EDGES),
     OF_EACH_KIND(EDGES_BACK),
     OF_EACH_KIND(ATTENTION),
     OF_EACH_KIND(ATTENTION_BACK),
+    COMPILED(MixedSum<float, gpu::bfloat16, 1>),
+    COMPILED(MixedSum<float, gpu::bfloat16, 8>),
+    COMPILED(MixedSum<gpu::bfloat16, float, 1>),
+    COMPILED(MixedSum<gpu::bfloat16, float, 8>),
     COMPILED(CastAll<float, gpu::bfloat16>),
     COMPILED(CastAll<gpu::bfloat16, float>),
     COMPILED(PrepareStep),
@@ -68,11 +74,11 @@ Compiled compiled[] = {
 
 namespace operators {
 
-// `pack` values are moved as one, where `aligned`; `pack` is 1 where that would not meet the groups.
-gpu::NormShape norm_shape(const at::Tensor &x, const Optional &added, const at::Tensor &scale, int64_t groups, bool silu, bool aligned,
-                          int64_t *pack) {
+// `pack` values of the kind of y are moved as one, where `aligned`; `pack` is 1 where that would not meet the groups.
+gpu::NormShape norm_shape(const at::Tensor &x, const at::Tensor &y, const Optional &added, const at::Tensor &scale, int64_t groups,
+                          bool silu, bool aligned, int64_t *pack) {
   constexpr int64_t threads = gpu::MOST_THREADS;
-  gpu::NormShape s{x.size(0), x.size(1), x.size(2), x.size(3), scale.size(0)};
+  gpu::NormShape s{x.size(0), x.size(1), x.size(2), y.size(3), x.size(3), scale.size(0)};
   TORCH_CHECK(s.channels % groups == 0 && (s.rows == 1 || (s.rows == s.outer && s.inner == 1)) && s.steps > 0,
               "group norm of ", x.sizes(), " in ", groups, " groups by ", scale.sizes());
   TORCH_CHECK(!has(added) || s.outer % added->size(0) == 0, "group norm of ", x.sizes(), " with ", added->sizes());
@@ -80,10 +86,10 @@ gpu::NormShape norm_shape(const at::Tensor &x, const Optional &added, const at::
   s.silu = silu;
   s.of_added = has(added) ? s.outer / added->size(0) : 1;
   // whole groups in whole packs, of 32 bytes or more
-  int64_t unit = std::lcm<int64_t>(s.group, in_a_pack(x));
-  *pack = aligned && s.channels % unit == 0 ? in_a_pack(x) : 1;
+  int64_t unit = std::lcm<int64_t>(s.group, in_a_pack(y));
+  *pack = aligned && s.channels % unit == 0 && s.first % in_a_pack(y) == 0 ? in_a_pack(y) : 1;
   if (*pack == 1) unit = s.group;
-  int64_t least = 32 / x.element_size(), chunk = unit;
+  int64_t least = 32 / y.element_size(), chunk = unit;
   while (chunk < least && chunk < s.channels) {
     chunk += unit;
     while (s.channels % chunk != 0) chunk += unit;
@@ -117,24 +123,45 @@ void launch_norm(Kernel &kernel, const at::Tensor &x, const at::TensorOptions &o
   run();
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &residual, const Optional &added,
-                                                          const Optional &modulation, const at::Tensor &scale,
-                                                          const at::Tensor &shift, int64_t groups, double eps, bool silu) {
+// body(S{}, T{}) for a stream's kind, and for that of y, which is what is added too: the same, or bfloat16 beside float32
+template <class Body>
+void by_kinds(at::ScalarType stream, const at::Tensor &y, Body body) {
+  if (stream == at::kFloat && y.scalar_type() == at::kBFloat16) return body(float{}, bfloat16{});
+  TORCH_CHECK(stream == y.scalar_type(), "a stream of ", stream, " beside ", y.scalar_type());
+  by_kind(y, [&](auto kind) { body(kind, kind); });
+}
+
+// y, in bfloat16 where it is to be `half`, as the update then is; the statistics; x + update; x and what is beside it, in one
+// piece and y's kind, where `narrows`
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &beside,
+                                                                      const Optional &update, const Optional &added,
+                                                                      const Optional &modulation, const at::Tensor &scale,
+                                                                      const at::Tensor &shift, int64_t groups, double eps,
+                                                                      bool silu, bool half, bool narrows) {
   int64_t pack;
-  auto s = norm_shape(x, added, scale, groups, silu, is_aligned({x, residual}), &pack);
-  auto y = at::empty_like(x), stream = has(residual) ? at::empty_like(x) : at::Tensor();
+  auto sizes = x.sizes().vec();
+  if (has(beside)) {
+    TORCH_CHECK(beside->sizes().slice(0, 3) == x.sizes().slice(0, 3) && beside->scalar_type() == x.scalar_type() && !has(update),
+                "group norm of ", x.sizes(), " beside ", beside->sizes());
+    sizes[3] += beside->size(3);
+  }
+  auto y = at::empty(sizes, x.options().dtype(half ? at::kBFloat16 : x.scalar_type()));
+  auto s = norm_shape(x, y, added, scale, groups, silu, is_aligned({x, beside, update}), &pack);
+  auto stream = has(update) ? at::empty_like(x) : at::Tensor(), narrow = narrows ? at::empty_like(y) : at::Tensor();
   auto stats = at::empty({s.count(), 2, groups}, scale.options());
-  by_kind(x, [&](auto kind) {
+  by_kinds(x.scalar_type(), y, [&](auto of_stream, auto kind) {
+    using S = decltype(of_stream);
     using T = decltype(kind);
-    using A = gpu::computed<T>;
+    using A = gpu::computed<S>;
     together<T>(pack > 1, [&](auto n) {
-      gpu::GroupNorm<T, n> kernel{s, static_cast<A>(eps), in<T>(x), in<T>(residual), in<A>(added),
-                                  {in<A>(scale), in<A>(shift), in<A>(modulation)}, out<T>(y),
-                                  has(residual) ? out<T>(stream) : nullptr, out<A>(stats), nullptr, nullptr};
+      gpu::GroupNorm<S, T, n> kernel{s, static_cast<A>(eps), in<S>(x), in<S>(beside), in<T>(update), in<A>(added),
+                                     {in<A>(scale), in<A>(shift), in<A>(modulation)}, out<T>(y),
+                                     has(update) ? out<S>(stream) : nullptr, narrows ? out<T>(narrow) : nullptr, out<A>(stats),
+                                     nullptr, nullptr};
       launch_norm<A>(kernel, x, scale.options(), n, 2);
     });
   });
-  return {y, stats, stream};
+  return {y, stats, stream, narrow};
 }
 
 // Over the first axis. Along the one before the last, so many rows of zeros stand before and behind what is there.
@@ -154,28 +181,51 @@ at::Tensor column_sums(const at::Tensor &x, int64_t zeros) {
   return y;
 }
 
-// dx; [pieces, 2, C], of which the sum is the gradient of scale and shift; [O, C], of which the sums over those that share a row
-// are that of `added`; that of the modulation
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
-    const at::Tensor &x, const Optional &added, const Optional &modulation, const at::Tensor &dy, const Optional &dstream,
-    const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats, int64_t groups, bool silu) {
+// dx; that of what is beside x; dx as dy's kind, where `narrows`; [pieces, 2, C], of which the sum is the gradient of scale and
+// shift; [O, C], of which the sums over those that share a row are that of `added`; that of the modulation
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
+    const at::Tensor &x, const Optional &beside, const Optional &added, const Optional &modulation, const at::Tensor &dy,
+    const Optional &dstream, const Optional &dnarrow, const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats,
+    int64_t groups, bool silu, bool narrows) {
   int64_t pack;
-  auto s = norm_shape(x, added, scale, groups, silu, is_aligned({x, dy, dstream}), &pack);
-  auto dx = at::empty_like(x), dadded = has(added) ? at::empty({s.outer, s.channels}, scale.options()) : at::Tensor();
+  auto s = norm_shape(x, dy, added, scale, groups, silu, is_aligned({x, beside, dy, dstream, dnarrow}), &pack);
+  auto dx = at::empty_like(x), dupdate = narrows ? at::empty_like(dy) : at::Tensor();
+  auto dbeside = has(beside) ? at::empty_like(*beside) : at::Tensor();
+  auto dadded = has(added) ? at::empty({s.outer, s.channels}, scale.options()) : at::Tensor();
   auto dmodulation = has(modulation) ? at::empty_like(*modulation) : at::Tensor();
   auto dfactors = at::empty({s.batches(), 2, s.channels}, scale.options());
-  by_kind(x, [&](auto kind) {
+  by_kinds(x.scalar_type(), dy, [&](auto of_stream, auto kind) {
+    using S = decltype(of_stream);
     using T = decltype(kind);
-    using A = gpu::computed<T>;
+    using A = gpu::computed<S>;
     together<T>(pack > 1, [&](auto n) {
-      gpu::GroupNormBack<T, n> kernel{s, in<T>(x), in<T>(dy), in<T>(dstream), in<A>(added),
-                                      {in<A>(scale), in<A>(shift), in<A>(modulation)}, in<A>(stats), out<T>(dx),
-                                      out<A>(dfactors), has(added) ? out<A>(dadded) : nullptr,
-                                      has(modulation) ? out<A>(dmodulation) : nullptr, nullptr, nullptr};
+      gpu::GroupNormBack<S, T, n> kernel{s, in<S>(x), in<S>(beside), in<S>(dstream), in<T>(dnarrow), in<T>(dy), in<A>(added),
+                                         {in<A>(scale), in<A>(shift), in<A>(modulation)}, in<A>(stats), out<S>(dx),
+                                         has(beside) ? out<S>(dbeside) : nullptr, narrows ? out<T>(dupdate) : nullptr,
+                                         out<A>(dfactors), has(added) ? out<A>(dadded) : nullptr,
+                                         has(modulation) ? out<A>(dmodulation) : nullptr, nullptr, nullptr};
       launch_norm<A>(kernel, x, scale.options(), n, kernel.sums());
     });
   });
-  return {dx, dfactors, dadded, dmodulation};
+  return {dx, dbeside, dupdate, dfactors, dadded, dmodulation};
+}
+
+// a + b, in bfloat16 of a float32 a, and the other way round; b is bfloat16
+at::Tensor mixed_sum(const at::Tensor &a, const at::Tensor &b) {
+  TORCH_CHECK(a.sizes() == b.sizes() && a.strides() == b.strides() && a.is_non_overlapping_and_dense(), "a sum of ", a.sizes(),
+              " and ", b.sizes(), " of strides ", a.strides(), " and ", b.strides());
+  bool half = a.scalar_type() == at::kFloat;
+  auto y = at::empty_like(a, half ? at::kBFloat16 : at::kFloat);
+  together<bfloat16>(a.numel() % in_a_pack(b) == 0 && is_aligned({a, b}), [&](auto n) {
+    auto run = [&](auto from, auto to) {
+      using From = decltype(from);
+      using To = decltype(to);
+      gpu::MixedSum<From, To, n> kernel{a.numel(), in<From>(a), in<bfloat16>(b), out<To>(y)};
+      launch<float>(kernel, a.device(), kernel.blocks(), kernel.THREADS, 0);
+    };
+    half ? run(float{}, bfloat16{}) : run(bfloat16{}, float{});
+  });
+  return y;
 }
 
 int64_t computed_size(const at::Tensor &x) { return x.scalar_type() == at::kDouble ? sizeof(double) : sizeof(float); }
@@ -293,56 +343,53 @@ gpu::RowsShape rows_shape(const at::Tensor &x, const Optional &gate, const at::T
   return s;
 }
 
-// body(S{}, T{}) for a stream of x's kind, and for what it takes in and gives of `other`: the same, or bfloat16 beside float32
-template <class Body>
-void by_kinds(const at::Tensor &x, at::ScalarType other, Body body) {
-  if (x.scalar_type() == at::kFloat && other == at::kBFloat16) return body(float{}, bfloat16{});
-  TORCH_CHECK(x.scalar_type() == other, "a stream of ", x.scalar_type(), " beside ", other);
-  by_kind(x, [&](auto kind) { body(kind, kind); });
-}
-
-// y, in bfloat16 where it is to be `half`, as the update then is
+// y, in bfloat16 where it is to be `half`, as the update then is, and x may be: the stream is float32 all the same
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm(const at::Tensor &x, const Optional &update, const Optional &gate,
                                                           const at::Tensor &scale, const at::Tensor &shift, bool plus_one,
                                                           double eps, bool half) {
-  auto y = at::empty_like(x, half ? at::kBFloat16 : x.scalar_type()), stream = has(update) ? at::empty_like(x) : at::Tensor();
+  auto y = at::empty_like(x, half ? at::kBFloat16 : x.scalar_type());
+  auto of = half && has(update) ? at::kFloat : x.scalar_type();
+  bool is_narrow = of != x.scalar_type();
+  auto stream = has(update) ? at::empty_like(x, of) : at::Tensor();
   bool whole = x.size(1) % in_a_pack(y) == 0 && is_aligned({x, update});
   auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(y) : 1);
   auto stats = at::empty({s.rows, 2}, scale.options());
-  by_kinds(x, y.scalar_type(), [&](auto of_stream, auto kind) {
+  by_kinds(of, y, [&](auto of_stream, auto kind) {
     using S = decltype(of_stream);
     using T = decltype(kind);
     using A = gpu::computed<S>;
     together<T>(whole, [&](auto n) {
-      gpu::LayerNorm<S, T, n> kernel{s, static_cast<A>(eps), in<S>(x), in<T>(update), {in<A>(scale), in<A>(shift), in<A>(gate)},
-                                     out<T>(y), has(update) ? out<S>(stream) : nullptr, out<A>(stats)};
+      gpu::LayerNorm<S, T, n> kernel{s, static_cast<A>(eps), is_narrow ? nullptr : in<S>(x), is_narrow ? in<T>(x) : nullptr,
+                                     in<T>(update), {in<A>(scale), in<A>(shift), in<A>(gate)}, out<T>(y),
+                                     has(update) ? out<S>(stream) : nullptr, out<A>(stats)};
       launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
     });
   });
   return {y, stats, stream};
 }
 
-// dx; what comes back along an update, where that is something else; [pieces, O, 3, D], of which the sum is the gradient of
-// scale, shift and gate
+// dx, in the kind of dy where x `was_narrow`; what comes back along an update, where that is something else; [pieces, O, 3, D], of
+// which the sum is the gradient of scale, shift and gate
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Tensor &x, const Optional &update,
                                                                    const Optional &gate, const at::Tensor &dy,
                                                                    const Optional &dstream, const at::Tensor &scale,
                                                                    const at::Tensor &shift, const at::Tensor &stats,
-                                                                   bool plus_one) {
+                                                                   bool plus_one, bool had_update, bool was_narrow) {
   bool whole = x.size(1) % in_a_pack(dy) == 0 && is_aligned({x, update, dy, dstream});
   auto s = rows_shape(x, gate, scale, shift, plus_one, whole ? in_a_pack(dy) : 1);
-  bool is_other = has(gate) || x.scalar_type() != dy.scalar_type();
-  auto dx = at::empty_like(x), dupdate = is_other ? at::empty_like(dy) : at::Tensor();
+  bool is_other = had_update && (has(gate) || (x.scalar_type() != dy.scalar_type() && !was_narrow));
+  auto dx = at::empty_like(was_narrow ? dy : x), dupdate = is_other ? at::empty_like(dy) : at::Tensor();
   auto dfactors = at::empty({s.pieces(), s.of_factors, 3, s.width}, scale.options());
   int64_t bytes = gpu::LayerNormBack<float, float, 1>::shared(s) * scale.element_size();
   TORCH_CHECK(bytes <= SHARED_BYTES, "layer norm of rows of ", s.width, " values, which are more than a block takes");
-  by_kinds(x, dy.scalar_type(), [&](auto of_stream, auto kind) {
+  by_kinds(x.scalar_type(), dy, [&](auto of_stream, auto kind) {
     using S = decltype(of_stream);
     using T = decltype(kind);
     using A = gpu::computed<S>;
     together<T>(whole, [&](auto n) {
       gpu::LayerNormBack<S, T, n> kernel{s, in<S>(x), in<S>(dstream), in<T>(update), in<T>(dy),
-                                         {in<A>(scale), in<A>(shift), in<A>(gate)}, in<A>(stats), out<S>(dx),
+                                         {in<A>(scale), in<A>(shift), in<A>(gate)}, in<A>(stats),
+                                         was_narrow ? nullptr : out<S>(dx), was_narrow ? out<T>(dx) : nullptr,
                                          is_other ? out<T>(dupdate) : nullptr, out<A>(dfactors)};
       launch<A>(kernel, x.device(), kernel.blocks(), s.lanes * s.slots, kernel.shared(s));
     });
@@ -390,6 +437,7 @@ void implement(torch::Library &m) {
   m.impl("layer_norm_backward", operators::layer_norm_backward);
   m.impl("group_norm", operators::group_norm);
   m.impl("group_norm_backward", operators::group_norm_backward);
+  m.impl("mixed_sum", operators::mixed_sum);
   m.impl("column_sums", operators::column_sums);
   m.impl("frame_attention", operators::frame_attention);
   m.impl("frame_attention_backward", operators::frame_attention_backward);
@@ -403,16 +451,18 @@ TORCH_LIBRARY(lvdm, m) {
   m.def("layer_norm(Tensor x, Tensor? update, Tensor? gate, Tensor scale, Tensor shift, bool plus_one, float eps, "
         "bool half) -> (Tensor, Tensor, Tensor)");
   m.def("layer_norm_backward(Tensor x, Tensor? update, Tensor? gate, Tensor dy, Tensor? dstream, Tensor scale, Tensor shift, "
-        "Tensor stats, bool plus_one) -> (Tensor, Tensor, Tensor)");
+        "Tensor stats, bool plus_one, bool had_update, bool was_narrow) -> (Tensor, Tensor, Tensor)");
   m.def("cast_all_(Tensor[] from, Tensor(a!)[] to) -> ()");
   m.def("prepare_step_(Tensor checked, Tensor rate, Tensor(a!) steps, Tensor(b!) averaged, float beta_1, float beta_2, "
         "float max_norm, float decay, bool warmup) -> Tensor");
   m.def("adam_all_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] first, Tensor(c!)[] second, Tensor(d!)[] average, "
         "Tensor numbers, float beta_1, float beta_2, float decay, float eps, bool decoupled) -> ()");
-  m.def("group_norm(Tensor x, Tensor? residual, Tensor? added, Tensor? modulation, Tensor scale, Tensor shift, int groups, "
-        "float eps, bool silu) -> (Tensor, Tensor, Tensor)");
-  m.def("group_norm_backward(Tensor x, Tensor? added, Tensor? modulation, Tensor dy, Tensor? dstream, Tensor scale, "
-        "Tensor shift, Tensor stats, int groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("group_norm(Tensor x, Tensor? beside, Tensor? update, Tensor? added, Tensor? modulation, Tensor scale, Tensor shift, int groups, "
+        "float eps, bool silu, bool half, bool narrows) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("group_norm_backward(Tensor x, Tensor? beside, Tensor? added, Tensor? modulation, Tensor dy, Tensor? dstream, "
+        "Tensor? dnarrow, Tensor scale, Tensor shift, Tensor stats, int groups, bool silu, bool narrows) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("mixed_sum(Tensor a, Tensor b) -> Tensor");
   m.def("column_sums(Tensor x, int zeros) -> Tensor");
   m.def("frame_attention(Tensor qkv, Tensor? keys, Tensor? values, int heads, float alpha, float beta, bool transposed) -> Tensor");
   m.def("frame_attention_backward(Tensor qkv, Tensor? keys, Tensor? values, Tensor dout, int heads, float alpha, float beta, "

@@ -1,6 +1,6 @@
 // Layer norm of rows [R, D]: y = x̂·scale + shift, with one row of factors, or one for each `R / O` rows in turn. Where there is
 // an update, x is first x + gate·update, or x + update, and that, as it is in memory, is the stream. The stream is of kind S,
-// and of kind T is what it takes in and what comes out.
+// and of kind T is what it takes in and what comes out; at first x may be that too.
 #pragma once
 #include "block.h"
 
@@ -36,7 +36,7 @@ struct LayerNorm {
   RowsShape shape;
   A eps;
   const S *x;
-  const T *update;
+  const T *narrow, *update;  // `narrow` in the place of x
   RowFactors<A> factors;
   T *y;
   S *stream;
@@ -65,7 +65,8 @@ struct LayerNorm {
         const A *gate = factors.gate ? factors.gate + r / s.each() * s.stride : nullptr;
         A value[N], more[N];
         for (int64_t c = thread % s.lanes * N; c < s.width; c += s.lanes * N) {
-          load<N>(x + r * s.width + c, value);
+          if (narrow) load<N>(narrow + r * s.width + c, value);
+          else load<N>(x + r * s.width + c, value);
           load<N>(update + r * s.width + c, more);
           for (int i = 0; i < N; i++) value[i] += gate ? gate[c + i] * more[i] : more[i];
           store<N>(value, stream + r * s.width + c);
@@ -120,9 +121,10 @@ struct LayerNormBack {
   const T *update, *dy;
   RowFactors<A> factors;
   const A *stats;
-  S *dx;
+  S *dx;        // or nothing, where x was narrow
+  T *dnarrow;   // then, where that is not dupdate
   T *dupdate;   // where it is not dx: where there is a gate, or another kind
-  A *dfactors;      // [pieces, O, 3, D]
+  A *dfactors;  // [pieces, O, 3, D]
 
   int64_t blocks() const { return shape.pieces() * shape.of_factors; }
   static int64_t shared(const RowsShape &s) { return 2 * s.lanes * s.slots + 3 * s.width; }
@@ -177,7 +179,8 @@ struct LayerNormBack {
             load<N>(dstream + at, more);
             for (int i = 0; i < N; i++) d[i] += more[i];
           }
-          store<N>(d, dx + at);
+          if (dx) store<N>(d, dx + at);
+          if (dnarrow) store<N>(d, dnarrow + at);
           if (!dupdate) return;
           if (factors.gate)
             for (int i = 0; i < N; i++) d[i] *= factors.gate[factor + c + i];

@@ -12,12 +12,16 @@ namespace operators {
 
 constexpr size_t MOST_CASTS = 128, MOST_STEPS = 64;  // tensors of one launch
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &residual, const Optional &added,
-                                                          const Optional &modulation, const at::Tensor &scale,
-                                                          const at::Tensor &shift, int64_t groups, double eps, bool silu);
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
-    const at::Tensor &x, const Optional &added, const Optional &modulation, const at::Tensor &dy, const Optional &dstream,
-    const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats, int64_t groups, bool silu);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm(const at::Tensor &x, const Optional &beside,
+                                                                      const Optional &update, const Optional &added,
+                                                                      const Optional &modulation, const at::Tensor &scale,
+                                                                      const at::Tensor &shift, int64_t groups, double eps,
+                                                                      bool silu, bool half, bool narrows);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_norm_backward(
+    const at::Tensor &x, const Optional &beside, const Optional &added, const Optional &modulation, const at::Tensor &dy,
+    const Optional &dstream, const Optional &dnarrow, const at::Tensor &scale, const at::Tensor &shift, const at::Tensor &stats,
+    int64_t groups, bool silu, bool narrows);
+at::Tensor mixed_sum(const at::Tensor &a, const at::Tensor &b);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm(const at::Tensor &x, const Optional &update, const Optional &gate,
                                                           const at::Tensor &scale, const at::Tensor &shift, bool plus_one,
@@ -26,7 +30,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> layer_norm_backward(const at::Ten
                                                                    const Optional &gate, const at::Tensor &dy,
                                                                    const Optional &dstream, const at::Tensor &scale,
                                                                    const at::Tensor &shift, const at::Tensor &stats,
-                                                                   bool plus_one);
+                                                                   bool plus_one, bool had_update, bool was_narrow);
 
 at::Tensor frame_attention(const at::Tensor &qkv, const Optional &keys, const Optional &values, int64_t heads, double alpha,
                            double beta, bool transposed);
