@@ -144,16 +144,17 @@ impl ResBlock {
 
     /// x, on the way up what was left on the way down, whose channels are behind those of x, and SiLU of the time embedding,
     /// `[B, 4·channels]`.
-    fn forward(&self, x: &FrameStack, left: Option<&FrameStack>, embedding: &Tensor) -> FrameStack {
+    fn forward(&self, x: FrameStack, left: Option<FrameStack>, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
+        let keeps = if self.skip.is_some() { Keeps::Narrow } else { Keeps::Stream };
+        // from here on x is what the other branch takes, and what it was made of is not held on to
         let (h, x) = match (left, &self.skip) {
             (Some(left), Some(_)) => self.in_norm.of_pair(x, left, over, true),
-            (Some(left), None) => {
-                let x = x.with(Tensor::cat(&[&x.x, &left.x], 1));
-                self.in_norm.of_stream(&x, None, over, true, Keeps::Stream)
+            (left, _) => {
+                let joined = left.map(|left| x.with(Tensor::cat(&[&x.x, &left.x], 1)));
+                let x = joined.unwrap_or(x);
+                self.in_norm.of_stream(&x, None, over, true, keeps)
             }
-            (None, Some(_)) => self.in_norm.of_stream(x, None, over, true, Keeps::Narrow),
-            (None, None) => self.in_norm.of_stream(x, None, over, true, Keeps::Stream),
         };
         let h = self.in_conv.rounded(&h);
         let time = self.time.forward_full(embedding); // [B, ·]
@@ -164,7 +165,10 @@ impl ResBlock {
         };
         let h = self.out_conv.rounded(&h);
         match &self.skip {
-            Some(skip) => x.with(full_sum(&x.from_positions(&skip.forward(&x.positions())).x, &h.x)),
+            Some(skip) => {
+                let skipped = x.from_positions(&skip.forward(&x.positions()));
+                h.with(full_sum(&skipped.x, &h.x))
+            }
             None => &x + &h,
         }
     }
@@ -200,17 +204,17 @@ impl Layer {
         }
     }
 
-    fn forward(&self, x: &FrameStack, given: Given) -> FrameStack {
+    fn forward(&self, x: FrameStack, given: Given) -> FrameStack {
         let Given { left, embedding, context } = given;
         match self {
-            Layer::Conv(conv) | Layer::Down(conv) => conv.forward(x),
+            Layer::Conv(conv) | Layer::Down(conv) => conv.forward(&x),
             Layer::Res(block) => {
-                let left = left.map(|left| x.with(left.shallow_clone()));
-                block.forward(x, left.as_ref(), embedding.expect("a residual block is given the time"))
+                let left = left.map(|left| x.with(left));
+                block.forward(x, left, &embedding.expect("a residual block is given the time"))
             }
-            Layer::Factorized(block) => block.forward(x),
-            Layer::Joint(block) => block.forward(x),
-            Layer::Text(block) => block.forward(x, context.expect("a network that attends to a text is given one")),
+            Layer::Factorized(block) => block.forward(&x),
+            Layer::Joint(block) => block.forward(&x),
+            Layer::Text(block) => block.forward(&x, &context.expect("a network that attends to a text is given one")),
             Layer::Up(conv) => {
                 let (_, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
                 conv.forward(&x.with(rounded(&x.x).upsample_nearest2d([2 * h, 2 * w], None, None)))
@@ -220,13 +224,13 @@ impl Layer {
 }
 
 /// What a layer is given besides.
-struct Given<'a> {
+struct Given {
     /// For the residual blocks that begin the way up: what was left on the way down, as frames `[B·F, C, H, W]`.
-    left: Option<&'a Tensor>,
+    left: Option<Tensor>,
     /// For all residual blocks: SiLU of the time embedding, `[B, 4·channels]`.
-    embedding: Option<&'a Tensor>,
+    embedding: Option<Tensor>,
     /// The text, where there is one.
-    context: Option<&'a Tensor>,
+    context: Option<Tensor>,
 }
 
 /// Layers in a row.
@@ -261,24 +265,23 @@ impl Block {
     ) -> FrameStack {
         self.layers.iter().fold(x, |x, place| {
             // after a panic in one of them the others, and it, are as they were: a forward pass changes nothing
-            let of = |layer: &Mutex<Layer>, x: &FrameStack, given: Given| {
+            let of = |layer: &Mutex<Layer>, x: FrameStack, given: Given| {
                 layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, given)
             };
-            let (left, embedding) = (left.take(), if place.takes_time { embeddings.next() } else { None });
-            let given = Given { left: left.as_ref(), embedding: embedding.as_ref(), context };
+            let embedding = if place.takes_time { embeddings.next() } else { None };
+            let given = Given { left: left.take(), embedding, context: context.map(Tensor::shallow_clone) };
             if !self.recompute {
-                return of(&place.layer, &x, given);
+                return of(&place.layer, x, given);
             }
             let (layer, frames, stills) = (Arc::clone(&place.layer), x.frames, x.stills);
-            let others = [given.left, given.embedding, given.context];
-            let (inputs, is_there) =
-                ([&x.x].into_iter().chain(others.into_iter().flatten()), others.map(|other| other.is_some()));
-            let inputs: Vec<&Tensor> = inputs.collect();
+            let others = [&given.left, &given.embedding, &given.context];
+            let is_there = others.map(Option::is_some);
+            let inputs: Vec<&Tensor> = [&x.x].into_iter().chain(others.into_iter().flatten()).collect();
             let output = recompute(&inputs, move |inputs| {
-                let mut others = inputs[1..].iter();
-                let [left, embedding, context] = is_there.map(|is_there| if is_there { others.next() } else { None });
-                let x = FrameStack { x: inputs[0].shallow_clone(), frames, stills };
-                of(&layer, &x, Given { left, embedding, context }).x
+                let mut inputs = inputs.iter().map(Tensor::shallow_clone);
+                let x = FrameStack { x: inputs.next().expect("x comes first"), frames, stills };
+                let [left, embedding, context] = is_there.map(|is_there| if is_there { inputs.next() } else { None });
+                of(&layer, x, Given { left, embedding, context }).x
             });
             x.with(output)
         })

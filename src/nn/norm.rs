@@ -92,13 +92,15 @@ impl GroupNorm {
     }
 
     /// The norm of x and another side by side along channels, and the two in one piece, as a map takes them.
-    pub fn of_pair(&self, x: &FrameStack, beside: &FrameStack, over: Over, silu: bool) -> (FrameStack, FrameStack) {
+    pub fn of_pair(&self, x: FrameStack, beside: FrameStack, over: Over, silu: bool) -> (FrameStack, FrameStack) {
         if has_kernel(&x.x, self.weight.size()[0], self.groups) && x.x.kind() == beside.x.kind() {
-            let takes = Takes { beside: Some(beside), keeps: Keeps::Narrow, ..Takes::default() };
-            let (y, kept) = self.of_places(x, over, takes, silu);
+            let takes = Takes { beside: Some(&beside), keeps: Keeps::Narrow, ..Takes::default() };
+            let (y, kept) = self.of_places(&x, over, takes, silu);
             return (y, kept.expect("what is kept"));
         }
-        self.of_stream(&x.with(Tensor::cat(&[&x.x, &beside.x], 1)), None, over, silu, Keeps::Narrow)
+        let joined = x.with(Tensor::cat(&[&x.x, &beside.x], 1));
+        drop((x, beside));
+        self.of_stream(&joined, None, over, silu, Keeps::Narrow)
     }
 
     fn of_places(&self, x: &FrameStack, over: Over, takes: Takes, silu: bool) -> (FrameStack, Option<FrameStack>) {
