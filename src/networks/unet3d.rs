@@ -142,16 +142,16 @@ impl ResBlock {
         }
     }
 
-    /// x, on the way up what was left on the way down, whose channels are behind those of x, and SiLU of the time embedding,
+    /// x, on the way up the skip connection from the way down, whose channels are behind those of x, and SiLU of the time embedding,
     /// `[B, 4·channels]`.
-    fn forward(&self, x: FrameStack, left: Option<FrameStack>, embedding: &Tensor) -> FrameStack {
+    fn forward(&self, x: FrameStack, beside: Option<FrameStack>, embedding: &Tensor) -> FrameStack {
         let over = over(self.per_frame);
         let keeps = if self.skip.is_some() { Keeps::Narrow } else { Keeps::Stream };
         // from here on x is what the other branch takes, and what it was made of is not held on to
-        let (h, x) = match (left, &self.skip) {
-            (Some(left), Some(_)) => self.in_norm.of_pair(x, left, over, true),
-            (left, _) => {
-                let joined = left.map(|left| x.with(Tensor::cat(&[&x.x, &left.x], 1)));
+        let (h, x) = match (beside, &self.skip) {
+            (Some(beside), Some(_)) => self.in_norm.of_pair(x, beside, over, true),
+            (beside, _) => {
+                let joined = beside.map(|beside| x.with(Tensor::cat(&[&x.x, &beside.x], 1)));
                 let x = joined.unwrap_or(x);
                 self.in_norm.of_stream(&x, None, over, true, keeps)
             }
@@ -205,12 +205,12 @@ impl Layer {
     }
 
     fn forward(&self, x: FrameStack, given: Given) -> FrameStack {
-        let Given { left, embedding, context } = given;
+        let Given { beside, embedding, context } = given;
         match self {
             Layer::Conv(conv) | Layer::Down(conv) => conv.forward(&x),
             Layer::Res(block) => {
-                let left = left.map(|left| x.with(left));
-                block.forward(x, left, &embedding.expect("a residual block is given the time"))
+                let beside = beside.map(|beside| x.with(beside));
+                block.forward(x, beside, &embedding.expect("a residual block is given the time"))
             }
             Layer::Factorized(block) => block.forward(&x),
             Layer::Joint(block) => block.forward(&x),
@@ -225,8 +225,8 @@ impl Layer {
 
 /// What a layer is given besides.
 struct Given {
-    /// For the residual blocks that begin the way up: what was left on the way down, as frames `[B·F, C, H, W]`.
-    left: Option<Tensor>,
+    /// For the first residual block of each block on the way up: the skip connection from the way down, `[B·F, C, H, W]`.
+    beside: Option<Tensor>,
     /// For all residual blocks: SiLU of the time embedding, `[B, 4·channels]`.
     embedding: Option<Tensor>,
     /// The text, where there is one.
@@ -255,11 +255,11 @@ impl Block {
         Block { layers: layers.into_iter().map(place).collect(), recompute }
     }
 
-    /// x, and what its first layer is given of the way down; `embeddings` has one for each residual block, in the order of use.
+    /// x, and the skip connection that its first layer is given; `embeddings` has one for each residual block, in the order of use.
     fn forward(
         &self,
         x: FrameStack,
-        mut left: Option<Tensor>,
+        mut beside: Option<Tensor>,
         embeddings: &mut impl Iterator<Item = Tensor>,
         context: Option<&Tensor>,
     ) -> FrameStack {
@@ -269,19 +269,19 @@ impl Block {
                 layer.lock().unwrap_or_else(PoisonError::into_inner).forward(x, given)
             };
             let embedding = if place.takes_time { embeddings.next() } else { None };
-            let given = Given { left: left.take(), embedding, context: context.map(Tensor::shallow_clone) };
+            let given = Given { beside: beside.take(), embedding, context: context.map(Tensor::shallow_clone) };
             if !self.recompute {
                 return of(&place.layer, x, given);
             }
             let (layer, frames, stills) = (Arc::clone(&place.layer), x.frames, x.stills);
-            let others = [&given.left, &given.embedding, &given.context];
+            let others = [&given.beside, &given.embedding, &given.context];
             let is_there = others.map(Option::is_some);
             let inputs: Vec<&Tensor> = [&x.x].into_iter().chain(others.into_iter().flatten()).collect();
             let output = recompute(&inputs, move |inputs| {
                 let mut inputs = inputs.iter().map(Tensor::shallow_clone);
                 let x = FrameStack { x: inputs.next().expect("x comes first"), frames, stills };
-                let [left, embedding, context] = is_there.map(|is_there| if is_there { inputs.next() } else { None });
-                of(&layer, x, Given { left, embedding, context }).x
+                let [beside, embedding, context] = is_there.map(|is_there| if is_there { inputs.next() } else { None });
+                of(&layer, x, Given { beside, embedding, context }).x
             });
             x.with(output)
         })

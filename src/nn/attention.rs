@@ -1,6 +1,6 @@
 use tch::{Kind, Tensor};
 
-use super::{Init, Scope, norm::full_precision};
+use super::{Init, Scope, full_precision};
 use crate::torch::{Autocast, PositionTerms, frame_attention, fuses, gpu_frame_attention, has_gpu_kernels};
 
 /// Multi-head attention without positions: q `[N, T, C]`, k and v `[N, S, C]` → `[N, T, C]`, scaled by d^(−1/2).

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Init, Scope, full_precision, full_sum, norm::rounded_sum, rounded};
+use super::{Init, Scope, full_precision, full_sum, precision::rounded_sum, rounded};
 use crate::torch::{Autocast, GpuLayerNorm, gpu_layer_norm, has_gpu_kernels};
 
 /// Layer normalisation over the last axis.
@@ -172,6 +172,13 @@ mod tests {
         normal(4, Purpose::Evaluation, 0, step, shape).to_kind(Kind::BFloat16).to_kind(kind)
     }
 
+    /// Gradients of a sum in which each value of each tensor has a weight.
+    fn go_back(found: &[Tensor]) {
+        let weigh =
+            |(t, step): (&Tensor, u64)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &t.size())).sum(None);
+        found.iter().zip(5..).map(weigh).reduce(|a, b| a + b).unwrap().backward();
+    }
+
     fn compare(what: &str, found: &[Tensor], wanted: &[Tensor], bound: f64) {
         for (i, (found, wanted)) in found.iter().zip(wanted).enumerate() {
             let difference = (found - wanted).norm().double_value(&[]) / wanted.norm().double_value(&[]);
@@ -204,11 +211,7 @@ mod tests {
                 if mixed {
                     assert_eq!(found.each_ref().map(Tensor::kind), [Kind::Float, Kind::BFloat16, Kind::BFloat16]);
                 }
-                let loss = found
-                    .iter()
-                    .zip(5..)
-                    .map(|(t, step)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &tokens)).sum(None));
-                loss.reduce(|a, b| a + b).unwrap().backward();
+                go_back(&found);
                 let gradients = [&x, &first, &second, &modulation].map(Tensor::grad);
                 found.iter().chain(&gradients).map(|t| t.detach().to_kind(Kind::Double)).collect::<Vec<_>>()
             };
@@ -252,11 +255,7 @@ mod tests {
                     let kinds = [Kind::Float, Kind::BFloat16, Kind::BFloat16, Kind::BFloat16];
                     assert_eq!(found.each_ref().map(Tensor::kind), kinds);
                 }
-                let loss = found
-                    .iter()
-                    .zip(5..)
-                    .map(|(t, step)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &tokens)).sum(None));
-                loss.reduce(|a, b| a + b).unwrap().backward();
+                go_back(&found);
                 let [weight, bias] = norm.factors();
                 let mut all: Vec<Tensor> = [&x, &first, &second, weight, bias].map(Tensor::grad).into();
                 if gated {
@@ -298,11 +297,7 @@ mod tests {
                     [a, b, stream.sum()]
                 };
                 let found = if by_kernel { as_on_gpu(body) } else { body() };
-                let loss = found
-                    .iter()
-                    .zip(5..)
-                    .map(|(t, step)| (t.to_kind(Kind::Double) * noise(Kind::Double, step, &tokens)).sum(None));
-                loss.reduce(|a, b| a + b).unwrap().backward();
+                go_back(&found);
                 let [weight, bias] = norm.factors();
                 let gradients = [&x, &first, &second, &modulation, weight, bias].map(Tensor::grad);
                 assert!(!by_kernel || width > 3900 || found.iter().all(|t| t.kind() == kind));

@@ -1,23 +1,13 @@
-//! Normalisation layers.
+//! Group normalisation.
 
-use tch::{Kind, Tensor, no_grad};
+use tch::{Kind, Tensor};
 
-use super::{FrameStack, Init, Scope, prefers_channels_last};
-use crate::{
-    distributed::Ranks,
-    torch::{
-        Autocast, GpuNorm, Keeps, composed_norm, fuses, gpu_mixed_sum, gpu_norm, group_norm, has_gpu_kernels,
-        takes_gpu_path,
-    },
+use super::{
+    FrameStack, Init, Scope,
+    precision::{full_precision, rounds},
+    prefers_channels_last,
 };
-
-/// Half precision becomes float32; float32 and float64 stay what they are.
-pub fn full_precision(x: &Tensor) -> Tensor {
-    match x.kind() {
-        Kind::Half | Kind::BFloat16 => x.to_kind(Kind::Float),
-        _ => x.shallow_clone(),
-    }
-}
+use crate::torch::{GpuNorm, Keeps, composed_norm, fuses, gpu_norm, group_norm, has_gpu_kernels, takes_gpu_path};
 
 /// Group normalisation over everything behind the channel axis.
 pub struct GroupNorm {
@@ -61,13 +51,13 @@ impl GroupNorm {
     /// second half is added, as a residual block takes in the time embedding. With `silu`, SiLU follows. It is one pass over
     /// memory, on the CPU and on a GPU. What a GPU's kernels make is bfloat16 in mixed precision, and else of the kind of x.
     pub fn of_frames(&self, x: &FrameStack, over: Over, modulation: Option<&Tensor>, silu: bool) -> FrameStack {
-        self.of_places(x, over, Takes { modulation, ..Takes::default() }, silu).0
+        self.of_places(x, over, Extras { modulation, ..Extras::default() }, silu).0
     }
 
     /// The norm of x + added, `[B, C]` (not over tracks); with `silu`, SiLU follows.
     pub fn of_frames_plus(&self, x: &FrameStack, added: &Tensor, over: Over, silu: bool) -> FrameStack {
         if has_kernel(&x.x, x.x.size()[1], self.groups) {
-            return self.of_places(x, over, Takes { added: Some(added), ..Takes::default() }, silu).0;
+            return self.of_places(x, over, Extras { added: Some(added), ..Extras::default() }, silu).0;
         }
         let added = added.repeat_interleave_self_int(x.frames, 0, None).unsqueeze(-1).unsqueeze(-1);
         self.of_frames(&x.with(&x.x + added), over, None, silu)
@@ -84,7 +74,7 @@ impl GroupNorm {
         keeps: Keeps,
     ) -> (FrameStack, FrameStack) {
         if has_kernel(&x.x, x.x.size()[1], self.groups) {
-            let (y, kept) = self.of_places(x, over, Takes { update, keeps, ..Takes::default() }, silu);
+            let (y, kept) = self.of_places(x, over, Extras { update, keeps, ..Extras::default() }, silu);
             return (y, kept.expect("what is kept"));
         }
         let sum = update.map_or_else(|| x.with(x.x.shallow_clone()), |update| x + update);
@@ -94,8 +84,8 @@ impl GroupNorm {
     /// The norm of x and another side by side along channels, and the two in one piece, as a map takes them.
     pub fn of_pair(&self, x: FrameStack, beside: FrameStack, over: Over, silu: bool) -> (FrameStack, FrameStack) {
         if has_kernel(&x.x, self.weight.size()[0], self.groups) && x.x.kind() == beside.x.kind() {
-            let takes = Takes { beside: Some(&beside), keeps: Keeps::Narrow, ..Takes::default() };
-            let (y, kept) = self.of_places(&x, over, takes, silu);
+            let extras = Extras { beside: Some(&beside), keeps: Keeps::Narrow, ..Extras::default() };
+            let (y, kept) = self.of_places(&x, over, extras, silu);
             return (y, kept.expect("what is kept"));
         }
         let joined = x.with(Tensor::cat(&[&x.x, &beside.x], 1));
@@ -103,7 +93,7 @@ impl GroupNorm {
         self.of_stream(&joined, None, over, silu, Keeps::Narrow)
     }
 
-    fn of_places(&self, x: &FrameStack, over: Over, takes: Takes, silu: bool) -> (FrameStack, Option<FrameStack>) {
+    fn of_places(&self, x: &FrameStack, over: Over, extras: Extras, silu: bool) -> (FrameStack, Option<FrameStack>) {
         let (bf, _, h, w) = x.x.size4().expect("frames [B·F, C, H, W]");
         let (b, f) = (bf / x.frames, x.frames);
         let places_of = |x: &FrameStack| {
@@ -121,7 +111,7 @@ impl GroupNorm {
         };
         let back = |y: Tensor| x.from_positions(&y.view([bf, h * w, -1]));
         let (weight, bias) = (self.weight.unsqueeze(0), self.bias.unsqueeze(0));
-        let Takes { beside, update, added, modulation, keeps } = takes;
+        let Extras { beside, update, added, modulation, keeps } = extras;
         if has_kernel(&places, self.weight.size()[0], self.groups) {
             let half = rounds(&places);
             let kind = if half { Kind::BFloat16 } else { places.kind() };
@@ -176,7 +166,7 @@ impl GroupNorm {
 }
 
 /// What a norm of frames takes in and gives besides.
-struct Takes<'a> {
+struct Extras<'a> {
     beside: Option<&'a FrameStack>,
     update: Option<&'a FrameStack>,
     added: Option<&'a Tensor>,
@@ -184,39 +174,10 @@ struct Takes<'a> {
     keeps: Keeps,
 }
 
-impl Default for Takes<'_> {
+impl Default for Extras<'_> {
     fn default() -> Self {
-        Takes { beside: None, update: None, added: None, modulation: None, keeps: Keeps::Nothing }
+        Extras { beside: None, update: None, added: None, modulation: None, keeps: Keeps::Nothing }
     }
-}
-
-/// Whether what is made of x for convolutions and products is bfloat16, which they take in mixed precision.
-fn rounds(x: &Tensor) -> bool {
-    x.kind() == Kind::Float && Autocast::is_on(x.device())
-}
-
-/// What convolutions and products take in mixed precision, rounded at once where a GPU has kernels that add up in float32
-/// beside it; else x.
-pub fn rounded(x: &Tensor) -> Tensor {
-    if has_gpu_kernels(x.device()) && rounds(x) { x.to_kind(Kind::BFloat16) } else { x.shallow_clone() }
-}
-
-/// Whether a GPU's kernel adds b, of bfloat16, to a of another kind than the sum: both lie alike, one value after another.
-fn mixes(a: &Tensor, b: &Tensor) -> bool {
-    let (size, stride) = (a.size(), a.stride());
-    let reach: i64 = size.iter().zip(&stride).map(|(size, stride)| (size - 1) * stride).sum();
-    let is_dense = reach + 1 == a.numel() as i64;
-    has_gpu_kernels(a.device()) && b.kind() == Kind::BFloat16 && is_dense && size == b.size() && stride == b.stride()
-}
-
-/// a + b, in float32 where they are bfloat16.
-pub fn full_sum(a: &Tensor, b: &Tensor) -> Tensor {
-    if a.kind() == Kind::BFloat16 && mixes(a, b) { gpu_mixed_sum(a, b) } else { full_precision(a) + b }
-}
-
-/// [`rounded`] a + b.
-pub fn rounded_sum(a: &Tensor, b: &Tensor) -> Tensor {
-    if rounds(a) && mixes(a, b) { gpu_mixed_sum(a, b) } else { rounded(&(a + b)) }
 }
 
 /// Whether a GPU's kernel normalises this: a block takes whole groups.
@@ -271,98 +232,6 @@ fn normalize_groups(
     let offset = grouped(shift) - mean * &gain;
     let y = offset.addcmul(&x, &gain).reshape([o, s, i, c]);
     if silu { y.silu() } else { y }
-}
-
-/// The mean and variance by which a batch norm normalises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Statistics {
-    /// The batch's own, which the running ones follow: training.
-    Followed,
-    /// The batch's own, and the running ones stay: another pass over a batch in training.
-    Batch,
-    /// The running ones: evaluation.
-    Running,
-}
-
-/// Batch normalisation of images or videos (eps 1e-5; the running statistics follow with momentum 0.1).
-pub struct BatchNorm {
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor,
-    ranks: Ranks,
-}
-
-impl BatchNorm {
-    /// The bias starts at zero.
-    pub fn new(scope: &Scope, channels: i64, weight: Init) -> Self {
-        BatchNorm {
-            weight: scope.parameter("weight", &[channels], weight),
-            bias: scope.parameter("bias", &[channels], Init::ZEROS),
-            running_mean: scope.buffer("running_mean", &[channels], Init::ZEROS),
-            running_var: scope.buffer("running_var", &[channels], Init::ONES),
-            num_batches_tracked: scope.counter("num_batches_tracked"),
-            ranks: Ranks::alone(),
-        }
-    }
-
-    /// From now on the batch is that of all ranks together, which must be equally large.
-    pub fn synchronise(&mut self, ranks: &Ranks) {
-        self.ranks = ranks.clone();
-    }
-
-    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by the batch's own statistics, which the running ones follow.
-    pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.by(Statistics::Followed, x)
-    }
-
-    /// `[N, C, H, W]` or `[N, C, F, H, W]`, normalised by these statistics.
-    pub fn by(&self, statistics: Statistics, x: &Tensor) -> Tensor {
-        const MOMENTUM: f64 = 0.1;
-        const EPS: f64 = 1e-5;
-        let follow = statistics == Statistics::Followed;
-        if follow {
-            let _ = self.num_batches_tracked.shallow_clone().g_add_scalar_(1);
-        }
-        let x = full_precision(x);
-        let is_training = statistics != Statistics::Running;
-        if self.ranks.size() == 1 || !is_training {
-            let running = (follow || !is_training).then_some([&self.running_mean, &self.running_var]);
-            return x.batch_norm(
-                Some(&self.weight),
-                Some(&self.bias),
-                running.map(|[mean, _]| mean),
-                running.map(|[_, variance]| variance),
-                is_training,
-                MOMENTUM,
-                EPS,
-                true,
-            );
-        }
-        let size = x.size();
-        let c = size[1];
-        let count = (size.iter().product::<i64>() / c * self.ranks.size() as i64) as f64;
-        let all_but_channels: Vec<i64> = (0..size.len() as i64).filter(|axis| *axis != 1).collect();
-        let mean_over_all = |values: &Tensor| {
-            let sum = values.sum_dim_intlist(all_but_channels.as_slice(), true, None); // [1, C, 1, 1] or [1, C, 1, 1, 1]
-            self.ranks.sum_with_gradient(&sum) / count
-        };
-        let mean = mean_over_all(&x);
-        let centred = &x - &mean;
-        let variance = mean_over_all(&centred.square());
-        if follow {
-            no_grad(|| {
-                let unbiased = &variance * (count / (count - 1.0));
-                for (running, now) in [(&self.running_mean, &mean), (&self.running_var, &unbiased)] {
-                    let _ = running.shallow_clone().lerp_(&now.detach().view([c]), MOMENTUM);
-                }
-            });
-        }
-        let a_channel = mean.size();
-        let scale = (variance + EPS).rsqrt() * self.weight.view(a_channel.as_slice());
-        centred * scale + self.bias.view(a_channel.as_slice())
-    }
 }
 
 #[cfg(test)]
@@ -616,27 +485,6 @@ mod tests {
                 [(Kind::Double, false, 1e-12), (Kind::Float, false, 1e-5), (Kind::Float, true, 5e-3)]
             {
                 compare(run(kind, half, true), &wanted, bound);
-            }
-        }
-    }
-
-    /// A residual block's sums, rounded once, in whole packs and not; and their gradients.
-    #[test]
-    fn sums_in_another_kind_than_their_parts() {
-        for shape in [[2, 8, 3, 4], [1, 5, 3, 1]] {
-            let leaf = |step, kind| {
-                let noise = normal(1, Purpose::Evaluation, 0, step, &shape).to_kind(kind);
-                noise.set_requires_grad(true)
-            };
-            for (from, to) in [(Kind::BFloat16, Kind::Float), (Kind::Float, Kind::BFloat16)] {
-                let (a, b) = (leaf(1, from), leaf(2, Kind::BFloat16));
-                let y = gpu_mixed_sum(&a, &b);
-                let exact = a.detach().to_kind(Kind::Float) + b.detach().to_kind(Kind::Float);
-                assert_eq!((y.kind(), y.detach()), (to, exact.to_kind(to)), "{from:?} to {to:?}");
-                let dy = normal(1, Purpose::Evaluation, 0, 3, &shape).to_kind(to);
-                (&y * &dy).sum(Kind::Double).backward();
-                assert_eq!(a.grad(), dy.to_kind(from));
-                assert_eq!(b.grad(), dy.to_kind(Kind::BFloat16));
             }
         }
     }
